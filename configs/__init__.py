@@ -1,0 +1,1 @@
+"""The recipes, installed as zoo._configs."""

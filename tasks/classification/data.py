@@ -1,0 +1,188 @@
+"""Image folders and CIFAR as uint8 tensors; augmentation seeded by epoch and index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from tasks.classification.config import CentreCrop, DataSection, PadCrop
+from tasks.config import configs_dir
+from tasks.engine import Key, mix
+from tasks.errors import DataError
+
+EXTENSIONS = datasets.folder.IMG_EXTENSIONS
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The image in RGB, turned as its EXIF orientation says.
+
+    Raises:
+        DataError: missing, or not an image that can be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be decoded as an image ({error}); remove or replace it") from None
+
+
+class Images:
+    """Labelled images: ``classes``, ``labels``, ``names`` and a reader by index."""
+
+    def __init__(
+        self, classes: Sequence[str], labels: Sequence[int], names: Sequence[str], read: Callable[[int], Image.Image]
+    ) -> None:
+        self.classes, self.labels, self.names, self.read = tuple(classes), list(labels), list(names), read
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Sequence[int]) -> Images:
+        """The images at ``indices``."""
+        return Images(
+            self.classes,
+            [self.labels[i] for i in indices],
+            [self.names[i] for i in indices],
+            lambda i: self.read(indices[i]),
+        )
+
+
+def folder_images(root: Path) -> Images:
+    """An ImageFolder tree: one folder a class, classes in alphabetical order.
+
+    Raises:
+        DataError: no such folder, no classes, or a class without images.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder; one folder of images for each class is expected there")
+    try:
+        classes, to_index = datasets.folder.find_classes(str(root))
+        samples = datasets.folder.make_dataset(str(root), to_index, extensions=EXTENSIONS)
+    except FileNotFoundError as error:
+        raise DataError(f"{root}: {error}") from None
+    paths = [path for path, _ in samples]
+    names = [str(Path(path).relative_to(root)) for path in paths]
+    return Images(classes, [label for _, label in samples], names, lambda i: read_image(paths[i]))
+
+
+def _torchvision_images(section: DataSection, train: bool) -> Images:
+    cls = datasets.CIFAR10 if section.source == "cifar10" else datasets.CIFAR100
+    try:
+        data = cls(section.root, train=train, download=True)
+    except Exception as error:  # torchvision raises URLError, RuntimeError, ...
+        raise DataError(
+            f"{section.root}: {section.source} is not there and cannot be downloaded ({error}); "
+            "put torchvision's files there, or use data.source=folder"
+        ) from None
+    names = [f"{i:05}" for i in range(len(data))]
+    return Images(data.classes, data.targets, names, lambda i: Image.fromarray(data.data[i]))
+
+
+def load_images(section: DataSection) -> tuple[Images, Images]:
+    """The training and evaluation images that the config names.
+
+    Raises:
+        DataError: folders, classes or held-out names that are missing or do not agree.
+    """
+    root = Path(section.root)
+    if section.source == "folder":
+        train = folder_images(root / section.train)
+        val = train if section.split == "holdout" else folder_images(root / section.val)
+    else:
+        train = _torchvision_images(section, True)
+        val = train if section.split == "holdout" else _torchvision_images(section, False)
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise DataError(f"{root}: {section.train} and {section.val} have different classes, e.g. {odd[0]!r}")
+    if section.split == "official":
+        return train, val
+    if section.holdout is None:
+        raise DataError("data.split=holdout needs data.holdout, the list of held-out images")
+    held = set(_find(section.holdout).read_text(encoding="utf-8").split("\n")) - {""}
+    if unknown := sorted(held - set(train.names)):
+        raise DataError(f"{section.holdout}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
+    return (
+        train.subset([i for i, name in enumerate(train.names) if name not in held]),
+        train.subset([i for i, name in enumerate(train.names) if name in held]),
+    )
+
+
+def _find(name: str) -> Path:
+    path = Path(name)
+    shipped = configs_dir() / name.removeprefix("configs/")
+    if path.is_file():
+        return path
+    if shipped.is_file():
+        return shipped
+    raise DataError(f"data.holdout={name}: no such file")
+
+
+class TrainSet(Dataset[tuple[Tensor, int]]):
+    """Augmented training images by (epoch, index): ((3, size, size) uint8, label)."""
+
+    def __init__(self, images: Images, section: DataSection, seed: int) -> None:
+        self.images, self.seed = images, seed
+        self.cache: dict[int, Tensor] | None = {} if section.cache else None
+        self.transform = train_transform(section)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        epoch, index = key
+        image = self._image(index)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(mix(self.seed, epoch, index))
+            return self.transform(image), self.images.labels[index]
+
+    def _image(self, index: int) -> Tensor:
+        if self.cache is None:
+            return v2.functional.pil_to_tensor(self.images.read(index))
+        if index not in self.cache:
+            self.cache[index] = v2.functional.pil_to_tensor(self.images.read(index))
+        return self.cache[index]
+
+
+class EvalSet(Dataset[tuple[Tensor, int, int]]):
+    """Evaluation images by index: ((3, size, size) uint8, label, index)."""
+
+    def __init__(self, images: Images, section: DataSection) -> None:
+        self.images, self.transform = images, eval_transform(section)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        image = v2.functional.pil_to_tensor(self.images.read(index))
+        return self.transform(image), self.images.labels[index], index
+
+
+def train_transform(section: DataSection) -> v2.Transform:
+    """uint8 (3, H, W) -> augmented uint8 (3, size, size)."""
+    crop = section.augment.crop
+    steps: list[Any]
+    if isinstance(crop, CentreCrop):
+        steps = [eval_transform(section)]
+    elif isinstance(crop, PadCrop):
+        resize = [] if section.resize == section.size else [v2.Resize(section.resize, antialias=True)]
+        steps = [*resize, v2.RandomCrop(section.size, padding=crop.padding)]
+    else:
+        steps = [v2.RandomResizedCrop(section.size, scale=crop.scale, antialias=True)]
+    if section.augment.flip:
+        steps.append(v2.RandomHorizontalFlip(section.augment.flip))
+    return v2.Compose(steps)
+
+
+def eval_transform(section: DataSection) -> v2.Transform:
+    """uint8 (3, H, W) -> uint8 (3, size, size): short side to ``resize``, centre crop."""
+    return v2.Compose([v2.Resize(section.resize, antialias=True), v2.CenterCrop(section.size)])

@@ -1,0 +1,94 @@
+"""Top-1, top-5, per-class accuracy and the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+
+@dataclass
+class Result:
+    """What an evaluation saw.
+
+    Attributes:
+        confusion: (classes, classes) counts; rows are true classes, columns predictions.
+        top5: images whose class is among the five highest logits (all classes if there are fewer).
+    """
+
+    confusion: Tensor
+    top5: int
+
+    def metrics(self) -> dict[str, float]:
+        """top1, top5 and mean per-class accuracy in percent, and the number of images."""
+        count = int(self.confusion.sum())
+        return {
+            "top1": 100 * float(self.confusion.diagonal().sum()) / count,
+            "top5": 100 * self.top5 / count,
+            "mean_class": 100 * float(self.per_class().nanmean()),
+            "images": count,
+        }
+
+    def per_class(self) -> Tensor:
+        """(classes,) recall of each class; NaN for classes without images."""
+        return self.confusion.diagonal().double() / self.confusion.sum(1)
+
+    def table(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """A row a class: images, recall, precision, and what it is most often taken for."""
+        rows = []
+        predicted = self.confusion.sum(0)
+        for i, name in enumerate(classes):
+            wrong = self.confusion[i].clone()
+            wrong[i] = 0
+            taken_for = classes[int(wrong.argmax())] if int(wrong.sum()) else ""
+            count, right = int(self.confusion[i].sum()), int(self.confusion[i, i])
+            rows.append(
+                {
+                    "class": name,
+                    "images": count,
+                    "recall": right / count if count else None,
+                    "precision": right / int(predicted[i]) if int(predicted[i]) else None,
+                    "taken_for": taken_for,
+                }
+            )
+        return rows
+
+
+def evaluate(
+    model: nn.Module,
+    data: Dataset[Any],
+    classes: int,
+    accelerator: Accelerator,
+    *,
+    inputs: Callable[[Any], Tensor],
+    batch_size: int,
+    workers: int = 0,
+) -> Result:
+    """Run the model over a set; every image counts once, on any number of ranks.
+
+    Args:
+        data: gives (image, label, index).
+        inputs: batch on the device -> the model's input.
+        batch_size: of all ranks together.
+    """
+    ranks = accelerator.num_processes
+    batch_size = max(ranks, batch_size - batch_size % ranks)
+    loader: Any = accelerator.prepare(DataLoader(data, batch_size=batch_size, num_workers=workers))
+    confusion = torch.zeros(classes * classes, dtype=torch.int64)
+    top5, k = 0, min(5, classes)
+    training = model.training
+    model.eval()
+    with torch.no_grad(), accelerator.autocast():
+        for batch in loader:
+            best = model(inputs(batch)).topk(k).indices  # (N, k)
+            best, label = accelerator.gather_for_metrics((best, batch[1]))
+            best, label = best.cpu(), label.cpu()
+            confusion += torch.bincount(label * classes + best[:, 0], minlength=classes * classes)
+            top5 += int((best == label[:, None]).any(1).sum())
+    model.train(training)
+    return Result(confusion.view(classes, classes), top5)

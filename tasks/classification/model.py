@@ -1,0 +1,83 @@
+"""Classification as the engine sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+import zoo
+from tasks.classification.config import ClassificationConfig
+from tasks.classification.data import EvalSet, TrainSet, load_images
+from tasks.classification.evaluate import evaluate
+
+
+class Classification:
+    """Loss, data and metrics of a classification run.
+
+    Raises:
+        DataError: see ``load_images``.
+    """
+
+    metric = "top1"
+
+    def __init__(self, config: ClassificationConfig) -> None:
+        self.config = config
+        self.train_images, self.val_images = load_images(config.data)
+        self.classes = self.train_images.classes
+        self.mean = torch.tensor(config.data.mean).view(-1, 1, 1)
+        self.std = torch.tensor(config.data.std).view(-1, 1, 1)
+        mixup = config.data.augment.mixup
+        self.mixup = v2.MixUp(alpha=mixup, num_classes=len(self.classes)) if mixup else None
+
+    def build_model(self) -> zoo.Backbone:
+        section = self.config.model
+        return zoo.create_model(
+            section.name,
+            section.weights,
+            scheme=section.scheme,
+            num_classes=len(self.classes),
+            **section.options,
+        )
+
+    def train_set(self) -> TrainSet:
+        return TrainSet(self.train_images, self.config.data, self.config.train.seed)
+
+    def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
+
+    def inputs(self, batch: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        """uint8 images (N, 3, H, W) -> standardised, in the run's dtype and layout."""
+        x = batch[0].to(dtype) / 255
+        x = (x - self.mean.to(x)) / self.std.to(x)
+        return x.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else x
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+        x, target = self.inputs(batch, dtype), batch[1]
+        if self.mixup is not None:
+            x, target = self.mixup(x, target)
+        return F.cross_entropy(model(x), target, label_smoothing=self.config.label_smoothing)
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
+        data, section = EvalSet(self.val_images, self.config.data), self.config.data
+        result = evaluate(
+            model,
+            data,
+            len(self.classes),
+            accelerator,
+            inputs=lambda batch: self.inputs(batch, dtype),
+            batch_size=section.eval_batch_size,
+            workers=self.config.train.workers,
+        )
+        return result.metrics()
+
+    def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+        data = self.config.data
+        transform = zoo.InputTransform(size=data.size, resize=data.resize, mean=data.mean, std=data.std)
+        assert isinstance(model, zoo.Backbone)
+        zoo.save_weights(model, path, transform=transform, classes=self.classes, meta=meta)

@@ -1,0 +1,244 @@
+"""Typed configs: YAML -> checked model, dotted overrides, clear errors.
+
+Every field that a recipe may set is declared here (or in the task's config.py), with its meaning.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from tasks.errors import ConfigError
+from zoo.registry import near
+
+
+class Strict(pydantic.BaseModel):
+    """Base of all config sections: immutable, unknown keys refused."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Strict):
+    """The net, as ``zoo.create_model`` takes it."""
+
+    name: str = Field(description="a name of zoo.list_models()")
+    weights: str | None = Field(None, description="tag, name.tag or path of a safetensors file to start from")
+    scheme: str | None = Field(None, description="rescale, bn, frozen_bn, gn, none; default: the weights' or rescale")
+    options: dict[str, Any] = Field({}, description="further options of the net and the scheme")
+
+
+class SGD(Strict):
+    """Stochastic gradient descent with momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = Field(gt=0, description="peak learning rate for the whole (global) batch")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(1e-4, ge=0, description="on weights only, never on biases, multipliers or norms")
+    multiplier_lr: float = Field(1.0, ge=0, description="factor on lr for the multipliers m_k")
+    bias_lr: float = Field(1.0, ge=0, description="factor on lr for 1-D parameters")
+    clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm to this")
+
+
+class AdamW(Strict):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    multiplier_lr: float = Field(1.0, ge=0)
+    bias_lr: float = Field(1.0, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+
+
+class Cosine(Strict):
+    """Linear warm-up, then half a cosine down to ``final`` times the peak."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup_epochs: float = Field(0.0, ge=0)
+    final: float = Field(0.0, ge=0, le=1)
+
+
+class MultiStep(Strict):
+    """Linear warm-up, then the rate times ``gamma`` at each milestone."""
+
+    name: Literal["multistep"] = "multistep"
+    warmup_epochs: float = Field(0.0, ge=0)
+    milestones: tuple[float, ...] = Field(description="epochs")
+    gamma: float = Field(0.1, gt=0, le=1)
+
+
+class OneCycle(Strict):
+    """Cosine up over the first ``up`` share of training, then cosine down to zero (Smith 2018)."""
+
+    name: Literal["onecycle"] = "onecycle"
+    up: float = Field(0.3, gt=0, lt=1)
+    start: float = Field(0.04, ge=0, le=1, description="first rate over the peak")
+
+
+Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]
+Schedule = Annotated[Cosine | MultiStep | OneCycle, Field(discriminator="name")]
+
+
+class TrainSection(Strict):
+    """The engine's settings."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="of all ranks together, for one forward")
+    accumulate: int = Field(1, ge=1, description="forwards per optimizer step")
+    optimizer: Optimizer
+    schedule: Schedule = Cosine()
+    precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = True
+    compile: bool = Field(False, description="torch.compile the net")
+    seed: int = Field(0, ge=0)
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights, which are then evaluated; 0: none")
+    calibration_batches: int = Field(8, ge=1, description="batches whose means initialise the biases of a fresh net")
+    workers: int = Field(0, ge=0, description="data loading processes on each rank")
+    eval_every: int = Field(1, ge=1, description="epochs")
+    checkpoint_minutes: float = Field(10.0, ge=0, description="between checkpoints within an epoch; 0: after each step")
+    log_every: int = Field(50, ge=1, description="optimizer steps between records of the loss")
+
+
+class RunConfig(Strict):
+    """What every task's config has. Tasks add their data section."""
+
+    task: str
+    output: str = Field(description="the run's folder")
+    model: ModelSection
+    train: TrainSection
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def find_config(name: str) -> Path:
+    """A config file: a path, or the name of one that ships (``classification/cifar10/rescalenet20_cifar``).
+
+    Raises:
+        ConfigError: if there is no such file, with near matches.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    root = configs_dir()
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    shipped = root / f"{short}.yaml"
+    if shipped.is_file():
+        return shipped
+    known = sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
+    raise ConfigError(f"no config file {name!r}{near(short, known)}")
+
+
+def configs_dir() -> Path:
+    """The folder of the configs that ship, in a checkout as in a wheel."""
+    return Path(str(resources.files("zoo._configs").joinpath("README.md"))).parent
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a mapping of sections is expected")
+    return content
+
+
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``train.epochs=3`` style changes; values are YAML (``null``, lists and numbers work).
+
+    Raises:
+        ConfigError: an override without ``=``, with a value that is not YAML, or below something that is no section.
+    """
+    content = {**content}
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            raise ConfigError(f"override {override!r}: section.key=value is expected")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+        *sections, key = dotted.split(".")
+        target = content
+        for section in sections:
+            inner = target.get(section, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+            target[section] = {**inner}
+            target = target[section]
+        target[key] = value
+    return content
+
+
+def check(content: dict[str, Any], schema: type[Config], source: str) -> Config:
+    """The typed config, or one error that names every key at fault.
+
+    Raises:
+        ConfigError: unknown keys (with the nearest valid one), missing keys, wrong values.
+    """
+    try:
+        return schema.model_validate(content)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{source}: " + "; ".join(_explain(e, schema) for e in error.errors())) from None
+
+
+def _explain(error: Any, schema: type[pydantic.BaseModel]) -> str:
+    # Discriminated unions put the chosen variant's tag into the location; users never wrote it.
+    location = list(error["loc"])
+    section: Any = schema
+    shown: list[str] = []
+    for part in location[:-1]:
+        section, is_key = _step(section, part)
+        if is_key:
+            shown.append(str(part))
+    key = str(location[-1]) if location else ""
+    dotted = ".".join([*shown, key])
+    if error["type"] == "extra_forbidden":
+        known = list(section.model_fields) if _is_section(section) else []
+        return f"unknown key {dotted!r}{near(key, known)}"
+    if error["type"] == "missing":
+        return f"key {dotted!r} is missing"
+    if error["type"].startswith("union_tag"):
+        return f"{dotted}: {error['msg']}"
+    return f"{dotted}={error['input']!r}: {error['msg']}"
+
+
+def _is_section(schema: Any) -> bool:
+    return isinstance(schema, type) and issubclass(schema, pydantic.BaseModel)
+
+
+def _step(section: Any, part: Any) -> tuple[Any, bool]:
+    """The schema below ``part``, and whether ``part`` is a key that stands in the file."""
+    if _is_section(section) and part in section.model_fields:
+        field = section.model_fields[part]
+        variants = [a for a in typing.get_args(field.annotation) if isinstance(a, type)]
+        if any(map(_is_section, variants)):
+            return variants, True
+        return field.annotation, True
+    if isinstance(section, list):
+        for variant in section:
+            if _is_section(variant) and "name" in variant.model_fields and variant.model_fields["name"].default == part:
+                return variant, False
+        return section, False
+    return section, True
+
+
+def dump(config: pydantic.BaseModel) -> str:
+    """The resolved config as YAML, in the order of the schema."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,468 @@
+"""The one training loop, on Accelerate.
+
+A run is a pure function of its config and data: the learning rate is a function of the step, the random
+state is seeded from (seed, step, rank), the order of the data from (seed, epoch), an image's augmentation
+from (seed, epoch, index). So a checkpoint needs no generator states, and a resumed run repeats the
+uninterrupted one exactly (to the bit on the CPU).
+
+A run's folder: ``config.yaml`` (resolved), ``log.jsonl``, ``tensorboard/``, ``curves.png``,
+``checkpoints/last.pt`` (training state), ``best.safetensors`` and ``last.safetensors`` (weights for
+``zoo.create_model``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+import zoo
+from tasks import config as cfg
+from tasks.errors import TrainingError
+from tasks.progress import Progress, say
+from zoo.checkpoint import atomic_write
+from zoo.rescale import branch_statistics
+
+Key = tuple[int, int]  # (epoch, index): what the sampler asks a training set for
+
+
+class Task(Protocol):
+    """What the engine needs to know of a task."""
+
+    config: Any
+    metric: str  # the metric (higher is better) that chooses the best checkpoint
+
+    def build_model(self) -> nn.Module:
+        """A model on the CPU, with the weights that the config names."""
+
+    def train_set(self) -> Dataset[Any]:
+        """A map-style data set whose keys are (epoch, index)."""
+
+    def collate(self, samples: list[Any]) -> Any:
+        """Samples -> batch of tensors."""
+
+    def inputs(self, batch: Any, dtype: torch.dtype) -> Any:
+        """Batch (on the device) -> the model's input."""
+
+    def loss(self, model: nn.Module, batch: Any, dtype: torch.dtype) -> Tensor:
+        """Mean loss over the batch."""
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
+        """Metrics on the evaluation set, the same on every rank."""
+
+    def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+        """Write the model as weights that ``zoo.create_model`` loads."""
+
+
+class EpochBatches(BatchSampler):
+    """Batches of (epoch, index) in an order that depends on seed and epoch alone; the remainder is dropped."""
+
+    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+        if length < batch_size:
+            raise TrainingError(f"the training set has {length} samples, fewer than one batch of {batch_size}")
+        self.length, self.batch_size, self.seed, self.drop_last = length, batch_size, seed, True
+        self.epoch, self.start = 0, 0
+
+    def seek(self, epoch: int, start: int) -> None:
+        """The next iteration gives the batches of ``epoch`` from number ``start`` on."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return self.length // self.batch_size
+
+    def __iter__(self) -> Iterator[list[Key]]:  # type: ignore[override]
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        for i in range(self.start, len(self)):
+            yield [(self.epoch, index) for index in order[i * self.batch_size : (i + 1) * self.batch_size]]
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers, the same on every machine (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state & 0x7FFFFFFFFFFFFFFF
+
+
+def rate(schedule: cfg.Cosine | cfg.MultiStep | cfg.OneCycle, epoch: float, epochs: int) -> float:
+    """The learning rate over its peak at a (fractional) epoch of a run of ``epochs``."""
+    if isinstance(schedule, cfg.OneCycle):
+        up = schedule.up * epochs
+        if epoch < up:
+            return schedule.start + (1 - schedule.start) * 0.5 * (1 - math.cos(math.pi * epoch / up))
+        return 0.5 * (1 + math.cos(math.pi * (epoch - up) / (epochs - up)))
+    if epoch < schedule.warmup_epochs:
+        return epoch / schedule.warmup_epochs
+    if isinstance(schedule, cfg.MultiStep):
+        return schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
+    progress = (epoch - schedule.warmup_epochs) / max(epochs - schedule.warmup_epochs, 1e-12)
+    return schedule.final + (1 - schedule.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(model: nn.Module, section: cfg.SGD | cfg.AdamW) -> torch.optim.Optimizer:
+    """The optimizer over ``zoo.param_groups``: weight decay on weights only."""
+    groups = zoo.param_groups(model, section.weight_decay, multiplier_lr=section.multiplier_lr, bias_lr=section.bias_lr)
+    for group in groups:
+        del group["names"]
+    if isinstance(section, cfg.SGD):
+        return torch.optim.SGD(groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov)
+    return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps)
+
+
+@dataclass
+class Position:
+    """Where a run is: what a checkpoint records besides tensors."""
+
+    epoch: int = 0  # the epoch in progress
+    batch: int = 0  # forwards of it that are done
+    step: int = 0  # optimizer steps done
+    log_bytes: int = 0
+    loss_sum: float = 0.0  # over the logged steps of this epoch
+    loss_count: int = 0
+    best: float = -math.inf
+    best_epoch: int = -1
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class RunLog:
+    """``log.jsonl`` and TensorBoard; only the main process writes."""
+
+    def __init__(self, folder: Path, keep_bytes: int, step: int, enabled: bool) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder / "log.jsonl"
+        path.touch()
+        self._file = path.open("r+", encoding="utf-8")
+        self._file.truncate(keep_bytes)  # records of steps that will be done again
+        self._file.seek(keep_bytes)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, event: str, step: int, **values: Any) -> None:
+        """One JSON line; numbers go to TensorBoard too."""
+        if not self.enabled:
+            return
+        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        for key, value in values.items():
+            if isinstance(value, int | float) and key != "epoch":
+                self._board.add_scalar(f"{event}/{key}", value, step)
+
+    def blocks(self, step: int, epoch: int, rows: list[dict[str, Any]]) -> None:
+        """Multipliers and branch weight norms of every block."""
+        if not self.enabled:
+            return
+        self.write("blocks", step, epoch=epoch, blocks=rows)
+        for row in rows:
+            if row["m"] is not None:
+                self._board.add_scalar(f"multiplier/{row['block']}", row["m"], step)
+            for i, norm in enumerate(row["weight_norms"], 1):
+                self._board.add_scalar(f"weight_norm/{row['block']}.{i}", norm, step)
+
+    def flush(self) -> int:
+        """Bring all to the disk; the length of the log in bytes."""
+        if not self.enabled:
+            return 0
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._board.flush()
+        return self._file.tell()
+
+    def close(self) -> None:
+        if self.enabled:
+            self._file.close()
+            self._board.close()
+
+
+class Trainer:
+    """One run: ``Trainer(task).fit()``.
+
+    Args:
+        task: the task, with its config.
+        resume: go on with the run in the config's output folder; without a checkpoint there, start anew.
+
+    Raises:
+        TrainingError: the folder holds another run, or a batch does not divide over the ranks.
+    """
+
+    def __init__(self, task: Task, *, resume: bool = False) -> None:
+        self.task, self.config = task, task.config
+        train: cfg.TrainSection = self.config.train
+        self.train = train
+        self.folder = Path(self.config.output)
+        self.state_path = self.folder / "checkpoints" / "last.pt"
+        half = train.precision in ("bf16", "fp16")
+        self.accelerator = Accelerator(
+            mixed_precision=train.precision if half else "no",
+            gradient_accumulation_steps=train.accumulate,
+            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+            step_scheduler_with_optimizer=False,
+        )
+        self.dtype = torch.float64 if train.precision == "fp64" else torch.float32
+        ranks = self.accelerator.num_processes
+        if train.batch_size % ranks:
+            raise TrainingError(f"train.batch_size={train.batch_size} does not divide over {ranks} processes")
+        state = self._open_folder(resume)
+        set_seed(train.seed)  # the net's init is the same on every rank
+        model = task.build_model().to(self.dtype)
+        if train.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.bare = model.to(self.accelerator.device)
+        data = task.train_set()
+        self.batches = EpochBatches(len(data), train.batch_size, train.seed)  # type: ignore[arg-type]
+        loader = DataLoader(
+            data,
+            batch_sampler=self.batches,
+            num_workers=train.workers,
+            collate_fn=task.collate,
+            pin_memory=self.accelerator.device.type == "cuda",
+            persistent_workers=train.workers > 0,
+            generator=torch.Generator(),
+        )
+        self.steps_per_epoch = len(self.batches) // train.accumulate
+        if not self.steps_per_epoch:
+            raise TrainingError(f"train.accumulate={train.accumulate}: an epoch has only {len(self.batches)} batches")
+        self.loader: Any = self.accelerator.prepare(loader)
+        self.at = Position()
+        if state is None:
+            self._calibrate()
+        else:
+            self.bare.load_state_dict(state["model"])
+            self.at = Position(**state["position"])
+        optimizer = make_optimizer(self.bare, train.optimizer)
+        self.peaks = [train.optimizer.lr * group["lr_scale"] for group in optimizer.param_groups]
+        self.ema = None
+        if train.ema:
+            self.ema = AveragedModel(self.bare, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)
+        forward = torch.compile(self.bare) if train.compile else self.bare
+        self.model, self.optimizer = self.accelerator.prepare(forward, optimizer)
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.log = RunLog(self.folder, self.at.log_bytes, self.at.step, self.accelerator.is_main_process)
+        self.saved_at = time.monotonic()
+
+    # -- setting up -----------------------------------------------------------------------------
+
+    def _open_folder(self, resume: bool) -> dict[str, Any] | None:
+        """The state to resume from, if any; writes the resolved config of a new run."""
+        stored = self.folder / "config.yaml"
+        state = None
+        if self.state_path.exists() or stored.exists():
+            if not resume:
+                raise TrainingError(f"{self.folder} holds a run already: add --resume, or choose another output=FOLDER")
+            old, new = cfg.read_yaml(stored), self.config.model_dump(mode="json")
+            old.pop("output", None), new.pop("output")
+            if changed := _differences(old, new):
+                raise TrainingError(f"{self.folder} was started with another config: {changed}; resume with the same")
+        if resume and self.state_path.exists():
+            try:
+                state = torch.load(self.state_path, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise TrainingError(f"{self.state_path}: not a complete checkpoint ({error})") from None
+            if state["ranks"] != self.accelerator.num_processes:
+                say(f"resuming a run of {state['ranks']} processes on {self.accelerator.num_processes}")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            atomic_write(stored, lambda path: _write(path, cfg.dump(self.config)))
+        return state
+
+    def _calibrate(self) -> None:
+        """Initialise the biases that no checkpoint supplied, from the first batches of epoch 0."""
+        self.batches.seek(0, 0)
+        count = min(self.train.calibration_batches, len(self.batches))
+        samples = []
+        for batch in self.loader:
+            samples.append(self.task.inputs(batch, self.dtype))
+            if len(samples) == count:
+                break
+        report = zoo.calibrate(
+            self.bare,
+            samples,
+            reduce=lambda t: self.accelerator.reduce(t, "sum"),
+        )
+        if report.calibrated and self.accelerator.is_main_process:
+            say(f"calibration on {count} batches: {report}")
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def fit(self) -> dict[str, float]:
+        """Train to the end. Returns the last metrics.
+
+        Raises:
+            TrainingError: a loss or weight that is not finite; the last good checkpoint stays.
+        """
+        at, train = self.at, self.train
+        total = train.epochs * self.steps_per_epoch
+        images = train.batch_size * train.accumulate
+        main = self.accelerator.is_main_process
+        with Progress(total, at.step, images, enabled=main) as progress:
+            while at.epoch < train.epochs:
+                self._epoch(progress)
+                self._end_of_epoch(progress)
+        self.log.close()
+        if main:
+            from tasks.plots import curves
+
+            curves(self.folder / "log.jsonl", self.folder / "curves.png", self.task.metric)
+        self.accelerator.end_training()
+        return at.metrics
+
+    def _epoch(self, progress: Progress) -> None:
+        at, train = self.at, self.train
+        usable = self.steps_per_epoch * train.accumulate
+        if at.batch >= usable:
+            return
+        self.batches.seek(at.epoch, at.batch)
+        self.model.train()
+        losses: list[Tensor] = []
+        for batch in self.loader:
+            if at.batch >= usable:  # a remainder that would not fill an optimizer step
+                break
+            if at.batch % train.accumulate == 0:
+                losses = []
+                set_seed(mix(train.seed, at.step, self.accelerator.process_index) % 2**32)
+                epoch = at.epoch + at.batch / usable
+                for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+                    group["lr"] = peak * rate(train.schedule, epoch, train.epochs)
+            with self.accelerator.accumulate(self.model):
+                loss = self.task.loss(self.model, batch, self.dtype)
+                losses.append(loss.detach())
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and train.optimizer.clip_norm is not None:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), train.optimizer.clip_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            at.batch += 1
+            if at.batch % train.accumulate:
+                continue
+            at.step += 1
+            if self.ema is not None:
+                self.ema.update_parameters(self.bare)
+            if at.step % train.log_every == 0:
+                self._log_step(torch.stack(losses).mean())
+            progress.step(at.step, epoch=f"{at.epoch + 1}/{train.epochs}", loss=at.loss_sum / max(at.loss_count, 1))
+            if self._due():
+                self._save()
+
+    def _log_step(self, loss: Tensor) -> None:
+        at = self.at
+        value = float(self.accelerator.reduce(loss, "mean"))
+        if not math.isfinite(value):
+            self._not_finite(f"the loss is {value}")
+        at.loss_sum, at.loss_count = at.loss_sum + value, at.loss_count + 1
+        self.log.write("step", at.step, epoch=at.epoch, loss=value, lr=self.optimizer.param_groups[0]["lr"])
+
+    def _end_of_epoch(self, progress: Progress) -> None:
+        at, train = self.at, self.train
+        self._check_weights()
+        model = self._averaged()
+        rows = branch_statistics(self.bare)
+        values: dict[str, float] = {}
+        if at.loss_count:
+            values["train_loss"] = at.loss_sum / at.loss_count
+        last = at.epoch + 1 == train.epochs
+        if last or (at.epoch + 1) % train.eval_every == 0:
+            at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)
+            values |= at.metrics
+            if self.accelerator.is_main_process and at.metrics[self.task.metric] > at.best:
+                self.task.save_weights(model, self.folder / "checkpoints" / "best.safetensors", self._meta())
+            if at.metrics[self.task.metric] > at.best:
+                at.best, at.best_epoch = at.metrics[self.task.metric], at.epoch
+        self.log.write("epoch", at.step, epoch=at.epoch, **values)
+        self.log.blocks(at.step, at.epoch, rows)
+        if self.accelerator.is_main_process:
+            shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+            progress.message(f"epoch {at.epoch + 1}/{train.epochs}  {shown}")
+        at.epoch, at.batch, at.loss_sum, at.loss_count = at.epoch + 1, 0, 0.0, 0
+        if self.accelerator.is_main_process:
+            self.task.save_weights(model, self.folder / "checkpoints" / "last.safetensors", self._meta())
+        self._save()
+
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    def _averaged(self) -> nn.Module:
+        """The weights to evaluate and keep: the averaged ones if there are any."""
+        return self.bare if self.ema is None else self.ema.module
+
+    def _meta(self) -> dict[str, Any]:
+        at = self.at
+        return {"metrics": at.metrics, "epoch": at.epoch + 1, "config": self.config.model_dump(mode="json")}
+
+    def _due(self) -> bool:
+        """Whether every-n-minutes says to save; the main process decides for all."""
+        due = torch.tensor(
+            [time.monotonic() - self.saved_at >= self.train.checkpoint_minutes * 60], device=self.accelerator.device
+        )
+        if self.accelerator.num_processes == 1:
+            return bool(due)
+        from accelerate.utils import broadcast
+
+        return bool(broadcast(due.int()))
+
+    def _check_weights(self) -> None:
+        for name, parameter in self.bare.named_parameters():
+            if not torch.isfinite(parameter).all():
+                self._not_finite(f"{name} has values that are not finite")
+
+    def _not_finite(self, what: str) -> None:
+        self.log.flush()
+        kept = f"the last good checkpoint is {self.state_path}" if self.state_path.exists() else "no checkpoint yet"
+        raise TrainingError(
+            f"epoch {self.at.epoch + 1}, step {self.at.step}: {what}; {kept}. "
+            "Lower train.optimizer.lr, lengthen the warm-up or set train.optimizer.clip_norm"
+        )
+
+    def _save(self) -> None:
+        """Write the training state, after making sure that it is worth keeping."""
+        self._check_weights()
+        self.saved_at = time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
+        self.at.log_bytes = self.log.flush()
+        state = {
+            "model": self.bare.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+            "position": dict(vars(self.at)),
+            "ranks": self.accelerator.num_processes,
+        }
+        atomic_write(self.state_path, lambda path: torch.save(state, path))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """The first few keys whose values differ, as text."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            inner = _differences(a, b, f"{prefix}{key}.")
+            found += [inner] if inner else []
+        elif a != b:
+            found.append(f"{prefix}{key} was {a!r}, is {b!r}")
+    return ", ".join(found)

@@ -1,0 +1,90 @@
+"""Pictures: training curves, confusion matrix, contact sheet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from zoo.checkpoint import atomic_write
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's ``log.jsonl``."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def curves(log: Path | dict[str, Path], path: Path, metric: str) -> None:
+    """Loss by step and the metric by epoch; several runs in one picture if ``log`` maps names to logs."""
+    runs = {"": log} if isinstance(log, Path) else log
+    figure = _figure(9, 3.6)
+    left, right = figure.subplots(1, 2)
+    for name, file in runs.items():
+        records = read_log(file)
+        steps = [(r["step"], r["loss"]) for r in records if r["event"] == "step"]
+        epochs = [(r["epoch"] + 1, r[metric]) for r in records if r["event"] == "epoch" and metric in r]
+        if steps:
+            left.plot(*zip(*steps, strict=True), label=name or None, linewidth=1)
+        if epochs:
+            right.plot(*zip(*epochs, strict=True), label=name or None, marker="o", markersize=3)
+    left.set(xlabel="step", ylabel="training loss")
+    right.set(xlabel="epoch", ylabel=metric)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if len(runs) > 1:
+            axes.legend()
+    _save(figure, path)
+
+
+def confusion_matrix(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
+    """Row-normalised confusion matrix; counts are written in where they are readable."""
+    count = len(classes)
+    side = min(max(4.0, 0.5 * count + 2), 16)
+    figure = _figure(side, side)
+    axes = figure.subplots()
+    shares = confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    if count <= 20:
+        for i in range(count):
+            for j in range(count):
+                if n := int(confusion[i, j]):
+                    colour = "white" if shares[i, j] > 0.5 else "black"
+                    axes.text(j, i, str(n), ha="center", va="center", fontsize=7, color=colour)
+    if count <= 100:
+        axes.set_xticks(range(count), classes, rotation=90, fontsize=8)
+        axes.set_yticks(range(count), classes, fontsize=8)
+    axes.set(xlabel="predicted", ylabel="true")
+    _save(figure, path)
+
+
+def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:
+    """Small pictures in a grid with a caption below each."""
+    columns = min(5, len(images))
+    rows = -(-len(images) // columns)
+    figure = _figure(2.4 * columns, 2.8 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax in axes:
+        ax.axis("off")
+    for ax, image, caption in zip(axes, images, captions, strict=False):
+        small = image.copy()
+        small.thumbnail((360, 360))
+        ax.imshow(small)
+        ax.set_title(caption, fontsize=8)
+    _save(figure, path)

@@ -1,0 +1,68 @@
+"""Progress with rate and ETA: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+_console = Console(stderr=True)
+_LINE_EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+def say(message: str) -> None:
+    """One line to the user, on stderr."""
+    _console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Progress:
+    """Progress over ``total`` steps of which ``done`` lie behind; ``items`` of ``unit`` pass in each."""
+
+    def __init__(self, total: int, done: int, items: int, *, unit: str = "images", enabled: bool = True) -> None:
+        self.total, self.first, self.items, self.unit, self.enabled = total, done, items, unit, enabled
+        self.start = self.spoke = time.monotonic()
+        self.bar: Bar | None = None
+        if enabled and _console.is_terminal:
+            self.bar = Bar(BarColumn(), TextColumn("{task.description}"), console=_console)
+            self.row = self.bar.add_task("", total=total, completed=done)
+
+    def __enter__(self) -> Progress:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def step(self, done: int, **shown: object) -> None:
+        """``done`` steps are done; ``shown`` goes beside the bar."""
+        if not self.enabled:
+            return
+        now = time.monotonic()
+        if self.bar is None and now - self.spoke < _LINE_EVERY:
+            return
+        pace = (now - self.start) / max(done - self.first, 1)  # seconds a step
+        values = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        rate = self.items / max(pace, 1e-9)
+        text = f"{values}  step {done}/{self.total}  {rate:.4g} {self.unit}/s  ETA {clock(pace * (self.total - done))}"
+        if self.bar:
+            self.bar.update(self.row, completed=done, description=text)
+        else:
+            self.spoke = now
+            say(text)
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        if self.enabled:
+            say(text)

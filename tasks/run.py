@@ -1,0 +1,40 @@
+"""From a config's name to a task: the one place that knows all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tasks import config as cfg
+from tasks.classification.config import ClassificationConfig
+from tasks.engine import Task
+from tasks.errors import ConfigError
+from zoo.registry import near
+
+SCHEMAS: dict[str, type[cfg.RunConfig]] = {"classification": ClassificationConfig}
+
+
+def resolve(name: str, overrides: Sequence[str] = ()) -> cfg.RunConfig:
+    """The checked config of a file or a shipped recipe, with dotted overrides.
+
+    Raises:
+        ConfigError: see ``tasks.config``; also a task that does not exist.
+    """
+    path = cfg.find_config(name)
+    content = cfg.apply_overrides(cfg.read_yaml(path), overrides)
+    return check(content, str(path))
+
+
+def check(content: dict[str, object], source: str) -> cfg.RunConfig:
+    """The typed config of whatever task the content names."""
+    task = content.get("task")
+    if task not in SCHEMAS:
+        raise ConfigError(f"{source}: task={task!r}{near(str(task), SCHEMAS)}")
+    return cfg.check(content, SCHEMAS[str(task)], source)
+
+
+def make_task(config: cfg.RunConfig) -> Task:
+    """The task of a config, its data found."""
+    assert isinstance(config, ClassificationConfig)
+    from tasks.classification.model import Classification
+
+    return Classification(config)

@@ -1,0 +1,1 @@
+"""The weights that ship, installed as zoo._weights."""

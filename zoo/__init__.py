@@ -1,0 +1,34 @@
+"""RescaleNet model zoo: deep networks without normalization layers."""
+
+from zoo import convert
+from zoo._version import __version__
+from zoo.backbone import Backbone, FeatureExtractor, FeatureInfo, ModelConfig, param_groups
+from zoo.checkpoint import InputTransform, Weights, WeightsError, get_weights, list_weights, save_weights
+from zoo.registry import ModelInfo, create_model, list_models, model_info
+from zoo.rescale import CalibrationReport, branch_statistics, calibrate, coefficients
+
+from zoo import resnet, vgg  # noqa: F401  isort: skip  (they register their nets)
+
+__all__ = [
+    "Backbone",
+    "CalibrationReport",
+    "FeatureExtractor",
+    "FeatureInfo",
+    "InputTransform",
+    "ModelConfig",
+    "ModelInfo",
+    "Weights",
+    "WeightsError",
+    "__version__",
+    "branch_statistics",
+    "calibrate",
+    "coefficients",
+    "convert",
+    "create_model",
+    "get_weights",
+    "list_models",
+    "list_weights",
+    "model_info",
+    "param_groups",
+    "save_weights",
+]

@@ -1,0 +1,162 @@
+"""What every image backbone offers: features, head, parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from zoo.layers import RescaledAdd
+
+
+@dataclass(frozen=True)
+class FeatureLevel:
+    """One feature map: its channels, its stride to the input (``reduction``) and the module that makes it."""
+
+    channels: int
+    reduction: int
+    module: str
+
+
+class FeatureInfo:
+    """timm's vocabulary for a list of feature maps."""
+
+    def __init__(self, levels: Sequence[FeatureLevel], out_indices: Sequence[int]) -> None:
+        self.levels, self.out_indices = tuple(levels), tuple(out_indices)
+
+    def channels(self) -> list[int]:
+        """Channels of each returned map."""
+        return [level.channels for level in self.levels]
+
+    def reduction(self) -> list[int]:
+        """Input pixels per map position, for each returned map."""
+        return [level.reduction for level in self.levels]
+
+    def module_name(self) -> list[str]:
+        """The module each map comes from."""
+        return [level.module for level in self.levels]
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to build a model again: ``create_model(name, scheme=..., ..., **options)``."""
+
+    name: str
+    scheme: str
+    num_classes: int
+    in_chans: int
+    options: dict[str, Any]
+
+
+class Backbone(nn.Module):
+    """Base of the image nets: (N, in_chans, H, W) -> logits (N, num_classes), or features for 0 classes.
+
+    Subclasses set ``levels`` (all feature levels, finest first), ``num_features`` and ``num_classes``,
+    and implement ``forward_levels``, ``forward_head``, ``reset_classifier`` and ``truncate``.
+    """
+
+    residual: ClassVar[bool]  # whether the net has residual branches
+    levels: tuple[FeatureLevel, ...]
+    num_features: int
+    num_classes: int
+    config: ModelConfig  # set by create_model
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """All feature levels of the net."""
+        return FeatureInfo(self.levels, range(len(self.levels)))
+
+    def forward_levels(self, x: Tensor) -> list[Tensor]:
+        """All feature maps, finest first."""
+        raise NotImplementedError
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last feature map (N, C, h, w)."""
+        return self.forward_levels(x)[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Last feature map (N, C, h, w) -> logits, or what enters the last layer if ``pre_logits``."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A fresh last layer for ``num_classes`` classes; 0 removes it."""
+        raise NotImplementedError
+
+    def truncate(self, level: int) -> None:
+        """Drop the head and every stage after feature level ``level``."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay: biases, multipliers and norm parameters."""
+        return no_weight_decay(self)
+
+
+class FeatureExtractor(nn.Module):
+    """A backbone that returns the feature maps ``out_indices`` as a list, without head or unused stages."""
+
+    def __init__(self, body: Backbone, out_indices: Sequence[int] | None) -> None:
+        super().__init__()
+        count = len(body.levels)
+        indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
+        if not indices or sorted(set(indices)) != list(indices) or not 0 <= indices[0] <= indices[-1] < count:
+            raise ValueError(f"out_indices={out_indices!r}: increasing numbers from 0 to {count - 1} expected")
+        body.truncate(indices[-1])
+        self.body = body
+        self.out_indices = indices
+        self.feature_info = FeatureInfo([body.levels[i] for i in indices], indices)
+        self.config = body.config
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, in_chans, H, W) -> the maps (N, C_i, h_i, w_i), as ``feature_info`` describes them."""
+        levels = self.body.forward_levels(x)
+        return [levels[i] for i in self.out_indices]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay."""
+        return no_weight_decay(self)
+
+
+def no_weight_decay(model: nn.Module) -> set[str]:
+    """Names of all 0-D and 1-D parameters: biases before and after products, multipliers, norm parameters."""
+    return {name for name, p in model.named_parameters() if p.ndim <= 1}
+
+
+def param_groups(
+    model: nn.Module, weight_decay: float, *, multiplier_lr: float = 1.0, bias_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: weights with decay; biases and multipliers without.
+
+    Args:
+        weight_decay: for the weights of convolutions and linear layers only.
+        multiplier_lr: factor on the learning rate of the multipliers m_k, as ``lr_scale`` in their group.
+        bias_lr: the same for 1-D parameters.
+
+    Returns:
+        Groups with ``params``, ``names``, ``group``, ``weight_decay`` and ``lr_scale``; empty ones left out.
+    """
+    multipliers = {
+        f"{name}.multiplier"
+        for name, module in model.named_modules()
+        if isinstance(module, RescaledAdd) and module.multiplier is not None
+    }
+    plain = no_weight_decay(model) - multipliers
+    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+    def group(kind: str, members: Iterable[tuple[str, nn.Parameter]], decay: float, lr_scale: float) -> dict[str, Any]:
+        names, params = [n for n, _ in members], [p for _, p in members]
+        return {"params": params, "names": names, "group": kind, "weight_decay": decay, "lr_scale": lr_scale}
+
+    groups = [
+        group("weights", [(n, p) for n, p in trainable if n not in plain | multipliers], weight_decay, 1.0),
+        group("biases", [(n, p) for n, p in trainable if n in plain], 0.0, bias_lr),
+        group("multipliers", [(n, p) for n, p in trainable if n in multipliers], 0.0, multiplier_lr),
+    ]
+    return [g for g in groups if g["params"]]

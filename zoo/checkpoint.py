@@ -1,0 +1,303 @@
+"""Weights: entries with metadata and transforms, verified loading, saving.
+
+A weights file is a safetensors file whose header carries a JSON entry under ``rescalenet``: model, scheme,
+options, classes, input transform, metrics. So one file is all that is needed to build the model again.
+``weights/index.json`` lists the files that ship, with their sha256.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zoo.backbone import Backbone, ModelConfig
+from zoo.layers import Calibrated
+
+if TYPE_CHECKING:
+    from torchvision.transforms.v2 import Transform
+
+log = logging.getLogger("rescalenet")
+
+HEADER_KEY = "rescalenet"
+
+
+class WeightsError(ValueError):
+    """Weights that are missing, damaged, or do not fit the model. One line says which and what to do."""
+
+
+@dataclass(frozen=True)
+class InputTransform:
+    """What the net expects of an image: RGB, resized, centre-cropped, scaled to 0..1 and standardised.
+
+    Attributes:
+        size: side of the square that enters the net, in pixels.
+        resize: length of the short side before the centre crop.
+        mean, std: for each channel, on the 0..1 scale.
+        channel_order: RGB or BGR.
+    """
+
+    size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    channel_order: str = "RGB"
+
+    def build(self) -> Transform:
+        """PIL image or uint8 tensor (C, H, W) -> float32 tensor (C, size, size)."""
+        from torchvision.transforms import v2
+
+        return v2.Compose(
+            [
+                v2.RGB(),
+                v2.ToImage(),
+                v2.Resize(self.resize, interpolation=v2.InterpolationMode(self.interpolation), antialias=True),
+                v2.CenterCrop(self.size),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(list(self.mean), list(self.std)),
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One set of weights: where it is, what it is of, what it expects and what it reaches.
+
+    Attributes:
+        name: ``model.tag``, or the path of a file.
+        config: model, scheme, options, classes and input channels.
+        transform: the input it expects.
+        classes: class names in order of the logits.
+        meta: everything else: metrics with protocol, data, licence, recipe, number of parameters.
+        sha256: of the file; None for files that no index lists.
+    """
+
+    name: str
+    path: Path
+    config: ModelConfig
+    transform: InputTransform
+    classes: tuple[str, ...]
+    meta: dict[str, Any]
+    sha256: str | None = None
+
+    def transforms(self) -> Transform:
+        """The transform from a PIL image or uint8 tensor to the net's input."""
+        return self.transform.build()
+
+    def load(self) -> dict[str, Tensor]:
+        """The state dict, hash checked, in float32 (integers as they are).
+
+        Raises:
+            WeightsError: if the file is missing, damaged or has another hash.
+        """
+        if self.sha256 is not None:
+            with _readable(self.path).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != self.sha256:
+                raise WeightsError(
+                    f"{self.path}: sha256 is {digest[:12]}..., the index says {self.sha256[:12]}...; "
+                    "the file is damaged or was changed: install it again"
+                )
+        try:
+            with safe_open(_readable(self.path), framework="pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{self.path}: not a complete safetensors file ({error}); get it again") from None
+        return {k: v.float() if v.is_floating_point() and v.dtype != torch.float64 else v for k, v in state.items()}
+
+
+def _readable(path: Path) -> Path:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    return path
+
+
+def weights_dir() -> Path:
+    """The folder of the weights that ship, in a checkout as in a wheel."""
+    return Path(str(resources.files("zoo._weights").joinpath("index.json"))).parent
+
+
+@functools.cache
+def _index() -> dict[str, dict[str, Any]]:
+    return json.loads((weights_dir() / "index.json").read_text(encoding="utf-8"))
+
+
+def list_weights() -> list[str]:
+    """Names (``model.tag``) of all weights that can be loaded by name."""
+    return sorted(_index())
+
+
+def weight_tags(model: str) -> tuple[str, ...]:
+    """Tags of the weights of one net."""
+    return tuple(name.split(".", 1)[1] for name in list_weights() if name.split(".", 1)[0] == model)
+
+
+def get_weights(name: str, *, model: str | None = None) -> Weights:
+    """The weights ``name``: ``model.tag``, a tag (with ``model``), or a path ending in ``.safetensors``.
+
+    Raises:
+        WeightsError: unknown name (with near matches), a file that is missing or damaged, or weights of another model.
+    """
+    from zoo.registry import near
+
+    if name.endswith(".safetensors"):
+        entry = _from_file(Path(name))
+    else:
+        full = name if "." in name or model is None else f"{model}.{name}"
+        if full not in _index():
+            hint = near(full, list_weights())
+            raise WeightsError(f"unknown weights {name!r}{hint}; a file's path ends in .safetensors")
+        record = _index()[full]
+        entry = dataclasses.replace(_from_file(weights_dir() / record["file"]), name=full, sha256=record["sha256"])
+    if model is not None and entry.config.name != model:
+        raise WeightsError(f"weights {name!r} are of {entry.config.name}, not of {model}")
+    return entry
+
+
+def _from_file(path: Path) -> Weights:
+    try:
+        with safe_open(_readable(path), framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER_KEY)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a complete safetensors file ({error}); get it again") from None
+    if header is None:
+        raise WeightsError(f"{path}: its header has no {HEADER_KEY!r} entry; write weights with zoo.save_weights")
+    try:
+        entry = json.loads(header)
+        transform: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["transform"].items()}
+        return Weights(
+            name=str(path),
+            path=path,
+            config=ModelConfig(**entry["config"]),
+            transform=InputTransform(**transform),
+            classes=tuple(entry["classes"]),
+            meta=entry["meta"],
+        )
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path}: its {HEADER_KEY!r} header entry is not valid ({error!r})") from None
+
+
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it: never half a file under the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_weights(
+    model: Backbone,
+    path: str | Path,
+    *,
+    transform: InputTransform,
+    classes: Sequence[str],
+    meta: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Write a model as a weights file that ``create_model`` loads. Returns the file's sha256.
+
+    Args:
+        path: must end in ``.safetensors``; written to a temporary file first.
+        classes: names in order of the logits; as many as the model has classes.
+        meta: metrics, data, licence, recipe.
+        dtype: for floating-point tensors (``torch.float16`` halves the file); None keeps them.
+
+    Raises:
+        ValueError: wrong ending or wrong number of class names.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: the name of a weights file ends in .safetensors")
+    if len(classes) != model.num_classes:
+        raise ValueError(f"{len(classes)} class names for a model with {model.num_classes} classes")
+    state = {}
+    for key, value in model.state_dict().items():
+        convert = dtype if dtype is not None and value.is_floating_point() else value.dtype
+        state[key] = value.detach().cpu().to(convert).contiguous()
+    entry = {
+        "config": dataclasses.asdict(model.config),
+        "transform": dataclasses.asdict(transform),
+        "classes": list(classes),
+        "meta": dict(meta or {}),
+    }
+    header = {HEADER_KEY: json.dumps(entry), "format": "pt"}
+    atomic_write(path, lambda temporary: save_file(state, temporary, metadata=header))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def adapt(state: dict[str, Tensor], stored: ModelConfig, model: Backbone) -> dict[str, Tensor]:
+    """Fit a state dict to a model that differs in head, input channels or frozen statistics; each change is logged."""
+    config = model.config
+    state = dict(state)
+    if config.num_classes != stored.num_classes:
+        dropped = [key for key in state if key.startswith("fc.")]
+        for key in dropped:
+            del state[key]
+        if config.num_classes:
+            log.info("new last layer: %d classes instead of the weights' %d", config.num_classes, stored.num_classes)
+    if config.in_chans != stored.in_chans:
+        key = next(k for k, p in model.named_parameters() if p.ndim == 4)
+        weight = state[key].mean(1, keepdim=True) * stored.in_chans / config.in_chans
+        state[key] = weight.expand(-1, config.in_chans, -1, -1).contiguous()
+        log.info("stem adapted: %d input channels instead of the weights' %d", config.in_chans, stored.in_chans)
+    if (config.scheme, stored.scheme) == ("frozen_bn", "bn"):
+        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    return state
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fresh: tuple[str, ...] = ()) -> None:
+    """Load every tensor, or raise one error that names what does not fit.
+
+    Args:
+        source: where the state comes from, for the message.
+        fresh: prefixes of keys that keep their initialization.
+
+    Raises:
+        WeightsError: missing or unexpected keys (with near matches) or wrong shapes.
+    """
+    from zoo.registry import near
+
+    own = model.state_dict()
+    kept = {key: value for key, value in own.items() if key.startswith(fresh)} if fresh else {}
+    needed = own.keys() - kept.keys()
+    missing = sorted(needed - state.keys())
+    if unexpected := sorted(state.keys() - needed):
+        hint = near(unexpected[0], missing) if missing else ""
+        raise WeightsError(f"{source}: {len(unexpected)} unexpected keys, the first {unexpected[0]!r}{hint}")
+    if missing:
+        raise WeightsError(f"{source}: {len(missing)} keys are missing, the first {missing[0]!r}")
+    for key in needed:
+        if state[key].shape != own[key].shape:
+            shapes = f"shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
+            raise WeightsError(f"{source}: {key} has {shapes}")
+    model.load_state_dict({**kept, **state})
+    for name, module in model.named_modules():
+        if isinstance(module, Calibrated) and f"{name}.{module.data_bias_name}" in kept:
+            module.calibrated = False  # its own initialization was put back, no checkpoint's

@@ -1,0 +1,262 @@
+"""Convolutions and linear layers with the bias before the product, and the rescaled join.
+
+y = W (x + b): b has one value per *input* channel and is initialised from data (``zoo.calibrate``)
+to minus the channel mean of x (METHOD of RescaleNet, section 3.1 of the paper). All biases and
+multipliers are 0-D or 1-D parameters, so the usual "no weight decay for ndim <= 1" rule holds.
+
+Every forward is a pure function of parameters and input: no counters and no buffers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Calibrated(nn.Module):
+    """Mixin of the layers that hold a bias initialised from data.
+
+    ``calibrated`` is True once a checkpoint or ``zoo.calibrate`` has supplied that bias; the forward
+    never reads it.
+    """
+
+    data_bias_name = "pre_bias"
+    channel_dim = 1
+    calibrated = False
+
+    @property
+    def data_bias(self) -> nn.Parameter:
+        """The (C,) parameter that calibration sets."""
+        return getattr(self, self.data_bias_name)
+
+    def calibration_input(self, x: Tensor) -> Tensor:
+        """The tensor whose channel mean the bias removes, given the layer's input."""
+        return x
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if prefix + self.data_bias_name in state_dict:
+            self.calibrated = True
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _per_channel(bias: Tensor, x: Tensor) -> Tensor:
+    """(C,) -> (C, 1, ...) to broadcast over the positions of x (N, C, ...), in x's dtype (bf16 stays bf16)."""
+    return bias.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
+
+
+def _product_bias(weight: Tensor, pre_bias: Tensor, groups: int) -> Tensor:
+    """W b for each output channel: (O, I/groups, ...) and (I,) -> (O,)."""
+    out = weight.shape[0]
+    b = pre_bias.view(groups, 1, -1)  # (groups, 1, I/groups)
+    w = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+    return (w.view(groups, out // groups, -1) * b).sum(2).view(out)
+
+
+class _BiasedConvNd(Calibrated):
+    """Shared by BiasedConv2d and BiasedConv3d, which also derive from torch's convolution."""
+
+    weight: Tensor
+    bias: Tensor | None
+    pre_bias: nn.Parameter
+    padding: Any
+    groups: int
+    _conv_forward: Callable[..., Tensor]
+
+    def forward(self, x: Tensor, scale: Tensor | float | None = None) -> Tensor:
+        """scale * (W (pad(x + pre_bias)) + bias); the scale multiplies the weights, not the activations."""
+        weight = self.weight if scale is None else self.weight * scale
+        bias = self.bias if scale is None or self.bias is None else self.bias * scale
+        if any(self.padding):  # the zeros go around x + b: folding W b into the product is wrong at borders
+            return self._conv_forward(x + _per_channel(self.pre_bias, x), weight, bias)
+        folded = _product_bias(weight, self.pre_bias, self.groups)
+        return self._conv_forward(x, weight, folded if bias is None else folded + bias)
+
+
+def _checked_padding(padding: Any) -> Any:
+    if isinstance(padding, str):
+        raise ValueError(f"padding={padding!r}: give the padding as numbers")
+    return padding
+
+
+class BiasedConv2d(_BiasedConvNd, nn.Conv2d):
+    """2D convolution of x + b: (N, I, H, W) -> (N, O, H', W').
+
+    Parameters: ``weight`` (O, I/groups, kH, kW), ``pre_bias`` (I,), and ``bias`` (O,) if ``post_bias``.
+    Zero padding is put around x + b, as in the reference.
+
+    Raises:
+        ValueError: for string paddings.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        *,
+        post_bias: bool = False,
+    ) -> None:
+        nn.Conv2d.__init__(
+            self,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            _checked_padding(padding),
+            dilation,
+            groups,
+            bias=post_bias,
+        )
+        self.pre_bias = nn.Parameter(torch.zeros(in_channels))
+
+
+class BiasedConv3d(_BiasedConvNd, nn.Conv3d):
+    """3D convolution of x + b: (N, I, T, H, W) -> (N, O, T', H', W'). Parameters as in BiasedConv2d.
+
+    Raises:
+        ValueError: for string paddings.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] = 0,
+        dilation: int | tuple[int, int, int] = 1,
+        groups: int = 1,
+        *,
+        post_bias: bool = False,
+    ) -> None:
+        nn.Conv3d.__init__(
+            self,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            _checked_padding(padding),
+            dilation,
+            groups,
+            bias=post_bias,
+        )
+        self.pre_bias = nn.Parameter(torch.zeros(in_channels))
+
+
+class BiasedLinear(Calibrated, nn.Linear):
+    """Linear layer of x + b over the last dimension: (..., I) -> (..., O).
+
+    Parameters: ``weight`` (O, I), ``pre_bias`` (I,), and ``bias`` (O,) if ``post_bias``.
+    """
+
+    channel_dim = -1
+
+    def __init__(self, in_features: int, out_features: int, *, post_bias: bool = True) -> None:
+        nn.Linear.__init__(self, in_features, out_features, bias=post_bias)
+        self.pre_bias = nn.Parameter(torch.zeros(in_features))
+
+    def forward(self, x: Tensor, scale: Tensor | float | None = None) -> Tensor:
+        """scale * (W (x + pre_bias) + bias); the scale multiplies the weights, not the activations."""
+        weight = self.weight if scale is None else self.weight * scale
+        bias = self.bias if scale is None or self.bias is None else self.bias * scale
+        folded = _product_bias(weight, self.pre_bias, 1)
+        return F.linear(x, weight, folded if bias is None else folded + bias)
+
+
+class StemConv2d(Calibrated, nn.Conv2d):
+    """Convolution whose ordinary ``bias`` (O,) is initialised from data: its output has zero channel means.
+
+    The published net puts a bias between the stem convolution and its ReLU; as the bias of the
+    convolution it costs no pass over the activations.
+    """
+
+    data_bias_name = "bias"
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
+        nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, stride, padding, bias=True)
+        nn.init.zeros_(self.bias)
+
+    def calibration_input(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, None)
+
+
+class ChannelBias(Calibrated):
+    """x + b with b (C,) initialised from data: (N, C, ...) -> the same shape."""
+
+    data_bias_name = "bias"
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + _per_channel(self.bias, x)
+
+    def extra_repr(self) -> str:
+        return str(self.bias.numel())
+
+
+class ResidualAdd(nn.Module):
+    """x + F(x), the plain residual connection."""
+
+    def product(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The last product of the branch."""
+        return layer(x)
+
+    def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+        return branch.add_(shortcut)
+
+
+class RescaledAdd(nn.Module):
+    """alpha x + scale m F(x), the rescaled residual connection (paper, equations 5 and 8).
+
+    Args:
+        alpha: weight of the trunk.
+        scale: constant weight of the branch: 1/sqrt(c) with a multiplier, beta_k without.
+        multiplier: whether the learnable scalar m_k (1 at init) is there.
+
+    The branch's weight is applied to the weights of its last layer (``product``), not to
+    activations; the addition is done in place on the branch's output.
+    """
+
+    def __init__(self, alpha: float, scale: float, multiplier: bool) -> None:
+        super().__init__()
+        self.alpha, self.scale = alpha, scale
+        self.multiplier = nn.Parameter(torch.ones(())) if multiplier else None
+
+    def product(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The last product of the branch, times the branch's weight."""
+        return layer(x, self.scale if self.multiplier is None else self.multiplier * self.scale)
+
+    def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+        return branch.add_(shortcut, alpha=self.alpha)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:.6g}, scale={self.scale:.6g}, multiplier={self.multiplier is not None}"
+
+
+def he_normal_(weight: Tensor, *, gain: float = math.sqrt(2), mode: str = "fan_in", factor: float = 1.0) -> Tensor:
+    """Normal init with std factor * gain / sqrt(fan) (He et al. 2015; gain 1 is Kaiming with a = 1).
+
+    The fan counts the weights that meet one output (``fan_in``) or one input (``fan_out``),
+    kernel positions included; groups are already in the weight's shape for fan_in.
+
+    Raises:
+        ValueError: if mode is neither.
+    """
+    if mode not in ("fan_in", "fan_out"):
+        raise ValueError(f"mode={mode!r}: 'fan_in' or 'fan_out' expected")
+    fan = weight[0].numel() if mode == "fan_in" else weight.numel() // weight.shape[1]
+    with torch.no_grad():
+        return weight.normal_(0.0, factor * gain / math.sqrt(fan))

@@ -1,0 +1,233 @@
+"""Models by name: the one registry of the zoo."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import logging
+import typing
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+
+from zoo import checkpoint
+from zoo.backbone import Backbone, FeatureExtractor, ModelConfig
+from zoo.schemes import SCHEMES, Scheme, scheme_options
+
+log = logging.getLogger("rescalenet")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A registered net: its class, the layout of the family, and defaults.
+
+    Attributes:
+        family: the class, called as ``family(layout, scheme, num_classes, in_chans)``.
+        layout: the family's config; its ``OPTIONS`` are what ``create_model`` lets users change.
+        num_classes, input_size: defaults; min_size: smallest input side that works.
+    """
+
+    name: str
+    family: type[Backbone]
+    layout: Any
+    num_classes: int
+    input_size: int
+    min_size: int
+    paper: str
+    schemes: tuple[str, ...] = tuple(SCHEMES)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What ``model_info`` tells about a net.
+
+    Attributes:
+        schemes: values of ``scheme=`` that it supports.
+        options: options of the architecture, with their defaults.
+        scheme_options: for each scheme, its options with their defaults.
+        weights: tags of the weights that can be loaded by name.
+        input_size: side of the square input in pixels the net was designed for; min_size the smallest.
+    """
+
+    name: str
+    family: str
+    schemes: tuple[str, ...]
+    options: dict[str, Any]
+    scheme_options: dict[str, dict[str, Any]]
+    weights: tuple[str, ...]
+    num_classes: int
+    input_size: int
+    min_size: int
+    paper: str
+
+
+_MODELS: dict[str, ModelSpec] = {}
+
+
+def register_model(spec: ModelSpec) -> None:
+    """Add a net to the registry.
+
+    Raises:
+        ValueError: if the name is taken, or has the dot that separates names from tags.
+    """
+    if spec.name in _MODELS:
+        raise ValueError(f"a model named {spec.name!r} is registered already")
+    if "." in spec.name:
+        raise ValueError(f"model name {spec.name!r}: the dot is for weight tags")
+    _MODELS[spec.name] = spec
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """' (did you mean a, b?)', or what is known if nothing is near."""
+    known = list(known)
+    matches = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if matches:
+        return f" (did you mean {', '.join(matches)}?)"
+    return f" (known: {', '.join(known)})" if len(known) <= 30 else ""
+
+
+def _spec(name: str) -> ModelSpec:
+    if name not in _MODELS:
+        raise ValueError(f"unknown model {name!r}{near(name, sorted(_MODELS))}")
+    return _MODELS[name]
+
+
+def list_models(filter: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Sorted names of the registered nets that match the shell pattern ``filter``.
+
+    Args:
+        pretrained: only nets that have weights by name.
+    """
+    names = fnmatch.filter(sorted(_MODELS), filter)
+    return [n for n in names if checkpoint.weight_tags(n)] if pretrained else names
+
+
+def model_info(name: str) -> ModelInfo:
+    """Schemes, options, weights and defaults of a net.
+
+    Raises:
+        ValueError: unknown name, with near matches.
+    """
+    spec = _spec(name)
+    return ModelInfo(
+        name=name,
+        family=spec.family.__name__,
+        schemes=spec.schemes,
+        options={key: getattr(spec.layout, key) for key in spec.layout.OPTIONS},
+        scheme_options={
+            s: {f.name: f.default for f in scheme_options(s, residual=spec.family.residual).values()}
+            for s in spec.schemes
+        },
+        weights=checkpoint.weight_tags(name),
+        num_classes=spec.num_classes,
+        input_size=spec.input_size,
+        min_size=spec.min_size,
+        paper=spec.paper,
+    )
+
+
+def _checked(options: dict[str, Any], owner: Any, where: str) -> dict[str, Any]:
+    """Option values checked against the type hints of the dataclass ``owner``."""
+    hints = typing.get_type_hints(owner if isinstance(owner, type) else type(owner))
+    checked = {}
+    for key, value in options.items():
+        try:
+            checked[key] = pydantic.TypeAdapter(hints[key]).validate_python(value)
+        except pydantic.ValidationError as error:
+            raise ValueError(f"{where}: option {key}={value!r}: {error.errors()[0]['msg']}") from None
+    return checked
+
+
+def _build(config: ModelConfig) -> Backbone:
+    """A fresh model from its config; every name and option is checked."""
+    spec = _spec(config.name)
+    if config.scheme not in SCHEMES:
+        raise ValueError(f"unknown scheme {config.scheme!r}{near(config.scheme, SCHEMES)}")
+    if config.scheme not in spec.schemes:
+        raise ValueError(f"{config.name} does not support scheme {config.scheme!r}; it does: {', '.join(spec.schemes)}")
+    for key, value in {"num_classes": config.num_classes, "in_chans": config.in_chans}.items():
+        least = 0 if key == "num_classes" else 1
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"{config.name}: {key}={value!r}: a whole number of at least {least} is needed")
+    of_scheme = scheme_options(config.scheme, residual=spec.family.residual)
+    known = [*spec.layout.OPTIONS, *of_scheme]
+    for key in config.options:
+        if key not in known:
+            raise ValueError(f"{config.name} with scheme {config.scheme!r} has no option {key!r}{near(key, known)}")
+    cls = SCHEMES[config.scheme]
+    split = {k: v for k, v in config.options.items() if k in of_scheme}
+    scheme: Scheme = cls(**_checked(split, cls, config.name))
+    own = {k: v for k, v in config.options.items() if k not in of_scheme}
+    layout = dataclasses.replace(spec.layout, **_checked(own, spec.layout, config.name))
+    model = spec.family(layout, scheme, config.num_classes, config.in_chans)
+    model.config = config
+    return model
+
+
+def create_model(
+    name: str,
+    weights: str | None = None,
+    *,
+    scheme: str | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    **options: Any,
+) -> Any:
+    """A net by name, fresh or with weights.
+
+    Args:
+        name: one of ``list_models()``.
+        weights: a tag (``"cifar10"``), ``"name.tag"`` or a path ending in ``.safetensors``; None for a fresh net.
+        scheme: ``rescale`` (the default without weights), ``bn``, ``frozen_bn``, ``gn`` or ``none``. With
+            weights it comes from them; a contradiction is an error, except ``frozen_bn`` for ``bn`` weights.
+        num_classes: classes of the last layer, 0 for no head. None: the weights' or the net's own number.
+            Another number than the weights' gives a new last layer, which is logged.
+        in_chans: input channels, 3 by default. Another number than the weights' adapts the stem, which is logged.
+        features_only: return the maps ``out_indices`` (default all levels) as a list; see ``feature_info``.
+        options: options of the net and the scheme (``model_info(name)``).
+
+    Returns:
+        ``Backbone``, or ``FeatureExtractor`` if ``features_only``.
+
+    Raises:
+        ValueError: unknown name, scheme or option (with near matches), or one that contradicts the weights.
+        zoo.WeightsError: weights that are missing, damaged or do not fit.
+    """
+    spec = _spec(name)
+    if out_indices is not None and not features_only:
+        raise ValueError("out_indices is for features_only=True")
+    if weights is None:
+        scheme = scheme or "rescale"
+        if scheme in SCHEMES and SCHEMES[scheme].needs_weights:
+            raise ValueError(f"scheme {scheme!r} needs weights: its statistics are never trained")
+        classes = spec.num_classes if num_classes is None else num_classes
+        model = _build(ModelConfig(name, scheme, classes, 3 if in_chans is None else in_chans, options))
+    else:
+        entry = checkpoint.get_weights(weights, model=name)
+        stored = entry.config
+        if scheme not in (None, stored.scheme) and (scheme, stored.scheme) != ("frozen_bn", "bn"):
+            raise ValueError(f"weights {entry.name} are of scheme {stored.scheme!r}, not {scheme!r}; leave scheme out")
+        regularizers = {key: value for key, value in options.items() if key.endswith("drop_rate")}
+        defaults = {**model_info(name).options, **model_info(name).scheme_options[stored.scheme]}
+        for key, value in options.items():
+            if key in regularizers or key not in defaults:  # unknown ones are refused by _build
+                continue
+            if value != (there := stored.options.get(key, defaults[key])):
+                raise ValueError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")
+        config = ModelConfig(
+            name,
+            scheme or stored.scheme,
+            stored.num_classes if num_classes is None else num_classes,
+            stored.in_chans if in_chans is None else in_chans,
+            {**stored.options, **options},
+        )
+        model = _build(config)
+        state = checkpoint.adapt(entry.load(), stored, model)
+        new_head = config.num_classes != stored.num_classes
+        checkpoint.load_state(model, state, entry.name, fresh=("fc.",) if new_head else ())
+    return FeatureExtractor(model, out_indices) if features_only else model

@@ -1,0 +1,251 @@
+"""How a net does without normalization, or with it: one object per scheme, one argument ``scheme=``.
+
+A scheme makes the convolutions and linear layers (with their init), whatever follows a convolution,
+the activation, and the join of trunk and branch. Architectures are written once, given a scheme; a new
+scheme is a class here and an entry in ``SCHEMES``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from zoo import layers
+from zoo.rescale import coefficients, init_factor
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch's place in the net: the ``index``-th (from 1) of ``total``, with ``layers`` linear layers."""
+
+    index: int
+    total: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Plain convolutions with He init and no normalization: the base of the others, and ``none`` itself.
+
+    Attributes:
+        post_bias: give each convolution an ordinary bias too (what folded BatchNorm nets need).
+    """
+
+    name: ClassVar[str] = "none"
+    summary: ClassVar[str] = "no normalization and nothing in its place"
+    residual_options: ClassVar[tuple[str, ...]] = ()  # options that mean something only where branches exist
+    default_shortcut: ClassVar[str] = "avgpool"
+    needs_weights: ClassVar[bool] = False
+    conv_mode: ClassVar[str] = "fan_in"
+
+    post_bias: bool = False
+
+    def conv(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        branch: Branch | None = None,
+        mode: str | None = None,
+    ) -> nn.Module:
+        """A 2D convolution, padded by kernel_size // 2, before a ReLU or at the end of a branch."""
+        conv = self._make_conv(in_channels, out_channels, kernel_size, stride, groups)
+        factor = 1.0 if branch is None else self.branch_factor(branch)
+        layers.he_normal_(conv.weight, mode=mode or self.conv_mode, factor=factor)
+        if isinstance(conv.bias, nn.Parameter):
+            nn.init.zeros_(conv.bias)
+        return conv
+
+    def projection(self, in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Module:
+        """The 1x1 convolution of a shortcut: no ReLU follows, so the gain is 1 (Kaiming with a = 1)."""
+        conv = self._make_conv(in_channels, out_channels, 1, stride, 1)
+        layers.he_normal_(conv.weight, gain=1.0)
+        if isinstance(conv.bias, nn.Parameter):
+            nn.init.zeros_(conv.bias)
+        return conv
+
+    def stem(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> nn.Module:
+        """A convolution at the net's entrance, before a norm (if any) and a ReLU."""
+        return self.conv(in_channels, out_channels, kernel_size, stride=stride)
+
+    def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
+        """The first convolution of a net without a stem of its own (VGG)."""
+        return self.conv(in_channels, out_channels, kernel_size, mode=mode)
+
+    def norm(self, channels: int) -> nn.Module:
+        """What follows a convolution; an Identity where there is no normalization."""
+        return nn.Identity()
+
+    def activation(self) -> nn.Module:
+        return nn.ReLU(inplace=True)
+
+    def join(self, branch: Branch) -> layers.ResidualAdd | layers.RescaledAdd:
+        """The residual connection: ``join.product(last_layer, y)``, then ``join(shortcut, branch)``."""
+        return layers.ResidualAdd()
+
+    def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
+        """A linear layer before a ReLU (VGG's classifier); ``first`` is the one that the features enter."""
+        linear = nn.Linear(in_features, out_features)
+        layers.he_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        return linear
+
+    def classifier(self, in_features: int, out_features: int, *, pooled: bool) -> nn.Module:
+        """The last linear layer; ``pooled`` where its input is pooled features, which ``before_pool`` shifted."""
+        linear = nn.Linear(in_features, out_features)
+        layers.he_normal_(linear.weight, gain=1.0)
+        nn.init.zeros_(linear.bias)
+        return linear
+
+    def head_bias(self, channels: int) -> nn.Module:
+        """What stands between the last feature map and the classifier: (N, C, ...) -> the same shape."""
+        return nn.Identity()
+
+    def branch_factor(self, branch: Branch) -> float:
+        """Factor on the He standard deviation of a branch's layers."""
+        return 1.0
+
+    def _make_conv(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int) -> Any:
+        return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=self.post_bias)
+
+
+@dataclass(frozen=True)
+class Rescale(Scheme):
+    """RescaleNet: a bias before each product, rescaled residual connections, a learnable multiplier.
+
+    Attributes:
+        multiplier: the learnable scalar m_k of each branch (paper, section 3.3); without it beta_k is used.
+        c: constant of the decay; None for the number of branches L, as published.
+        first_index: k of the first branch: 1 as published, 0 as in the authors' code.
+    """
+
+    name: ClassVar[str] = "rescale"
+    summary: ClassVar[str] = "rescaled residual connections, biases before products (NeurIPS 2020)"
+    residual_options: ClassVar[tuple[str, ...]] = ("multiplier", "c", "first_index")
+
+    multiplier: bool = True
+    c: float | None = None
+    first_index: int = 1
+
+    def __post_init__(self) -> None:
+        if self.c is not None and not self.c > 0:
+            raise ValueError(f"option c={self.c}: must be greater than 0")
+        if self.first_index not in (0, 1):
+            raise ValueError(f"option first_index={self.first_index}: 1 (as published) or 0 (the authors' code)")
+
+    def stem(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> nn.Module:
+        conv = layers.StemConv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
+        layers.he_normal_(conv.weight)
+        return conv
+
+    def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
+        return Scheme(self.post_bias).conv(in_channels, out_channels, kernel_size, mode=mode)
+
+    def join(self, branch: Branch) -> layers.RescaledAdd:
+        k, c = self._place(branch)
+        alpha, beta = coefficients(k, c)
+        return layers.RescaledAdd(alpha, 1 / math.sqrt(c) if self.multiplier else beta, self.multiplier)
+
+    def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
+        # Without a bias of its own, as published; the first one's input has been shifted by head_bias.
+        linear = (
+            nn.Linear(in_features, out_features, bias=False)
+            if first
+            else layers.BiasedLinear(in_features, out_features, post_bias=False)
+        )
+        layers.he_normal_(linear.weight)
+        return linear
+
+    def classifier(self, in_features: int, out_features: int, *, pooled: bool) -> nn.Module:
+        linear = nn.Linear(in_features, out_features) if pooled else layers.BiasedLinear(in_features, out_features)
+        layers.he_normal_(linear.weight, gain=1.0)
+        nn.init.zeros_(linear.bias)
+        return linear
+
+    def head_bias(self, channels: int) -> nn.Module:
+        return layers.ChannelBias(channels)
+
+    def branch_factor(self, branch: Branch) -> float:
+        return init_factor(*self._place(branch), branch.layers) if self.multiplier else 1.0
+
+    def _place(self, branch: Branch) -> tuple[int, float]:
+        return branch.index - 1 + self.first_index, float(branch.total if self.c is None else self.c)
+
+    def _make_conv(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int) -> Any:
+        return layers.BiasedConv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, post_bias=self.post_bias
+        )
+
+
+class _Normalized(Scheme):
+    """A normalization after each convolution: torchvision's layout and init."""
+
+    default_shortcut: ClassVar[str] = "conv"
+    conv_mode: ClassVar[str] = "fan_out"
+
+    def classifier(self, in_features: int, out_features: int, *, pooled: bool) -> nn.Module:
+        return nn.Linear(in_features, out_features)
+
+
+@dataclass(frozen=True)
+class BatchNorm(_Normalized):
+    """Batch normalization, the rival (Ioffe and Szegedy 2015)."""
+
+    name: ClassVar[str] = "bn"
+    summary: ClassVar[str] = "batch normalization"
+
+    def norm(self, channels: int) -> nn.Module:
+        return nn.BatchNorm2d(channels)
+
+
+@dataclass(frozen=True)
+class FrozenBatchNorm(_Normalized):
+    """Batch normalization with statistics and affine fixed at those of the weights: fine-tuning only."""
+
+    name: ClassVar[str] = "frozen_bn"
+    summary: ClassVar[str] = "batch normalization frozen at the weights' statistics"
+    needs_weights: ClassVar[bool] = True
+
+    def norm(self, channels: int) -> nn.Module:
+        return FrozenBatchNorm2d(channels)
+
+
+@dataclass(frozen=True)
+class GroupNorm(_Normalized):
+    """Group normalization (Wu and He 2018).
+
+    Attributes:
+        gn_groups: at most this many groups; a layer takes the largest number that divides its channels.
+    """
+
+    name: ClassVar[str] = "gn"
+    summary: ClassVar[str] = "group normalization"
+
+    gn_groups: int = 32
+
+    def __post_init__(self) -> None:
+        if self.gn_groups < 1:
+            raise ValueError(f"option gn_groups={self.gn_groups}: must be at least 1")
+
+    def norm(self, channels: int) -> nn.Module:
+        return nn.GroupNorm(math.gcd(self.gn_groups, channels), channels)
+
+
+SCHEMES: MappingProxyType[str, type[Scheme]] = MappingProxyType(
+    {cls.name: cls for cls in (Rescale, BatchNorm, FrozenBatchNorm, GroupNorm, Scheme)}
+)
+
+
+def scheme_options(scheme: str, *, residual: bool) -> dict[str, dataclasses.Field[Any]]:
+    """The options of a scheme; those about residual branches only where the net has them."""
+    cls = SCHEMES[scheme]
+    return {f.name: f for f in dataclasses.fields(cls) if residual or f.name not in cls.residual_options}

@@ -1,0 +1,124 @@
+"""VGG nets (Simonyan and Zisserman 2014, arXiv:1409.1556), written once for every scheme.
+
+No residual connections: the rescale scheme is the bias before every product alone. With
+``post_bias=True`` and scheme ``none`` or ``bn`` the layers are those of torchvision's vgg16/vgg16_bn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from zoo.backbone import Backbone, FeatureLevel
+from zoo.registry import ModelSpec, register_model
+from zoo.schemes import Scheme
+
+
+@dataclass(frozen=True)
+class VGGConfig:
+    """A VGG's layout. The fields named in ``OPTIONS`` may be given to ``create_model``.
+
+    Attributes:
+        depths: 3x3 convolutions before each max pool.
+        width: factor on all channel counts, the classifier's too.
+        drop_rate: dropout after each hidden layer of the classifier.
+    """
+
+    OPTIONS: ClassVar = ("width", "drop_rate")
+
+    depths: tuple[int, ...]
+    width: float = 1.0
+    drop_rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"option width={self.width}: must be greater than 0")
+        if not 0 <= self.drop_rate < 1:
+            raise ValueError(f"option drop_rate={self.drop_rate}: must be in [0, 1)")
+
+
+class Stage(nn.Sequential):
+    """Convolutions of one resolution as conv1, norm1, act1, ..."""
+
+
+class VGG(Backbone):
+    """A VGG of any scheme. Feature level i is the i-th stage before its max pool; the last follows the last pool."""
+
+    residual = False
+
+    def __init__(self, config: VGGConfig, scheme: Scheme, num_classes: int, in_chans: int) -> None:
+        super().__init__()
+        self.scheme = scheme
+        previous, reduction = in_chans, 1
+        levels = []
+        self.stage_names = [f"stage{i + 1}" for i in range(len(config.depths))]
+        for i, (name, depth) in enumerate(zip(self.stage_names, config.depths, strict=True)):
+            channels = max(1, round(min(64 * 2**i, 512) * config.width))
+            stage = Stage()
+            for j in range(1, depth + 1):
+                make = scheme.first_conv if i == 0 and j == 1 else scheme.conv
+                stage.add_module(f"conv{j}", make(previous, channels, 3, mode="fan_out"))
+                stage.add_module(f"norm{j}", scheme.norm(channels))
+                stage.add_module(f"act{j}", scheme.activation())
+                previous = channels
+            self.add_module(name, stage)
+            levels.append(FeatureLevel(channels, reduction, name))
+            reduction *= 2
+        self.last_pool: nn.Module = nn.MaxPool2d(2, 2)
+        levels.append(FeatureLevel(previous, reduction, "last_pool"))
+        self.levels = tuple(levels)
+        hidden = max(1, round(4096 * config.width))
+        self.num_features = hidden
+        self.head_bias = scheme.head_bias(previous)
+        self.pool: nn.Module = nn.AdaptiveAvgPool2d(7)
+        self.hidden: nn.Module = nn.Sequential(
+            scheme.hidden_linear(previous * 49, hidden, first=True),
+            scheme.activation(),
+            nn.Dropout(config.drop_rate),
+            scheme.hidden_linear(hidden, hidden, first=False),
+            scheme.activation(),
+            nn.Dropout(config.drop_rate),
+        )
+        self.fc: nn.Module = nn.Identity()
+        self.reset_classifier(num_classes)
+
+    def forward_levels(self, x: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = []
+        for name in self.stage_names:
+            if maps:
+                x = nn.functional.max_pool2d(x, 2, 2)
+            x = getattr(self, name)(x)
+            maps.append(x)
+        if len(maps) < len(self.levels):
+            maps.append(self.last_pool(x))
+        return maps
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.hidden(self.pool(self.head_bias(x)).flatten(1))
+        return x if pre_logits else self.fc(x)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        fresh: nn.Module = nn.Identity()
+        if num_classes:
+            fresh = self.scheme.classifier(self.num_features, num_classes, pooled=False)
+            like = next(self.parameters())
+            fresh.to(like.device, like.dtype)
+        self.fc = fresh
+
+    def truncate(self, level: int) -> None:
+        for name in self.stage_names[level + 1 :]:
+            delattr(self, name)
+        self.stage_names = self.stage_names[: level + 1]
+        if level < len(self.levels) - 1:
+            self.levels = self.levels[: level + 1]
+        self.head_bias, self.pool, self.hidden, self.fc = (nn.Identity() for _ in range(4))
+        self.num_classes = 0
+
+
+_PAPER = "https://arxiv.org/abs/1409.1556"
+
+register_model(ModelSpec("rescalevgg16", VGG, VGGConfig((2, 2, 3, 3, 3)), 1000, 224, 32, _PAPER))
+register_model(ModelSpec("rescalevgg19", VGG, VGGConfig((2, 2, 4, 4, 4)), 1000, 224, 32, _PAPER))
