@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +17,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+_PREDICT_OUT, _DEMO_OUT = Path("out/predict"), Path("out/demo")
 
 
 @app.command("list")
@@ -52,19 +56,157 @@ def train(
     say(f"{resolved.output}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
 
 
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="A net, or weights: name.tag or a safetensors file.")],
+) -> None:
+    """What a net offers, or what weights are: schemes, options, metrics, data, licence."""
+    import dataclasses
+    import json
+
+    import torch
+
+    import zoo
+
+    if model.endswith(".safetensors") or "." in model:
+        weights = zoo.get_weights(model)
+        content: dict[str, Any] = {
+            "weights": weights.name,
+            **dataclasses.asdict(weights.config),
+            "transform": dataclasses.asdict(weights.transform),
+            "classes": list(weights.classes),
+            "meta": weights.meta,
+        }
+    else:
+        content = dataclasses.asdict(zoo.model_info(model))
+        with torch.device("meta"):
+            net = zoo.create_model(model)
+        content["parameters"] = sum(p.numel() for p in net.parameters())
+    typer.echo(json.dumps(content, indent=1))
+
+
+@app.command("eval")
+def eval_(
+    weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
+    data: Annotated[str, typer.Argument(help="Folder with one folder of images for each class.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and confusion.png.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    workers: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Top-1, top-5, per-class table and confusion matrix of weights on an image folder."""
+    import zoo
+    from tasks.classification.data import folder_images
+    from tasks.classification.evaluate import evaluate_weights
+
+    entry = zoo.get_weights(weights)
+    model = zoo.create_model(entry.config.name, weights)
+    result = evaluate_weights(model, entry, folder_images(Path(data)), out=out, batch_size=batch_size, workers=workers)
+    typer.echo(f"{'class':<24}{'images':>8}{'recall':>9}{'precision':>11}  most often taken for")
+    for row in result.table(entry.classes):
+        recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
+        typer.echo(f"{row['class']:<24}{row['images']:>8}{recall:>9}{precision:>11}  {row['taken_for']}")
+    typer.echo("  ".join(f"{key} {value:.6g}" for key, value in result.metrics().items()))
+
+
+@app.command()
+def predict(
+    weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
+    inputs: Annotated[list[str], typer.Argument(help="Pictures and folders of pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder for predictions.json and contact_sheet.png.")] = _PREDICT_OUT,
+    top: Annotated[int, typer.Option(min=1, help="Classes to report for each picture.")] = 5,
+) -> None:
+    """Classify pictures; writes JSON and a contact sheet."""
+    import zoo
+    from tasks.classification.predict import find_images
+    from tasks.classification.predict import predict as run
+
+    entry = zoo.get_weights(weights)
+    model = zoo.create_model(entry.config.name, weights)
+    predictions, failed = run(model, entry, find_images(inputs), top=top, out=out)
+    for p in predictions:
+        typer.echo(f"{p.file}: " + ", ".join(f"{c} {s:.1%}" for c, s in zip(p.classes, p.scores, strict=True)))
+    say(f"written to {out}")
+    if failed and not predictions:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
+    to: Annotated[str, typer.Option(help="Target: onnx.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.onnx.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Input side in pixels; default: the weights'.")] = None,
+) -> None:
+    """Export weights and verify the file in the target's own runtime."""
+    import zoo
+    from zoo.registry import near
+
+    if to != "onnx":
+        raise UserError(f"unknown export target {to!r}{near(to, ['onnx'])}")
+    from zoo.export.onnx import export_onnx
+
+    entry = zoo.get_weights(weights)
+    model = zoo.create_model(entry.config.name, weights)
+    target = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}.onnx")
+    side = size or entry.transform.size
+    typer.echo(str(export_onnx(model, target, input_size=side, in_chans=entry.config.in_chans)))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the authors' RescaleNet code (.pth).")],
+    name: Annotated[str, typer.Argument(help="The net of ours that it is of, e.g. rescalenet50.")],
+    out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+    classes: Annotated[Path | None, typer.Option(help="Text file with a class name on each line.")] = None,
+) -> None:
+    """Turn a checkpoint of the authors' code into weights of this zoo (ImageNet input assumed)."""
+    import torch
+
+    import zoo
+
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{checkpoint}: not a checkpoint of tensors ({error})") from None
+    model = zoo.convert.from_reference(content.get("state_dict", content), name)
+    names = classes.read_text(encoding="utf-8").splitlines() if classes else [str(i) for i in range(model.num_classes)]
+    transform = zoo.InputTransform(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    zoo.save_weights(model, out, transform=transform, classes=names, meta={"converted_from": checkpoint.name})
+    typer.echo(f"{out}: {name}, {model.num_classes} classes")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for pictures, curves and the report.")] = _DEMO_OUT,
+) -> None:
+    """Pretrained net on real photographs, fine-tuning at batch size 2 beside BatchNorm, ONNX export."""
+    from tasks.demo import run
+
+    run(out)
+
+
 def main() -> None:
     """Run the command line: a user's error becomes one line and exit code 1."""
     import logging
-
-    from zoo import WeightsError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rescalenet").setLevel(logging.INFO)
     try:
         app(standalone_mode=True)
-    except (UserError, WeightsError, ValueError) as error:
+    except Exception as error:
+        if not _is_users(error):
+            raise
         say(f"error: {_last_line(error)}")
-        raise SystemExit(1) from (None if isinstance(error, UserError) else error)
+        raise SystemExit(1) from None
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether the error is the user's to mend; zoo raises ValueError for wrong names, options and weights."""
+    if isinstance(error, UserError | ValueError):
+        return True
+    from zoo.export.onnx import ExportError
+
+    return isinstance(error, ExportError)
 
 
 def _last_line(error: BaseException) -> str:

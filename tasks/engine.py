@@ -32,7 +32,7 @@ import zoo
 from tasks import config as cfg
 from tasks.errors import TrainingError
 from tasks.progress import Progress, say
-from zoo.checkpoint import atomic_write
+from zoo.checkpoint import atomic_write, write_text
 from zoo.rescale import branch_statistics
 
 Key = tuple[int, int]  # (epoch, index): what the sampler asks a training set for
@@ -284,7 +284,7 @@ class Trainer:
                 say(f"resuming a run of {state['ranks']} processes on {self.accelerator.num_processes}")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            atomic_write(stored, lambda path: _write(path, cfg.dump(self.config)))
+            write_text(cfg.dump(self.config), stored)
         return state
 
     def _calibrate(self) -> None:
@@ -449,10 +449,6 @@ class Trainer:
             "ranks": self.accelerator.num_processes,
         }
         atomic_write(self.state_path, lambda path: torch.save(state, path))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:

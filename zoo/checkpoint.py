@@ -59,7 +59,7 @@ class InputTransform:
     channel_order: str = "RGB"
 
     def build(self) -> Transform:
-        """PIL image or uint8 tensor (C, H, W) -> float32 tensor (C, size, size)."""
+        """PIL image or uint8 tensor (C, H, W) -> float32 tensor (C, size, size); grey images become RGB."""
         from torchvision.transforms import v2
 
         return v2.Compose(
@@ -204,6 +204,20 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    """A text file, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    atomic_write(path, write)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """A JSON file, whole or not at all."""
+    write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
 
 
 def _umask() -> int:

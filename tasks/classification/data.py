@@ -154,10 +154,10 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
 
 
 class EvalSet(Dataset[tuple[Tensor, int, int]]):
-    """Evaluation images by index: ((3, size, size) uint8, label, index)."""
+    """Evaluation images by index: (transform(uint8 (3, H, W)), label, index)."""
 
-    def __init__(self, images: Images, section: DataSection) -> None:
-        self.images, self.transform = images, eval_transform(section)
+    def __init__(self, images: Images, transform: Callable[[Tensor], Tensor]) -> None:
+        self.images, self.transform = images, transform
 
     def __len__(self) -> int:
         return len(self.images)

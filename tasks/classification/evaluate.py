@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+
+import zoo
+from tasks.classification.data import EvalSet, Images
+from tasks.errors import DataError
+from tasks.plots import confusion_matrix
+from zoo.checkpoint import write_json
 
 
 @dataclass
@@ -92,3 +99,52 @@ def evaluate(
             top5 += int((best == label[:, None]).any(1).sum())
     model.train(training)
     return Result(confusion.view(classes, classes), top5)
+
+
+def evaluate_weights(
+    model: zoo.Backbone,
+    weights: zoo.Weights,
+    images: Images,
+    *,
+    out: Path | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+) -> Result:
+    """Evaluate weights with the transform of their metadata.
+
+    Args:
+        images: their class names must be among the weights'; they may be fewer.
+        out: folder for ``metrics.json`` (with the per-class table) and ``confusion.png``.
+
+    Raises:
+        DataError: a class that the weights do not know.
+    """
+    from zoo.registry import near
+
+    index = {name: i for i, name in enumerate(weights.classes)}
+    for name in images.classes:
+        if name not in index:
+            raise DataError(f"class {name!r} is not one of {weights.name}{near(name, weights.classes)}")
+    labels = [index[images.classes[label]] for label in images.labels]
+    data = EvalSet(Images(weights.classes, labels, images.names, images.read), weights.transforms())
+    accelerator = Accelerator()
+    model.to(accelerator.device)
+    result = evaluate(
+        model,
+        data,
+        len(weights.classes),
+        accelerator,
+        inputs=lambda batch: batch[0],
+        batch_size=batch_size,
+        workers=workers,
+    )
+    if out is not None and accelerator.is_main_process:
+        write_report(result, weights.classes, out)
+    return result
+
+
+def write_report(result: Result, classes: Sequence[str], out: Path) -> None:
+    """``metrics.json`` and ``confusion.png`` in the folder ``out``."""
+    content = {"metrics": result.metrics(), "per_class": result.table(classes)}
+    write_json(content, out / "metrics.json")
+    confusion_matrix(result.confusion, classes, out / "confusion.png")

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 import zoo
 from tasks.classification.config import ClassificationConfig
-from tasks.classification.data import EvalSet, TrainSet, load_images
+from tasks.classification.data import EvalSet, TrainSet, eval_transform, load_images
 from tasks.classification.evaluate import evaluate
 
 
@@ -64,7 +64,7 @@ class Classification:
         return F.cross_entropy(model(x), target, label_smoothing=self.config.label_smoothing)
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
-        data, section = EvalSet(self.val_images, self.config.data), self.config.data
+        data, section = EvalSet(self.val_images, eval_transform(self.config.data)), self.config.data
         result = evaluate(
             model,
             data,

@@ -1,0 +1,108 @@
+"""Pictures -> classes: a list of files and folders, JSON and a contact sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import zoo
+from tasks.classification.data import EXTENSIONS, read_image
+from tasks.errors import DataError
+from tasks.plots import contact_sheet
+from tasks.progress import Progress, say
+from zoo.checkpoint import write_json
+
+SHEET_LIMIT = 60  # pictures on a contact sheet
+
+
+@dataclass
+class Prediction:
+    """A picture's most likely classes, with their softmax scores, best first."""
+
+    file: str
+    classes: list[str]
+    scores: list[float]
+
+
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """The files named, and all images below the folders named, in order.
+
+    Raises:
+        DataError: a path that does not exist, or no images at all.
+    """
+    found: list[Path] = []
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    if not found:
+        raise DataError(f"no images in {', '.join(paths)}; known endings: {' '.join(EXTENSIONS)}")
+    return found
+
+
+def predict(
+    model: zoo.Backbone,
+    weights: zoo.Weights,
+    files: Sequence[Path],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    out: Path | None = None,
+) -> tuple[list[Prediction], dict[str, str]]:
+    """Classify pictures; those that cannot be read are reported, not fatal.
+
+    Args:
+        weights: give the input transform and the class names.
+        top: classes to report for each picture.
+        out: folder for ``predictions.json`` and ``contact_sheet.png`` (of the first pictures).
+
+    Returns:
+        Predictions in the order of ``files``, and the reason for each file that could not be read.
+    """
+    transform, classes = weights.transforms(), weights.classes
+    model.eval()
+    predictions: list[Prediction] = []
+    failed: dict[str, str] = {}
+    thumbnails: list[Image.Image] = []
+    with Progress(len(files), 0, 1, enabled=len(files) > batch_size) as progress, torch.inference_mode():
+        for start in range(0, len(files), batch_size):
+            names, inputs = [], []
+            for path in files[start : start + batch_size]:
+                try:
+                    image = read_image(path)
+                except DataError as error:
+                    failed[str(path)] = str(error)
+                    continue
+                names.append(str(path))
+                inputs.append(transform(image))
+                if len(thumbnails) < SHEET_LIMIT:
+                    image.thumbnail((360, 360))
+                    thumbnails.append(image)
+            if inputs:
+                scores, order = model(torch.stack(inputs)).softmax(1).topk(min(top, len(classes)))
+                for name, row, indices in zip(names, scores.tolist(), order.tolist(), strict=True):
+                    predictions.append(Prediction(name, [classes[i] for i in indices], row))
+            progress.step(min(start + batch_size, len(files)))
+    for reason in failed.values():
+        say(f"skipped: {reason}")
+    if failed:
+        say(f"{len(failed)} of {len(files)} files could not be read")
+    if out is not None:
+        content = {
+            "weights": weights.name,
+            "predictions": [asdict(p) for p in predictions],
+            "failed": failed,
+        }
+        write_json(content, out / "predictions.json")
+        if thumbnails:
+            captions = [f"{p.classes[0]} {p.scores[0]:.0%}\n{Path(p.file).name[:28]}" for p in predictions]
+            contact_sheet(thumbnails, captions[: len(thumbnails)], out / "contact_sheet.png")
+    return predictions, failed

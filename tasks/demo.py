@@ -1,0 +1,131 @@
+"""``rescalenet demo``: the main job on real input, in a few minutes, without a network."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import zoo
+from tasks import plots
+from tasks.classification.data import folder_images
+from tasks.classification.evaluate import Result, evaluate_weights, write_report
+from tasks.classification.predict import predict
+from tasks.engine import Trainer
+from tasks.errors import UserError
+from tasks.progress import say
+from tasks.run import make_task, resolve
+from zoo.checkpoint import atomic_write, write_text
+from zoo.export.onnx import export_onnx
+
+NET = "rescalenet20_cifar"
+RIVALS = {"rescale": f"{NET}.cifar10", "bn": f"{NET}.cifar10_bn"}
+
+
+def run(out: Path) -> None:
+    """Classify photographs, fine-tune beside BatchNorm at batch size 2, export; all into ``out``.
+
+    Raises:
+        UserError: the extra ``demo`` is not installed.
+    """
+    start = time.monotonic()
+    try:
+        import skimage
+        from sklearn import datasets
+    except ImportError as error:
+        raise UserError(f"the demo needs {error.name}: pip install 'rescalenet-zoo[demo]'") from None
+    report = ["# RescaleNet demo", ""]
+
+    say(f"1/4 classifying photographs with {RIVALS['rescale']}")
+    sources = {name: Path(skimage.__file__).parent / "data" / name for name in _SKIMAGE}
+    sources |= {Path(f).name: Path(f) for f in datasets.load_sample_images().filenames}
+    weights = zoo.get_weights(RIVALS["rescale"])
+    model = zoo.create_model(NET, "cifar10")
+    predictions, _ = predict(model, weights, list(sources.values()), out=out / "photographs")
+    report += [
+        f"## Photographs, by `{weights.name}` (CIFAR-10 classes, 32 px)",
+        "",
+        "The net knows ten classes; only the cat's is among them, the other pictures show what it makes of the rest.",
+        "",
+        "| photograph | first | second |",
+        "|---|---|---|",
+    ]
+    for p in predictions:
+        first, second = (f"{c} {s:.0%}" for c, s in zip(p.classes[:2], p.scores[:2], strict=True))
+        report.append(f"| {Path(p.file).name} | {first} | {second} |")
+    report += ["", "![contact sheet](photographs/contact_sheet.png)", ""]
+
+    digits = out / "digits"
+    counts = write_digits(digits)
+    say(f"2/4 fine-tuning on {counts['train']} handwritten digits at batch size 2, rescale and bn")
+    results: dict[str, Result] = {}
+    for scheme, name in RIVALS.items():
+        folder = out / scheme
+        _forget(folder)
+        config = resolve(
+            "classification/digits/rescalenet20",
+            [f"data.root={digits}", f"output={folder}", f"model.weights={name}", f"model.scheme={scheme}"],
+        )
+        Trainer(make_task(config)).fit()
+
+    say("3/4 evaluating both")
+    for scheme in RIVALS:
+        path = str(out / scheme / "checkpoints" / "last.safetensors")
+        entry = zoo.get_weights(path)
+        results[scheme] = evaluate_weights(zoo.create_model(NET, path), entry, folder_images(digits / "val"))
+        write_report(results[scheme], entry.classes, out / scheme)
+    plots.curves({s: out / s / "log.jsonl" for s in RIVALS}, out / "curves.png", "top1")
+    report += [
+        f"## Fine-tuned on scikit-learn's digits at batch size 2 ({counts['train']} images, {counts['val']} held out)",
+        "",
+        "| scheme | top-1 | worst class |",
+        "|---|---|---|",
+    ]
+    for scheme, result in results.items():
+        report.append(f"| {scheme} | {result.metrics()['top1']:.2f} % | {float(result.per_class().min()):.1%} |")
+    report += ["", "![curves](curves.png)", "", "![confusion](rescale/confusion.png)", ""]
+
+    say("4/4 exporting to ONNX")
+    path = str(out / "rescale" / "checkpoints" / "last.safetensors")
+    verified = export_onnx(zoo.create_model(NET, path), out / "rescalenet20_digits.onnx", input_size=32)
+    report += ["## Export", "", str(verified), ""]
+    report.append(f"Took {time.monotonic() - start:.0f} s.")
+    write_text("\n".join(report) + "\n", out / "report.md")
+    for line in report:
+        if line.startswith("|") or "agrees" in line:
+            say(line)
+    say(f"see {out / 'report.md'}")
+
+
+_SKIMAGE = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg", "motorcycle_left.png")
+
+
+def write_digits(root: Path) -> dict[str, int]:
+    """scikit-learn's digits (8x8, Optical Recognition of Handwritten Digits, UCI) as PNG folders.
+
+    Every fifth image is held out. Returns the number of images in ``train`` and ``val``.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    counts = {"train": 0, "val": 0}
+    for i, (pixels, label) in enumerate(zip(data.images, data.target, strict=True)):
+        split = "val" if i % 5 == 0 else "train"
+        image = Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+
+        def save(path: Path, image: Image.Image = image) -> None:
+            image.save(path, format="PNG")
+
+        atomic_write(root / split / str(label) / f"{i:04}.png", save)
+        counts[split] += 1
+    return counts
+
+
+def _forget(folder: Path) -> None:
+    """Remove an earlier demo's run, and nothing else."""
+    import shutil
+
+    if (folder / "config.yaml").exists():
+        shutil.rmtree(folder)
