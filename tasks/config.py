@@ -43,7 +43,7 @@ class SGD(Strict):
     nesterov: bool = False
     weight_decay: float = Field(1e-4, ge=0, description="on weights only, never on biases, multipliers or norms")
     multiplier_lr: float = Field(1.0, ge=0, description="factor on lr for the multipliers m_k")
-    bias_lr: float = Field(1.0, ge=0, description="factor on lr for 1-D parameters")
+    bias_lr: float = Field(1.0, ge=0, description="factor on lr for the biases initialised from data")
     clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm to this")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from zoo.layers import RescaledAdd
+from zoo.layers import Calibrated, RescaledAdd
 
 
 @dataclass(frozen=True)
@@ -132,31 +132,38 @@ def no_weight_decay(model: nn.Module) -> set[str]:
 def param_groups(
     model: nn.Module, weight_decay: float, *, multiplier_lr: float = 1.0, bias_lr: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: weights with decay; biases and multipliers without.
+    """Parameter groups for an optimizer: weights with decay; biases, norm parameters and multipliers without.
 
     Args:
         weight_decay: for the weights of convolutions and linear layers only.
         multiplier_lr: factor on the learning rate of the multipliers m_k, as ``lr_scale`` in their group.
-        bias_lr: the same for 1-D parameters.
+        bias_lr: the same for the biases that are initialised from data.
 
     Returns:
-        Groups with ``params``, ``names``, ``group``, ``weight_decay`` and ``lr_scale``; empty ones left out.
+        Groups with ``params``, ``names``, ``group`` (weights, others, data_biases, multipliers), ``weight_decay``
+        and ``lr_scale``; empty ones left out.
     """
-    multipliers = {
-        f"{name}.multiplier"
-        for name, module in model.named_modules()
-        if isinstance(module, RescaledAdd) and module.multiplier is not None
+    special: dict[str, str] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, RescaledAdd) and module.multiplier is not None:
+            special[f"{prefix}multiplier"] = "multipliers"
+        elif isinstance(module, Calibrated):
+            special[f"{prefix}{module.data_bias_name}"] = "data_biases"
+    settings = {
+        "weights": (weight_decay, 1.0),
+        "others": (0.0, 1.0),
+        "data_biases": (0.0, bias_lr),
+        "multipliers": (0.0, multiplier_lr),
     }
-    plain = no_weight_decay(model) - multipliers
-    trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-
-    def group(kind: str, members: Iterable[tuple[str, nn.Parameter]], decay: float, lr_scale: float) -> dict[str, Any]:
-        names, params = [n for n, _ in members], [p for _, p in members]
-        return {"params": params, "names": names, "group": kind, "weight_decay": decay, "lr_scale": lr_scale}
-
-    groups = [
-        group("weights", [(n, p) for n, p in trainable if n not in plain | multipliers], weight_decay, 1.0),
-        group("biases", [(n, p) for n, p in trainable if n in plain], 0.0, bias_lr),
-        group("multipliers", [(n, p) for n, p in trainable if n in multipliers], 0.0, multiplier_lr),
-    ]
-    return [g for g in groups if g["params"]]
+    groups: dict[str, dict[str, Any]] = {
+        kind: {"params": [], "names": [], "group": kind, "weight_decay": decay, "lr_scale": scale}
+        for kind, (decay, scale) in settings.items()
+    }
+    without_decay = no_weight_decay(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = special.get(name, "others" if name in without_decay else "weights")
+            groups[kind]["params"].append(parameter)
+            groups[kind]["names"].append(name)
+    return [g for g in groups.values() if g["params"]]

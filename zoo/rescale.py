@@ -145,7 +145,8 @@ def calibrate(
         force: also reset biases that a checkpoint supplied.
 
     Raises:
-        ValueError: no batches, a non-finite mean, or batches that take different ways through the net.
+        ValueError: no batches, a wrong number of channels, a mean that is not finite, or batches that take
+            different ways through the net.
     """
     batches = list(batches)
     if not batches:
@@ -211,6 +212,8 @@ def _statistics(layer: nn.Module, x: Tensor) -> Tensor:
     assert isinstance(layer, Calibrated)
     x = layer.calibration_input(x)
     dim = layer.channel_dim % x.ndim
+    if x.shape[dim] != layer.data_bias.numel():
+        raise ValueError(f"calibrate: an input has {x.shape[dim]} channels, the layer {layer.data_bias.numel()}")
     sums = x.sum(dim=[d for d in range(x.ndim) if d != dim], dtype=torch.float64)
     return torch.cat([sums, sums.new_tensor([x.numel() // x.shape[dim]])])
 

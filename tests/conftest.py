@@ -1,0 +1,56 @@
+"""Shared by all tests: one thread a worker, narrow nets, real data where it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+# One narrow net for each family and block; everything is checked on these, counts and shapes on all nets.
+NARROW = {
+    "basic": ("rescalenet18", {"width": 0.125}),
+    "bottleneck": ("rescalenet50", {"width": 0.125}),
+    "grouped": ("rescalenext50_32x4d", {"width": 0.25}),
+    "cifar": ("rescalenet20_cifar", {"width": 0.5}),
+    "vgg": ("rescalevgg16", {"width": 0.0625, "drop_rate": 0.0}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def narrow(kind: str, **extra: object):
+    """A fresh narrow net with 5 classes."""
+    name, options = NARROW[kind]
+    return zoo.create_model(name, num_classes=5, **{**options, **extra})
+
+
+def shared(*parts: str) -> Path:
+    """A path below ../shared, or skip the test."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs {path.relative_to(SHARED.parent)}, which is not on this machine")
+    return path
+
+
+def natural_images(count: int, size: int) -> torch.Tensor:
+    """Images with a 1/f amplitude spectrum, as photographs have, each channel with mean 0 and variance 1."""
+    frequency = torch.fft.fftfreq(size)
+    amplitude = 1 / (frequency[:, None] ** 2 + frequency**2).sqrt().clamp(min=1 / size)
+    x = torch.fft.ifft2(torch.fft.fft2(torch.randn(count, 3, size, size)) * amplitude).real
+    return (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True)
+
+
+def environment() -> dict[str, str]:
+    """For subprocesses: one thread, no hub."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
