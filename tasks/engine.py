@@ -23,13 +23,14 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 import zoo
 from tasks import config as cfg
+from tasks.devices import make_accelerator
 from tasks.errors import TrainingError
 from tasks.progress import Progress, say
 from zoo.checkpoint import atomic_write, write_text
@@ -209,10 +210,9 @@ class Trainer:
         self.folder = Path(self.config.output)
         self.state_path = self.folder / "checkpoints" / "last.pt"
         half = train.precision in ("bf16", "fp16")
-        self.accelerator = Accelerator(
+        self.accelerator = make_accelerator(
             mixed_precision=train.precision if half else "no",
             gradient_accumulation_steps=train.accumulate,
-            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
             step_scheduler_with_optimizer=False,
         )
         self.dtype = torch.float64 if train.precision == "fp64" else torch.float32

@@ -49,12 +49,20 @@ def test_parameter_counts_of_the_reference(name, millions):
     assert round(count(meta(name)) / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", NETS)
-def test_shapes_on_the_meta_device(name, scheme):
-    model = meta(name, scheme=scheme)
+def test_every_scheme_on_the_meta_device(name):
+    assert zoo.model_info(name).schemes == ("rescale", "bn", "frozen_bn", "gn", "none")
+    for scheme in SCHEMES:
+        model = meta(name, scheme=scheme)
+        assert all(p.ndim <= 1 for n, p in model.named_parameters() if n in model.no_weight_decay())
+        assert all(p.ndim > 1 for n, p in model.named_parameters() if n not in model.no_weight_decay())
+        assert any(isinstance(m, NORMS) for m in model.modules()) == (scheme in ("bn", "gn"))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_shapes_on_the_meta_device(name):
+    model = meta(name)
     info = zoo.model_info(name)
-    assert scheme in info.schemes
     size = info.input_size + 1  # odd
     x = torch.empty(2, 3, size, size, device="meta")
     maps = model.forward_levels(x)
@@ -66,10 +74,6 @@ def test_shapes_on_the_meta_device(name, scheme):
         for _ in range(halvings):  # ResNets round up, VGG's max pools down
             side = side // 2 if info.family == "VGG" else -(-side // 2)
         assert made.shape == (2, level.channels, side, side), i
-    assert all(p.ndim <= 1 for n, p in model.named_parameters() if n in model.no_weight_decay())
-    assert all(p.ndim > 1 for n, p in model.named_parameters() if n not in model.no_weight_decay())
-    if scheme in ("rescale", "none"):
-        assert not [m for m in model.modules() if isinstance(m, NORMS)]
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -107,7 +111,7 @@ def test_bn_has_the_tensors_of_torchvision(ours, theirs):
     assert sorted(v.shape for v in mine.values()) == sorted(v.shape for v in rival.state_dict().values())
 
 
-@pytest.mark.parametrize("theirs", ["resnet18", "resnext50_32x4d", "vgg16_bn"])
+@pytest.mark.parametrize("theirs", ["resnet18", "resnext50_32x4d", pytest.param("vgg16_bn", marks=pytest.mark.slow)])
 def test_bn_equals_torchvision(theirs):
     """Same outputs as torchvision's net with its own random weights and statistics."""
     ours = {v: k for k, v in TORCHVISION.items()}[theirs]
@@ -252,12 +256,12 @@ def test_autocast_and_half_precision(kind):
     x = torch.randn(2, 3, 64, 64)
     zoo.calibrate(model, [x])
     with torch.no_grad():
-        exact = model(x)
+        exact = model.forward_features(x)
         with torch.autocast("cpu", torch.bfloat16):
             maps = model.forward_levels(x)
-            rough = model(x)
         assert all(m.dtype == torch.bfloat16 for m in maps)
-        assert (rough - exact).abs().max() <= 0.1 * exact.abs().max()
+        # bf16 keeps 8 bits: 0.4 % a product, over up to 50 products in a row
+        assert (maps[-1].float() - exact).norm() <= 0.1 * exact.norm()
         assert model.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 

@@ -174,8 +174,7 @@ def train_transform(section: DataSection) -> v2.Transform:
     if isinstance(crop, CentreCrop):
         steps = [eval_transform(section)]
     elif isinstance(crop, PadCrop):
-        resize = [] if section.resize == section.size else [v2.Resize(section.resize, antialias=True)]
-        steps = [*resize, v2.RandomCrop(section.size, padding=crop.padding)]
+        steps = [v2.Resize(section.resize, antialias=True), v2.RandomCrop(section.size, padding=crop.padding)]
     else:
         steps = [v2.RandomResizedCrop(section.size, scale=crop.scale, antialias=True)]
     if section.augment.flip:

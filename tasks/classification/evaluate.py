@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import zoo
 from tasks.classification.data import EvalSet, Images
+from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tasks.plots import confusion_matrix
 from zoo.checkpoint import write_json
@@ -127,7 +128,7 @@ def evaluate_weights(
             raise DataError(f"class {name!r} is not one of {weights.name}{near(name, weights.classes)}")
     labels = [index[images.classes[label]] for label in images.labels]
     data = EvalSet(Images(weights.classes, labels, images.names, images.read), weights.transforms())
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     model.to(accelerator.device)
     result = evaluate(
         model,

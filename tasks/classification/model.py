@@ -15,6 +15,7 @@ import zoo
 from tasks.classification.config import ClassificationConfig
 from tasks.classification.data import EvalSet, TrainSet, eval_transform, load_images
 from tasks.classification.evaluate import evaluate
+from tasks.errors import ConfigError
 
 
 class Classification:
@@ -22,6 +23,7 @@ class Classification:
 
     Raises:
         DataError: see ``load_images``.
+        ConfigError: images smaller than the net takes (on ``build_model``).
     """
 
     metric = "top1"
@@ -37,6 +39,9 @@ class Classification:
 
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
+        smallest = zoo.model_info(section.name).min_size
+        if self.config.data.size < smallest:
+            raise ConfigError(f"data.size={self.config.data.size}: {section.name} needs at least {smallest} pixels")
         return zoo.create_model(
             section.name,
             section.weights,

@@ -1,0 +1,31 @@
+"""The one place that makes an Accelerator."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration
+
+from tasks.errors import TrainingError
+
+
+def make_accelerator(**settings: Any) -> Accelerator:
+    """An Accelerator whose batches are split over the ranks, on the machine's accelerator or the CPU.
+
+    Raises:
+        TrainingError: Accelerate does not see the processes that torchrun launched.
+    """
+    AcceleratorState._reset_state()  # the precision of an earlier run in this process does not bind this one
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else it ignores torchrun on machines without accelerators
+        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+        **settings,
+    )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise TrainingError(f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}")
+    return accelerator

@@ -1,0 +1,54 @@
+"""A wheel installed outside the checkout finds its configs and weights."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment
+
+CHECK = """
+import importlib.metadata, pathlib, sys
+import zoo, tasks
+from tasks.config import configs_dir
+from tasks.run import resolve
+site = pathlib.Path(sys.argv[1])
+assert site in pathlib.Path(zoo.__file__).parents, zoo.__file__
+assert site in pathlib.Path(tasks.__file__).parents
+assert site in configs_dir().parents
+resolve("classification/cifar10/rescalenet20")
+assert (configs_dir() / "classification/cifar10/holdout.txt").is_file()
+for name in zoo.list_weights():
+    model, tag = name.split(".")
+    zoo.create_model(model, tag)
+    assert site in zoo.get_weights(name).path.parents
+assert importlib.metadata.version("rescalenet-zoo") == zoo.__version__
+print(sorted(zoo.list_weights()))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    built = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    subprocess.run(built, check=True, env=environment())
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True, env=environment())
+    return target
+
+
+def test_the_wheel_works_outside_the_checkout(site, tmp_path):
+    """PYTHONPATH comes before the editable install; run in another folder."""
+    env = {**environment(), "PYTHONPATH": str(site)}
+    arguments = [sys.executable, "-c", CHECK, str(site)]
+    done = subprocess.run(arguments, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    import zoo
+
+    assert done.stdout.strip() == str(zoo.list_weights())
+
+
+def test_only_zoo_and_tasks_are_installed(site):
+    assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} <= {"zoo", "tasks", "bin"}
+    assert (site / "zoo" / "py.typed").exists()
