@@ -52,8 +52,10 @@ def train(
         return
     from tasks.engine import Trainer
 
-    metrics = Trainer(make_task(resolved), resume=resume).fit()
-    say(f"{resolved.output}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+    trainer = Trainer(make_task(resolved), resume=resume)
+    metrics = trainer.fit()
+    if trainer.accelerator.is_main_process:
+        say(f"{resolved.output}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
 
 
 @app.command()
@@ -189,24 +191,15 @@ def main() -> None:
     """Run the command line: a user's error becomes one line and exit code 1."""
     import logging
 
+    from zoo.errors import ZooError
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rescalenet").setLevel(logging.INFO)
     try:
         app(standalone_mode=True)
-    except Exception as error:
-        if not _is_users(error):
-            raise
+    except (UserError, ZooError, OSError) as error:
         say(f"error: {_last_line(error)}")
         raise SystemExit(1) from None
-
-
-def _is_users(error: Exception) -> bool:
-    """Whether the error is the user's to mend; zoo raises ValueError for wrong names, options and weights."""
-    if isinstance(error, UserError | ValueError):
-        return True
-    from zoo.export.onnx import ExportError
-
-    return isinstance(error, ExportError)
 
 
 def _last_line(error: BaseException) -> str:

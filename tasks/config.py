@@ -106,7 +106,7 @@ class TrainSection(Strict):
     workers: int = Field(0, ge=0, description="data loading processes on each rank")
     eval_every: int = Field(1, ge=1, description="epochs")
     checkpoint_minutes: float = Field(10.0, ge=0, description="between checkpoints within an epoch; 0: after each step")
-    log_every: int = Field(50, ge=1, description="optimizer steps between records of the loss")
+    log_every: int = Field(50, ge=1, description="optimizer steps between records of the loss; an epoch's last is one")
 
 
 class RunConfig(Strict):

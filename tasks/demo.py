@@ -105,14 +105,18 @@ _SKIMAGE = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg", "motorcy
 def write_digits(root: Path) -> dict[str, int]:
     """scikit-learn's digits (8x8, Optical Recognition of Handwritten Digits, UCI) as PNG folders.
 
-    Every fifth image is held out. Returns the number of images in ``train`` and ``val``.
+    A fifth of each class is held out. Returns the number of images in ``train`` and ``val``.
     """
     from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     data = load_digits()
+    indices = range(len(data.target))
+    _, held = train_test_split(indices, test_size=0.2, stratify=data.target, random_state=0)
+    held = set(held)
     counts = {"train": 0, "val": 0}
     for i, (pixels, label) in enumerate(zip(data.images, data.target, strict=True)):
-        split = "val" if i % 5 == 0 else "train"
+        split = "val" if i in held else "train"
         image = Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
 
         def save(path: Path, image: Image.Image = image) -> None:

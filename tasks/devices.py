@@ -13,18 +13,26 @@ from accelerate.utils import DataLoaderConfiguration
 from tasks.errors import TrainingError
 
 
+def best_device() -> torch.device:
+    """The machine's accelerator, or the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def make_accelerator(**settings: Any) -> Accelerator:
     """An Accelerator whose batches are split over the ranks, on the machine's accelerator or the CPU.
 
     Raises:
-        TrainingError: Accelerate does not see the processes that torchrun launched.
+        TrainingError: the device lacks the precision, or Accelerate does not see the processes torchrun launched.
     """
     AcceleratorState._reset_state()  # the precision of an earlier run in this process does not bind this one
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # else it ignores torchrun on machines without accelerators
-        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
-        **settings,
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else it ignores torchrun on machines without accelerators
+            dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+            **settings,
+        )
+    except ValueError as error:  # a precision that the device does not have
+        raise TrainingError(str(error)) from None
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise TrainingError(f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}")

@@ -268,7 +268,7 @@ class Trainer:
         """The state to resume from, if any; writes the resolved config of a new run."""
         stored = self.folder / "config.yaml"
         state = None
-        if self.state_path.exists() or stored.exists():
+        if stored.exists():
             if not resume:
                 raise TrainingError(f"{self.folder} holds a run already: add --resume, or choose another output=FOLDER")
             old, new = cfg.read_yaml(stored), self.config.model_dump(mode="json")
@@ -359,9 +359,10 @@ class Trainer:
             at.step += 1
             if self.ema is not None:
                 self.ema.update_parameters(self.bare)
-            if at.step % train.log_every == 0:
+            if at.step % train.log_every == 0 or at.batch == usable:
                 self._log_step(torch.stack(losses).mean())
-            progress.step(at.step, epoch=f"{at.epoch + 1}/{train.epochs}", loss=at.loss_sum / max(at.loss_count, 1))
+            mean = {"loss": at.loss_sum / at.loss_count} if at.loss_count else {}
+            progress.step(at.step, epoch=f"{at.epoch + 1}/{train.epochs}", **mean)
             if self._due():
                 self._save()
 
@@ -378,9 +379,7 @@ class Trainer:
         self._check_weights()
         model = self._averaged()
         rows = branch_statistics(self.bare)
-        values: dict[str, float] = {}
-        if at.loss_count:
-            values["train_loss"] = at.loss_sum / at.loss_count
+        values = {"train_loss": at.loss_sum / at.loss_count}
         last = at.epoch + 1 == train.epochs
         if last or (at.epoch + 1) % train.eval_every == 0:
             at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)

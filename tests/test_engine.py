@@ -259,11 +259,21 @@ def test_accumulation_equals_the_large_batch(images, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-10)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_it_learns(images, tmp_path, precision):
     optimizer = {"name": "adamw", "lr": 3e-3, "clip_norm": 1.0}
     metrics = fit(images, tmp_path / "run", epochs=8, precision=precision, optimizer=optimizer, checkpoint_minutes=10)
     assert metrics["top1"] > 60  # a third by chance
+
+
+@pytest.mark.slow
+def test_compiled_training_equals_eager(images, tmp_path):
+    """float64: what is left is the order of sums in fused loops."""
+    for compiled in (False, True):
+        fit(images, tmp_path / str(compiled), precision="fp64", compile=compiled, epochs=1, checkpoint_minutes=10)
+    eager, compiled = weights_of(tmp_path / "False"), weights_of(tmp_path / "True")
+    for key in eager:
+        torch.testing.assert_close(eager[key], compiled[key], rtol=1e-9, atol=1e-10)
 
 
 def test_groups_have_their_own_rates(images, tmp_path):

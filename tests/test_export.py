@@ -8,7 +8,8 @@ from conftest import NARROW, narrow
 from torch import nn
 
 import zoo
-from zoo.export.onnx import ExportError, export_onnx
+from zoo.errors import ExportError
+from zoo.export.onnx import export_onnx
 
 
 @pytest.mark.parametrize("scheme", ["rescale", pytest.param("bn", marks=pytest.mark.slow)])

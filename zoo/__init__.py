@@ -3,7 +3,8 @@
 from zoo import convert
 from zoo._version import __version__
 from zoo.backbone import Backbone, FeatureExtractor, FeatureInfo, ModelConfig, param_groups
-from zoo.checkpoint import InputTransform, Weights, WeightsError, get_weights, list_weights, save_weights
+from zoo.checkpoint import InputTransform, Weights, get_weights, list_weights, save_weights
+from zoo.errors import ExportError, WeightsError, ZooError
 from zoo.registry import ModelInfo, create_model, list_models, model_info
 from zoo.rescale import CalibrationReport, branch_statistics, calibrate, coefficients
 
@@ -12,6 +13,7 @@ from zoo import resnet, vgg  # noqa: F401  isort: skip  (they register their net
 __all__ = [
     "Backbone",
     "CalibrationReport",
+    "ExportError",
     "FeatureExtractor",
     "FeatureInfo",
     "InputTransform",
@@ -19,6 +21,7 @@ __all__ = [
     "ModelInfo",
     "Weights",
     "WeightsError",
+    "ZooError",
     "__version__",
     "branch_statistics",
     "calibrate",

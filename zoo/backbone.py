@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from zoo.errors import ZooError
 from zoo.layers import Calibrated, RescaledAdd
 
 
@@ -107,7 +108,7 @@ class FeatureExtractor(nn.Module):
         count = len(body.levels)
         indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
         if not indices or sorted(set(indices)) != list(indices) or not 0 <= indices[0] <= indices[-1] < count:
-            raise ValueError(f"out_indices={out_indices!r}: increasing numbers from 0 to {count - 1} expected")
+            raise ZooError(f"out_indices={out_indices!r}: increasing numbers from 0 to {count - 1} expected")
         body.truncate(indices[-1])
         self.body = body
         self.out_indices = indices

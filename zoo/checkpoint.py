@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, ModelConfig
+from zoo.errors import WeightsError, ZooError
 from zoo.layers import Calibrated
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("rescalenet")
 
 HEADER_KEY = "rescalenet"
-
-
-class WeightsError(ValueError):
-    """Weights that are missing, damaged, or do not fit the model. One line says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -244,13 +241,13 @@ def save_weights(
         dtype: for floating-point tensors (``torch.float16`` halves the file); None keeps them.
 
     Raises:
-        ValueError: wrong ending or wrong number of class names.
+        ZooError: wrong ending or wrong number of class names.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: the name of a weights file ends in .safetensors")
+        raise ZooError(f"{path}: the name of a weights file ends in .safetensors")
     if len(classes) != model.num_classes:
-        raise ValueError(f"{len(classes)} class names for a model with {model.num_classes} classes")
+        raise ZooError(f"{len(classes)} class names for a model with {model.num_classes} classes")
     state = {}
     for key, value in model.state_dict().items():
         convert = dtype if dtype is not None and value.is_floating_point() else value.dtype

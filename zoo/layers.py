@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoo.errors import ZooError
+
 
 class Calibrated(nn.Module):
     """Mixin of the layers that hold a bias initialised from data.
@@ -79,7 +81,7 @@ class _BiasedConvNd(Calibrated):
 
 def _checked_padding(padding: Any) -> Any:
     if isinstance(padding, str):
-        raise ValueError(f"padding={padding!r}: give the padding as numbers")
+        raise ZooError(f"padding={padding!r}: give the padding as numbers")
     return padding
 
 
@@ -90,7 +92,7 @@ class BiasedConv2d(_BiasedConvNd, nn.Conv2d):
     Zero padding is put around x + b, as in the reference.
 
     Raises:
-        ValueError: for string paddings.
+        ZooError: for string paddings.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class BiasedConv3d(_BiasedConvNd, nn.Conv3d):
     """3D convolution of x + b: (N, I, T, H, W) -> (N, O, T', H', W'). Parameters as in BiasedConv2d.
 
     Raises:
-        ValueError: for string paddings.
+        ZooError: for string paddings.
     """
 
     def __init__(
@@ -253,10 +255,10 @@ def he_normal_(weight: Tensor, *, gain: float = math.sqrt(2), mode: str = "fan_i
     kernel positions included; groups are already in the weight's shape for fan_in.
 
     Raises:
-        ValueError: if mode is neither.
+        ZooError: if mode is neither.
     """
     if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"mode={mode!r}: 'fan_in' or 'fan_out' expected")
+        raise ZooError(f"mode={mode!r}: 'fan_in' or 'fan_out' expected")
     fan = weight[0].numel() if mode == "fan_in" else weight.numel() // weight.shape[1]
     with torch.no_grad():
         return weight.normal_(0.0, factor * gain / math.sqrt(fan))

@@ -15,6 +15,7 @@ import pydantic
 
 from zoo import checkpoint
 from zoo.backbone import Backbone, FeatureExtractor, ModelConfig
+from zoo.errors import ZooError
 from zoo.schemes import SCHEMES, Scheme, scheme_options
 
 log = logging.getLogger("rescalenet")
@@ -71,12 +72,12 @@ def register_model(spec: ModelSpec) -> None:
     """Add a net to the registry.
 
     Raises:
-        ValueError: if the name is taken, or has the dot that separates names from tags.
+        ZooError: if the name is taken, or has the dot that separates names from tags.
     """
     if spec.name in _MODELS:
-        raise ValueError(f"a model named {spec.name!r} is registered already")
+        raise ZooError(f"a model named {spec.name!r} is registered already")
     if "." in spec.name:
-        raise ValueError(f"model name {spec.name!r}: the dot is for weight tags")
+        raise ZooError(f"model name {spec.name!r}: the dot is for weight tags")
     _MODELS[spec.name] = spec
 
 
@@ -91,7 +92,7 @@ def near(word: str, known: Iterable[str]) -> str:
 
 def _spec(name: str) -> ModelSpec:
     if name not in _MODELS:
-        raise ValueError(f"unknown model {name!r}{near(name, sorted(_MODELS))}")
+        raise ZooError(f"unknown model {name!r}{near(name, sorted(_MODELS))}")
     return _MODELS[name]
 
 
@@ -109,7 +110,7 @@ def model_info(name: str) -> ModelInfo:
     """Schemes, options, weights and defaults of a net.
 
     Raises:
-        ValueError: unknown name, with near matches.
+        ZooError: unknown name, with near matches.
     """
     spec = _spec(name)
     return ModelInfo(
@@ -137,7 +138,7 @@ def _checked(options: dict[str, Any], owner: Any, where: str) -> dict[str, Any]:
         try:
             checked[key] = pydantic.TypeAdapter(hints[key]).validate_python(value)
         except pydantic.ValidationError as error:
-            raise ValueError(f"{where}: option {key}={value!r}: {error.errors()[0]['msg']}") from None
+            raise ZooError(f"{where}: option {key}={value!r}: {error.errors()[0]['msg']}") from None
     return checked
 
 
@@ -145,18 +146,18 @@ def _build(config: ModelConfig) -> Backbone:
     """A fresh model from its config; every name and option is checked."""
     spec = _spec(config.name)
     if config.scheme not in SCHEMES:
-        raise ValueError(f"unknown scheme {config.scheme!r}{near(config.scheme, SCHEMES)}")
+        raise ZooError(f"unknown scheme {config.scheme!r}{near(config.scheme, SCHEMES)}")
     if config.scheme not in spec.schemes:
-        raise ValueError(f"{config.name} does not support scheme {config.scheme!r}; it does: {', '.join(spec.schemes)}")
+        raise ZooError(f"{config.name} does not support scheme {config.scheme!r}; it does: {', '.join(spec.schemes)}")
     for key, value in {"num_classes": config.num_classes, "in_chans": config.in_chans}.items():
         least = 0 if key == "num_classes" else 1
         if not isinstance(value, int) or value < least:
-            raise ValueError(f"{config.name}: {key}={value!r}: a whole number of at least {least} is needed")
+            raise ZooError(f"{config.name}: {key}={value!r}: a whole number of at least {least} is needed")
     of_scheme = scheme_options(config.scheme, residual=spec.family.residual)
     known = [*spec.layout.OPTIONS, *of_scheme]
     for key in config.options:
         if key not in known:
-            raise ValueError(f"{config.name} with scheme {config.scheme!r} has no option {key!r}{near(key, known)}")
+            raise ZooError(f"{config.name} with scheme {config.scheme!r} has no option {key!r}{near(key, known)}")
     cls = SCHEMES[config.scheme]
     split = {k: v for k, v in config.options.items() if k in of_scheme}
     scheme: Scheme = cls(**_checked(split, cls, config.name))
@@ -195,30 +196,30 @@ def create_model(
         ``Backbone``, or ``FeatureExtractor`` if ``features_only``.
 
     Raises:
-        ValueError: unknown name, scheme or option (with near matches), or one that contradicts the weights.
+        ZooError: unknown name, scheme or option (with near matches), or one that contradicts the weights.
         zoo.WeightsError: weights that are missing, damaged or do not fit.
     """
     spec = _spec(name)
     if out_indices is not None and not features_only:
-        raise ValueError("out_indices is for features_only=True")
+        raise ZooError("out_indices is for features_only=True")
     if weights is None:
         scheme = scheme or "rescale"
         if scheme in SCHEMES and SCHEMES[scheme].needs_weights:
-            raise ValueError(f"scheme {scheme!r} needs weights: its statistics are never trained")
+            raise ZooError(f"scheme {scheme!r} needs weights: its statistics are never trained")
         classes = spec.num_classes if num_classes is None else num_classes
         model = _build(ModelConfig(name, scheme, classes, 3 if in_chans is None else in_chans, options))
     else:
         entry = checkpoint.get_weights(weights, model=name)
         stored = entry.config
         if scheme not in (None, stored.scheme) and (scheme, stored.scheme) != ("frozen_bn", "bn"):
-            raise ValueError(f"weights {entry.name} are of scheme {stored.scheme!r}, not {scheme!r}; leave scheme out")
+            raise ZooError(f"weights {entry.name} are of scheme {stored.scheme!r}, not {scheme!r}; leave scheme out")
         regularizers = {key: value for key, value in options.items() if key.endswith("drop_rate")}
         defaults = {**model_info(name).options, **model_info(name).scheme_options[stored.scheme]}
         for key, value in options.items():
             if key in regularizers or key not in defaults:  # unknown ones are refused by _build
                 continue
             if value != (there := stored.options.get(key, defaults[key])):
-                raise ValueError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")
+                raise ZooError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")
         config = ModelConfig(
             name,
             scheme or stored.scheme,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.errors import ZooError
 from zoo.layers import Calibrated, RescaledAdd
 
 
@@ -28,10 +29,10 @@ def coefficients(k: int, c: float) -> tuple[float, float]:
     (paper, section 3.2). ``k = 0`` is accepted: the authors' code counts from there.
 
     Raises:
-        ValueError: if k is negative, c is not positive, or k-1+c is negative.
+        ZooError: if k is negative, c is not positive, or k-1+c is negative.
     """
     if k < 0 or c <= 0 or k - 1 + c < 0:
-        raise ValueError(f"coefficients(k={k}, c={c}): k must be >= 0, c > 0 and k - 1 + c >= 0")
+        raise ZooError(f"coefficients(k={k}, c={c}): k must be >= 0, c > 0 and k - 1 + c >= 0")
     return math.sqrt((k - 1 + c) / (k + c)), math.sqrt(1 / (k + c))
 
 
@@ -42,10 +43,10 @@ def init_factor(k: int, c: float, layers: int) -> float:
     sqrt(c/(k+c)) goes into the weights, shared equally: ((k+c)/c)^(-1/(2n)) (paper, section 3.3).
 
     Raises:
-        ValueError: if k is negative, c not positive or ``layers`` less than 1.
+        ZooError: if k is negative, c not positive or ``layers`` less than 1.
     """
     if k < 0 or c <= 0 or layers < 1:
-        raise ValueError(f"init_factor(k={k}, c={c}, layers={layers}): k >= 0, c > 0 and layers >= 1 are needed")
+        raise ZooError(f"init_factor(k={k}, c={c}, layers={layers}): k >= 0, c > 0 and layers >= 1 are needed")
     return ((k + c) / c) ** (-1 / (2 * layers))
 
 
@@ -145,12 +146,12 @@ def calibrate(
         force: also reset biases that a checkpoint supplied.
 
     Raises:
-        ValueError: no batches, a wrong number of channels, a mean that is not finite, or batches that take
+        ZooError: no batches, a wrong number of channels, a mean that is not finite, or batches that take
             different ways through the net.
     """
     batches = list(batches)
     if not batches:
-        raise ValueError("calibrate needs at least one batch")
+        raise ZooError("calibrate needs at least one batch")
     names = {module: name for name, module in model.named_modules() if isinstance(module, Calibrated)}
     report = CalibrationReport(supplied=[n for m, n in names.items() if m.calibrated and not force])
     pending = {m for m in names if force or not m.calibrated}
@@ -183,7 +184,7 @@ def calibrate(
             layers = {stop[0] if stop else None for stop in stops}
             if len(layers) != 1:
                 where = sorted(names[m] if m is not None else "the end" for m in layers)  # type: ignore[index]
-                raise ValueError(f"calibrate: batches take different ways through the net ({', '.join(where)})")
+                raise ZooError(f"calibrate: batches take different ways through the net ({', '.join(where)})")
             (layer,) = layers
             assert isinstance(layer, Calibrated)
             total = torch.stack([stop[1] for stop in stops if stop]).sum(0)
@@ -191,7 +192,7 @@ def calibrate(
                 total = reduce(total)
             mean = total[:-1] / total[-1]
             if not torch.isfinite(mean).all():
-                raise ValueError(f"calibrate: the input of {names[layer]} has a mean that is not finite")
+                raise ZooError(f"calibrate: the input of {names[layer]} has a mean that is not finite")
             layer.data_bias.data.copy_(-mean)
             layer.calibrated = True
             pending.discard(layer)
@@ -213,7 +214,7 @@ def _statistics(layer: nn.Module, x: Tensor) -> Tensor:
     x = layer.calibration_input(x)
     dim = layer.channel_dim % x.ndim
     if x.shape[dim] != layer.data_bias.numel():
-        raise ValueError(f"calibrate: an input has {x.shape[dim]} channels, the layer {layer.data_bias.numel()}")
+        raise ZooError(f"calibrate: an input has {x.shape[dim]} channels, the layer {layer.data_bias.numel()}")
     sums = x.sum(dim=[d for d in range(x.ndim) if d != dim], dtype=torch.float64)
     return torch.cat([sums, sums.new_tensor([x.numel() // x.shape[dim]])])
 

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, FeatureLevel
+from zoo.errors import ZooError
 from zoo.layers import RescaledAdd, ResidualAdd
 from zoo.registry import ModelSpec, register_model
 from zoo.schemes import Branch, Scheme
@@ -52,12 +53,12 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         if not self.width > 0:
-            raise ValueError(f"option width={self.width}: must be greater than 0")
+            raise ZooError(f"option width={self.width}: must be greater than 0")
         for name in ("drop_rate", "branch_drop_rate"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"option {name}={getattr(self, name)}: must be in [0, 1)")
+                raise ZooError(f"option {name}={getattr(self, name)}: must be in [0, 1)")
         if self.stride_in_1x1 and self.block != "bottleneck":
-            raise ValueError("option stride_in_1x1: only bottleneck nets have a 1x1 to stride")
+            raise ZooError("option stride_in_1x1: only bottleneck nets have a 1x1 to stride")
 
     def channels(self, count: int) -> int:
         """A channel count times ``width``, kept a multiple of the groups."""

@@ -17,6 +17,7 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zoo import layers
+from zoo.errors import ZooError
 from zoo.rescale import coefficients, init_factor
 
 
@@ -145,11 +146,11 @@ class Rescale(Scheme):
 
     def __post_init__(self) -> None:
         if self.c is not None and not self.c > 0:
-            raise ValueError(f"option c={self.c}: must be greater than 0")
+            raise ZooError(f"option c={self.c}: must be greater than 0")
         if self.first_index not in (0, 1):
-            raise ValueError(f"option first_index={self.first_index}: 1 (as published) or 0 (the authors' code)")
+            raise ZooError(f"option first_index={self.first_index}: 1 (as published) or 0 (the authors' code)")
         if not self.projection_gain > 0:
-            raise ValueError(f"option projection_gain={self.projection_gain}: must be greater than 0")
+            raise ZooError(f"option projection_gain={self.projection_gain}: must be greater than 0")
 
     def gain_of_projection(self) -> float:
         return self.projection_gain
@@ -246,7 +247,7 @@ class GroupNorm(_Normalized):
 
     def __post_init__(self) -> None:
         if self.gn_groups < 1:
-            raise ValueError(f"option gn_groups={self.gn_groups}: must be at least 1")
+            raise ZooError(f"option gn_groups={self.gn_groups}: must be at least 1")
 
     def norm(self, channels: int) -> nn.Module:
         return nn.GroupNorm(math.gcd(self.gn_groups, channels), channels)

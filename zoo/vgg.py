@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, FeatureLevel
+from zoo.errors import ZooError
 from zoo.registry import ModelSpec, register_model
 from zoo.schemes import Scheme
 
@@ -34,9 +35,9 @@ class VGGConfig:
 
     def __post_init__(self) -> None:
         if not self.width > 0:
-            raise ValueError(f"option width={self.width}: must be greater than 0")
+            raise ZooError(f"option width={self.width}: must be greater than 0")
         if not 0 <= self.drop_rate < 1:
-            raise ValueError(f"option drop_rate={self.drop_rate}: must be in [0, 1)")
+            raise ZooError(f"option drop_rate={self.drop_rate}: must be in [0, 1)")
 
 
 class Stage(nn.Sequential):

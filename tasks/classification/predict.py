@@ -11,6 +11,7 @@ from PIL import Image
 
 import zoo
 from tasks.classification.data import EXTENSIONS, read_image
+from tasks.devices import best_device
 from tasks.errors import DataError
 from tasks.plots import contact_sheet
 from tasks.progress import Progress, say
@@ -68,7 +69,8 @@ def predict(
         Predictions in the order of ``files``, and the reason for each file that could not be read.
     """
     transform, classes = weights.transforms(), weights.classes
-    model.eval()
+    device = best_device()
+    model.to(device).eval()
     predictions: list[Prediction] = []
     failed: dict[str, str] = {}
     thumbnails: list[Image.Image] = []
@@ -87,7 +89,7 @@ def predict(
                     image.thumbnail((360, 360))
                     thumbnails.append(image)
             if inputs:
-                scores, order = model(torch.stack(inputs)).softmax(1).topk(min(top, len(classes)))
+                scores, order = model(torch.stack(inputs).to(device)).softmax(1).topk(min(top, len(classes)))
                 for name, row, indices in zip(names, scores.tolist(), order.tolist(), strict=True):
                     predictions.append(Prediction(name, [classes[i] for i in indices], row))
             progress.step(min(start + batch_size, len(files)))

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoint import WeightsError, load_state
+from zoo.checkpoint import load_state
+from zoo.errors import WeightsError
 
 # module of the reference -> parameter of ours; bias modules first, in both ResNets and VGG
 _RESNET_BIASES = {"addbias1": "stem.conv1.bias", "addbias2": "head_bias.bias"}

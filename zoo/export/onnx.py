@@ -9,10 +9,7 @@ import torch
 from torch import nn
 
 from zoo.checkpoint import atomic_write
-
-
-class ExportError(RuntimeError):
-    """An export that failed, or whose outputs differ from the model's."""
+from zoo.errors import ExportError
 
 
 @dataclass(frozen=True)
@@ -96,8 +93,6 @@ def export_onnx(
     try:
         atomic_write(path, build)
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        if isinstance(error, ExportError):
-            raise
         raise ExportError(f"{path}: the ONNX exporter failed: {error}") from error
     finally:
         model.train(training)

@@ -1,0 +1,35 @@
+"""What the README shows runs."""
+
+import re
+
+from conftest import ROOT
+
+from tasks.config import find_config
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_api_page_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    assert scope["body"].feature_info.channels() == [64, 128, 256, 512]
+    assert scope["body"].feature_info.reduction() == [4, 8, 16, 32]
+    assert scope["features"].shape == (1, 64, 8, 8)
+    assert scope["zoo"].list_models("rescalenet*", pretrained=True) == ["rescalenet20_cifar"]
+    assert (tmp_path / "out/mine.safetensors").exists()
+
+
+def test_named_files_and_commands_exist():
+    for name in re.findall(r"\]\(([^)]+)\)", README):
+        assert name.startswith("http") or (ROOT / name).exists(), name
+    for name in re.findall(r"configs/\S+\.yaml", README):
+        assert (ROOT / name).exists()
+    from typer.main import get_command
+
+    from tasks.cli import app
+
+    commands = set(get_command(app).commands)
+    assert set(re.findall(r"^(?:torchrun .* )?rescalenet (\w+)", README, re.MULTILINE)) <= commands
+    assert find_config("classification/cifar10/rescalenet20")
