@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from conftest import narrow
 from PIL import Image
 from torch import nn
@@ -14,8 +13,9 @@ from torch.utils.data import DataLoader
 import zoo
 from tasks.classification.config import DataSection
 from tasks.classification.data import TrainSet, eval_transform, folder_images, load_images, read_image
-from tasks.classification.evaluate import Result, evaluate, evaluate_weights, write_report
+from tasks.classification.evaluate import Result, eval_loader, evaluate, evaluate_weights, write_report
 from tasks.classification.predict import find_images, predict
+from tasks.devices import make_accelerator
 from tasks.errors import DataError
 
 
@@ -202,7 +202,9 @@ def test_metrics_equal_scikit_learns(classes):
     torch.manual_seed(1)
     logits, labels = torch.randn(53, classes), torch.randint(0, classes, (53,))
     data = [(i, int(labels[i]), i) for i in range(53)]
-    result = evaluate(Table(logits), data, classes, Accelerator(), inputs=lambda batch: batch[0], batch_size=7)
+    accelerator = make_accelerator()
+    loader = eval_loader(data, accelerator, 7)
+    result = evaluate(Table(logits), loader, classes, accelerator, inputs=lambda batch: batch[0])
     predictions = logits.argmax(1)
     assert np.array_equal(result.confusion, metrics.confusion_matrix(labels, predictions, labels=range(classes)))
     got = result.metrics()

@@ -259,6 +259,12 @@ def test_accumulation_equals_the_large_batch(images, tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-10)
 
 
+def test_a_remainder_that_fills_no_step_is_left_out(images, tmp_path):
+    fit(images, tmp_path / "run", accumulate=4, epochs=3)  # 6 batches an epoch
+    records = read_log(tmp_path / "run/log.jsonl")
+    assert [(r["epoch"], r["step"]) for r in records if r["event"] == "step"] == [(0, 1), (1, 2), (2, 3)]
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_it_learns(images, tmp_path, precision):
     optimizer = {"name": "adamw", "lr": 3e-3, "clip_norm": 1.0}

@@ -59,15 +59,35 @@ def _product_bias(weight: Tensor, pre_bias: Tensor, groups: int) -> Tensor:
     return (w.view(groups, out // groups, -1) * b).sum(2).view(out)
 
 
+Size = int | tuple[int, ...]
+
+
 class _BiasedConvNd(Calibrated):
     """Shared by BiasedConv2d and BiasedConv3d, which also derive from torch's convolution."""
 
     weight: Tensor
     bias: Tensor | None
-    pre_bias: nn.Parameter
     padding: Any
     groups: int
     _conv_forward: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        *,
+        post_bias: bool = False,
+    ) -> None:
+        if isinstance(padding, str):
+            raise ZooError(f"padding={padding!r}: give the padding as numbers")
+        torch_args: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        super().__init__(*torch_args, bias=post_bias)
+        self.pre_bias = nn.Parameter(torch.zeros(in_channels))
 
     def forward(self, x: Tensor, scale: Tensor | float | None = None) -> Tensor:
         """scale * (W (pad(x + pre_bias)) + bias); the scale multiplies the weights, not the activations."""
@@ -79,79 +99,23 @@ class _BiasedConvNd(Calibrated):
         return self._conv_forward(x, weight, folded if bias is None else folded + bias)
 
 
-def _checked_padding(padding: Any) -> Any:
-    if isinstance(padding, str):
-        raise ZooError(f"padding={padding!r}: give the padding as numbers")
-    return padding
-
-
 class BiasedConv2d(_BiasedConvNd, nn.Conv2d):
     """2D convolution of x + b: (N, I, H, W) -> (N, O, H', W').
 
     Parameters: ``weight`` (O, I/groups, kH, kW), ``pre_bias`` (I,), and ``bias`` (O,) if ``post_bias``.
-    Zero padding is put around x + b, as in the reference.
+    Arguments as torch.nn.Conv2d's, the padding in numbers. Zero padding is put around x + b, as in the reference.
 
     Raises:
         ZooError: for string paddings.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
-        dilation: int | tuple[int, int] = 1,
-        groups: int = 1,
-        *,
-        post_bias: bool = False,
-    ) -> None:
-        nn.Conv2d.__init__(
-            self,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            _checked_padding(padding),
-            dilation,
-            groups,
-            bias=post_bias,
-        )
-        self.pre_bias = nn.Parameter(torch.zeros(in_channels))
 
 
 class BiasedConv3d(_BiasedConvNd, nn.Conv3d):
-    """3D convolution of x + b: (N, I, T, H, W) -> (N, O, T', H', W'). Parameters as in BiasedConv2d.
+    """3D convolution of x + b: (N, I, T, H, W) -> (N, O, T', H', W'). Otherwise as BiasedConv2d.
 
     Raises:
         ZooError: for string paddings.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int, int],
-        stride: int | tuple[int, int, int] = 1,
-        padding: int | tuple[int, int, int] = 0,
-        dilation: int | tuple[int, int, int] = 1,
-        groups: int = 1,
-        *,
-        post_bias: bool = False,
-    ) -> None:
-        nn.Conv3d.__init__(
-            self,
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            _checked_padding(padding),
-            dilation,
-            groups,
-            bias=post_bias,
-        )
-        self.pre_bias = nn.Parameter(torch.zeros(in_channels))
 
 
 class BiasedLinear(Calibrated, nn.Linear):

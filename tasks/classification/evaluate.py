@@ -67,26 +67,27 @@ class Result:
         return rows
 
 
+def eval_loader(data: Dataset[Any], accelerator: Accelerator, batch_size: int, workers: int = 0) -> Any:
+    """Batches of ``data`` (image, label, index), split over the ranks; ``batch_size`` is that of all together."""
+    ranks = accelerator.num_processes
+    batch_size = max(ranks, batch_size - batch_size % ranks)
+    return accelerator.prepare(DataLoader(data, batch_size=batch_size, num_workers=workers))
+
+
 def evaluate(
     model: nn.Module,
-    data: Dataset[Any],
+    loader: Any,
     classes: int,
     accelerator: Accelerator,
     *,
     inputs: Callable[[Any], Tensor],
-    batch_size: int,
-    workers: int = 0,
 ) -> Result:
     """Run the model over a set; every image counts once, on any number of ranks.
 
     Args:
-        data: gives (image, label, index).
+        loader: from ``eval_loader``.
         inputs: batch on the device -> the model's input.
-        batch_size: of all ranks together.
     """
-    ranks = accelerator.num_processes
-    batch_size = max(ranks, batch_size - batch_size % ranks)
-    loader: Any = accelerator.prepare(DataLoader(data, batch_size=batch_size, num_workers=workers))
     confusion = torch.zeros(classes * classes, dtype=torch.int64)
     top5, k = 0, min(5, classes)
     training = model.training
@@ -130,15 +131,8 @@ def evaluate_weights(
     data = EvalSet(Images(weights.classes, labels, images.names, images.read), weights.transforms())
     accelerator = make_accelerator()
     model.to(accelerator.device)
-    result = evaluate(
-        model,
-        data,
-        len(weights.classes),
-        accelerator,
-        inputs=lambda batch: batch[0],
-        batch_size=batch_size,
-        workers=workers,
-    )
+    loader = eval_loader(data, accelerator, batch_size, workers)
+    result = evaluate(model, loader, len(weights.classes), accelerator, inputs=lambda batch: batch[0])
     if out is not None and accelerator.is_main_process:
         write_report(result, weights.classes, out)
     return result

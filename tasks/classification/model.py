@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 import zoo
 from tasks.classification.config import ClassificationConfig
 from tasks.classification.data import EvalSet, TrainSet, eval_transform, load_images
-from tasks.classification.evaluate import evaluate
+from tasks.classification.evaluate import eval_loader, evaluate
 from tasks.errors import ConfigError
 
 
@@ -32,6 +32,7 @@ class Classification:
         self.config = config
         self.train_images, self.val_images = load_images(config.data)
         self.classes = self.train_images.classes
+        self.eval_loader: Any = None  # made at the first evaluation
         self.mean = torch.tensor(config.data.mean).view(-1, 1, 1)
         self.std = torch.tensor(config.data.std).view(-1, 1, 1)
         mixup = config.data.augment.mixup
@@ -69,17 +70,13 @@ class Classification:
         return F.cross_entropy(model(x), target, label_smoothing=self.config.label_smoothing)
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
-        data, section = EvalSet(self.val_images, eval_transform(self.config.data)), self.config.data
-        result = evaluate(
-            model,
-            data,
-            len(self.classes),
-            accelerator,
-            inputs=lambda batch: self.inputs(batch, dtype),
-            batch_size=section.eval_batch_size,
-            workers=self.config.train.workers,
-        )
-        return result.metrics()
+        if self.eval_loader is None:
+            data = EvalSet(self.val_images, eval_transform(self.config.data))
+            batch_size, workers = self.config.data.eval_batch_size, self.config.train.workers
+            self.eval_loader = eval_loader(data, accelerator, batch_size, workers)
+        return evaluate(
+            model, self.eval_loader, len(self.classes), accelerator, inputs=lambda batch: self.inputs(batch, dtype)
+        ).metrics()
 
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         data = self.config.data
