@@ -141,7 +141,7 @@ def export(
 ) -> None:
     """Export weights and verify the file in the target's own runtime."""
     import zoo
-    from zoo.registry import near
+    from zoo.errors import near
 
     if to != "onnx":
         raise UserError(f"unknown export target {to!r}{near(to, ['onnx'])}")

@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field
 
 from tasks.errors import ConfigError
-from zoo.registry import near
+from zoo.errors import near
 
 
 class Strict(pydantic.BaseModel):

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
@@ -219,7 +219,7 @@ class Trainer:
         ranks = self.accelerator.num_processes
         if train.batch_size % ranks:
             raise TrainingError(f"train.batch_size={train.batch_size} does not divide over {ranks} processes")
-        state = self._open_folder(resume)
+        state = self._read_folder(resume)
         set_seed(train.seed)  # the net's init is the same on every rank
         model = task.build_model().to(self.dtype)
         if train.channels_last:
@@ -259,13 +259,16 @@ class Trainer:
                 self.ema.load_state_dict(state["ema"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.accelerator.wait_for_everyone()  # every rank has looked into the folder
+        if self.accelerator.is_main_process:
+            write_text(cfg.dump(self.config), self.folder / "config.yaml")
         self.log = RunLog(self.folder, self.at.log_bytes, self.at.step, self.accelerator.is_main_process)
         self.saved_at = time.monotonic()
 
     # -- setting up -----------------------------------------------------------------------------
 
-    def _open_folder(self, resume: bool) -> dict[str, Any] | None:
-        """The state to resume from, if any; writes the resolved config of a new run."""
+    def _read_folder(self, resume: bool) -> dict[str, Any] | None:
+        """The state to resume from, if any."""
         stored = self.folder / "config.yaml"
         state = None
         if stored.exists():
@@ -282,9 +285,6 @@ class Trainer:
                 raise TrainingError(f"{self.state_path}: not a complete checkpoint ({error})") from None
             if state["ranks"] != self.accelerator.num_processes:
                 say(f"resuming a run of {state['ranks']} processes on {self.accelerator.num_processes}")
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            write_text(cfg.dump(self.config), stored)
         return state
 
     def _calibrate(self) -> None:
@@ -375,49 +375,39 @@ class Trainer:
         self.log.write("step", at.step, epoch=at.epoch, loss=value, lr=self.optimizer.param_groups[0]["lr"])
 
     def _end_of_epoch(self, progress: Progress) -> None:
-        at, train = self.at, self.train
+        at, train, main = self.at, self.train, self.accelerator.is_main_process
         self._check_weights()
-        model = self._averaged()
-        rows = branch_statistics(self.bare)
+        model = self.bare if self.ema is None else self.ema.module  # what is evaluated and kept
+        folder = self.folder / "checkpoints"
         values = {"train_loss": at.loss_sum / at.loss_count}
-        last = at.epoch + 1 == train.epochs
-        if last or (at.epoch + 1) % train.eval_every == 0:
+        meta: dict[str, Any] = {"epochs": at.epoch + 1, "config": self.config.model_dump(mode="json")}
+        if (at.epoch + 1) % train.eval_every == 0 or at.epoch + 1 == train.epochs:
             at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)
             values |= at.metrics
-            if self.accelerator.is_main_process and at.metrics[self.task.metric] > at.best:
-                self.task.save_weights(model, self.folder / "checkpoints" / "best.safetensors", self._meta())
+            meta["metrics"] = at.metrics
             if at.metrics[self.task.metric] > at.best:
                 at.best, at.best_epoch = at.metrics[self.task.metric], at.epoch
+                if main:
+                    self.task.save_weights(model, folder / "best.safetensors", meta)
         self.log.write("epoch", at.step, epoch=at.epoch, **values)
-        self.log.blocks(at.step, at.epoch, rows)
-        if self.accelerator.is_main_process:
+        self.log.blocks(at.step, at.epoch, branch_statistics(self.bare))
+        if main:
+            self.task.save_weights(model, folder / "last.safetensors", meta)
             shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
             progress.message(f"epoch {at.epoch + 1}/{train.epochs}  {shown}")
         at.epoch, at.batch, at.loss_sum, at.loss_count = at.epoch + 1, 0, 0.0, 0
-        if self.accelerator.is_main_process:
-            self.task.save_weights(model, self.folder / "checkpoints" / "last.safetensors", self._meta())
         self._save()
 
     # -- checkpoints ----------------------------------------------------------------------------
 
-    def _averaged(self) -> nn.Module:
-        """The weights to evaluate and keep: the averaged ones if there are any."""
-        return self.bare if self.ema is None else self.ema.module
-
-    def _meta(self) -> dict[str, Any]:
-        at = self.at
-        return {"metrics": at.metrics, "epoch": at.epoch + 1, "config": self.config.model_dump(mode="json")}
-
     def _due(self) -> bool:
         """Whether every-n-minutes says to save; the main process decides for all."""
-        due = torch.tensor(
-            [time.monotonic() - self.saved_at >= self.train.checkpoint_minutes * 60], device=self.accelerator.device
-        )
+        due = time.monotonic() - self.saved_at >= self.train.checkpoint_minutes * 60
         if self.accelerator.num_processes == 1:
-            return bool(due)
-        from accelerate.utils import broadcast
-
-        return bool(broadcast(due.int()))
+            return due
+        if self.at.step % self.train.log_every:  # asking the other ranks is a synchronisation: as often as logging
+            return False
+        return bool(broadcast(torch.tensor([int(due)], device=self.accelerator.device)))
 
     def _check_weights(self) -> None:
         for name, parameter in self.bare.named_parameters():

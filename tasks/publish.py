@@ -50,7 +50,7 @@ def publish(run: Path, name: str, evaluation: Path, facts: dict[str, Any], targe
     model = zoo.create_model(net, source.name)
     meta: dict[str, Any] = {
         **facts,
-        "epochs": source.meta["epoch"],
+        "epochs": config["train"]["epochs"],
         "seed": config["train"]["seed"],
         "config": config,
         "parameters": sum(p.numel() for p in model.parameters()),

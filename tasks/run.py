@@ -8,7 +8,7 @@ from tasks import config as cfg
 from tasks.classification.config import ClassificationConfig
 from tasks.engine import Task
 from tasks.errors import ConfigError
-from zoo.registry import near
+from zoo.errors import near
 
 SCHEMAS: dict[str, type[cfg.RunConfig]] = {"classification": ClassificationConfig}
 

@@ -154,6 +154,7 @@ def test_a_run_leaves_what_users_look_for(images, tmp_path):
         assert entry.classes == ("blue", "green", "red")
         assert entry.meta["config"]["train"]["epochs"] == 2
     assert entry.meta["metrics"] == metrics
+    assert entry.meta["epochs"] == 2
     # the averaged weights are the ones kept
     kept = weights_of(run)
     for key, value in kept.items():

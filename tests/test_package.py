@@ -1,5 +1,6 @@
 """A wheel installed outside the checkout finds its configs and weights."""
 
+import shutil
 import subprocess
 import sys
 
@@ -29,8 +30,13 @@ print(sorted(zoo.list_weights()))
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy: building leaves files behind that a later wheel would pick up
+    for name in ("zoo", "tasks", "configs", "weights"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    built = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(ROOT)]
+    built = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
     subprocess.run(built, check=True, env=environment())
     (wheel,) = folder.glob("*.whl")
     target = folder / "site"

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, ModelConfig
-from zoo.errors import WeightsError, ZooError
+from zoo.errors import WeightsError, ZooError, near
 from zoo.layers import Calibrated
 
 if TYPE_CHECKING:
@@ -150,8 +150,6 @@ def get_weights(name: str, *, model: str | None = None) -> Weights:
     Raises:
         WeightsError: unknown name (with near matches), a file that is missing or damaged, or weights of another model.
     """
-    from zoo.registry import near
-
     if name.endswith(".safetensors"):
         entry = _from_file(Path(name))
     else:
@@ -293,8 +291,6 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fr
     Raises:
         WeightsError: missing or unexpected keys (with near matches) or wrong shapes.
     """
-    from zoo.registry import near
-
     own = model.state_dict()
     kept = {key: value for key, value in own.items() if key.startswith(fresh)} if fresh else {}
     needed = own.keys() - kept.keys()

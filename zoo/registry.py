@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import logging
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import pydantic
 
 from zoo import checkpoint
 from zoo.backbone import Backbone, FeatureExtractor, ModelConfig
-from zoo.errors import ZooError
+from zoo.errors import ZooError, near
 from zoo.schemes import SCHEMES, Scheme, scheme_options
 
 log = logging.getLogger("rescalenet")
@@ -79,15 +78,6 @@ def register_model(spec: ModelSpec) -> None:
     if "." in spec.name:
         raise ZooError(f"model name {spec.name!r}: the dot is for weight tags")
     _MODELS[spec.name] = spec
-
-
-def near(word: str, known: Iterable[str]) -> str:
-    """' (did you mean a, b?)', or what is known if nothing is near."""
-    known = list(known)
-    matches = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if matches:
-        return f" (did you mean {', '.join(matches)}?)"
-    return f" (known: {', '.join(known)})" if len(known) <= 30 else ""
 
 
 def _spec(name: str) -> ModelSpec:

@@ -121,7 +121,7 @@ def evaluate_weights(
     Raises:
         DataError: a class that the weights do not know.
     """
-    from zoo.registry import near
+    from zoo.errors import near
 
     index = {name: i for i, name in enumerate(weights.classes)}
     for name in images.classes:
