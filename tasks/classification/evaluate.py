@@ -18,6 +18,7 @@ from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tasks.plots import confusion_matrix
 from zoo.checkpoint import write_json
+from zoo.errors import near
 
 
 @dataclass
@@ -121,8 +122,6 @@ def evaluate_weights(
     Raises:
         DataError: a class that the weights do not know.
     """
-    from zoo.errors import near
-
     index = {name: i for i, name in enumerate(weights.classes)}
     for name in images.classes:
         if name not in index:
