@@ -46,6 +46,7 @@ def curves(log: Path | dict[str, Path], path: Path, metric: str) -> None:
             right.plot(*zip(*epochs, strict=True), label=name or None, marker="o", markersize=3)
     left.set(xlabel="step", ylabel="training loss")
     right.set(xlabel="epoch", ylabel=metric)
+    right.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         if len(runs) > 1:
