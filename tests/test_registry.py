@@ -294,3 +294,9 @@ def test_transforms_equal_torchvisions_on_photos():
     # torch resizes the two memory layouts by different code, which may round one grey level apart
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1.01 / 255 / min(TRANSFORM.std))
     assert TRANSFORM.build()(image.convert("L")).shape == (3, 32, 32)
+    bgr = registry.dataclasses.replace(
+        TRANSFORM, mean=TRANSFORM.mean[::-1], std=TRANSFORM.std[::-1], channel_order="BGR"
+    )
+    assert torch.equal(bgr.build()(image), TRANSFORM.build()(image).flip(0))
+    with pytest.raises(ValueError, match="channel_order='GBR'"):
+        registry.dataclasses.replace(TRANSFORM, channel_order="GBR")

@@ -13,12 +13,11 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,13 +38,13 @@ HEADER_KEY = "rescalenet"
 
 @dataclass(frozen=True)
 class InputTransform:
-    """What the net expects of an image: RGB, resized, centre-cropped, scaled to 0..1 and standardised.
+    """What the net expects of an image: resized, centre-cropped, scaled to 0..1 and standardised.
 
     Attributes:
         size: side of the square that enters the net, in pixels.
         resize: length of the short side before the centre crop.
-        mean, std: for each channel, on the 0..1 scale.
-        channel_order: RGB or BGR.
+        mean, std: for each channel in ``channel_order``, on the 0..1 scale.
+        interpolation: bilinear, bicubic or nearest.
     """
 
     size: int
@@ -53,22 +52,34 @@ class InputTransform:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
-    channel_order: str = "RGB"
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+
+    def __post_init__(self) -> None:
+        if self.channel_order not in ("RGB", "BGR"):
+            raise ZooError(f"channel_order={self.channel_order!r}: RGB or BGR")
 
     def build(self) -> Transform:
         """PIL image or uint8 tensor (C, H, W) -> float32 tensor (C, size, size); grey images become RGB."""
         from torchvision.transforms import v2
 
-        return v2.Compose(
-            [
-                v2.RGB(),
-                v2.ToImage(),
-                v2.Resize(self.resize, interpolation=v2.InterpolationMode(self.interpolation), antialias=True),
-                v2.CenterCrop(self.size),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(self.mean), list(self.std)),
-            ]
-        )
+        steps = [
+            v2.RGB(),
+            v2.ToImage(),
+            v2.Resize(self.resize, interpolation=v2.InterpolationMode(self.interpolation), antialias=True),
+            v2.CenterCrop(self.size),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(self.mean), list(self.std)),
+        ]
+        if self.channel_order == "BGR":
+            steps.insert(-1, ReverseChannels())
+        return v2.Compose(steps)
+
+
+class ReverseChannels(nn.Module):
+    """RGB (..., 3, H, W) -> BGR."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.flip(-3)
 
 
 @dataclass(frozen=True)
@@ -183,19 +194,16 @@ def _from_file(path: Path) -> Weights:
             classes=tuple(entry["classes"]),
             meta=entry["meta"],
         )
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{path}: its {HEADER_KEY!r} header entry is not valid ({error!r})") from None
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it: never half a file under the name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -213,12 +221,6 @@ def write_text(text: str, path: Path) -> None:
 def write_json(content: Any, path: Path) -> None:
     """A JSON file, whole or not at all."""
     write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save_weights(
