@@ -8,7 +8,7 @@ import logging
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import pydantic
 
@@ -158,6 +158,34 @@ def _build(config: ModelConfig) -> Backbone:
     return model
 
 
+@overload
+def create_model(
+    name: str,
+    weights: str | None = None,
+    *,
+    scheme: str | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: Literal[False] = False,
+    out_indices: None = None,
+    **options: Any,
+) -> Backbone: ...
+
+
+@overload
+def create_model(
+    name: str,
+    weights: str | None = None,
+    *,
+    scheme: str | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    features_only: Literal[True],
+    out_indices: Sequence[int] | None = None,
+    **options: Any,
+) -> FeatureExtractor: ...
+
+
 def create_model(
     name: str,
     weights: str | None = None,
@@ -168,7 +196,7 @@ def create_model(
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     **options: Any,
-) -> Any:
+) -> Backbone | FeatureExtractor:
     """A net by name, fresh or with weights.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.backbone import Backbone
 from zoo.checkpoint import load_state
 from zoo.errors import WeightsError
 
@@ -16,7 +17,7 @@ from zoo.errors import WeightsError
 _RESNET_BIASES = {"addbias1": "stem.conv1.bias", "addbias2": "head_bias.bias"}
 
 
-def from_reference(state_dict: Mapping[str, Tensor], name: str, **options: Any) -> Any:
+def from_reference(state_dict: Mapping[str, Tensor], name: str, **options: Any) -> Backbone:
     """A model of this zoo with the outputs of the authors' code, from their state dict.
 
     Their bias module computes x + _bias - init_mean; ours holds the difference. Their block counter
