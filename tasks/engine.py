@@ -275,7 +275,8 @@ class Trainer:
             if not resume:
                 raise TrainingError(f"{self.folder} holds a run already: add --resume, or choose another output=FOLDER")
             old, new = cfg.read_yaml(stored), self.config.model_dump(mode="json")
-            old.pop("output", None), new.pop("output")
+            for content in (old, new):
+                content.pop("output", None)  # the folder may have been moved
             if changed := _differences(old, new):
                 raise TrainingError(f"{self.folder} was started with another config: {changed}; resume with the same")
         if resume and self.state_path.exists():

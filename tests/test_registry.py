@@ -271,10 +271,11 @@ def test_save_weights_refuses_wrong_names_and_leaves_nothing_behind(tmp_path, mo
     with pytest.raises(ValueError, match="2 class names for a model with 5"):
         zoo.save_weights(model, tmp_path / "a.safetensors", transform=TRANSFORM, classes=["a", "b"])
 
-    def full_disk(*args, **kwargs):
+    def full_disk(path, content):
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(checkpoint.Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         zoo.save_weights(model, tmp_path / "a.safetensors", transform=TRANSFORM, classes=list("abcde"))
     assert list(tmp_path.iterdir()) == []

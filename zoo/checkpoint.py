@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, ModelConfig
@@ -259,8 +259,13 @@ def save_weights(
         "meta": dict(meta or {}),
     }
     header = {HEADER_KEY: json.dumps(entry), "format": "pt"}
-    atomic_write(path, lambda temporary: save_file(state, temporary, metadata=header))
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    content = serialize(state, metadata=header)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    atomic_write(path, write)
+    return hashlib.sha256(content).hexdigest()
 
 
 def adapt(state: dict[str, Tensor], stored: ModelConfig, model: Backbone) -> dict[str, Tensor]:
