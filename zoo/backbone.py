@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.layers import Calibrated, RescaledAdd
+from zoo.schemes import Scheme
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,14 @@ class ModelConfig:
 class Backbone(nn.Module):
     """Base of the image nets: (N, in_chans, H, W) -> logits (N, num_classes), or features for 0 classes.
 
-    Subclasses set ``levels`` (all feature levels, finest first), ``num_features`` and ``num_classes``,
-    and implement ``forward_levels``, ``forward_head``, ``reset_classifier`` and ``truncate``.
+    Subclasses set ``scheme``, ``levels`` (all feature levels, finest first) and ``num_features``, call
+    ``reset_classifier`` last, and implement ``forward_levels``, ``forward_head`` and ``truncate``.
     """
 
     residual: ClassVar[bool]  # whether the net has residual branches
+    pooled: ClassVar[bool]  # whether the last layer's input is pooled features
+    scheme: Scheme
+    fc: nn.Module
     levels: tuple[FeatureLevel, ...]
     num_features: int
     num_classes: int
@@ -89,7 +93,12 @@ class Backbone(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh last layer for ``num_classes`` classes; 0 removes it."""
-        raise NotImplementedError
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        self.fc = nn.Identity()
+        if num_classes:
+            fresh = self.scheme.classifier(self.num_features, num_classes, pooled=self.pooled)
+            self.fc = fresh.to(like.device, like.dtype)
 
     def truncate(self, level: int) -> None:
         """Drop the head and every stage after feature level ``level``."""

@@ -158,6 +158,7 @@ class ResNet(Backbone):
     """A ResNet of any scheme. Feature level 0 is the stem's output (before max pool), i the i-th stage's."""
 
     residual = True
+    pooled = True
 
     def __init__(self, config: ResNetConfig, scheme: Scheme, num_classes: int, in_chans: int) -> None:
         super().__init__()
@@ -188,7 +189,6 @@ class ResNet(Backbone):
         self.num_features = channels
         self.head_bias = scheme.head_bias(channels)
         self.drop: nn.Module = nn.Dropout(config.drop_rate) if config.drop_rate > 0 else nn.Identity()
-        self.fc: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
 
     def forward_levels(self, x: Tensor) -> list[Tensor]:
@@ -204,15 +204,6 @@ class ResNet(Backbone):
         # The published bias before global pooling: pooling is linear, so it acts on the pooled features.
         x = self.drop(self.head_bias(x.mean((2, 3))))
         return x if pre_logits else self.fc(x)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        fresh: nn.Module = nn.Identity()
-        if num_classes:
-            fresh = self.scheme.classifier(self.num_features, num_classes, pooled=True)
-            like = next(self.parameters())
-            fresh.to(like.device, like.dtype)
-        self.fc = fresh
 
     def truncate(self, level: int) -> None:
         for name in self.stage_names[level:]:

@@ -48,6 +48,7 @@ class VGG(Backbone):
     """A VGG of any scheme. Feature level i is the i-th stage before its max pool; the last follows the last pool."""
 
     residual = False
+    pooled = False
 
     def __init__(self, config: VGGConfig, scheme: Scheme, num_classes: int, in_chans: int) -> None:
         super().__init__()
@@ -82,7 +83,6 @@ class VGG(Backbone):
             scheme.activation(),
             nn.Dropout(config.drop_rate),
         )
-        self.fc: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
 
     def forward_levels(self, x: Tensor) -> list[Tensor]:
@@ -99,15 +99,6 @@ class VGG(Backbone):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.hidden(self.pool(self.head_bias(x)).flatten(1))
         return x if pre_logits else self.fc(x)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        fresh: nn.Module = nn.Identity()
-        if num_classes:
-            fresh = self.scheme.classifier(self.num_features, num_classes, pooled=False)
-            like = next(self.parameters())
-            fresh.to(like.device, like.dtype)
-        self.fc = fresh
 
     def truncate(self, level: int) -> None:
         for name in self.stage_names[level + 1 :]:
