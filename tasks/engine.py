@@ -262,6 +262,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # every rank has looked into the folder
         if self.accelerator.is_main_process:
             write_text(cfg.dump(self.config), self.folder / "config.yaml")
+            for stale in self.state_path.parent.glob(".*.tmp"):  # a kill in the middle of writing
+                stale.unlink()
         self.log = RunLog(self.folder, self.at.log_bytes, self.at.step, self.accelerator.is_main_process)
         self.saved_at = time.monotonic()
 

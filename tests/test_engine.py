@@ -353,6 +353,14 @@ def test_refusals(images, tmp_path):
         fit(images, tmp_path / "other", accumulate=9)
 
 
+def test_half_written_files_of_a_killed_run_are_cleared(images, tmp_path):
+    fit(images, tmp_path / "run", epochs=1)
+    folder = tmp_path / "run/checkpoints"
+    (folder / ".last.pt.123.tmp").write_bytes(b"half")
+    fit(images, tmp_path / "run", epochs=1, resume=True)
+    assert sorted(p.name for p in folder.iterdir()) == ["best.safetensors", "last.pt", "last.safetensors"]
+
+
 def test_resuming_nothing_starts_anew(images, tmp_path):
     assert fit(images, tmp_path / "run", epochs=1, resume=True)["images"] == 15
 

@@ -242,6 +242,20 @@ def test_keys_and_shapes_that_do_not_fit(saved):
     with pytest.raises(ValueError, match="no option 'widht'"):
         zoo.create_model("rescalenet20_cifar", str(path))
 
+    def future_scheme(state, header):
+        header["config"] |= {"options": {}, "scheme": "nf2"}
+
+    rewrite(path, future_scheme)
+    with pytest.raises(ValueError, match="unknown scheme 'nf2'"):
+        zoo.create_model("rescalenet20_cifar", str(path))
+
+    def wrong_type(state, header):
+        header["config"]["num_classes"] = "five"
+
+    rewrite(path, wrong_type)
+    with pytest.raises(zoo.WeightsError, match="header entry is not valid .*num_classes"):
+        zoo.create_model("rescalenet20_cifar", str(path))
+
 
 def test_the_index_guards_names_and_hashes(saved, monkeypatch):
     model, path = saved

@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pydantic
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
@@ -185,17 +186,17 @@ def _from_file(path: Path) -> Weights:
         raise WeightsError(f"{path}: its header has no {HEADER_KEY!r} entry; write weights with zoo.save_weights")
     try:
         entry = json.loads(header)
-        transform: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["transform"].items()}
         return Weights(
             name=str(path),
             path=path,
-            config=ModelConfig(**entry["config"]),
-            transform=InputTransform(**transform),
+            config=pydantic.TypeAdapter(ModelConfig).validate_python(entry["config"]),
+            transform=pydantic.TypeAdapter(InputTransform).validate_python(entry["transform"]),
             classes=tuple(entry["classes"]),
             meta=entry["meta"],
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise WeightsError(f"{path}: its {HEADER_KEY!r} header entry is not valid ({error!r})") from None
+        reason = " ".join(repr(error).split())
+        raise WeightsError(f"{path}: its {HEADER_KEY!r} header entry is not valid ({reason})") from None
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:

@@ -232,7 +232,8 @@ def create_model(
         if scheme not in (None, stored.scheme) and (scheme, stored.scheme) != ("frozen_bn", "bn"):
             raise ZooError(f"weights {entry.name} are of scheme {stored.scheme!r}, not {scheme!r}; leave scheme out")
         regularizers = {key: value for key, value in options.items() if key.endswith("drop_rate")}
-        defaults = {**model_info(name).options, **model_info(name).scheme_options[stored.scheme]}
+        info = model_info(name)
+        defaults = {**info.options, **info.scheme_options.get(stored.scheme, {})}  # _build refuses unknown schemes
         for key, value in options.items():
             if key in regularizers or key not in defaults:  # unknown ones are refused by _build
                 continue

@@ -105,7 +105,7 @@ class Scheme:
         return linear
 
     def classifier(self, in_features: int, out_features: int, *, pooled: bool) -> nn.Module:
-        """The last linear layer; ``pooled`` where its input is pooled features, which ``before_pool`` shifted."""
+        """The last linear layer; ``pooled`` where its input is pooled features, which ``head_bias`` shifted."""
         linear = nn.Linear(in_features, out_features)
         layers.he_normal_(linear.weight, gain=1.0)
         nn.init.zeros_(linear.bias)
