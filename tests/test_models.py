@@ -295,7 +295,7 @@ def test_options(options):
     assert not zoo.calibrate(model, [x]).unreached
     model.train()(x).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    plain, _ = narrow("bottleneck"), model
+    plain = narrow("bottleneck")
     if not options.keys() <= {"multiplier", "c", "first_index", "drop_rate", "branch_drop_rate"}:
         first = [tuple(m.weight.shape) + tuple(m.stride) + (m.bias is None,) for m in _convs(plain)]
         second = [tuple(m.weight.shape) + tuple(m.stride) + (m.bias is None,) for m in _convs(model)]
