@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tasks.errors import UserError
 from tasks.progress import say
+
+if TYPE_CHECKING:
+    import zoo
 
 app = typer.Typer(
     name="rescalenet",
@@ -96,12 +99,10 @@ def eval_(
     workers: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Top-1, top-5, per-class table and confusion matrix of weights on an image folder."""
-    import zoo
     from tasks.classification.data import folder_images
     from tasks.classification.evaluate import evaluate_weights
 
-    entry = zoo.get_weights(weights)
-    model = zoo.create_model(entry.config.name, weights)
+    model, entry = _open(weights)
     result = evaluate_weights(model, entry, folder_images(Path(data)), out=out, batch_size=batch_size, workers=workers)
     typer.echo(f"{'class':<24}{'images':>8}{'recall':>9}{'precision':>11}  most often taken for")
     for row in result.table(entry.classes):
@@ -118,12 +119,10 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="Classes to report for each picture.")] = 5,
 ) -> None:
     """Classify pictures; writes JSON and a contact sheet."""
-    import zoo
     from tasks.classification.predict import find_images
     from tasks.classification.predict import predict as run
 
-    entry = zoo.get_weights(weights)
-    model = zoo.create_model(entry.config.name, weights)
+    model, entry = _open(weights)
     predictions, failed = run(model, entry, find_images(inputs), top=top, out=out)
     for p in predictions:
         typer.echo(f"{p.file}: " + ", ".join(f"{c} {s:.1%}" for c, s in zip(p.classes, p.scores, strict=True)))
@@ -140,15 +139,13 @@ def export(
     size: Annotated[int | None, typer.Option(min=1, help="Input side in pixels; default: the weights'.")] = None,
 ) -> None:
     """Export weights and verify the file in the target's own runtime."""
-    import zoo
     from zoo.errors import near
 
     if to != "onnx":
         raise UserError(f"unknown export target {to!r}{near(to, ['onnx'])}")
     from zoo.export.onnx import export_onnx
 
-    entry = zoo.get_weights(weights)
-    model = zoo.create_model(entry.config.name, weights)
+    model, entry = _open(weights)
     target = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}.onnx")
     side = size or entry.transform.size
     typer.echo(str(export_onnx(model, target, input_size=side, in_chans=entry.config.in_chans)))
@@ -185,6 +182,14 @@ def demo(
     from tasks.demo import run
 
     run(out)
+
+
+def _open(weights: str) -> tuple[zoo.Backbone, zoo.Weights]:
+    """The model and the entry of weights by name or file."""
+    import zoo
+
+    entry = zoo.get_weights(weights)
+    return zoo.create_model(entry.config.name, weights), entry
 
 
 def main() -> None:

@@ -127,16 +127,20 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: if there is no such file, with near matches.
     """
-    path = Path(name)
-    if path.is_file():
-        return path
     root = configs_dir()
     short = name.removeprefix("configs/").removesuffix(".yaml")
-    shipped = root / f"{short}.yaml"
-    if shipped.is_file():
-        return shipped
+    if path := find_file(name, f"{short}.yaml"):
+        return path
     known = sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
     raise ConfigError(f"no config file {name!r}{near(short, known)}")
+
+
+def find_file(name: str, shipped: str | None = None) -> Path | None:
+    """The file ``name``, or else the one that ships as ``shipped`` (by default ``name``) below ``configs/``."""
+    for path in (Path(name), configs_dir() / (shipped or name).removeprefix("configs/")):
+        if path.is_file():
+            return path
+    return None
 
 
 def configs_dir() -> Path:

@@ -137,7 +137,6 @@ class Position:
     loss_sum: float = 0.0  # over the logged steps of this epoch
     loss_count: int = 0
     best: float = -math.inf
-    best_epoch: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -389,7 +388,7 @@ class Trainer:
             values |= at.metrics
             meta["metrics"] = at.metrics
             if at.metrics[self.task.metric] > at.best:
-                at.best, at.best_epoch = at.metrics[self.task.metric], at.epoch
+                at.best = at.metrics[self.task.metric]
                 if main:
                     self.task.save_weights(model, folder / "best.safetensors", meta)
         self.log.write("epoch", at.step, epoch=at.epoch, **values)

@@ -201,7 +201,7 @@ def test_metrics_equal_scikit_learns(classes):
 
     torch.manual_seed(1)
     logits, labels = torch.randn(53, classes), torch.randint(0, classes, (53,))
-    data = [(i, int(labels[i]), i) for i in range(53)]
+    data = [(i, int(labels[i])) for i in range(53)]
     accelerator = make_accelerator()
     loader = eval_loader(data, accelerator, 7)
     result = evaluate(Table(logits), loader, classes, accelerator, inputs=lambda batch: batch[0])

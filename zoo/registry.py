@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import logging
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from zoo import checkpoint
 from zoo.backbone import Backbone, FeatureExtractor, ModelConfig
 from zoo.errors import ZooError, near
 from zoo.schemes import SCHEMES, Scheme, scheme_options
-
-log = logging.getLogger("rescalenet")
 
 
 @dataclass(frozen=True)
@@ -231,11 +228,10 @@ def create_model(
         stored = entry.config
         if scheme not in (None, stored.scheme) and (scheme, stored.scheme) != ("frozen_bn", "bn"):
             raise ZooError(f"weights {entry.name} are of scheme {stored.scheme!r}, not {scheme!r}; leave scheme out")
-        regularizers = {key: value for key, value in options.items() if key.endswith("drop_rate")}
         info = model_info(name)
         defaults = {**info.options, **info.scheme_options.get(stored.scheme, {})}  # _build refuses unknown schemes
         for key, value in options.items():
-            if key in regularizers or key not in defaults:  # unknown ones are refused by _build
+            if key.endswith("drop_rate") or key not in defaults:  # dropout is free; _build refuses unknown ones
                 continue
             if value != (there := stored.options.get(key, defaults[key])):
                 raise ZooError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")

@@ -21,6 +21,14 @@ from zoo.errors import ZooError
 from zoo.rescale import coefficients, init_factor
 
 
+def _he(layer: Any, **settings: Any) -> nn.Module:
+    """The layer with He init (``layers.he_normal_``) of its weight and zeros in its ordinary bias, if it has one."""
+    layers.he_normal_(layer.weight, **settings)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 @dataclass(frozen=True)
 class Branch:
     """A residual branch's place in the net: the ``index``-th (from 1) of ``total``, with ``layers`` linear layers."""
@@ -39,7 +47,6 @@ class Scheme:
     """
 
     name: ClassVar[str] = "none"
-    summary: ClassVar[str] = "no normalization and nothing in its place"
     residual_options: ClassVar[tuple[str, ...]] = ()  # options that mean something only where branches exist
     default_shortcut: ClassVar[str] = "avgpool"
     needs_weights: ClassVar[bool] = False
@@ -61,18 +68,12 @@ class Scheme:
         """A 2D convolution, padded by kernel_size // 2, before a ReLU or at the end of a branch."""
         conv = self._make_conv(in_channels, out_channels, kernel_size, stride, groups)
         factor = 1.0 if branch is None else self.branch_factor(branch)
-        layers.he_normal_(conv.weight, mode=mode or self.conv_mode, factor=factor)
-        if isinstance(conv.bias, nn.Parameter):
-            nn.init.zeros_(conv.bias)
-        return conv
+        return _he(conv, mode=mode or self.conv_mode, factor=factor)
 
     def projection(self, in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Module:
         """The 1x1 convolution of a shortcut; no ReLU of its own follows, hence a gain of 1 (Kaiming with a = 1)."""
         conv = self._make_conv(in_channels, out_channels, 1, stride, 1)
-        layers.he_normal_(conv.weight, gain=self.gain_of_projection())
-        if isinstance(conv.bias, nn.Parameter):
-            nn.init.zeros_(conv.bias)
-        return conv
+        return _he(conv, gain=self.gain_of_projection())
 
     def gain_of_projection(self) -> float:
         """Gain of the shortcut's 1x1 at init."""
@@ -99,17 +100,11 @@ class Scheme:
 
     def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
         """A linear layer before a ReLU (VGG's classifier); ``first`` is the one that the features enter."""
-        linear = nn.Linear(in_features, out_features)
-        layers.he_normal_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        return linear
+        return _he(nn.Linear(in_features, out_features))
 
     def classifier(self, in_features: int, out_features: int, *, pooled: bool) -> nn.Module:
         """The last linear layer; ``pooled`` where its input is pooled features, which ``head_bias`` shifted."""
-        linear = nn.Linear(in_features, out_features)
-        layers.he_normal_(linear.weight, gain=1.0)
-        nn.init.zeros_(linear.bias)
-        return linear
+        return _he(nn.Linear(in_features, out_features), gain=1.0)
 
     def head_bias(self, channels: int) -> nn.Module:
         """What stands between the last feature map and the classifier: (N, C, ...) -> the same shape."""
@@ -132,11 +127,10 @@ class Rescale(Scheme):
         c: constant of the decay; None for the number of branches L, as published.
         first_index: k of the first branch: 1 as published, 0 as in the authors' code.
         projection_gain: gain of the shortcuts' 1x1 at init: 1 as published. A stage's first block then keeps
-            0.14-0.23 of E[x^2]; 2 keeps most of it and trains faster (docs/training.md).
+            0.13-0.23 of E[x^2]; with 2 it keeps 0.49-0.76 and trains faster (docs/training.md).
     """
 
     name: ClassVar[str] = "rescale"
-    summary: ClassVar[str] = "rescaled residual connections, biases before products (NeurIPS 2020)"
     residual_options: ClassVar[tuple[str, ...]] = ("multiplier", "c", "first_index", "projection_gain")
 
     multiplier: bool = True
@@ -157,8 +151,7 @@ class Rescale(Scheme):
 
     def stem(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> nn.Module:
         conv = layers.StemConv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
-        layers.he_normal_(conv.weight)
-        return conv
+        return _he(conv)
 
     def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
         return Scheme(self.post_bias).conv(in_channels, out_channels, kernel_size, mode=mode)
@@ -175,14 +168,11 @@ class Rescale(Scheme):
             if first
             else layers.BiasedLinear(in_features, out_features, post_bias=False)
         )
-        layers.he_normal_(linear.weight)
-        return linear
+        return _he(linear)
 
     def classifier(self, in_features: int, out_features: int, *, pooled: bool) -> nn.Module:
         linear = nn.Linear(in_features, out_features) if pooled else layers.BiasedLinear(in_features, out_features)
-        layers.he_normal_(linear.weight, gain=1.0)
-        nn.init.zeros_(linear.bias)
-        return linear
+        return _he(linear, gain=1.0)
 
     def head_bias(self, channels: int) -> nn.Module:
         return layers.ChannelBias(channels)
@@ -214,7 +204,6 @@ class BatchNorm(_Normalized):
     """Batch normalization, the rival (Ioffe and Szegedy 2015)."""
 
     name: ClassVar[str] = "bn"
-    summary: ClassVar[str] = "batch normalization"
 
     def norm(self, channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels)
@@ -225,7 +214,6 @@ class FrozenBatchNorm(_Normalized):
     """Batch normalization with statistics and affine fixed at those of the weights: fine-tuning only."""
 
     name: ClassVar[str] = "frozen_bn"
-    summary: ClassVar[str] = "batch normalization frozen at the weights' statistics"
     needs_weights: ClassVar[bool] = True
 
     def norm(self, channels: int) -> nn.Module:
@@ -241,7 +229,6 @@ class GroupNorm(_Normalized):
     """
 
     name: ClassVar[str] = "gn"
-    summary: ClassVar[str] = "group normalization"
 
     gn_groups: int = 32
 

@@ -14,7 +14,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from tasks.classification.config import CentreCrop, DataSection, PadCrop
-from tasks.config import configs_dir
+from tasks.config import find_file
 from tasks.engine import Key, mix
 from tasks.errors import DataError
 
@@ -108,23 +108,16 @@ def load_images(section: DataSection) -> tuple[Images, Images]:
         return train, val
     if section.holdout is None:
         raise DataError("data.split=holdout needs data.holdout, the list of held-out images")
-    held = set(_find(section.holdout).read_text(encoding="utf-8").split("\n")) - {""}
+    listed = find_file(section.holdout)
+    if listed is None:
+        raise DataError(f"data.holdout={section.holdout}: no such file")
+    held = set(listed.read_text(encoding="utf-8").split("\n")) - {""}
     if unknown := sorted(held - set(train.names)):
         raise DataError(f"{section.holdout}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
     return (
         train.subset([i for i, name in enumerate(train.names) if name not in held]),
         train.subset([i for i, name in enumerate(train.names) if name in held]),
     )
-
-
-def _find(name: str) -> Path:
-    path = Path(name)
-    shipped = configs_dir() / name.removeprefix("configs/")
-    if path.is_file():
-        return path
-    if shipped.is_file():
-        return shipped
-    raise DataError(f"data.holdout={name}: no such file")
 
 
 class TrainSet(Dataset[tuple[Tensor, int]]):
@@ -153,8 +146,8 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
         return self.cache[index]
 
 
-class EvalSet(Dataset[tuple[Tensor, int, int]]):
-    """Evaluation images by index: (transform(uint8 (3, H, W)), label, index)."""
+class EvalSet(Dataset[tuple[Tensor, int]]):
+    """Evaluation images by index: (transform(uint8 (3, H, W)), label)."""
 
     def __init__(self, images: Images, transform: Callable[[Tensor], Tensor]) -> None:
         self.images, self.transform = images, transform
@@ -162,9 +155,9 @@ class EvalSet(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = v2.functional.pil_to_tensor(self.images.read(index))
-        return self.transform(image), self.images.labels[index], index
+        return self.transform(image), self.images.labels[index]
 
 
 def train_transform(section: DataSection) -> v2.Transform:

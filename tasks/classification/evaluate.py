@@ -69,7 +69,7 @@ class Result:
 
 
 def eval_loader(data: Dataset[Any], accelerator: Accelerator, batch_size: int, workers: int = 0) -> Any:
-    """Batches of ``data`` (image, label, index), split over the ranks; ``batch_size`` is that of all together."""
+    """Batches of ``data`` (image, label), split over the ranks; ``batch_size`` is that of all together."""
     ranks = accelerator.num_processes
     batch_size = max(ranks, batch_size - batch_size % ranks)
     return accelerator.prepare(DataLoader(data, batch_size=batch_size, num_workers=workers))
