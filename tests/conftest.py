@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import zoo
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+sys.path.insert(0, str(ROOT))  # for benchmarks/
 
 # One narrow net for each family and block; everything is checked on these, counts and shapes on all nets.
 NARROW = {

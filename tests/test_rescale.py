@@ -150,7 +150,7 @@ def test_calibrated_inputs_have_zero_mean_everywhere():
             def record(m, args, name=name):
                 x = args[0]
                 means = x.mean([d for d in range(x.ndim) if d != m.channel_dim % x.ndim])
-                seen[name] = means + m.data_bias
+                seen[name] = means / m.input_scale + m.data_bias
 
             module.register_forward_pre_hook(record)
     model.eval()(x)
@@ -215,7 +215,8 @@ def block_ratios(model, x):
 
     def record(block, args, output):
         if block.downsample is None:
-            ratios.append((output.square().mean() / args[0].square().mean()).item())
+            held = (block.join.after / block.join.before) ** 2  # of the trunk, which is not in the nominal net
+            ratios.append((output.square().mean() / args[0].square().mean() / held).item())
 
     for module in model.modules():
         if hasattr(module, "branch_layers"):

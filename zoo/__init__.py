@@ -5,6 +5,7 @@ from zoo._version import __version__
 from zoo.backbone import Backbone, FeatureExtractor, FeatureInfo, ModelConfig, param_groups
 from zoo.checkpoint import InputTransform, Weights, get_weights, list_weights, save_weights
 from zoo.errors import ExportError, WeightsError, ZooError
+from zoo.fold import fold
 from zoo.registry import ModelInfo, create_model, list_models, model_info
 from zoo.rescale import CalibrationReport, branch_statistics, calibrate, coefficients
 
@@ -28,6 +29,7 @@ __all__ = [
     "coefficients",
     "convert",
     "create_model",
+    "fold",
     "get_weights",
     "list_models",
     "list_weights",

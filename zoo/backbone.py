@@ -70,19 +70,20 @@ class Backbone(nn.Module):
     num_features: int
     num_classes: int
     config: ModelConfig  # set by create_model
+    folded = False  # whether it is in deployment form (zoo.fold)
 
     @property
     def feature_info(self) -> FeatureInfo:
         """All feature levels of the net."""
         return FeatureInfo(self.levels, range(len(self.levels)))
 
-    def forward_levels(self, x: Tensor) -> list[Tensor]:
-        """All feature maps, finest first."""
+    def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
+        """The feature maps of the levels ``indices`` (None: all), finest first."""
         raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last feature map (N, C, h, w)."""
-        return self.forward_levels(x)[-1]
+        return self.forward_levels(x, (len(self.levels) - 1,))[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Last feature map (N, C, h, w) -> logits, or what enters the last layer if ``pre_logits``."""
@@ -102,6 +103,10 @@ class Backbone(nn.Module):
 
     def truncate(self, level: int) -> None:
         """Drop the head and every stage after feature level ``level``."""
+        raise NotImplementedError
+
+    def fold_(self) -> None:
+        """Change this net, in eval mode and without gradients, into its deployment form; ``zoo.fold`` calls it."""
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
@@ -126,8 +131,7 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, in_chans, H, W) -> the maps (N, C_i, h_i, w_i), as ``feature_info`` describes them."""
-        levels = self.body.forward_levels(x)
-        return [levels[i] for i in self.out_indices]
+        return self.body.forward_levels(x, self.out_indices)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay."""

@@ -242,11 +242,15 @@ def save_weights(
         dtype: for floating-point tensors (``torch.float16`` halves the file); None keeps them.
 
     Raises:
-        ZooError: wrong ending or wrong number of class names.
+        ZooError: wrong ending, wrong number of class names, or a folded net.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ZooError(f"{path}: the name of a weights file ends in .safetensors")
+    if model.folded:
+        raise ZooError(
+            f"{path}: a folded net has no named form to load again: save the net before zoo.fold, or export it"
+        )
     if len(classes) != model.num_classes:
         raise ZooError(f"{len(classes)} class names for a model with {model.num_classes} classes")
     state = {}

@@ -10,14 +10,13 @@ Every forward is a pure function of parameters and input: no counters and no buf
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
+from zoo.functional import LINEAR, Geometry, Scale, biased_product, per_channel, pooled
 
 
 class Calibrated(nn.Module):
@@ -30,6 +29,7 @@ class Calibrated(nn.Module):
     data_bias_name = "pre_bias"
     channel_dim = 1
     calibrated = False
+    input_scale = 1.0  # the input is this times the nominal one, and so is the output (``RescaledAdd.hold``)
 
     @property
     def data_bias(self) -> nn.Parameter:
@@ -38,25 +38,12 @@ class Calibrated(nn.Module):
 
     def calibration_input(self, x: Tensor) -> Tensor:
         """The tensor whose channel mean the bias removes, given the layer's input."""
-        return x
+        return x if self.input_scale == 1 else x / self.input_scale
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if prefix + self.data_bias_name in state_dict:
             self.calibrated = True
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _per_channel(bias: Tensor, x: Tensor) -> Tensor:
-    """(C,) -> (C, 1, ...) to broadcast over the positions of x (N, C, ...), in x's dtype (bf16 stays bf16)."""
-    return bias.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
-
-
-def _product_bias(weight: Tensor, pre_bias: Tensor, groups: int) -> Tensor:
-    """W b for each output channel: (O, I/groups, ...) and (I,) -> (O,)."""
-    out = weight.shape[0]
-    b = pre_bias.view(groups, 1, -1)  # (groups, 1, I/groups)
-    w = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
-    return (w.view(groups, out // groups, -1) * b).sum(2).view(out)
 
 
 Size = int | tuple[int, ...]
@@ -67,9 +54,10 @@ class _BiasedConvNd(Calibrated):
 
     weight: Tensor
     bias: Tensor | None
+    stride: tuple[int, ...]
     padding: Any
-    groups: int
-    _conv_forward: Callable[..., Tensor]
+    dilation: tuple[int, ...]
+    pool: tuple[int, ...] = ()  # windows to average over first (``zoo.functional.biased_product``)
 
     def __init__(
         self,
@@ -88,15 +76,25 @@ class _BiasedConvNd(Calibrated):
         torch_args: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*torch_args, bias=post_bias)
         self.pre_bias = nn.Parameter(torch.zeros(in_channels))
+        self.geometry = Geometry(self.stride, self.padding, self.dilation, groups)
 
-    def forward(self, x: Tensor, scale: Tensor | float | None = None) -> Tensor:
-        """scale * (W (pad(x + pre_bias)) + bias); the scale multiplies the weights, not the activations."""
-        weight = self.weight if scale is None else self.weight * scale
-        bias = self.bias if scale is None or self.bias is None else self.bias * scale
-        if any(self.padding):  # the zeros go around x + b: folding W b into the product is wrong at borders
-            return self._conv_forward(x + _per_channel(self.pre_bias, x), weight, bias)
-        folded = _product_bias(weight, self.pre_bias, self.groups)
-        return self._conv_forward(x, weight, folded if bias is None else folded + bias)
+    def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
+        """scale * (W pad(x + pre_bias) + bias); see ``zoo.functional.biased_product``."""
+        batch = x if x.ndim == self.weight.ndim else x[None]
+        out = biased_product(
+            batch,
+            self.weight,
+            self.pre_bias,
+            self.bias,
+            self.geometry,
+            scale=scale,
+            input_scale=self.input_scale,
+            pool=self.pool,
+        )
+        return out if batch is x else out[0]
+
+    def calibration_input(self, x: Tensor) -> Tensor:
+        return super().calibration_input(pooled(x, self.pool))
 
 
 class BiasedConv2d(_BiasedConvNd, nn.Conv2d):
@@ -130,20 +128,21 @@ class BiasedLinear(Calibrated, nn.Linear):
         nn.Linear.__init__(self, in_features, out_features, bias=post_bias)
         self.pre_bias = nn.Parameter(torch.zeros(in_features))
 
-    def forward(self, x: Tensor, scale: Tensor | float | None = None) -> Tensor:
-        """scale * (W (x + pre_bias) + bias); the scale multiplies the weights, not the activations."""
-        weight = self.weight if scale is None else self.weight * scale
-        bias = self.bias if scale is None or self.bias is None else self.bias * scale
-        folded = _product_bias(weight, self.pre_bias, 1)
-        return F.linear(x, weight, folded if bias is None else folded + bias)
+    def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
+        """scale * (W (x + pre_bias) + bias); see ``zoo.functional.biased_product``."""
+        return biased_product(
+            x, self.weight, self.pre_bias, self.bias, LINEAR, scale=scale, input_scale=self.input_scale
+        )
 
 
 class StemConv2d(Calibrated, nn.Conv2d):
     """Convolution whose ordinary ``bias`` (O,) is initialised from data: its output has zero channel means.
 
     The published net puts a bias between the stem convolution and its ReLU; as the bias of the
-    convolution it costs no pass over the activations.
+    convolution it costs no pass over the activations. The output is ``output_scale`` times the nominal one.
     """
+
+    output_scale = 1.0
 
     data_bias_name = "bias"
     weight: nn.Parameter
@@ -152,6 +151,11 @@ class StemConv2d(Calibrated, nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
         nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, stride, padding, bias=True)
         nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.output_scale == 1:
+            return super().forward(x)
+        return self._conv_forward(x, self.weight * self.output_scale, self.bias * self.output_scale)
 
     def calibration_input(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, self.weight, None)
@@ -167,7 +171,7 @@ class ChannelBias(Calibrated):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + _per_channel(self.bias, x)
+        return x + per_channel(self.bias, x)
 
     def extra_repr(self) -> str:
         return str(self.bias.numel())
@@ -176,11 +180,22 @@ class ChannelBias(Calibrated):
 class ResidualAdd(nn.Module):
     """x + F(x), the plain residual connection."""
 
+    alpha = before = after = 1.0
+
+    def hold(self, before: float, after: float) -> None:
+        """Nothing to hold: the trunk is at scale 1 throughout."""
+        assert before == after == 1
+
     def product(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The last product of the branch."""
         return layer(x)
 
-    def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
+    def projection(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The product of a projection shortcut."""
+        return layer(x)
+
+    def forward(self, shortcut: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
+        """Adds the shortcut to the branch in place."""
         return branch.add_(shortcut)
 
 
@@ -192,21 +207,42 @@ class RescaledAdd(nn.Module):
         scale: constant weight of the branch: 1/sqrt(c) with a multiplier, beta_k without.
         multiplier: whether the learnable scalar m_k (1 at init) is there.
 
-    The branch's weight is applied to the weights of its last layer (``product``), not to
-    activations; the addition is done in place on the branch's output.
+    The branch's weight is applied to the weights of its last layer (``product``), that of a projection shortcut to
+    the projection's (``projection``). That of an identity shortcut would cost a pass over the trunk's gradient, so a
+    net may ``hold`` its trunk at a scale s_k that takes it up.
     """
 
     def __init__(self, alpha: float, scale: float, multiplier: bool) -> None:
         super().__init__()
         self.alpha, self.scale = alpha, scale
         self.multiplier = nn.Parameter(torch.ones(())) if multiplier else None
+        self.hold(1.0, 1.0)
+
+    def hold(self, before: float, after: float) -> None:
+        """Let the trunk hold ``before`` times the nominal x_{k-1} and ``after`` times the nominal x_k.
+
+        As ReLUs are positively homogeneous, s F(x) is the branch of s x with its biases times s. With
+        before = alpha * after an identity shortcut is added as it is.
+        """
+        self.before, self.after = before, after
+        self.gain = round(self.alpha * after / before, 15)  # exactly 1 costs autograd nothing
+
+    def branch_gain(self) -> Tensor | float:
+        """The branch's weight, as the trunk is held."""
+        scale = self.scale * self.after / self.before
+        return scale if self.multiplier is None else self.multiplier * scale
 
     def product(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The last product of the branch, times the branch's weight."""
-        return layer(x, self.scale if self.multiplier is None else self.multiplier * self.scale)
+        return layer(x, self.branch_gain())
 
-    def forward(self, shortcut: Tensor, branch: Tensor) -> Tensor:
-        return branch.add_(shortcut, alpha=self.alpha)
+    def projection(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The product of a projection shortcut, times the trunk's weight."""
+        return layer(x, self.gain)
+
+    def forward(self, shortcut: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
+        """Adds the shortcut to the branch in place, weighted unless it was ``projected``."""
+        return branch.add_(shortcut) if projected else branch.add_(shortcut, alpha=self.gain)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha:.6g}, scale={self.scale:.6g}, multiplier={self.multiplier is not None}"

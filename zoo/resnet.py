@@ -7,6 +7,7 @@ torchvision's layout); Xie et al. 2017 (ResNeXt); Zagoruyko and Komodakis 2016 (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from zoo.backbone import Backbone, FeatureLevel
 from zoo.errors import ZooError
-from zoo.layers import RescaledAdd, ResidualAdd
+from zoo.fold import Nominal, Shift, activation, folded_conv, needed_shift
+from zoo.layers import BiasedConv2d, Calibrated, RescaledAdd, ResidualAdd, StemConv2d
 from zoo.registry import ModelSpec, register_model
 from zoo.schemes import Branch, Scheme
 
@@ -65,21 +67,28 @@ class ResNetConfig:
         return max(1, round(count * self.width / self.groups)) * self.groups
 
 
+def average_pool(size: int) -> nn.AvgPool2d:
+    """Means over windows; those at the ends over what is there, so that odd sizes are rounded up as a 3x3/2 does."""
+    return nn.AvgPool2d(size, ceil_mode=True, count_include_pad=False)
+
+
 class Shortcut(nn.Module):
     """Projection shortcut of a stage's first block: (N, C, H, W) -> (N, O, ceil(H/s), ceil(W/s))."""
 
     def __init__(self, scheme: Scheme, config: ResNetConfig, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
         pooled = (config.shortcut or scheme.default_shortcut) == "avgpool"
-        self.pool = (
-            # ceil_mode: a strided 3x3 rounds odd sizes up; the padding that this implies is not counted
-            nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if pooled and stride > 1 else nn.Identity()
-        )
+        self.pool: nn.Module = nn.Identity()
         self.conv = scheme.projection(in_channels, out_channels, stride=1 if pooled else stride)
+        if pooled and stride > 1:
+            if isinstance(self.conv, BiasedConv2d):
+                self.conv.pool = (stride, stride)  # the layer makes the means again in backward
+            else:
+                self.pool = average_pool(stride)
         self.norm = scheme.norm(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(self.pool(x)))
+    def forward(self, x: Tensor, join: ResidualAdd | RescaledAdd) -> Tensor:
+        return self.norm(join.projection(self.conv, self.pool(x)))
 
 
 class Block(nn.Module):
@@ -119,6 +128,8 @@ class Block(nn.Module):
             self.branch_layers = ("conv1", "conv2")
         self.bottleneck = bottleneck
         self.drop: nn.Module = nn.Dropout2d(drop_rate) if drop_rate > 0 else nn.Identity()
+        self.act1 = scheme.activation()
+        self.act2 = scheme.activation() if bottleneck else nn.Identity()
         self.act = scheme.activation()
         self.join: ResidualAdd | RescaledAdd = scheme.join(branch)
         self.downsample = (
@@ -128,14 +139,53 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act(self.drop(self.norm1(self.conv1(x))))
+        y = self.act1(self.drop(self.norm1(self.conv1(x))))
         if self.bottleneck:
-            y = self.act(self.drop(self.norm2(self.conv2(y))))
+            y = self.act2(self.drop(self.norm2(self.conv2(y))))
             y = self.drop(self.norm3(self.join.product(self.conv3, y)))
         else:
             y = self.drop(self.norm2(self.join.product(self.conv2, y)))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return self.act(self.join(shortcut, y))
+        if self.downsample is None:
+            return self.act(self.join(x, y))
+        return self.act(self.join(self.downsample(x, self.join), y, projected=True))
+
+    def hold_trunk(self, after: float) -> float:
+        """Let the output be ``after`` times the nominal one; returns the scale the input must have for that."""
+        before = 1.0 if self.downsample is not None else self.join.alpha * after
+        self.join.hold(before, after)
+        for module in self.modules():
+            if isinstance(module, Calibrated):
+                module.input_scale = before
+        return before
+
+    def fold_(self, arriving: Shift, leaving: Shift) -> None:
+        """Deployment form; ``arriving`` and ``leaving`` are the shifts of input and output."""
+        join, last = self.join, self.branch_layers[-1]
+        norms = {name: name.replace("conv", "norm") for name in self.branch_layers}
+        shift = arriving
+        for name, following in zip(self.branch_layers[:-1], self.branch_layers[1:], strict=True):
+            conv = getattr(self, name)
+            out = needed_shift(getattr(self, following))
+            folded, norm = folded_conv(conv, getattr(self, norms[name]), arriving=shift, leaving=out)
+            setattr(self, name, folded)
+            setattr(self, norms[name], norm)
+            setattr(self, name.replace("conv", "act"), activation(out, conv.weight))
+            shift = out
+        gain, branch_gain = (join.gain, join.branch_gain()) if isinstance(join, RescaledAdd) else (1.0, 1.0)
+        end = leaving
+        if self.downsample is not None:
+            shortcut = self.downsample
+            if isinstance(shortcut.conv, BiasedConv2d) and shortcut.conv.pool:
+                shortcut.pool = average_pool(shortcut.conv.pool[0])
+            shortcut.conv, shortcut.norm = folded_conv(shortcut.conv, shortcut.norm, gain=gain, arriving=arriving)
+        elif arriving is not None:
+            end = -arriving if end is None else end - arriving
+        conv = getattr(self, last)
+        folded, norm = folded_conv(conv, getattr(self, norms[last]), gain=branch_gain, arriving=shift, leaving=end)
+        setattr(self, last, folded)
+        setattr(self, norms[last], norm)
+        self.act = activation(leaving, conv.weight)
+        self.join, self.drop = ResidualAdd(), nn.Identity()
 
 
 class Stem(nn.Sequential):
@@ -152,6 +202,24 @@ class Stem(nn.Sequential):
             self.add_module(f"norm{i}", scheme.norm(channels))
             self.add_module(f"act{i}", scheme.activation())
             previous = channels
+
+    def hold_trunk(self, after: float) -> None:
+        """Let the output be ``after`` times the nominal one."""
+        last = [module for module in self if isinstance(module, StemConv2d)][-1:]
+        assert last or after == 1
+        for conv in last:
+            conv.output_scale = after
+
+    def fold_(self, leaving: Shift) -> None:
+        """Deployment form; ``leaving`` is the shift of the output."""
+        count = len(self) // 3
+        for i in range(1, count + 1):
+            conv, out = self.get_submodule(f"conv{i}"), leaving if i == count else None
+            assert isinstance(conv, nn.Conv2d)
+            folded, norm = folded_conv(conv, self.get_submodule(f"norm{i}"), leaving=out)
+            setattr(self, f"conv{i}", folded)
+            setattr(self, f"norm{i}", norm)
+            setattr(self, f"act{i}", activation(out, conv.weight))
 
 
 class ResNet(Backbone):
@@ -173,6 +241,7 @@ class ResNet(Backbone):
         total = sum(config.depths)
         index = 0
         self.stage_names = [f"layer{i + 1}" for i in range(len(config.depths))]
+        self.exits = nn.ModuleList()  # from what the net holds to the feature maps
         for stage, depth in enumerate(config.depths):
             drop_rate = config.branch_drop_rate if stage >= len(config.depths) - 2 else 0.0
             blocks: list[Block] = []
@@ -183,7 +252,14 @@ class ResNet(Backbone):
                 blocks.append(Block(scheme, config, channels, width, stride, (index, total), drop_rate))
                 channels = blocks[-1].out_channels
             reduction *= 2 if stage > 0 else 1
+            scale = 1.0  # each stage ends at scale 1, so that the features are the nominal ones
+            for block in reversed(blocks):
+                scale = block.hold_trunk(scale)
+            if stage == 0:
+                self.stem.hold_trunk(scale)
+                self.exits.append(Nominal(scale))
             self.add_module(self.stage_names[stage], nn.Sequential(*blocks))
+            self.exits.append(Nominal())
             levels.append(FeatureLevel(channels, reduction, self.stage_names[stage]))
         self.levels = tuple(levels)
         self.num_features = channels
@@ -191,13 +267,15 @@ class ResNet(Backbone):
         self.drop: nn.Module = nn.Dropout(config.drop_rate) if config.drop_rate > 0 else nn.Identity()
         self.reset_classifier(num_classes)
 
-    def forward_levels(self, x: Tensor) -> list[Tensor]:
+    def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
+        wanted = range(len(self.exits)) if indices is None else indices
         x = self.stem(x)
-        maps = [x]
+        maps = [self.exits[0](x)] if 0 in wanted else []
         x = self.pool(x)
-        for name in self.stage_names:
+        for level, name in enumerate(self.stage_names, 1):
             x = getattr(self, name)(x)
-            maps.append(x)
+            if level in wanted:
+                maps.append(self.exits[level](x))
         return maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -209,9 +287,26 @@ class ResNet(Backbone):
         for name in self.stage_names[level:]:
             delattr(self, name)
         self.stage_names = self.stage_names[:level]
+        self.exits = self.exits[: level + 1]
         if level == 0:
             self.pool = nn.Identity()
         self.head_bias, self.drop, self.fc, self.num_classes = nn.Identity(), nn.Identity(), nn.Identity(), 0
+
+    def fold_(self) -> None:
+        stages = [list(getattr(self, name)) for name in self.stage_names]
+        blocks = [block for stage in stages for block in stage]
+        shifts = [needed_shift(block.conv1) for block in blocks] + [None]  # before each block, and at the end
+        self.stem.fold_(shifts[0])
+        for block, arriving, leaving in zip(blocks, shifts[:-1], shifts[1:], strict=True):
+            block.fold_(arriving, leaving)
+        ends = [0]
+        for stage in stages:
+            ends.append(ends[-1] + len(stage))
+        for level, end in enumerate(ends):
+            exit = self.exits[level]
+            assert isinstance(exit, Nominal)
+            exit.hold(shifts[end], next(self.parameters()))
+        self.drop = nn.Identity()
 
 
 _PAPER = "https://arxiv.org/abs/1512.03385"

@@ -6,6 +6,7 @@ No residual connections: the rescale scheme is the bias before every product alo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from zoo.backbone import Backbone, FeatureLevel
 from zoo.errors import ZooError
+from zoo.fold import Nominal, activation, folded_conv, folded_linear, needed_shift
+from zoo.layers import ChannelBias
 from zoo.registry import ModelSpec, register_model
 from zoo.schemes import Scheme
 
@@ -56,6 +59,7 @@ class VGG(Backbone):
         previous, reduction = in_chans, 1
         levels = []
         self.stage_names = [f"stage{i + 1}" for i in range(len(config.depths))]
+        self.exits = nn.ModuleList(Nominal() for _ in config.depths)  # from what the net holds to the feature maps
         for i, (name, depth) in enumerate(zip(self.stage_names, config.depths, strict=True)):
             channels = max(1, round(min(64 * 2**i, 512) * config.width))
             stage = Stage()
@@ -85,14 +89,14 @@ class VGG(Backbone):
         )
         self.reset_classifier(num_classes)
 
-    def forward_levels(self, x: Tensor) -> list[Tensor]:
+    def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
         maps: list[Tensor] = []
-        for name in self.stage_names:
-            if maps:
-                x = nn.functional.max_pool2d(x, 2, 2)
-            x = getattr(self, name)(x)
-            maps.append(x)
-        if len(maps) < len(self.levels):
+        for level, name in enumerate(self.stage_names):
+            x = getattr(self, name)(x if level == 0 else nn.functional.max_pool2d(x, 2, 2))
+            if indices is None or level in indices:
+                maps.append(self.exits[level](x))
+        last = len(self.levels) - 1
+        if len(self.stage_names) == last and (indices is None or last in indices):
             maps.append(self.last_pool(x))
         return maps
 
@@ -104,10 +108,40 @@ class VGG(Backbone):
         for name in self.stage_names[level + 1 :]:
             delattr(self, name)
         self.stage_names = self.stage_names[: level + 1]
+        self.exits = self.exits[: level + 1]
         if level < len(self.levels) - 1:
             self.levels = self.levels[: level + 1]
         self.head_bias, self.pool, self.hidden, self.fc = (nn.Identity() for _ in range(4))
         self.num_classes = 0
+
+    def fold_(self) -> None:
+        stages = [getattr(self, name) for name in self.stage_names]
+        places = [(stage, f"{j}") for stage in stages for j in range(1, len(stage) // 3 + 1)]
+        shifts = [needed_shift(stage.get_submodule(f"conv{j}")) for stage, j in places] + [None]
+        for (stage, j), arriving, leaving in zip(places, shifts[:-1], shifts[1:], strict=True):
+            conv = stage.get_submodule(f"conv{j}")
+            folded, norm = folded_conv(conv, stage.get_submodule(f"norm{j}"), arriving=arriving, leaving=leaving)
+            setattr(stage, f"conv{j}", folded)
+            setattr(stage, f"norm{j}", norm)
+            setattr(stage, f"act{j}", activation(leaving, conv.weight))
+        end = 0
+        for stage, exit in zip(stages, self.exits, strict=True):
+            end += len(stage) // 3
+            assert isinstance(exit, Nominal)
+            exit.hold(shifts[end], next(stage.parameters()))  # max pooling lets a shift through
+        if not isinstance(self.hidden, nn.Sequential):
+            return  # no head
+        missing = None
+        if isinstance(self.head_bias, ChannelBias):
+            missing = self.head_bias.bias.double().repeat_interleave(49)
+        self.head_bias = nn.Identity()
+        for i, layer in enumerate(self.hidden):
+            if isinstance(layer, nn.Linear):
+                self.hidden[i] = folded_linear(layer, missing=missing)
+                missing = None
+            elif isinstance(layer, nn.Dropout):
+                self.hidden[i] = nn.Identity()
+        self.fc = folded_linear(self.fc)
 
 
 _PAPER = "https://arxiv.org/abs/1409.1556"

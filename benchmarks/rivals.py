@@ -1,0 +1,110 @@
+"""The nets that are measured against each other, by scheme: ours, torchvision's, timm's, and RescaleNet written out."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import zoo
+from zoo.backbone import Backbone
+from zoo.fold import Nominal
+from zoo.layers import Calibrated, RescaledAdd, StemConv2d, _BiasedConvNd
+from zoo.resnet import Block
+
+# our name, torchvision's, timm's normalizer-free ResNet of the same layout
+NETS = {
+    "18": ("rescalenet18", "resnet18", None),
+    "50": ("rescalenet50", "resnet50", "nf_resnet50"),
+    "101": ("rescalenet101", "resnet101", "nf_resnet101"),
+    "x50": ("rescalenext50_32x4d", "resnext50_32x4d", None),
+}
+
+
+class NaiveConv(nn.Module):
+    """The bias added to the activations, then the convolution; scales are left to the join."""
+
+    def __init__(self, layer: _BiasedConvNd) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, scale: object = None) -> Tensor:
+        layer = self.layer
+        if layer.pool:
+            x = nn.functional.avg_pool2d(x, layer.pool, ceil_mode=True, count_include_pad=False)
+        return layer._conv_forward(x + layer.pre_bias.view(-1, 1, 1), layer.weight, layer.bias)  # type: ignore[operator]
+
+
+class NaiveAdd(nn.Module):
+    """alpha x + m/sqrt(c) F(x) on the activations, as the formula reads."""
+
+    def __init__(self, join: RescaledAdd) -> None:
+        super().__init__()
+        self.join = join
+
+    def product(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return layer(x)
+
+    projection = product
+
+    def forward(self, shortcut: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
+        multiplier = 1.0 if self.join.multiplier is None else self.join.multiplier
+        return self.join.alpha * shortcut + multiplier * self.join.scale * branch
+
+
+def naive(model: Backbone) -> nn.Module:
+    """A copy of a RescaleNet that computes what the paper writes, operation by operation."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, Calibrated):
+            module.input_scale = 1.0
+        if isinstance(module, StemConv2d):
+            module.output_scale = 1.0
+        if isinstance(module, Nominal):
+            module.scale = 1.0
+    for name, module in list(model.named_modules()):
+        if isinstance(module, _BiasedConvNd):
+            model.set_submodule(name, NaiveConv(module))
+        elif isinstance(module, Block) and isinstance(module.join, RescaledAdd):
+            module.join = NaiveAdd(module.join)  # type: ignore[assignment]
+    return model
+
+
+def builders(net: str) -> dict[str, Callable[[], nn.Module]]:
+    """Rival name -> how to build it; ``floor`` has the bare convolutions and no norm.
+
+    ``floor`` has our average-pool shortcut, ``floor_conv`` torchvision's strided one.
+    """
+    ours, theirs, nf = NETS[net]
+    made: dict[str, Callable[[], nn.Module]] = {
+        "floor": functools.partial(zoo.create_model, ours, scheme="none"),
+        "floor_conv": functools.partial(zoo.create_model, ours, scheme="none", shortcut="conv"),
+        "rescale": functools.partial(zoo.create_model, ours),
+        "naive": lambda: naive(zoo.create_model(ours)),
+        "bn": functools.partial(torchvision.models.get_model, theirs),
+        "frozen_bn": functools.partial(
+            torchvision.models.get_model, theirs, norm_layer=torchvision.ops.FrozenBatchNorm2d
+        ),
+        "gn": functools.partial(torchvision.models.get_model, theirs, norm_layer=functools.partial(nn.GroupNorm, 32)),
+    }
+    if nf is not None:
+        made["nf"] = functools.partial(_timm, nf)
+    return made
+
+
+def _timm(name: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise SystemExit(f"the rival {name} is timm's: pip install 'rescalenet-zoo[bench]'") from None
+    return timm.create_model(name)
+
+
+def build(net: str, rival: str) -> nn.Module:
+    """A fresh net; the same seed for each."""
+    torch.manual_seed(0)
+    return builders(net)[rival]()

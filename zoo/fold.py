@@ -1,0 +1,188 @@
+"""The deployment form of a net: plain convolutions, ReLUs and additions, with the same outputs.
+
+METHOD of RescaleNet gives it for free: ReLUs are positively homogeneous, so every constant and multiplier goes into
+a weight; the bias before an unpadded product becomes that product's own bias. The bias b before a padded product,
+whose zeros go around x + b, moves into the ReLU that makes x: relu(z) + b = max(z + b, b), with z + b from the
+bias of the convolution before. BatchNorm goes into its convolution, as usual.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from zoo.errors import ZooError
+from zoo.functional import product_bias
+from zoo.layers import BiasedConv2d, BiasedLinear, StemConv2d
+
+log = logging.getLogger("rescalenet")
+
+Model = TypeVar("Model", bound=nn.Module)
+Shift = Tensor | None
+
+
+def fold(model: Model) -> Model:
+    """A copy of the model for inference, with every backbone of the zoo inside it in deployment form.
+
+    Equal outputs at every input size up to rounding, in eval mode, without gradients: its parameters do not train, and
+    its dropout is gone. GroupNorm depends on the data and stays; the log says how many did. A folded net is folded
+    once: folding it again gives a copy.
+
+    Args:
+        model: a backbone, a feature extractor, or any module that holds some.
+
+    Raises:
+        ZooError: there is no backbone of the zoo in it.
+    """
+    from zoo.backbone import Backbone
+
+    model = copy.deepcopy(model).eval()
+    bodies = [module for module in model.modules() if isinstance(module, Backbone)]
+    if not bodies:
+        raise ZooError(f"fold: there is no backbone of the zoo in this {type(model).__name__}")
+    for body in bodies:
+        if not body.folded:
+            with torch.no_grad():
+                body.fold_()
+            body.folded = True
+            body.requires_grad_(False)
+            if kept := sum(isinstance(module, nn.GroupNorm) for module in body.modules()):
+                log.info("fold: %d GroupNorm layers stay, they depend on the data", kept)
+    return model
+
+
+class ChannelMax(nn.Module):
+    """max(x, floor_c) for each channel c, in place: the ReLU of a map that is shifted by ``floor`` (C,)."""
+
+    floor: Tensor
+
+    def __init__(self, floor: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("floor", floor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp_min_(self.floor.view(-1, *[1] * (x.ndim - 2)))
+
+
+class Nominal(nn.Module):
+    """The nominal feature map (N, C, ...) of one that the net holds as scale * x + shift (C,)."""
+
+    shift: Tensor | None
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("shift", None)
+
+    def hold(self, shift: Shift, like: Tensor) -> None:
+        """Let the map that comes be shifted."""
+        self.shift = None if shift is None else shift.to(like)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shift is not None:
+            x = x - self.shift.view(-1, *[1] * (x.ndim - 2))
+        return x if self.scale == 1 else x / self.scale
+
+
+def needed_shift(layer: nn.Module) -> Shift:
+    """What must have been added to a layer's input when it arrives: float64 (I,), or None."""
+    if isinstance(layer, BiasedConv2d) and any(layer.padding):
+        return layer.pre_bias.double() * layer.input_scale
+    return None
+
+
+def activation(shift: Shift, like: Tensor) -> nn.Module:
+    """The ReLU whose output is shifted."""
+    return nn.ReLU(inplace=True) if shift is None else ChannelMax(shift.to(like))
+
+
+def folded_conv(
+    conv: nn.Module,
+    norm: nn.Module,
+    *,
+    gain: float | Tensor = 1.0,
+    arriving: Shift = None,
+    leaving: Shift = None,
+) -> tuple[nn.Conv2d, nn.Module]:
+    """A convolution with what follows it, and with all that can be folded in it.
+
+    Args:
+        conv: ``nn.Conv2d`` or one of ours.
+        norm: what follows: a BatchNorm, which is folded, or something that stays.
+        gain: factor on the output.
+        arriving: shift of the input that arrives, (I,).
+        leaving: shift that the output shall have, (O,).
+
+    Returns:
+        The plain convolution, and what is left of the norm.
+
+    Raises:
+        ZooError: a shift that a padded convolution does not want, or one that would have to go through a norm.
+    """
+    assert isinstance(conv, nn.Conv2d)
+    weight = conv.weight.double() * gain
+    beta = weight.new_zeros(weight.shape[0])
+    if conv.bias is not None:
+        beta += conv.bias.double() * gain * getattr(conv, "input_scale", 1.0)
+    if isinstance(conv, StemConv2d):
+        weight, beta = weight * conv.output_scale, beta * conv.output_scale
+    unpadded = not any(conv.padding)
+    if unpadded:
+        missing = weight.new_zeros(conv.in_channels)
+        if isinstance(conv, BiasedConv2d):
+            missing += conv.pre_bias.double() * conv.input_scale
+        if arriving is not None:
+            missing -= arriving
+        beta += product_bias(weight, missing, conv.groups)
+    elif arriving is not None and not isinstance(conv, BiasedConv2d):
+        raise ZooError("fold: a shifted map arrives at a padded convolution without a bias before it")
+    if isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+        mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+        factor = norm.weight.double() / (variance + norm.eps).sqrt()
+        weight = weight * factor.view(-1, 1, 1, 1)
+        beta = (beta - mean) * factor + norm.bias.double()
+        norm = nn.Identity()
+    if leaving is not None:
+        if not isinstance(norm, nn.Identity):
+            raise ZooError(f"fold: a shift cannot go through {type(norm).__name__}")
+        beta = beta + leaving
+    plain = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,  # type: ignore[arg-type]
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        conv.groups,
+        bias=bool(beta.any()) or conv.bias is not None,
+        device=conv.weight.device,
+        dtype=conv.weight.dtype,
+    )
+    layout = torch.channels_last if conv.weight.is_contiguous(memory_format=torch.channels_last) else None
+    plain.weight.data = weight.to(conv.weight.dtype)
+    if layout is not None:
+        plain.weight.data = plain.weight.data.contiguous(memory_format=layout)
+    if plain.bias is not None:
+        plain.bias.data = beta.to(conv.weight.dtype)
+    return plain, norm
+
+
+def folded_linear(linear: nn.Module, *, missing: Shift = None) -> nn.Module:
+    """A plain linear layer. ``missing`` (I,) is what was added to its input before and is not any more."""
+    if not isinstance(linear, nn.Linear):
+        return linear  # no head
+    weight = linear.weight.double()
+    beta = weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.double()
+    if isinstance(linear, BiasedLinear):
+        beta = beta + weight @ linear.pre_bias.double()
+    if missing is not None:
+        beta = beta + weight @ missing
+    plain = nn.Linear(linear.in_features, linear.out_features, device=weight.device, dtype=linear.weight.dtype)
+    plain.weight.data = linear.weight.data
+    plain.bias.data = beta.to(linear.weight.dtype)
+    return plain
