@@ -1,0 +1,1 @@
+"""Measurements against named rivals in the same run. They print ratios and assert nothing."""

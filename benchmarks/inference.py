@@ -1,0 +1,112 @@
+"""Time of inference, folded RescaleNet against folded BatchNorm nets: python -m benchmarks.inference"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import zoo
+from benchmarks import measure
+from benchmarks.rivals import NETS
+
+ENGINES = ("eager", "compile", "onnxruntime", "openvino")
+
+
+def candidates(net: str) -> dict[str, Callable[[], nn.Module]]:
+    """The nets: folded, and as trained. BatchNorm's have torchvision's layout, and our shortcut for comparison."""
+    name = NETS[net][0]
+    return {
+        "bn folded": lambda: zoo.fold(_moved(zoo.create_model(name, scheme="bn"))),
+        "bn folded, avgpool": lambda: zoo.fold(_moved(zoo.create_model(name, scheme="bn", shortcut="avgpool"))),
+        "rescale folded": lambda: zoo.fold(_moved(zoo.create_model(name))),
+        "bn": lambda: _moved(zoo.create_model(name, scheme="bn")).eval(),
+        "rescale": lambda: _moved(zoo.create_model(name)).eval(),
+    }
+
+
+def _moved(model: nn.Module) -> nn.Module:
+    """Biases and statistics away from zero, so that nothing folds to nothing."""
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.ndim == 1 and not name.endswith(("weight", "running_var")):
+                tensor.normal_(0, 0.1)
+    return model
+
+
+def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path) -> Callable[[], object]:
+    """A function that runs the model once in the engine."""
+    form = measure.layout(arguments)
+    x = torch.randn(batch, 3, arguments.size, arguments.size, device=arguments.device).to(memory_format=form)
+    model = model.to(device=arguments.device, memory_format=form)
+    if engine in ("eager", "compile"):
+        run = torch.compile(model, fullgraph=True) if engine == "compile" else model
+
+        def do() -> object:
+            with torch.inference_mode():
+                return run(x)
+
+        return do
+    from zoo.export.onnx import export_onnx
+
+    file = folder / "net.onnx"
+    export_onnx(model.cpu(), file, input_size=arguments.size)
+    images = x.cpu().contiguous().numpy()
+    if engine == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = arguments.threads
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads leave the cores to the next
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        return lambda: session.run(None, {"images": images})
+    try:
+        import openvino
+    except ImportError:
+        raise SystemExit("OpenVINO is not installed: pip install 'rescalenet-zoo[bench]'") from None
+    core = openvino.Core()
+    graph = core.read_model(file)
+    graph.reshape([batch, 3, arguments.size, arguments.size])
+    settings = {
+        "INFERENCE_NUM_THREADS": arguments.threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    compiled = core.compile_model(graph, "CPU", settings)
+    request = compiled.create_infer_request()
+    return lambda: request.infer([images])
+
+
+def main() -> None:
+    parser = measure.parser(__doc__ or "")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--engine", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--nets", nargs="+", default=None, help="rows of the table, by default all")
+    parser.add_argument("--repeats", type=int, default=40, help="interleaved rounds")
+    arguments = parser.parse_args()
+    measure.start(arguments)
+    results: list[dict[str, Any]] = []
+    for net in arguments.net:
+        known = candidates(net)
+        for engine in arguments.engine:
+            for batch in arguments.batch:
+                torch.compiler.reset()
+                steps = {}
+                for name in arguments.nets or known:
+                    torch.manual_seed(0)
+                    with tempfile.TemporaryDirectory() as folder:
+                        steps[name] = call(known[name](), engine, batch, arguments, Path(folder))
+                title = f"{NETS[net][0]}, batch {batch}, {arguments.size} px, fp32, {engine}"
+                seconds = measure.interleave(steps, arguments.repeats, title=title, device=arguments.device, warmup=4)
+                rows = measure.ratios(seconds, next(iter(steps)))
+                measure.show_ratios(title, next(iter(steps)), rows)
+                results += [{"net": net, "engine": engine, "batch": batch, "name": n, **r} for n, r in rows.items()]
+    measure.finish(arguments, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Memory of a training step of RescaleNet and its rivals: python -m benchmarks.memory
+
+Bytes saved for backward, counted by saved-tensor hooks at two batch sizes: what grows with the batch, per image, and
+what does not. Peak memory of a step (forward, backward, SGD with momentum), each net in a process of its own, and the
+largest batch that a given memory holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks import measure
+from benchmarks.rivals import NETS, build, builders
+
+RIVALS = ("floor", "floor_conv", "rescale", "naive", "bn", "frozen_bn", "gn", "nf")
+
+
+def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
+    """Bytes of all storages that a forward keeps for backward, each once, without parameters, buffers and x."""
+    known = {t.untyped_storage().data_ptr() for t in (x, *model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = model(x)
+    total = sum(kept.values())
+    del y
+    return total
+
+
+def saved_per_image(model: nn.Module, size: int, *, device: str = "cpu", in_chans: int = 3) -> tuple[int, int]:
+    """(bytes for each image, bytes that do not depend on the batch)."""
+    form = torch.channels_last
+    one, two = (
+        saved_bytes(model, torch.randn(n, in_chans, size, size, device=device).to(memory_format=form)) for n in (1, 2)
+    )
+    return two - one, 2 * one - two
+
+
+def peak_bytes(net: str, rival: str, batch: int, size: int, device: str) -> int:
+    """Peak of this process above what it had before the net was built, over three steps."""
+    torch.manual_seed(0)
+    before = _resident(device)
+    model = build(net, rival).to(device=device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4, momentum=0.9)
+    x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    y = torch.randint(1000, (batch,), device=device)
+    for _ in range(3):
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    peak = torch.cuda.max_memory_allocated() if device != "cpu" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak - before if device != "cpu" else peak * 1024 - before
+
+
+def _resident(device: str) -> int:
+    if device != "cpu":
+        return torch.cuda.memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _peak_elsewhere(net: str, rival: str, batch: int, arguments: argparse.Namespace) -> int:
+    command = [sys.executable, "-m", "benchmarks.memory", "--net", net, "--size", str(arguments.size)]
+    command += ["--device", arguments.device, "--threads", str(arguments.threads), "--peak-of", rival, str(batch)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = measure.parser((__doc__ or "").split("\n")[0])
+    parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=RIVALS)
+    parser.add_argument("--peak-batches", type=int, nargs=2, default=(4, 12), help="where the peak is measured")
+    parser.add_argument("--gib", type=float, default=16.0, help="the memory to fill, GiB")
+    parser.add_argument("--no-peak", action="store_true", help="count saved bytes only")
+    parser.add_argument("--peak-of", nargs=2, metavar=("RIVAL", "BATCH"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        torch.set_num_threads(arguments.threads)
+        rival, batch = arguments.peak_of
+        print(peak_bytes(arguments.net[0], rival, int(batch), arguments.size, arguments.device))
+        return
+    measure.start(arguments)
+    results: list[dict[str, Any]] = []
+    for net in arguments.net:
+        rows: dict[str, dict[str, float]] = {}
+        for rival in (r for r in arguments.rivals if r in builders(net)):
+            model = build(net, rival).to(device=arguments.device, memory_format=torch.channels_last).train()
+            image, constant = saved_per_image(model, arguments.size, device=arguments.device)
+            parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+            rows[rival] = {"image": image, "constant": constant, "constant / parameters": constant / parameters}
+            del model
+            if not arguments.no_peak:
+                low, high = arguments.peak_batches
+                peaks = [_peak_elsewhere(net, rival, batch, arguments) for batch in (low, high)]
+                slope = (peaks[1] - peaks[0]) / (high - low)
+                rows[rival] |= {"peak_image": slope, "peak_constant": peaks[0] - low * slope}
+                rows[rival]["batch"] = (arguments.gib * 2**30 - rows[rival]["peak_constant"]) // slope
+        header = ["", "saved, MiB an image", "/ floor", "/ bn", "other saved, KiB"]
+        if not arguments.no_peak:
+            header += ["peak, MiB an image", f"largest batch in {arguments.gib:g} GiB", "/ bn"]
+        cells = []
+        for rival, row in rows.items():
+            cells.append(
+                [
+                    rival,
+                    f"{row['image'] / 2**20:.2f}",
+                    *(f"{row['image'] / rows[b]['image']:.3f}" if b in rows else "" for b in ("floor", "bn")),
+                    f"{row['constant'] / 1024:.1f}",
+                ]
+            )
+            if not arguments.no_peak:
+                against = f"{row['batch'] / rows['bn']['batch']:.2f}" if "bn" in rows else ""
+                cells[-1] += [f"{row['peak_image'] / 2**20:.1f}", f"{row['batch']:.0f}", against]
+            results.append({"net": net, "rival": rival, **row})
+        measure.show(f"{NETS[net][0]}, {arguments.size} px, fp32", header, cells)
+    measure.finish(arguments, results)
+
+
+if __name__ == "__main__":
+    main()
