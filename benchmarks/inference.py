@@ -42,7 +42,7 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
     """A function that runs the model once in the engine."""
     form = measure.layout(arguments)
     x = torch.randn(batch, 3, arguments.size, arguments.size, device=arguments.device).to(memory_format=form)
-    model = model.to(device=arguments.device, memory_format=form)
+    model = model.to(arguments.device).to(memory_format=form)
     if engine in ("eager", "compile"):
         run = torch.compile(model, fullgraph=True) if engine == "compile" else model
 

@@ -55,7 +55,7 @@ def peak_bytes(net: str, rival: str, batch: int, size: int, device: str) -> int:
     """Peak of this process above what it had before the net was built, over three steps."""
     torch.manual_seed(0)
     before = _resident(device)
-    model = build(net, rival).to(device=device, memory_format=torch.channels_last).train()
+    model = build(net, rival).to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4, momentum=0.9)
     x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     y = torch.randint(1000, (batch,), device=device)
@@ -97,7 +97,7 @@ def main() -> None:
     for net in arguments.net:
         rows: dict[str, dict[str, float]] = {}
         for rival in (r for r in arguments.rivals if r in builders(net)):
-            model = build(net, rival).to(device=arguments.device, memory_format=torch.channels_last).train()
+            model = build(net, rival).to(arguments.device).to(memory_format=torch.channels_last).train()
             image, constant = saved_per_image(model, arguments.size, device=arguments.device)
             parameters = sum(p.numel() * p.element_size() for p in model.parameters())
             rows[rival] = {"image": image, "constant": constant, "constant / parameters": constant / parameters}

@@ -18,7 +18,7 @@ RIVALS = ("floor", "rescale", "naive", "bn", "frozen_bn", "gn", "nf")
 def step(net: str, rival: str, batch: int, arguments: Any, mode: str) -> Callable[[], None]:
     """A function that does one training step."""
     form, device = measure.layout(arguments), arguments.device
-    model = build(net, rival).to(device=device, memory_format=form).train()
+    model = build(net, rival).to(device).to(memory_format=form).train()
     run = torch.compile(model, fullgraph=rival != "nf") if mode == "compile" else model
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, 1e-4, momentum=0.9)
@@ -56,7 +56,9 @@ def main() -> None:
         for mode in arguments.mode:
             for batch in arguments.batch:
                 torch.compiler.reset()
-                steps = {rival: step(net, rival, batch, arguments, mode) for rival in rivals}
+                steps: dict[str, Callable[[], object]] = {
+                    rival: step(net, rival, batch, arguments, mode) for rival in rivals
+                }
                 title = f"{NETS[net][0]}, batch {batch}, {arguments.size} px, {arguments.dtype}, {mode}"
                 seconds = measure.interleave(steps, arguments.repeats, title=title, device=arguments.device)
                 rows = measure.ratios(seconds, arguments.base)

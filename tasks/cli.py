@@ -137,8 +137,10 @@ def export(
     to: Annotated[str, typer.Option(help="Target: onnx.")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.onnx.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Input side in pixels; default: the weights'.")] = None,
+    fold: Annotated[bool, typer.Option(help="Export the deployment form (zoo.fold), not the net as trained.")] = True,
 ) -> None:
     """Export weights and verify the file in the target's own runtime."""
+    import zoo
     from zoo.errors import near
 
     if to != "onnx":
@@ -148,6 +150,7 @@ def export(
     model, entry = _open(weights)
     target = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}.onnx")
     side = size or entry.transform.size
+    model = zoo.fold(model) if fold else model
     typer.echo(str(export_onnx(model, target, input_size=side, in_chans=entry.config.in_chans)))
 
 

@@ -89,7 +89,7 @@ def run(out: Path) -> None:
 
     say("4/4 exporting to ONNX")
     path = str(out / "rescale" / "checkpoints" / "last.safetensors")
-    verified = export_onnx(zoo.create_model(NET, path), out / "rescalenet20_digits.onnx", input_size=32)
+    verified = export_onnx(zoo.fold(zoo.create_model(NET, path)), out / "rescalenet20_digits.onnx", input_size=32)
     report += ["## Export", "", str(verified), ""]
     report.append(f"Took {time.monotonic() - start:.0f} s.")
     write_text("\n".join(report) + "\n", out / "report.md")

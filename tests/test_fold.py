@@ -215,3 +215,17 @@ def test_onnx(kind, tmp_path):
         expected = model(x).numpy()
     (got,) = session.run(None, {"images": x.numpy()})
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+def test_openvino(kind, tmp_path):
+    import openvino
+
+    model = trained(kind).float()
+    export_onnx(zoo.fold(model), tmp_path / "net.onnx", input_size=65)
+    core = openvino.Core()
+    compiled = core.compile_model(tmp_path / "net.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    x = torch.randn(3, 3, 65, 65)
+    with torch.no_grad():
+        expected = model(x).numpy()
+    np.testing.assert_allclose(compiled([x.numpy()])[0], expected, rtol=0, atol=1e-5 * abs(expected).max())

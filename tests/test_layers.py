@@ -309,3 +309,15 @@ def test_he_normal_fans():
         assert std == pytest.approx(3 / fan**0.5, rel=0.02)
     with pytest.raises(ValueError, match="fan_avg"):
         layers.he_normal_(weight, mode="fan_avg")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_traces_for_every_size(kernel):
+    """torch.jit.trace, which the TorchScript ONNX exporter uses: one way for all sizes, whichever was traced."""
+    layer = layers.BiasedConv2d(8, 4, kernel, padding=kernel // 2)
+    nn.init.normal_(layer.pre_bias)
+    traced = torch.jit.trace(layer, torch.randn(1, 8, 2, 2))
+    for size in (1, 3, 20):
+        x = torch.randn(2, 8, size, size)
+        torch.testing.assert_close(traced(x), layer(x), rtol=1e-4, atol=1e-5)

@@ -126,9 +126,10 @@ def _product(
     """The formula, either way, as ordinary operations."""
     x = pooled(x, pool)
     beta = bias
-    if _shift_in_forward(x, weight, scale, geometry):  # the scale comes with the shift: no pass over the weights
-        x = _shifted(x, pre_bias, scale, input_scale, geometry)
-        kernel = weight
+    if _shift_in_forward(x, weight, scale, geometry):
+        on_x = x.dtype == weight.dtype  # the scale comes with the shift, unless that would round it to half precision
+        x = _shifted(x, pre_bias, scale if on_x else None, input_scale, geometry)
+        kernel = weight if on_x else _times(weight, scale)
     else:
         folded = product_bias(weight, pre_bias, geometry.groups)
         beta = folded if bias is None else folded + bias
@@ -282,7 +283,7 @@ def _shifted(x: Tensor, pre_bias: Tensor, scale: Scale, input_scale: float, geom
         return x + bias
     if isinstance(scale, float):
         return torch.add(bias, x, alpha=scale)
-    return torch.addcmul(bias, x, scale.to(x.dtype))
+    return torch.addcmul(bias, x, scale)
 
 
 def pooled(x: Tensor, pool: tuple[int, ...]) -> Tensor:

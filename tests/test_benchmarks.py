@@ -1,0 +1,54 @@
+"""The benchmarks run and write what they measured; nothing is asserted about time."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, environment
+
+SMALL = ["--size", "32", "--threads", "1", "--malloc", "keep"]
+
+
+def run(script, *arguments, out):
+    command = [sys.executable, "-m", f"benchmarks.{script}", *SMALL, *arguments, "--json", str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(out.read_text())
+    assert content["environment"]["torch"]
+    assert content["environment"]["malloc"] == "keep"
+    return done.stdout, content["results"]
+
+
+def test_train_step(tmp_path):
+    rivals = ["floor", "floor_conv", "rescale", "naive", "bn", "frozen_bn", "gn", "nf"]
+    arguments = ["--net", "50", "--batch", "2", "--repeats", "2", "--optimizer", "--rivals", *rivals]
+    table, results = run("train_step", *arguments, out=tmp_path / "train.json")
+    assert [r["rival"] for r in results] == rivals
+    assert all(r["rival"] in table for r in results)
+    assert results[0]["ratio"] == 1
+    assert all(r["milliseconds"] > 0 and r["pairs"] == 2 for r in results)
+
+
+@pytest.mark.slow
+def test_train_step_compiled_in_bf16(tmp_path):
+    arguments = ["--net", "18", "--batch", "1", "--repeats", "1", "--mode", "compile", "--dtype", "bf16"]
+    _, results = run("train_step", *arguments, "--rivals", "floor", "rescale", out=tmp_path / "train.json")
+    assert [r["mode"] for r in results] == ["compile", "compile"]
+
+
+def test_inference(tmp_path):
+    arguments = ["--net", "18", "--batch", "2", "--repeats", "2", "--engine", "eager", "onnxruntime", "openvino"]
+    _, results = run("inference", *arguments, out=tmp_path / "inference.json")
+    names = ["bn folded", "bn folded, avgpool", "rescale folded", "bn", "rescale"]
+    assert [(r["engine"], r["name"]) for r in results] == [
+        (e, n) for e in ("eager", "onnxruntime", "openvino") for n in names
+    ]
+
+
+def test_memory(tmp_path):
+    arguments = ["--net", "18", "--rivals", "floor", "rescale", "bn", "--peak-batches", "8", "64"]
+    _, results = run("memory", *arguments, out=tmp_path / "memory.json")
+    floor, rescale, bn = results
+    assert rescale["image"] <= 1.02 * floor["image"] < bn["image"]
+    assert all(r["peak_constant"] > 0 for r in results)
