@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT, environment
 
-SMALL = ["--size", "32", "--threads", "1", "--malloc", "keep"]
+SMALL = ["--size", "32", "--threads", "1", "--runtime", "tuned"]
 
 
 def run(script, *arguments, out):
@@ -16,7 +16,7 @@ def run(script, *arguments, out):
     assert done.returncode == 0, done.stderr
     content = json.loads(out.read_text())
     assert content["environment"]["torch"]
-    assert content["environment"]["malloc"] == "keep"
+    assert content["environment"]["runtime"] == "tuned"
     return done.stdout, content["results"]
 
 
