@@ -20,9 +20,10 @@ from rich.table import Table
 
 from zoo.checkpoint import write_json
 
-# glibc returns freed memory to the system and takes it again page by page; a step then measures the kernel. With these
-# it keeps what it has, as tcmalloc and jemalloc do. OpenMP's workers fall asleep between two operations and take long to
-# wake on a virtual machine; ACTIVE lets them wait awake. Both are usual for PyTorch on CPUs; every rival gets the same.
+# glibc returns freed memory to the system and takes it again page by page; a step then measures the kernel. With
+# these it keeps what it has, as tcmalloc and jemalloc do. OpenMP's workers fall asleep between two operations and take
+# long to wake on a virtual machine; ACTIVE lets them wait awake. Both are usual for PyTorch on CPUs; every rival gets
+# the same.
 _TUNED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),

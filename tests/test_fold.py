@@ -229,3 +229,27 @@ def test_openvino(kind, tmp_path):
     with torch.no_grad():
         expected = model(x).numpy()
     np.testing.assert_allclose(compiled([x.numpy()])[0], expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
+@pytest.mark.parametrize("name", zoo.list_weights())
+def test_weights_that_ship(name):
+    model = zoo.create_model(name.split(".")[0], name).eval()
+    folded = zoo.fold(model)
+    for size in (32, 45):
+        x = torch.randn(4, 3, size, size)
+        with torch.no_grad():
+            assert relative(folded(x), model(x)) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["rescale", "bn"])
+@pytest.mark.parametrize("name", zoo.list_models())
+def test_every_net_of_the_zoo(name, scheme):
+    """A narrow copy of each, at the depth it has."""
+    model = zoo.create_model(name, scheme=scheme, num_classes=3, width=0.0625).double()
+    size = max(33, zoo.model_info(name).min_size)
+    zoo.calibrate(model, [torch.randn(2, 3, size, size, dtype=torch.float64)])
+    model.eval()
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative(zoo.fold(model)(x), model(x)) <= 1e-9
