@@ -278,9 +278,10 @@ def _sum_to_channels(grad: Tensor, geometry: Geometry, dtype: torch.dtype) -> Te
 
 def _shifted(x: Tensor, pre_bias: Tensor, scale: Scale, input_scale: float, geometry: Geometry) -> Tensor:
     """scale * (x + input_scale * pre_bias), in one pass."""
-    bias = _times(_times(pre_bias, input_scale), scale).to(x.dtype).view(-1, *[1] * len(geometry.stride))
+    bias = pre_bias.view(-1, *[1] * len(geometry.stride))
     if scale is None:
-        return x + bias
+        return torch.add(x, bias.to(x.dtype), alpha=input_scale)
+    bias = _times(_times(bias, input_scale), scale).to(x.dtype)
     if isinstance(scale, float):
         return torch.add(bias, x, alpha=scale)
     return torch.addcmul(bias, x, scale)
