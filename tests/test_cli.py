@@ -2,6 +2,7 @@
 
 import json
 
+import onnx
 import pytest
 import torch
 from test_classification import picture
@@ -57,7 +58,11 @@ def test_predict_eval_export(capsys, monkeypatch, weights, tmp_path):
     code, out, _ = call(capsys, monkeypatch, "export", weights, "--out", tmp_path / "n.onnx")
     assert code == 0
     assert "agrees in onnxruntime" in out
-    assert (tmp_path / "n.onnx").exists()
+    code, out, _ = call(capsys, monkeypatch, "export", weights, "--no-fold", "--out", tmp_path / "m.onnx")
+    assert code == 0
+    folded, trained = ({n.op_type for n in onnx.load(tmp_path / f).graph.node} for f in ("n.onnx", "m.onnx"))
+    assert "Max" in folded
+    assert "Max" not in trained
 
 
 def test_print_config_and_train(capsys, monkeypatch, images, tmp_path):  # noqa: F811
