@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,16 +45,16 @@ def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
 def saved_per_image(model: nn.Module, size: int, *, device: str = "cpu", in_chans: int = 3) -> tuple[int, int]:
     """(bytes for each image, bytes that do not depend on the batch)."""
     form = torch.channels_last
-    one, two = (
-        saved_bytes(model, torch.randn(n, in_chans, size, size, device=device).to(memory_format=form)) for n in (1, 2)
+    two, four = (  # BatchNorm wants more than one value for each channel
+        saved_bytes(model, torch.randn(n, in_chans, size, size, device=device).to(memory_format=form)) for n in (2, 4)
     )
-    return two - one, 2 * one - two
+    return (four - two) // 2, 2 * two - four
 
 
 def peak_bytes(net: str, rival: str, batch: int, size: int, device: str) -> int:
     """Peak of this process above what it had before the net was built, over three steps."""
     torch.manual_seed(0)
-    before = _resident(device)
+    before = _peak(device)
     model = build(net, rival).to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-4, momentum=0.9)
     x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
@@ -63,14 +63,17 @@ def peak_bytes(net: str, rival: str, batch: int, size: int, device: str) -> int:
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
         optimizer.zero_grad()
-    peak = torch.cuda.max_memory_allocated() if device != "cpu" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak - before if device != "cpu" else peak * 1024 - before
+    return _peak(device) - before
 
 
-def _resident(device: str) -> int:
+def _peak(device: str) -> int:
+    """Bytes. Of the process's own memory: ru_maxrss begins with what the parent had when it forked."""
     if device != "cpu":
-        return torch.cuda.memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return torch.cuda.max_memory_allocated()
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit("the peak memory of a CPU process is read from Linux's /proc: use --no-peak")
 
 
 def _peak_elsewhere(net: str, rival: str, batch: int, arguments: argparse.Namespace) -> int:
