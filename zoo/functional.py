@@ -74,18 +74,8 @@ def biased_product(
     return _dispatch(x, weight, pre_bias, bias, scale, input_scale, pool, geometry, weight.dtype)
 
 
-def _dispatch(
-    x: Tensor,
-    weight: Tensor,
-    pre_bias: Tensor,
-    bias: Tensor | None,
-    scale: Scale,
-    input_scale: float,
-    pool: tuple[int, ...],
-    geometry: Geometry,
-    dtype: torch.dtype,
-) -> Tensor:
-    arguments = (x, weight, pre_bias, bias, scale, input_scale, pool, geometry, dtype)
+def _dispatch(*arguments: Any) -> Tensor:
+    """The formula, with the arguments of ``_product``, for whoever runs it: a compiler, autograd, or nobody."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return _product_to_compile(*arguments)
     plain = torch.compiler.is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
