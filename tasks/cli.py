@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,11 +32,17 @@ def list_(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Only nets with weights.")] = False,
 ) -> None:
     """The nets, and the weights that can be loaded by name."""
+    import fnmatch
+
     import zoo
+    from zoo.checkpoint import weight_tags
 
     for name in zoo.list_models(filter, pretrained=pretrained):
         tags = ", ".join(zoo.model_info(name).weights)
         typer.echo(f"{name}  [{tags}]" if tags else name)
+    nets = {name.split(".", 1)[0] for name in zoo.list_weights()} - set(zoo.list_models())
+    for name in fnmatch.filter(sorted(nets), filter):  # nets of a task, which are made around any of these
+        typer.echo(f"{name}  [{', '.join(weight_tags(name))}]")
 
 
 @app.command()
@@ -72,6 +79,7 @@ def info(
     import torch
 
     import zoo
+    from tasks.detection.detector import DetectorOptions, create_detector, is_detector
 
     if model.endswith(".safetensors") or "." in model:
         weights = zoo.get_weights(model)
@@ -83,9 +91,14 @@ def info(
             "meta": weights.meta,
         }
     else:
-        content = dataclasses.asdict(zoo.model_info(model))
+        net: torch.nn.Module
         with torch.device("meta"):
-            net = zoo.create_model(model)
+            if is_detector(model):
+                net = create_detector(model)
+                content = {"options": dataclasses.asdict(DetectorOptions()), "strides": net.backbone.strides}
+            else:
+                content = dataclasses.asdict(zoo.model_info(model))
+                net = zoo.create_model(model)
         content["parameters"] = sum(p.numel() for p in net.parameters())
     typer.echo(json.dumps(content, indent=1))
 
@@ -93,17 +106,28 @@ def info(
 @app.command("eval")
 def eval_(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
-    data: Annotated[str, typer.Argument(help="Folder with one folder of images for each class.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and confusion.png.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 256,
+    data: Annotated[str, typer.Argument(help="A folder of images for each class, or a COCO JSON file.")],
+    images: Annotated[Path | None, typer.Option(help="Detection: folder or zip file of the images.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and more.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: 256, or 1 for detection.")] = None,
     workers: Annotated[int, typer.Option(min=0)] = 0,
+    fast: Annotated[bool, typer.Option("--fast", help="Detection: compute the figures with faster-coco-eval.")] = False,
 ) -> None:
-    """Top-1, top-5, per-class table and confusion matrix of weights on an image folder."""
+    """Evaluate weights: top-1 and confusion matrix on an image folder, or COCO's figures for detectors."""
+    entry = zoo.get_weights(weights)
+    if _is_detector(entry):
+        if images is None:
+            raise UserError("evaluation of a detector needs --images, the folder or zip file of the images")
+        _eval_detector(entry, Path(data), images, out, batch_size or 1, workers, fast)
+        return
+    if images is not None or fast:
+        raise UserError(f"--images and --fast are for detectors; {entry.name} is a classifier")
     from tasks.classification.data import folder_images
     from tasks.classification.evaluate import evaluate_weights
 
-    model, entry = _open(weights)
-    result = evaluate_weights(model, entry, folder_images(Path(data)), out=out, batch_size=batch_size, workers=workers)
+    result = evaluate_weights(
+        _classifier(entry), entry, folder_images(Path(data)), out=out, batch_size=batch_size or 256, workers=workers
+    )
     typer.echo(f"{'class':<24}{'images':>8}{'recall':>9}{'precision':>11}  most often taken for")
     for row in result.table(entry.classes):
         recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
@@ -111,23 +135,65 @@ def eval_(
     typer.echo("  ".join(f"{key} {value:.6g}" for key, value in result.metrics().items()))
 
 
+def _eval_detector(
+    entry: zoo.Weights, annotations: Path, images: Path, out: Path | None, batch_size: int, workers: int, fast: bool
+) -> None:
+    from accelerate import PartialState
+
+    from tasks.detection.coco import load_coco
+    from tasks.detection.detector import create_detector
+    from tasks.detection.evaluate import evaluate_weights
+
+    model = create_detector(entry.config.name, entry.name)
+    data = load_coco(annotations, images, masks=model.has_masks, check="header")
+    for line in data.report():
+        say(line)
+    reports = evaluate_weights(model, data, out=out, fast=fast, batch_size=batch_size, workers=workers)
+    if not PartialState().is_main_process:
+        return
+    for kind, report in reports.items():
+        typer.echo(f"{kind}\n{report.text}")
+    heads = "".join(f"{kind:>8}" for kind in reports)
+    typer.echo(f"{'category':<24}{heads}")
+    for name in data.names:
+        values = (report.per_category[name] for report in reports.values())
+        typer.echo(f"{name:<24}" + "".join(f"{'-' if v < 0 else format(v, '.3f'):>8}" for v in values))
+
+
 @app.command()
 def predict(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
     inputs: Annotated[list[str], typer.Argument(help="Pictures and folders of pictures.")],
-    out: Annotated[Path, typer.Option(help="Folder for predictions.json and contact_sheet.png.")] = _PREDICT_OUT,
-    top: Annotated[int, typer.Option(min=1, help="Classes to report for each picture.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for predictions.json and pictures.")] = _PREDICT_OUT,
+    top: Annotated[int, typer.Option(min=1, help="Classification: classes to report for each picture.")] = 5,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Detection: least score of what is reported.")] = 0.5,
+    tile: Annotated[int | None, typer.Option(min=1, help="Detection: side of tiles for large pictures.")] = None,
+    overlap: Annotated[int | None, typer.Option(min=0, help="Of tiles, in pixels; default: a quarter.")] = None,
 ) -> None:
-    """Classify pictures; writes JSON and a contact sheet."""
-    from tasks.classification.predict import find_images
-    from tasks.classification.predict import predict as run
+    """Classify pictures or find objects in them; writes JSON and pictures."""
+    from tasks.images import find_images
 
-    model, entry = _open(weights)
-    predictions, failed = run(model, entry, find_images(inputs), top=top, out=out)
-    for p in predictions:
-        typer.echo(f"{p.file}: " + ", ".join(f"{c} {s:.1%}" for c, s in zip(p.classes, p.scores, strict=True)))
+    entry = zoo.get_weights(weights)
+    files = find_images(inputs)
+    if _is_detector(entry):
+        from tasks.detection.detector import create_detector
+        from tasks.detection.predict import predict as detect
+
+        model = create_detector(entry.config.name, entry.name)
+        found, failed = detect(model, entry, files, threshold=threshold, tile=tile, overlap=overlap, out=out)
+        for p in found:
+            counts = Counter(instance.label for instance in p.instances)
+            typer.echo(f"{p.file}: " + (", ".join(f"{n} {label}" for label, n in counts.most_common()) or "nothing"))
+        read = bool(found)
+    else:
+        from tasks.classification.predict import predict as classify
+
+        predictions, failed = classify(_classifier(entry), entry, files, top=top, out=out)
+        for c in predictions:
+            typer.echo(f"{c.file}: " + ", ".join(f"{k} {s:.1%}" for k, s in zip(c.classes, c.scores, strict=True)))
+        read = bool(predictions)
     say(f"written to {out}")
-    if failed and not predictions:
+    if failed and not read:
         raise typer.Exit(1)
 
 
@@ -136,7 +202,7 @@ def export(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
     to: Annotated[str, typer.Option(help="Target: onnx.")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.onnx.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Input side in pixels; default: the weights'.")] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Classification: input side; default: the weights'.")] = None,
     fold: Annotated[bool, typer.Option(help="Export the deployment form (zoo.fold), not the net as trained.")] = True,
 ) -> None:
     """Export weights and verify the file in the target's own runtime."""
@@ -145,10 +211,19 @@ def export(
 
     if to != "onnx":
         raise UserError(f"unknown export target {to!r}{near(to, ['onnx'])}")
+    entry = zoo.get_weights(weights)
+    target = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}.onnx")
+    if _is_detector(entry):
+        from tasks.detection.detector import create_detector
+        from zoo.export.onnx import export_detector_onnx
+
+        detector = create_detector(entry.config.name, entry.name)
+        typer.echo(str(export_detector_onnx(zoo.fold(detector) if fold else detector, target)))
+        return
     from zoo.export.onnx import export_onnx
 
-    model, entry = _open(weights)
-    target = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}.onnx")
+    assert isinstance(entry.transform, zoo.InputTransform)
+    model = _classifier(entry)
     side = size or entry.transform.size
     model = zoo.fold(model) if fold else model
     typer.echo(str(export_onnx(model, target, input_size=side, in_chans=entry.config.in_chans)))
@@ -187,12 +262,16 @@ def demo(
     run(out)
 
 
-def _open(weights: str) -> tuple[zoo.Backbone, zoo.Weights]:
-    """The model and the entry of weights by name or file."""
+def _is_detector(entry: zoo.Weights) -> bool:
+    from tasks.detection.detector import is_detector
+
+    return is_detector(entry.config.name)
+
+
+def _classifier(entry: zoo.Weights) -> zoo.Backbone:
     import zoo
 
-    entry = zoo.get_weights(weights)
-    return zoo.create_model(entry.config.name, weights), entry
+    return zoo.create_model(entry.config.name, entry.name)
 
 
 def main() -> None:

@@ -110,11 +110,10 @@ class TrainSection(Strict):
 
 
 class RunConfig(Strict):
-    """What every task's config has. Tasks add their data section."""
+    """What every task's config has. Tasks add their model and data sections."""
 
     task: str
     output: str = Field(description="the run's folder")
-    model: ModelSection
     train: TrainSection
 
 

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,14 +51,17 @@ class Task(Protocol):
     def train_set(self) -> Dataset[Any]:
         """A map-style data set whose keys are (epoch, index)."""
 
+    def batches(self, batch_size: int, seed: int) -> EpochBatches:
+        """The batches of keys of each epoch."""
+
     def collate(self, samples: list[Any]) -> Any:
         """Samples -> batch of tensors."""
 
-    def inputs(self, batch: Any, dtype: torch.dtype) -> Any:
-        """Batch (on the device) -> the model's input."""
+    def calibration_forward(self, model: nn.Module, batch: Any, dtype: torch.dtype) -> None:
+        """A forward of a batch (on the device) through every layer, for ``zoo.calibrate``."""
 
-    def loss(self, model: nn.Module, batch: Any, dtype: torch.dtype) -> Tensor:
-        """Mean loss over the batch."""
+    def losses(self, model: nn.Module, batch: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The terms of the loss by name, each a mean over the batch; their sum is minimised."""
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         """Metrics on the evaluation set, the same on every rank."""
@@ -68,11 +71,27 @@ class Task(Protocol):
 
 
 class EpochBatches(BatchSampler):
-    """Batches of (epoch, index) in an order that depends on seed and epoch alone; the remainder is dropped."""
+    """Batches of (epoch, index) in an order that depends on seed and epoch alone; the remainder is dropped.
 
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
-        if length < batch_size:
-            raise TrainingError(f"the training set has {length} samples, fewer than one batch of {batch_size}")
+    Args:
+        length: of the data set.
+        groups: of each sample; a batch is of one group, but for the last few of an epoch.
+        repeats: how often each sample is wanted in an epoch, on average; default once.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        *,
+        groups: Sequence[int] | None = None,
+        repeats: Sequence[float] | None = None,
+    ) -> None:
+        self.groups, self.repeats = groups, repeats
+        self.samples = length if repeats is None else int(sum(repeats))  # of an epoch
+        if self.samples < batch_size:
+            raise TrainingError(f"the training set has {self.samples} samples, fewer than one batch of {batch_size}")
         self.length, self.batch_size, self.seed, self.drop_last = length, batch_size, seed, True
         self.epoch, self.start = 0, 0
 
@@ -81,13 +100,36 @@ class EpochBatches(BatchSampler):
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return self.length // self.batch_size
+        return self.samples // self.batch_size
 
     def __iter__(self) -> Iterator[list[Key]]:  # type: ignore[override]
+        for batch in self._grouped(self._order())[self.start : len(self)]:
+            yield [(self.epoch, index) for index in batch]
+
+    def _order(self) -> list[int]:
+        """The epoch's samples in random order."""
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator).tolist()
-        for i in range(self.start, len(self)):
-            yield [(self.epoch, index) for index in order[i * self.batch_size : (i + 1) * self.batch_size]]
+        if self.repeats is None:
+            return torch.randperm(self.length, generator=generator).tolist()
+        # Systematic resampling: each sample floor or ceil of its share, always the same number in all.
+        ends = torch.tensor(self.repeats, dtype=torch.float64).cumsum(0)
+        points = (torch.arange(self.samples) + torch.rand((), generator=generator, dtype=torch.float64)) / self.samples
+        chosen = torch.searchsorted(ends, points * ends[-1], right=True).clamp(max=self.length - 1)
+        return chosen[torch.randperm(self.samples, generator=generator)].tolist()
+
+    def _grouped(self, order: list[int]) -> list[list[int]]:
+        """Batches in the order in which they fill."""
+        if self.groups is None:
+            return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        waiting: dict[int, list[int]] = {}
+        batches = []
+        for index in order:
+            bucket = waiting.setdefault(self.groups[index], [])
+            bucket.append(index)
+            if len(bucket) == self.batch_size:
+                batches.append(waiting.pop(self.groups[index]))
+        rest = [index for bucket in waiting.values() for index in bucket]
+        return batches + [rest[i : i + self.batch_size] for i in range(0, len(rest), self.batch_size)]
 
 
 def mix(*numbers: int) -> int:
@@ -161,6 +203,7 @@ class RunLog:
         if not self.enabled:
             return
         self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+        self._file.flush()  # for those who watch it
         for key, value in values.items():
             if isinstance(value, int | float) and key != "epoch":
                 self._board.add_scalar(f"{event}/{key}", value, step)
@@ -225,7 +268,7 @@ class Trainer:
             model.to(memory_format=torch.channels_last)
         self.bare = model.to(self.accelerator.device)
         data = task.train_set()
-        self.batches = EpochBatches(len(data), train.batch_size, train.seed)  # type: ignore[arg-type]
+        self.batches = task.batches(train.batch_size, train.seed)
         loader = DataLoader(
             data,
             batch_sampler=self.batches,
@@ -295,12 +338,13 @@ class Trainer:
         count = min(self.train.calibration_batches, len(self.batches))
         samples = []
         for batch in self.loader:
-            samples.append(self.task.inputs(batch, self.dtype))
+            samples.append(batch)
             if len(samples) == count:
                 break
         report = zoo.calibrate(
             self.bare,
             samples,
+            forward=lambda model, batch: self.task.calibration_forward(model, batch, self.dtype),
             reduce=lambda t: self.accelerator.reduce(t, "sum"),
         )
         if report.calibrated and self.accelerator.is_main_process:
@@ -337,7 +381,7 @@ class Trainer:
             return
         self.batches.seek(at.epoch, at.batch)
         self.model.train()
-        losses: list[Tensor] = []
+        losses: list[dict[str, Tensor]] = []  # of the forwards of a step
         for batch in self.loader:
             if at.batch >= usable:  # a remainder that would not fill an optimizer step
                 break
@@ -348,9 +392,9 @@ class Trainer:
                 for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
                     group["lr"] = peak * rate(train.schedule, epoch, train.epochs)
             with self.accelerator.accumulate(self.model):
-                loss = self.task.loss(self.model, batch, self.dtype)
-                losses.append(loss.detach())
-                self.accelerator.backward(loss)
+                terms = self.task.losses(self.model, batch, self.dtype)
+                losses.append({name: term.detach() for name, term in terms.items()})
+                self.accelerator.backward(torch.stack(list(terms.values())).sum())
                 if self.accelerator.sync_gradients and train.optimizer.clip_norm is not None:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), train.optimizer.clip_norm)
                 self.optimizer.step()
@@ -362,19 +406,22 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update_parameters(self.bare)
             if at.step % train.log_every == 0 or at.batch == usable:
-                self._log_step(torch.stack(losses).mean())
+                self._log_step({name: torch.stack([terms[name] for terms in losses]).mean() for name in losses[0]})
             mean = {"loss": at.loss_sum / at.loss_count} if at.loss_count else {}
             progress.step(at.step, epoch=f"{at.epoch + 1}/{train.epochs}", **mean)
             if self._due():
                 self._save()
 
-    def _log_step(self, loss: Tensor) -> None:
+    def _log_step(self, terms: dict[str, Tensor]) -> None:
         at = self.at
-        value = float(self.accelerator.reduce(loss, "mean"))
+        means = self.accelerator.reduce(torch.stack(list(terms.values())), "mean").tolist()
+        value = sum(means)
+        shown = dict(zip(terms, means, strict=True)) if len(terms) > 1 else {}
         if not math.isfinite(value):
-            self._not_finite(f"the loss is {value}")
+            parts = ", ".join(f"{name} {mean}" for name, mean in shown.items())
+            self._not_finite(f"the loss is {value}" + (f" ({parts})" if parts else ""))
         at.loss_sum, at.loss_count = at.loss_sum + value, at.loss_count + 1
-        self.log.write("step", at.step, epoch=at.epoch, loss=value, lr=self.optimizer.param_groups[0]["lr"])
+        self.log.write("step", at.step, epoch=at.epoch, loss=value, **shown, lr=self.optimizer.param_groups[0]["lr"])
 
     def _end_of_epoch(self, progress: Progress) -> None:
         at, train, main = self.at, self.train, self.accelerator.is_main_process

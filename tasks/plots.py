@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -89,3 +89,42 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: 
         ax.imshow(small)
         ax.set_title(caption, fontsize=8)
     _save(figure, path)
+
+
+class Drawable(Protocol):
+    """An object found in a picture (``tasks.detection.predict.Instance``)."""
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: Any
+    corner: tuple[int, int]
+
+
+def draw_instances(image: Image.Image, instances: Sequence[Drawable], path: Path) -> None:
+    """A copy of the picture with masks, boxes and labels; the best ones are drawn last, on top."""
+    import colorsys
+
+    import numpy as np
+    from PIL import ImageDraw, ImageFont
+
+    scale = max(1, round(512 / max(image.size)))  # small pictures are enlarged, or their labels would hide them
+    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
+    colours = [
+        tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 1.0))
+        for i in range(len(instances))
+    ]
+    for instance, colour in reversed(list(zip(instances, colours, strict=True))):
+        if instance.mask is not None and instance.mask.size:
+            x, y = instance.corner
+            part = pixels[y : y + instance.mask.shape[0], x : x + instance.mask.shape[1]]
+            part[instance.mask] = 0.55 * part[instance.mask] + 0.45 * np.asarray(colour, dtype=np.float32)
+    drawn = Image.fromarray(pixels.round().astype(np.uint8)).resize((image.width * scale, image.height * scale))
+    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=11)
+    for instance, colour in reversed(list(zip(instances, colours, strict=True))):
+        box = [scale * value for value in instance.box]
+        pen.rectangle(box, outline=colour, width=1)
+        text = f"{instance.label} {instance.score:.0%}"
+        if pen.textlength(text, font=font) <= box[2] - box[0]:  # else it would cover its neighbours
+            pen.text((box[0] + 2, box[1]), text, fill=colour, font=font)
+    atomic_write(path, lambda temporary: drawn.save(temporary, format="PNG"))

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from tasks import config as cfg
 from tasks.classification.config import ClassificationConfig
+from tasks.detection.config import DetectionConfig
 from tasks.engine import Task
 from tasks.errors import ConfigError
 from zoo.errors import near
 
-SCHEMAS: dict[str, type[cfg.RunConfig]] = {"classification": ClassificationConfig}
+SCHEMAS: dict[str, type[cfg.RunConfig]] = {"classification": ClassificationConfig, "detection": DetectionConfig}
 
 
 def resolve(name: str, overrides: Sequence[str] = ()) -> cfg.RunConfig:
@@ -34,6 +35,10 @@ def check(content: dict[str, object], source: str) -> cfg.RunConfig:
 
 def make_task(config: cfg.RunConfig) -> Task:
     """The task of a config, its data found."""
+    if isinstance(config, DetectionConfig):
+        from tasks.detection.model import Detection
+
+        return Detection(config)
     assert isinstance(config, ClassificationConfig)
     from tasks.classification.model import Classification
 

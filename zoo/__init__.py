@@ -3,10 +3,10 @@
 from zoo import convert
 from zoo._version import __version__
 from zoo.backbone import Backbone, FeatureExtractor, FeatureInfo, ModelConfig, param_groups
-from zoo.checkpoint import InputTransform, Weights, get_weights, list_weights, save_weights
+from zoo.checkpoint import DetectionTransform, InputTransform, Weights, get_weights, list_weights, save_weights
 from zoo.errors import ExportError, WeightsError, ZooError
 from zoo.fold import fold
-from zoo.registry import ModelInfo, create_model, list_models, model_info
+from zoo.registry import ModelInfo, build_model, create_model, list_models, model_info
 from zoo.rescale import CalibrationReport, branch_statistics, calibrate, coefficients
 
 from zoo import resnet, vgg  # noqa: F401  isort: skip  (they register their nets)
@@ -14,6 +14,7 @@ from zoo import resnet, vgg  # noqa: F401  isort: skip  (they register their net
 __all__ = [
     "Backbone",
     "CalibrationReport",
+    "DetectionTransform",
     "ExportError",
     "FeatureExtractor",
     "FeatureInfo",
@@ -25,6 +26,7 @@ __all__ = [
     "ZooError",
     "__version__",
     "branch_statistics",
+    "build_model",
     "calibrate",
     "coefficients",
     "convert",

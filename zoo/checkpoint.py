@@ -13,11 +13,11 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pydantic
 import torch
@@ -76,6 +76,33 @@ class InputTransform:
         return v2.Compose(steps)
 
 
+@dataclass(frozen=True)
+class DetectionTransform:
+    """What a detector expects of an image. It resizes and standardises by itself, as torchvision's do.
+
+    Attributes:
+        min_size: length that the short side is resized to, in pixels.
+        max_size: limit of the long side; the short side then stays below ``min_size``.
+        mean, std: for each channel in ``channel_order``, on the 0..1 scale.
+    """
+
+    min_size: int
+    max_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_size <= self.max_size:
+            raise ZooError(f"min_size={self.min_size}, max_size={self.max_size}: 0 < min_size <= max_size is needed")
+
+    def build(self) -> Transform:
+        """PIL image or uint8 tensor (C, H, W) -> float32 RGB tensor (C, H, W) in 0..1."""
+        from torchvision.transforms import v2
+
+        return v2.Compose([v2.RGB(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+
+
 class ReverseChannels(nn.Module):
     """RGB (..., 3, H, W) -> BGR."""
 
@@ -99,7 +126,7 @@ class Weights:
     name: str
     path: Path
     config: ModelConfig
-    transform: InputTransform
+    transform: InputTransform | DetectionTransform
     classes: tuple[str, ...]
     meta: dict[str, Any]
     sha256: str | None = None
@@ -190,7 +217,7 @@ def _from_file(path: Path) -> Weights:
             name=str(path),
             path=path,
             config=pydantic.TypeAdapter(ModelConfig).validate_python(entry["config"]),
-            transform=pydantic.TypeAdapter(InputTransform).validate_python(entry["transform"]),
+            transform=pydantic.TypeAdapter(InputTransform | DetectionTransform).validate_python(entry["transform"]),
             classes=tuple(entry["classes"]),
             meta=entry["meta"],
         )
@@ -224,18 +251,30 @@ def write_json(content: Any, path: Path) -> None:
     write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
 
 
+class Named(Protocol):
+    """A net that can be built again by name: a backbone, or a task's net around one."""
+
+    config: ModelConfig
+    num_classes: int
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
 def save_weights(
-    model: Backbone,
+    model: Named,
     path: str | Path,
     *,
-    transform: InputTransform,
+    transform: InputTransform | DetectionTransform,
     classes: Sequence[str],
     meta: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> str:
-    """Write a model as a weights file that ``create_model`` loads. Returns the file's sha256.
+    """Write a model as a weights file that ``create_model`` (or its task) loads. Returns the file's sha256.
 
     Args:
+        model: with ``config`` and ``num_classes``.
         path: must end in ``.safetensors``; written to a temporary file first.
         classes: names in order of the logits; as many as the model has classes.
         meta: metrics, data, licence, recipe.
@@ -247,7 +286,7 @@ def save_weights(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ZooError(f"{path}: the name of a weights file ends in .safetensors")
-    if model.folded:
+    if any(isinstance(module, Backbone) and module.folded for module in model.modules()):
         raise ZooError(
             f"{path}: a folded net has no named form to load again: save the net before zoo.fold, or export it"
         )

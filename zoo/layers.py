@@ -40,6 +40,23 @@ class Calibrated(nn.Module):
         """The tensor whose channel mean the bias removes, given the layer's input."""
         return x if self.input_scale == 1 else x / self.input_scale
 
+    def calibration_sums(self, x: Tensor) -> Tensor:
+        """What calibration adds up over inputs x: float64 sums, and last how many values each of them has.
+
+        Raises:
+            ZooError: x has a wrong number of channels.
+        """
+        x = self.calibration_input(x)
+        dim = self.channel_dim % x.ndim
+        if x.shape[dim] != self.data_bias.numel():
+            raise ZooError(f"calibrate: an input has {x.shape[dim]} channels, the layer {self.data_bias.numel()}")
+        sums = x.sum(dim=[d for d in range(x.ndim) if d != dim], dtype=torch.float64)
+        return torch.cat([sums, sums.new_tensor([x.numel() // x.shape[dim]])])
+
+    def calibrate_(self, means: Tensor) -> None:
+        """Initialise from the sums over their number."""
+        self.data_bias.data.copy_(-means)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if prefix + self.data_bias_name in state_dict:
             self.calibrated = True
@@ -175,6 +192,32 @@ class ChannelBias(Calibrated):
 
     def extra_repr(self) -> str:
         return str(self.bias.numel())
+
+
+class InputGain(Calibrated):
+    """1 / sqrt(E[x^2]) of a feature map x, measured by calibration and fixed then: x (N, C, ...) -> 0-D tensor.
+
+    The feature levels of a net without normalization differ by orders of magnitude in power at init. What reads them
+    multiplies its *weights* by this, so that each level arrives with power 1 and nothing passes over the map.
+    """
+
+    data_bias_name = "gain"
+    gain: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain
+
+    def calibration_sums(self, x: Tensor) -> Tensor:
+        return torch.stack([x.double().square().sum(), x.new_tensor(x.numel(), dtype=torch.float64)])
+
+    def calibrate_(self, means: Tensor) -> None:
+        if not means > 0:
+            raise ZooError("calibrate: a feature level is zero everywhere; its gain cannot be measured")
+        self.gain.copy_(means[0].rsqrt())
 
 
 class ResidualAdd(nn.Module):

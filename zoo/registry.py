@@ -129,8 +129,12 @@ def _checked(options: dict[str, Any], owner: Any, where: str) -> dict[str, Any]:
     return checked
 
 
-def _build(config: ModelConfig) -> Backbone:
-    """A fresh model from its config; every name and option is checked."""
+def build_model(config: ModelConfig) -> Backbone:
+    """A fresh net from its config, whatever its scheme: for code that loads a state into it next.
+
+    Raises:
+        ZooError: unknown name, scheme or option (with near matches).
+    """
     spec = _spec(config.name)
     if config.scheme not in SCHEMES:
         raise ZooError(f"unknown scheme {config.scheme!r}{near(config.scheme, SCHEMES)}")
@@ -222,16 +226,16 @@ def create_model(
         if scheme in SCHEMES and SCHEMES[scheme].needs_weights:
             raise ZooError(f"scheme {scheme!r} needs weights: its statistics are never trained")
         classes = spec.num_classes if num_classes is None else num_classes
-        model = _build(ModelConfig(name, scheme, classes, 3 if in_chans is None else in_chans, options))
+        model = build_model(ModelConfig(name, scheme, classes, 3 if in_chans is None else in_chans, options))
     else:
         entry = checkpoint.get_weights(weights, model=name)
         stored = entry.config
         if scheme not in (None, stored.scheme) and (scheme, stored.scheme) != ("frozen_bn", "bn"):
             raise ZooError(f"weights {entry.name} are of scheme {stored.scheme!r}, not {scheme!r}; leave scheme out")
         info = model_info(name)
-        defaults = {**info.options, **info.scheme_options.get(stored.scheme, {})}  # _build refuses unknown schemes
+        defaults = {**info.options, **info.scheme_options.get(stored.scheme, {})}  # build_model refuses unknown schemes
         for key, value in options.items():
-            if key.endswith("drop_rate") or key not in defaults:  # dropout is free; _build refuses unknown ones
+            if key.endswith("drop_rate") or key not in defaults:  # dropout is free; build_model refuses unknown ones
                 continue
             if value != (there := stored.options.get(key, defaults[key])):
                 raise ZooError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")
@@ -242,7 +246,7 @@ def create_model(
             stored.in_chans if in_chans is None else in_chans,
             {**stored.options, **options},
         )
-        model = _build(config)
+        model = build_model(config)
         state = checkpoint.adapt(entry.load(), stored, model)
         new_head = config.num_classes != stored.num_classes
         checkpoint.load_state(model, state, entry.name, fresh=("fc.",) if new_head else ())

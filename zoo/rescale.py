@@ -161,7 +161,8 @@ def calibrate(
 
     def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
         if layer in pending:
-            current[threading.get_ident()].wait_before(layer, _statistics(layer, args[0]))
+            assert isinstance(layer, Calibrated)
+            current[threading.get_ident()].wait_before(layer, layer.calibration_sums(args[0]))
 
     def start(batch: Any) -> _Runner:
         runner = _Runner(lambda: forward(model, batch) if forward else model(batch))
@@ -193,7 +194,7 @@ def calibrate(
             mean = total[:-1] / total[-1]
             if not torch.isfinite(mean).all():
                 raise ZooError(f"calibrate: the input of {names[layer]} has a mean that is not finite")
-            layer.data_bias.data.copy_(-mean)
+            layer.calibrate_(mean)
             layer.calibrated = True
             pending.discard(layer)
             report.calibrated.append(names[layer])
@@ -206,17 +207,6 @@ def calibrate(
             module.training = mode
     report.unreached = [names[m] for m in names if m in pending]
     return report
-
-
-def _statistics(layer: nn.Module, x: Tensor) -> Tensor:
-    """(C + 1,) float64: sums over batch and positions for each channel, and how many were summed."""
-    assert isinstance(layer, Calibrated)
-    x = layer.calibration_input(x)
-    dim = layer.channel_dim % x.ndim
-    if x.shape[dim] != layer.data_bias.numel():
-        raise ZooError(f"calibrate: an input has {x.shape[dim]} channels, the layer {layer.data_bias.numel()}")
-    sums = x.sum(dim=[d for d in range(x.ndim) if d != dim], dtype=torch.float64)
-    return torch.cat([sums, sums.new_tensor([x.numel() // x.shape[dim]])])
 
 
 def branch_statistics(model: nn.Module) -> list[dict[str, Any]]:

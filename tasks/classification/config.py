@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.config import RunConfig, Strict
+from tasks.config import ModelSection, RunConfig, Strict
 
 
 class PadCrop(Strict):
@@ -65,5 +65,6 @@ class ClassificationConfig(RunConfig):
     """A classification run."""
 
     task: Literal["classification"]
+    model: ModelSection
     data: DataSection
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import datasets
@@ -17,23 +17,7 @@ from tasks.classification.config import CentreCrop, DataSection, PadCrop
 from tasks.config import find_file
 from tasks.engine import Key, mix
 from tasks.errors import DataError
-
-EXTENSIONS = datasets.folder.IMG_EXTENSIONS
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """The image in RGB, turned as its EXIF orientation says.
-
-    Raises:
-        DataError: missing, or not an image that can be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded as an image ({error}); remove or replace it") from None
+from tasks.images import EXTENSIONS, read_image
 
 
 class Images:

@@ -15,6 +15,7 @@ import zoo
 from tasks.classification.config import ClassificationConfig
 from tasks.classification.data import EvalSet, TrainSet, eval_transform, load_images
 from tasks.classification.evaluate import eval_loader, evaluate
+from tasks.engine import EpochBatches
 from tasks.errors import ConfigError
 
 
@@ -54,6 +55,9 @@ class Classification:
     def train_set(self) -> TrainSet:
         return TrainSet(self.train_images, self.config.data, self.config.train.seed)
 
+    def batches(self, batch_size: int, seed: int) -> EpochBatches:
+        return EpochBatches(len(self.train_images), batch_size, seed)
+
     def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
 
@@ -63,11 +67,14 @@ class Classification:
         x = (x - self.mean.to(x)) / self.std.to(x)
         return x.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else x
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    def calibration_forward(self, model: nn.Module, batch: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+        model(self.inputs(batch, dtype))
+
+    def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         x, target = self.inputs(batch, dtype), batch[1]
         if self.mixup is not None:
             x, target = self.mixup(x, target)
-        return F.cross_entropy(model(x), target, label_smoothing=self.config.label_smoothing)
+        return {"loss": F.cross_entropy(model(x), target, label_smoothing=self.config.label_smoothing)}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         if self.eval_loader is None:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import zoo
-from tasks.classification.data import EXTENSIONS, read_image
 from tasks.devices import best_device
 from tasks.errors import DataError
+from tasks.images import read_image
 from tasks.plots import contact_sheet
 from tasks.progress import Progress, say
 from zoo.checkpoint import write_json
@@ -27,26 +27,6 @@ class Prediction:
     file: str
     classes: list[str]
     scores: list[float]
-
-
-def find_images(paths: Sequence[str]) -> list[Path]:
-    """The files named, and all images below the folders named, in order.
-
-    Raises:
-        DataError: a path that does not exist, or no images at all.
-    """
-    found: list[Path] = []
-    for name in paths:
-        path = Path(name)
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    if not found:
-        raise DataError(f"no images in {', '.join(paths)}; known endings: {' '.join(EXTENSIONS)}")
-    return found
 
 
 def predict(

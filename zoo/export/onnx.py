@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.checkpoint import atomic_write
 from zoo.errors import ExportError
@@ -18,18 +22,18 @@ class Verified:
 
     Attributes:
         path: the file.
-        max_error: largest |difference| over largest |output|, over all checked inputs.
-        batch_sizes: of the checked inputs.
+        max_error: largest |difference| over largest |output|, over all checked inputs and outputs.
+        inputs: what was checked.
         runtime: name and version.
     """
 
     path: Path
     max_error: float
-    batch_sizes: tuple[int, ...]
+    inputs: str
     runtime: str
 
     def __str__(self) -> str:
-        return f"{self.path}: agrees in {self.runtime} to {self.max_error:.1e} at batch sizes {self.batch_sizes}"
+        return f"{self.path}: agrees in {self.runtime} to {self.max_error:.1e} at {self.inputs}"
 
 
 def export_onnx(
@@ -43,6 +47,9 @@ def export_onnx(
 ) -> Verified:
     """Export with a dynamic batch, run the file in onnxruntime and compare.
 
+    The input is named ``images``. A net with one output has ``logits``; a list of feature maps gives ``map0``,
+    ``map1``, ..., a dict its keys (``p0``, ... for numbers).
+
     Args:
         model: takes (N, in_chans, H, W); exported in eval mode, its mode is restored.
         path: of the ``.onnx`` file; nothing is left there unless the outputs agree.
@@ -53,47 +60,175 @@ def export_onnx(
     Raises:
         ExportError: the extra is not installed, the export fails, or outputs differ.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch.onnx needs it)
-    except ImportError as error:
-        raise ExportError(f"ONNX export needs {error.name}: pip install 'rescalenet-zoo[onnx]'") from None
-    path = Path(path)
     size = (input_size, input_size) if isinstance(input_size, int) else input_size
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    training = model.training
-    model.eval()
+
+    def sample(batch: int) -> Tensor:
+        return torch.randn(batch, in_chans, *size, generator=generator).to(parameter)
 
     def build(temporary: Path) -> None:
-        sample = torch.randn(2, in_chans, *size, generator=generator).to(parameter)
+        with torch.no_grad():
+            names = list(_named(model(sample(1))))
         program = torch.onnx.export(
             model,
-            (sample,),
+            (sample(2),),
             dynamo=True,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=names,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             verbose=False,
         )
         assert program is not None
         program.save(str(temporary))
-        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        for batch in batch_sizes:
-            x = torch.randn(batch, in_chans, *size, generator=generator).to(parameter)
-            with torch.no_grad():
-                expected = model(x).cpu()
-            got = torch.from_numpy(session.run(None, {"images": x.cpu().numpy()})[0])
-            error = float((got - expected).abs().max() / expected.abs().max())
-            if not error <= tolerance:
-                raise ExportError(f"{path}: outputs differ by {error:.1e} (relative) at batch size {batch}")
-            errors.append(error)
 
-    errors: list[float] = []
+    def expected(x: Tensor) -> dict[str, Tensor]:
+        return _named(model(x))
+
+    inputs = [sample(batch) for batch in batch_sizes]
+    return _verified(
+        model, Path(path), build, expected, inputs, f"batch sizes {batch_sizes}", tolerance, _largest_error
+    )
+
+
+def export_detector_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    images: Sequence[Tensor] = (),
+    opset: int = 17,
+    tolerance: float = 1e-3,
+) -> Verified:
+    """Export a detector of torchvision's form with a dynamic image size, run the file in onnxruntime and compare.
+
+    The input ``image`` is one RGB image (3, H, W) in 0..1; the outputs are ``boxes``, ``labels``, ``scores`` and, of
+    Mask R-CNN, ``masks`` (N, 1, H, W) of probabilities. It is written by the TorchScript exporter: the other one
+    does not take torchvision's detectors.
+
+    Args:
+        model: ``model([image])`` gives a list of one dict; exported in eval mode, its mode is restored.
+        path: of the ``.onnx`` file; nothing is left there unless the outputs agree.
+        images: to compare the outputs on; default: noise of three sizes.
+        tolerance: largest error that passes (float32): of boxes relative to the largest coordinate, of scores, and of
+            a mask's mean probability.
+
+    Raises:
+        ExportError: the extra is not installed, the export fails, or outputs differ.
+    """
+    parameter = next(model.parameters())
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((160, 224), (224, 160), (200, 312))
+    inputs = [x.to(parameter) for x in images] or [torch.rand(3, *s, generator=generator).to(parameter) for s in sizes]
+
+    def expected(x: Tensor) -> dict[str, Tensor]:
+        return model([x])[0]
+
+    def build(temporary: Path) -> None:
+        with torch.no_grad():
+            names = list(expected(inputs[0]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer, about shapes that torchvision handles
+            torch.onnx.export(
+                model,
+                ([inputs[0]],),
+                str(temporary),
+                dynamo=False,
+                opset_version=opset,
+                do_constant_folding=True,
+                input_names=["image"],
+                output_names=names,
+                dynamic_axes={
+                    "image": {1: "height", 2: "width"},
+                    **{name: {0: "objects"} for name in names},
+                    **({"masks": {0: "objects", 2: "height", 3: "width"}} if "masks" in names else {}),
+                },
+            )
+
+    shown = ", ".join(f"{x.shape[-2]} x {x.shape[-1]}" for x in inputs)
+    return _verified(model, Path(path), build, expected, inputs, f"image sizes {shown}", tolerance, _detection_error)
+
+
+def _named(output: Any) -> dict[str, Tensor]:
+    """The outputs of a net by name."""
+    if isinstance(output, Tensor):
+        return {"logits": output}
+    if isinstance(output, dict):
+        return {f"p{key}" if key.isdigit() else key: value for key, value in output.items()}
+    return {f"map{i}": value for i, value in enumerate(output)}
+
+
+def _verified(
+    model: nn.Module,
+    path: Path,
+    build: Callable[[Path], None],
+    expected: Callable[[Tensor], dict[str, Tensor]],
+    inputs: Sequence[Tensor],
+    shown: str,
+    tolerance: float,
+    compare: Callable[[dict[str, Tensor], dict[str, Tensor]], float],
+) -> Verified:
+    """Let ``build`` write the file, and keep it if onnxruntime gives what the model gives."""
     try:
-        atomic_write(path, build)
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
+    except ImportError as error:
+        raise ExportError(f"ONNX export needs {error.name}: pip install 'rescalenet-zoo[onnx]'") from None
+    errors: list[float] = []
+
+    def write(temporary: Path) -> None:
+        build(temporary)
+        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        for x in inputs:
+            with torch.no_grad():
+                wanted = {key: value.cpu() for key, value in expected(x).items()}
+            outputs = session.run(list(wanted), {name: x.cpu().numpy()})
+            got = dict(zip(wanted, map(torch.from_numpy, outputs), strict=True))
+            errors.append(compare(got, wanted))
+            if not errors[-1] <= tolerance:
+                raise ExportError(f"{path}: outputs differ by {errors[-1]:.1e} (relative) at {shown}")
+
+    training = model.training
+    model.eval()
+    try:
+        atomic_write(path, write)
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         raise ExportError(f"{path}: the ONNX exporter failed: {error}") from error
     finally:
         model.train(training)
-    return Verified(path, max(errors), batch_sizes, f"onnxruntime {onnxruntime.__version__}")
+    return Verified(path, max(errors), shown, f"onnxruntime {onnxruntime.__version__}")
+
+
+def _largest_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
+    """Largest |difference| over largest |value|, of all outputs; infinite where shapes differ."""
+    worst = 0.0
+    for key, value in want.items():
+        if got[key].shape != value.shape:
+            return math.inf
+        worst = max(worst, float((got[key] - value).abs().max() / value.abs().max().clamp(min=1e-12)))
+    return worst
+
+
+def _detection_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
+    """Largest error of boxes (over their largest coordinate), scores and masks (mean), of pairs of detections.
+
+    Detections are paired by label and box, as rounding may swap neighbours in the order of scores. Infinite where more
+    than 2 % of them have no partner: those that stand within rounding of a threshold may.
+    """
+    count = max(len(got["boxes"]), len(want["boxes"]))
+    if not count:
+        return 0.0
+    extent = float(want["boxes"].abs().max()) if len(want["boxes"]) else 1.0
+    distance = torch.cdist(want["boxes"], got["boxes"], p=math.inf) / extent
+    distance[want["labels"][:, None] != got["labels"]] = math.inf
+    rows, partners = [], []
+    for i, row in enumerate(distance):
+        if len(row) and row.min() < 1e-3:
+            rows.append(i)
+            partners.append(int(row.argmin()))
+    if count - len(set(partners)) > 0.02 * count:
+        return math.inf
+    errors = [distance[rows, partners].max(), (want["scores"][rows] - got["scores"][partners]).abs().max()]
+    if "masks" in want:
+        errors.append((want["masks"][rows] - got["masks"][partners]).abs().flatten(1).mean(1).max())
+    return float(max(errors))

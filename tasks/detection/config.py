@@ -1,0 +1,83 @@
+"""Config of the detection task."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tasks.config import RunConfig, Strict
+
+
+class DetectorSection(Strict):
+    """The detector, as ``create_detector`` takes it."""
+
+    name: str = Field(description="faster_rcnn_BACKBONE_fpn or mask_rcnn_BACKBONE_fpn")
+    weights: str | None = Field(None, description="of the whole detector: tag, name.tag or path")
+    weights_backbone: str | None = Field(None, description="of the backbone alone: tag, name.tag or path")
+    scheme: str | None = Field(None, description="rescale, bn, frozen_bn, gn, none; default: the weights' or rescale")
+    freeze: int = Field(0, ge=0, le=5, description="how many of stem and stages stay fixed")
+    options: dict[str, Any] = Field({}, description="tasks.detection.detector.DetectorOptions")
+
+
+class ShortSide(Strict):
+    """Short side to a size drawn from ``sizes``, long side at most ``max_size`` (multi-scale training)."""
+
+    name: Literal["short_side"] = "short_side"
+    sizes: tuple[int, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1, description="pixels")
+    max_size: int = Field(1333, ge=1, description="pixels")
+
+
+class LargeScaleJitter(Strict):
+    """Resize to ``size`` times a factor drawn from ``scale``, then crop or pad to ``size`` (Ghiasi et al. 2021)."""
+
+    name: Literal["lsj"] = "lsj"
+    size: int = Field(1024, ge=1, description="side of the square, in pixels")
+    scale: tuple[float, float] = (0.1, 2.0)
+
+
+class Augment(Strict):
+    """Training augmentation, seeded by epoch and index of the image."""
+
+    resize: Annotated[ShortSide | LargeScaleJitter, Field(discriminator="name")] = ShortSide()
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip")
+    photometric: float = Field(0.0, ge=0, le=1, description="probability of each colour distortion (SSD's)")
+
+
+class DataSection(Strict):
+    """COCO JSON files, and folders or zip files of images."""
+
+    root: str = Field(description="folder of the data set")
+    train_annotations: str = Field("annotations/instances_train2017.json", description="below root")
+    train_images: str = Field("train2017", description="folder or zip below root; .zip may be left out")
+    val_annotations: str = Field("annotations/instances_val2017.json", description="below root")
+    val_images: str = Field("val2017", description="folder or zip below root; .zip may be left out")
+    holdout: str | None = Field(None, description="file with a list of training file names held out for tuning")
+    split: Literal["official", "holdout"] = Field(
+        "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
+    )
+    empty: Literal["skip", "keep"] = Field("skip", description="training images without objects")
+    check: Literal["decode", "header"] = Field(
+        "decode", description="before training: decode every image, or read sizes only (for large sets)"
+    )
+    min_size: int = Field(800, ge=1, description="short side in evaluation, in pixels")
+    max_size: int = Field(1333, ge=1, description="limit of the long side in evaluation, in pixels")
+    mean: tuple[float, float, float] | None = Field(None, description="default: the weights' or ImageNet's")
+    std: tuple[float, float, float] | None = Field(None, description="default: the weights' or ImageNet's")
+    augment: Augment = Augment()
+    group_by_aspect: bool = Field(True, description="batches of images that are all wide or all tall")
+    repeat_threshold: float = Field(
+        0.0, ge=0, le=1, description="images with classes rarer than this share are repeated (LVIS: 0.001); 0: none"
+    )
+    cache: bool = Field(False, description="keep decoded images in memory")
+    eval_batch_size: int = Field(1, ge=1, description="images of a forward in evaluation, on each rank")
+    fast_eval: bool = Field(False, description="faster-coco-eval instead of pycocotools (same figures)")
+
+
+class DetectionConfig(RunConfig):
+    """A detection run."""
+
+    task: Literal["detection"]
+    model: DetectorSection
+    data: DataSection

@@ -1,0 +1,175 @@
+"""Training and evaluation sets: images and targets as tensors, augmentation seeded by epoch and index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms import v2
+
+from tasks.config import find_file
+from tasks.detection.coco import Coco, ImageRecord, clipped_box, decode_mask, load_coco
+from tasks.detection.config import Augment, DataSection, LargeScaleJitter
+from tasks.engine import Key, mix
+from tasks.errors import DataError
+from tasks.progress import say
+
+Target = dict[str, Tensor]
+IMAGENET_GREY = (124, 116, 104)  # ImageNet's mean in 0..255: padding that is about 0 once standardised
+
+
+def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
+    """The training and evaluation sets that the config names, checked; what was handled is said.
+
+    Raises:
+        DataError: see ``load_coco``; sets with different categories; held-out names that are not there; no objects.
+    """
+    root = Path(section.root)
+
+    def load(annotations: str, images: str) -> Coco:
+        loaded = load_coco(root / annotations, root / images, masks=masks, check=section.check)
+        for line in loaded.report():
+            say(line)
+        return loaded
+
+    train = load(section.train_annotations, section.train_images)
+    if section.split == "official":
+        val = load(section.val_annotations, section.val_images)
+        if (train.categories, train.names) != (val.categories, val.names):
+            raise DataError(f"{train.path} and {val.path} list different categories")
+    else:
+        held = _held_out(section, train)
+        val = train.subset(lambda image: image.file_name in held)
+        train = train.subset(lambda image: image.file_name not in held)
+    if section.empty == "skip":
+        count = len(train)
+        train = train.subset(lambda image: bool(train.objects(image, masks=masks)))
+        if len(train) < count:
+            say(f"{train.path}: {count - len(train)} images without objects to train on, skipped (data.empty=skip)")
+    if not len(train):
+        raise DataError(f"{train.path}: no images to train on")
+    return train, val
+
+
+def _held_out(section: DataSection, train: Coco) -> set[str]:
+    if section.holdout is None:
+        raise DataError("data.split=holdout needs data.holdout, the list of held-out images")
+    listed = find_file(section.holdout)
+    if listed is None:
+        raise DataError(f"data.holdout={section.holdout}: no such file")
+    held = set(listed.read_text(encoding="utf-8").split("\n")) - {""}
+    if unknown := sorted(held - {image.file_name for image in train.images}):
+        raise DataError(f"{section.holdout}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
+    return held
+
+
+def make_target(data: Coco, image: ImageRecord, *, masks: bool) -> Target:
+    """Boxes (N, 4) as x1, y1, x2, y2, labels (N,) from 1, masks (N, H, W) uint8 if asked for, and the image's id."""
+    objects = data.objects(image, masks=masks)
+    label = {category: i for i, category in enumerate(data.categories, 1)}
+    size = (image.height, image.width)
+    boxes = torch.tensor([clipped_box(a, image) for a in objects], dtype=torch.float32).reshape(-1, 4)
+    target: Target = {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+        "labels": torch.tensor([label[a["category_id"]] for a in objects], dtype=torch.int64),
+        "image_id": torch.tensor(image.id),
+    }
+    if masks:
+        stacked = torch.zeros(len(objects), *size, dtype=torch.uint8)
+        for i, annotation in enumerate(objects):
+            stacked[i] = torch.from_numpy(decode_mask(annotation, *size))
+        target["masks"] = tv_tensors.Mask(stacked)
+    return target
+
+
+class TrainSet(Dataset[tuple[Tensor, Target]]):
+    """Augmented training images by (epoch, index): (uint8 (3, H, W), target)."""
+
+    def __init__(self, data: Coco, section: DataSection, seed: int, *, masks: bool) -> None:
+        self.data, self.seed, self.masks = data, seed, masks
+        self.cache: dict[int, Tensor] | None = {} if section.cache else None
+        self.transform = train_transform(section.augment)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Target]:
+        epoch, index = key
+        record = self.data.images[index]
+        image = tv_tensors.Image(self._image(index))
+        target = make_target(self.data, record, masks=self.masks)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(mix(self.seed, epoch, index))
+            image, target = self.transform(image, target)
+        return image.as_subclass(Tensor), tidy(target)
+
+    def _image(self, index: int) -> Tensor:
+        if self.cache is None:
+            return v2.functional.pil_to_tensor(self.data.read(self.data.images[index]))
+        if index not in self.cache:
+            self.cache[index] = v2.functional.pil_to_tensor(self.data.read(self.data.images[index]))
+        return self.cache[index]
+
+
+def tidy(target: Target) -> Target:
+    """Plain tensors; boxes that follow what cropping left of the masks; objects that are gone left out."""
+    boxes = target["boxes"].as_subclass(Tensor)
+    keep = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
+    masks = target.get("masks")
+    if masks is not None:
+        masks = masks.as_subclass(Tensor)
+        keep &= masks.flatten(1).amax(1) > 0
+        masks = masks[keep]
+        boxes = boxes[keep]
+        if len(masks):
+            tight = masks_to_boxes(masks)
+            tight[:, 2:] += 1  # masks_to_boxes gives the last pixel, boxes end behind it
+            low, high = torch.maximum(boxes[:, :2], tight[:, :2] - 1), torch.minimum(boxes[:, 2:], tight[:, 2:] + 1)
+            boxes = torch.cat([low, high], dim=1)
+    else:
+        boxes = boxes[keep]
+    out = {"boxes": boxes, "labels": target["labels"][keep], "image_id": target["image_id"]}
+    return out if masks is None else {**out, "masks": masks}
+
+
+class EvalSet(Dataset[tuple[Tensor, int]]):
+    """Images by index, as they are: (uint8 (3, H, W), COCO's image id)."""
+
+    def __init__(self, data: Coco) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        record = self.data.images[index]
+        return v2.functional.pil_to_tensor(self.data.read(record)), record.id
+
+
+def train_transform(augment: Augment) -> v2.Transform:
+    """(image, target) -> augmented (image, target), at the size that enters the net."""
+    steps: list[Any] = []
+    if augment.photometric:
+        steps.append(v2.RandomPhotometricDistort(p=augment.photometric))
+    resize = augment.resize
+    if isinstance(resize, LargeScaleJitter):
+        size = (resize.size, resize.size)
+        steps.append(v2.ScaleJitter(size, scale_range=resize.scale, antialias=True))
+        steps.append(v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: IMAGENET_GREY, "others": 0}))
+    else:
+        steps.append(v2.RandomShortestSize(list(resize.sizes), max_size=resize.max_size, antialias=True))
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip(augment.flip))
+    if augment.vertical_flip:
+        steps.append(v2.RandomVerticalFlip(augment.vertical_flip))
+    return v2.Compose([*steps, v2.ClampBoundingBoxes()])
+
+
+def aspect_groups(data: Coco) -> list[int]:
+    """0 for images that are wider than tall, 1 for the others."""
+    return [int(image.height >= image.width) for image in data.images]

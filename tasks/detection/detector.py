@@ -1,0 +1,405 @@
+"""Faster and Mask R-CNN by name: ``faster_rcnn_<backbone>_fpn`` and ``mask_rcnn_<backbone>_fpn``.
+
+torchvision's detection framework (anchors, proposals, sampling, losses, post-processing) around a backbone of the zoo.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pydantic
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
+
+import zoo
+from tasks.detection.fpn import BodyWithFPN
+from tasks.detection.heads import ConvsLinear, HeadStyle, TwoLinear, box_predictor, conv_stack, mask_predictor
+from zoo.checkpoint import DetectionTransform, load_state
+from zoo.errors import ZooError, near
+
+log = logging.getLogger("rescalenet")
+
+Target = dict[str, Tensor]
+IMAGENET = DetectionTransform(800, 1333, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_NAME = re.compile(r"(faster|mask)_rcnn_(.+)_fpn")
+_PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """What ``create_detector`` lets users change; the defaults are torchvision's and detectron2's.
+
+    Attributes:
+        heads: ``2fc`` or ``4conv1fc`` (``tasks.detection.heads``).
+        out_indices: feature levels of the backbone; None: the last four strides it has.
+        fpn_channels: of the pyramid.
+        box_width: of the box head's linear layers.
+        box_convs: channels of the box head's convolutions (4conv1fc only).
+        mask_convs: channels of the mask head's convolutions; mask_width: of its upsampling layer.
+        anchor_scale: side of a level's anchors over its stride.
+        aspect_ratios: heights of anchors over their widths.
+        canonical_size: side in pixels of the boxes that are pooled from the level of stride 16.
+        rpn_samples, box_samples: anchors and proposals that each image is trained on.
+        proposals_train, proposals_test: kept after the RPN's non-maximum suppression.
+        score_thresh, nms_thresh, detections: of the final boxes.
+        body: options of the backbone and its scheme, as ``zoo.create_model`` takes them.
+    """
+
+    heads: HeadStyle = "2fc"
+    out_indices: tuple[int, ...] | None = None
+    fpn_channels: int = 256
+    box_width: int = 1024
+    box_convs: tuple[int, ...] = (256, 256, 256, 256)
+    mask_convs: tuple[int, ...] = (256, 256, 256, 256)
+    mask_width: int = 256
+    anchor_scale: float = 8.0
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    canonical_size: int = 224
+    rpn_samples: int = 256
+    box_samples: int = 512
+    proposals_train: int = 2000
+    proposals_test: int = 1000
+    score_thresh: float = 0.05
+    nms_thresh: float = 0.5
+    detections: int = 100
+    body: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for field in ("fpn_channels", "box_width", "mask_width", "anchor_scale", "canonical_size", "rpn_samples"):
+            if not getattr(self, field) > 0:
+                raise ZooError(f"option {field}={getattr(self, field)}: must be greater than 0")
+        for field in ("box_samples", "proposals_train", "proposals_test", "detections"):
+            if not getattr(self, field) > 0:
+                raise ZooError(f"option {field}={getattr(self, field)}: must be greater than 0")
+        if not self.mask_convs or not self.aspect_ratios or min(*self.mask_convs, *self.aspect_ratios) <= 0:
+            raise ZooError("options mask_convs and aspect_ratios: at least one value each, greater than 0")
+
+
+class Standardize(GeneralizedRCNNTransform):
+    """torchvision's transform in and out of the net, with a channel order, and no resizing while training.
+
+    The sizes of training images are the augmentation's matter; resizing masks again would blur them.
+    """
+
+    def __init__(self, transform: DetectionTransform, size_divisible: int) -> None:
+        mean, std = list(transform.mean), list(transform.std)
+        super().__init__(transform.min_size, transform.max_size, mean, std, size_divisible, _skip_resize=True)
+        self.reverse = transform.channel_order == "BGR"
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return super().normalize(image.flip(0) if self.reverse else image)
+
+    def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
+        """Short side to ``min_size``, long side to at most ``max_size``; in exact integers, exported as in Python."""
+        if self.training:
+            return image, target
+        tracing = torch.jit.is_tracing()
+        sides = torch._shape_as_tensor(image)[-2:] if tracing else torch.tensor(image.shape[-2:])
+        by_short = sides * self.min_size[-1] // sides.min()
+        size: Any = torch.minimum(by_short, sides * self.max_size // sides.max()).unbind()
+        if not tracing:
+            size = [int(side) for side in size]
+        resized = F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+        return resized, target
+
+
+class Detector(GeneralizedRCNN):
+    """A detector of torchvision's form.
+
+    ``model(images, targets)`` in training mode gives a dict of losses, ``model(images)`` in eval mode a list of dicts
+    with ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of the image, ``labels`` (N,) from 1, ``scores`` (N,) and, for
+    Mask R-CNN, ``masks`` (N, 1, H, W) of probabilities. Images are float RGB tensors (3, H, W) in 0..1; targets have
+    ``boxes``, ``labels`` and, for Mask R-CNN, ``masks`` (N, H, W).
+
+    An image's detections do not depend on its batch-mates: in eval mode, images of different sizes go through the
+    net apart, so that none is padded to another's size.
+
+    Attributes:
+        num_classes: without the background.
+        input: what it expects of images.
+    """
+
+    backbone: BodyWithFPN
+
+    def __init__(
+        self,
+        config: zoo.ModelConfig,
+        body: zoo.FeatureExtractor,
+        options: DetectorOptions,
+        input: DetectionTransform,
+    ) -> None:
+        scheme = body.body.scheme if options.heads == "4conv1fc" else None
+        backbone = BodyWithFPN(body, options.fpn_channels, plain=scheme is None)
+        classes = config.num_classes + 1
+        levels = backbone.names[:-1]
+
+        def pool(size: int) -> MultiScaleRoIAlign:
+            return MultiScaleRoIAlign(levels, size, sampling_ratio=2, canonical_scale=options.canonical_size)
+
+        anchors = AnchorGenerator(
+            tuple((int(options.anchor_scale * stride),) for stride in backbone.strides),
+            (options.aspect_ratios,) * len(backbone.strides),
+        )
+        rpn = RegionProposalNetwork(
+            anchors,
+            RPNHead(options.fpn_channels, len(options.aspect_ratios)),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=options.rpn_samples,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": options.proposals_train, "testing": options.proposals_test},
+            post_nms_top_n={"training": options.proposals_train, "testing": options.proposals_test},
+            nms_thresh=0.7,
+        )
+        box_head: nn.Module
+        if scheme is None:
+            box_head = TwoLinear(options.fpn_channels, 7, options.box_width)
+        else:
+            box_head = ConvsLinear(options.fpn_channels, 7, options.box_convs, options.box_width, scheme)
+        heads = RoIHeads(
+            pool(7),
+            box_head,
+            box_predictor(options.box_width, classes),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=options.box_samples,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=options.score_thresh,
+            nms_thresh=options.nms_thresh,
+            detections_per_img=options.detections,
+        )
+        if _split(config.name)[0] == "mask":
+            heads.mask_roi_pool = pool(14)
+            heads.mask_head = conv_stack(options.fpn_channels, options.mask_convs, scheme)
+            heads.mask_predictor = mask_predictor(options.mask_convs[-1], options.mask_width, classes)
+        super().__init__(backbone, rpn, heads, Standardize(input, backbone.strides[-2]))
+        self.config, self.num_classes, self.input = config, config.num_classes, input
+        self.frozen: list[nn.Module] = []
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether it is a Mask R-CNN."""
+        return self.roi_heads.has_mask()
+
+    def freeze(self, levels: int) -> None:
+        """Fix the first ``levels`` (0 to 5) of stem and stages: no gradients, statistics or dropout in them.
+
+        Raises:
+            ZooError: more levels than the backbone has.
+        """
+        body = self.backbone.body.body
+        if not 0 <= levels <= min(5, len(body.levels)):
+            raise ZooError(f"freeze={levels}: {body.config.name} has levels 0 to {min(5, len(body.levels))} to freeze")
+        for level in body.levels[:levels]:
+            module = body.get_submodule(level.module)
+            module.requires_grad_(False).eval()
+            self.frozen.append(module)
+
+    def train(self, mode: bool = True) -> Detector:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def forward(self, images: Sequence[Tensor], targets: list[Target] | None = None) -> Any:
+        if self.training or len(images) == 1:
+            return super().forward(list(images), targets)
+        sizes = {image.shape for image in images}
+        found: list[Any] = [None] * len(images)
+        for size in sizes:
+            indices = [i for i, image in enumerate(images) if image.shape == size]
+            for i, result in zip(indices, super().forward([images[i] for i in indices]), strict=True):
+                found[i] = result
+        return found
+
+    def calibration_pass(self, images: Sequence[Tensor], targets: list[Target]) -> None:
+        """The forward that ``zoo.calibrate`` watches: heads on true boxes and on the RPN's first proposals."""
+        self.transform.train()  # training images come in their final size
+        batch, _ = self.transform(list(images))
+        features = self.backbone(batch.tensors)
+        proposals, _ = self.rpn(batch, features)
+        true = [target["boxes"].to(boxes) for target, boxes in zip(targets, proposals, strict=True)]
+        mixed = [torch.cat([boxes, others[:64]]) for boxes, others in zip(true, proposals, strict=True)]
+        heads = self.roi_heads
+        heads.box_predictor(heads.box_head(heads.box_roi_pool(features, mixed, batch.image_sizes)))
+        if self.has_masks:
+            positives = true if sum(map(len, true)) else mixed
+            heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, positives, batch.image_sizes)))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay."""
+        return zoo.backbone.no_weight_decay(self)
+
+
+def is_detector(name: str) -> bool:
+    """Whether a net of this name is made by ``create_detector``."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Kind (faster or mask) and backbone of a detector's name.
+
+    Raises:
+        ZooError: not a detector's name.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ZooError(f"unknown detector {name!r}: faster_rcnn_BACKBONE_fpn or mask_rcnn_BACKBONE_fpn is expected")
+    return match[1], match[2]
+
+
+def _options(name: str, values: dict[str, Any]) -> DetectorOptions:
+    """Checked options.
+
+    Raises:
+        ZooError: an unknown option (with near matches) or a value of the wrong type.
+    """
+    known = [field.name for field in dataclasses.fields(DetectorOptions)]
+    for key in values:
+        if key not in known:
+            raise ZooError(f"{name} has no option {key!r}{near(key, known)}")
+    try:
+        return pydantic.TypeAdapter(DetectorOptions).validate_python(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        raise ZooError(f"{name}: option {first['loc'][0]}={first['input']!r}: {first['msg']}") from None
+
+
+def create_detector(
+    name: str,
+    weights: str | None = None,
+    *,
+    weights_backbone: str | None = None,
+    scheme: str | None = None,
+    num_classes: int | None = None,
+    min_size: int | None = None,
+    max_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **options: Any,
+) -> Detector:
+    """A detector by name, fresh, on a pretrained backbone, or with weights of its own.
+
+    Args:
+        name: ``faster_rcnn_BACKBONE_fpn`` or ``mask_rcnn_BACKBONE_fpn``, with a backbone of ``zoo.list_models()``.
+        weights: of the whole detector: a tag, ``name.tag`` or a path ending in ``.safetensors``.
+        weights_backbone: of the backbone alone, as ``zoo.create_model`` takes them.
+        scheme: of the backbone, and of the heads if they are ``4conv1fc``; default: the weights' or ``rescale``.
+        num_classes: without the background; default: the weights' or COCO's 80. Another number than the weights'
+            gives new last layers, which is logged.
+        min_size, max_size: of images in evaluation, in pixels; default: the weights' or 800 and 1333.
+        mean, std: of the input, on the 0..1 scale; default: the weights' (with their channel order) or ImageNet's.
+        options: see ``DetectorOptions``.
+
+    Raises:
+        ZooError: unknown name or option, or one that contradicts the weights.
+        zoo.WeightsError: weights that are missing, damaged or do not fit.
+    """
+    _, backbone = _split(name)
+    if weights is not None and weights_backbone is not None:
+        raise ZooError("weights and weights_backbone: a detector's weights hold the backbone's; give one of them")
+    entry = None
+    source: DetectionTransform | zoo.InputTransform = IMAGENET
+    if weights is not None:
+        entry = zoo.get_weights(weights, model=name)
+        source = entry.transform
+        stored = entry.config.options
+        for key, value in options.items():
+            if key in _FREE:
+                continue
+            there = stored.get(key, getattr(_options(name, stored), key, None))
+            if _plain(value) != _plain(there):
+                raise ZooError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")
+        if scheme not in (None, entry.config.scheme) and (scheme, entry.config.scheme) != ("frozen_bn", "bn"):
+            raise ZooError(f"weights {entry.name} are of scheme {entry.config.scheme!r}, not {scheme!r}; leave it out")
+        scheme = scheme or entry.config.scheme
+        options = {**stored, **options}
+        num_classes = entry.config.num_classes if num_classes is None else num_classes
+    elif weights_backbone is not None:
+        source = zoo.get_weights(weights_backbone, model=backbone).transform
+    checked = _options(name, options)
+    if scheme == "frozen_bn" and checked.heads == "4conv1fc":
+        raise ZooError("heads='4conv1fc' with scheme 'frozen_bn': heads have no statistics to freeze; use '2fc'")
+    if entry is None:
+        net = zoo.create_model(backbone, weights_backbone, scheme=scheme, num_classes=0, **checked.body)
+    else:
+        assert scheme is not None
+        net = zoo.build_model(zoo.ModelConfig(backbone, scheme, 0, 3, checked.body))
+    indices = _last_strides(net) if checked.out_indices is None else checked.out_indices
+    input = _input(source, min_size, max_size, mean, std, fixed=weights or weights_backbone)
+    config = zoo.ModelConfig(
+        name,
+        net.config.scheme,
+        80 if num_classes is None else num_classes,
+        3,
+        {**_plain(options), "body": dict(net.config.options)},
+    )
+    if config.num_classes < 1:
+        raise ZooError(f"num_classes={config.num_classes}: at least one class besides the background is needed")
+    model = Detector(config, zoo.FeatureExtractor(net, indices), checked, input)
+    if entry is not None:
+        state = entry.load()
+        fresh: tuple[str, ...] = ()
+        if config.num_classes != entry.config.num_classes:
+            fresh = _PREDICTORS
+            log.info(
+                "new last layers: %d classes instead of the weights' %d", config.num_classes, entry.config.num_classes
+            )
+            state = {key: value for key, value in state.items() if not key.startswith(fresh)}
+        if (config.scheme, entry.config.scheme) == ("frozen_bn", "bn"):
+            state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+        load_state(model, state, entry.name, fresh=fresh)
+    return model
+
+
+# Options that change sampling and post-processing, not the net: free to differ from the weights'.
+_FREE = ("rpn_samples", "box_samples", "proposals_train", "proposals_test", "score_thresh", "nms_thresh", "detections")
+
+
+def _plain(value: Any) -> Any:
+    """With lists for tuples, as JSON has it."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _last_strides(net: zoo.Backbone) -> tuple[int, ...]:
+    """The deepest level of each stride, of the last four strides."""
+    deepest = {level.reduction: i for i, level in enumerate(net.levels)}
+    return tuple(deepest.values())[-4:]
+
+
+def _input(
+    source: DetectionTransform | zoo.InputTransform,
+    min_size: int | None,
+    max_size: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    *,
+    fixed: str | None,
+) -> DetectionTransform:
+    """The input transform: sizes as asked for, statistics and channel order of the weights ``fixed``."""
+    for key, asked, there in (("mean", mean, source.mean), ("std", std, source.std)):
+        if fixed is not None and asked is not None and tuple(asked) != tuple(there):
+            raise ZooError(f"weights {fixed} were trained with {key}={there}, not {tuple(asked)}; leave it out")
+    sizes = source if isinstance(source, DetectionTransform) else IMAGENET
+    return DetectionTransform(
+        min_size or sizes.min_size,
+        max_size or max(sizes.max_size, min_size or 0),
+        tuple(source.mean if mean is None else mean),
+        tuple(source.std if std is None else std),
+        source.channel_order,
+    )

@@ -1,0 +1,204 @@
+"""COCO evaluation: the 12 figures for boxes and masks, per category, by pycocotools or faster-coco-eval."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from tasks.detection.coco import Coco
+from tasks.detection.data import EvalSet
+from tasks.detection.detector import Detector
+from tasks.devices import make_accelerator
+from tasks.errors import UserError
+from tasks.progress import Progress
+from zoo.checkpoint import write_json
+
+Kind = Literal["bbox", "segm"]
+Result = dict[str, Any]  # a detection in COCO's results format
+
+# What COCOeval.stats holds, in its order.
+FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+           "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")  # fmt: skip
+
+
+@dataclass
+class Report:
+    """An evaluation of boxes or masks.
+
+    Attributes:
+        kind: bbox or segm.
+        stats: the 12 figures, in pycocotools' order; -1 where there is no object of the size.
+        per_category: name -> AP (-1 without objects).
+        text: pycocotools' 12 lines.
+    """
+
+    kind: Kind
+    stats: list[float]
+    per_category: dict[str, float]
+    text: str
+
+    def metrics(self) -> dict[str, float]:
+        """box_ap, box_ap50, ... or mask_ap, ...: shares, not percent."""
+        prefix = "box" if self.kind == "bbox" else "mask"
+        return {f"{prefix}_{name}": value for name, value in zip(FIGURES, self.stats, strict=True)}
+
+
+def kinds_of(*, masks: bool) -> tuple[Kind, ...]:
+    """What is evaluated: boxes, and masks where there are any."""
+    return ("bbox", "segm") if masks else ("bbox",)
+
+
+def to_results(output: dict[str, Tensor], image_id: int, categories: Sequence[int]) -> list[Result]:
+    """A detector's output for one image as COCO results: boxes as x, y, width, height, masks as compressed RLE.
+
+    Args:
+        output: boxes, labels from 1, scores and, from Mask R-CNN, masks (N, 1, H, W) of probabilities.
+        categories: COCO's id of each label.
+    """
+    corners = output["boxes"].double().cpu()
+    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
+    labels, scores = output["labels"].tolist(), output["scores"].double().tolist()
+    results: list[Result] = [
+        {"image_id": image_id, "category_id": categories[label - 1], "bbox": box, "score": score}
+        for label, box, score in zip(labels, boxes, scores, strict=True)
+    ]
+    if "masks" in output:
+        binary = (output["masks"][:, 0] > 0.5).to(torch.uint8).cpu()  # (N, H, W)
+        encoded = rle.encode(np.asfortranarray(binary.permute(1, 2, 0).numpy()))
+        for result, mask in zip(results, encoded, strict=True):
+            result["segmentation"] = {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")}
+    return results
+
+
+def detect(
+    model: Detector,
+    data: Coco,
+    accelerator: Accelerator,
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = False,
+) -> list[Result]:
+    """Run the detector over a set, split over the ranks. Every rank gets all results, in the set's order."""
+    mine = range(accelerator.process_index, len(data), accelerator.num_processes)
+    loader = DataLoader(
+        Subset(EvalSet(data), mine), batch_size=batch_size, num_workers=workers, collate_fn=lambda samples: samples
+    )
+    training = model.training
+    model.eval()
+    found: list[Result] = []
+    show = progress and accelerator.is_main_process
+    with Progress(len(loader), 0, batch_size * accelerator.num_processes, enabled=show) as bar, torch.no_grad():
+        for i, samples in enumerate(loader, 1):
+            images = [image.to(accelerator.device).to(dtype) / 255 for image, _ in samples]
+            with accelerator.autocast():
+                outputs = model(images)
+            for output, (_, image_id) in zip(outputs, samples, strict=True):
+                found += to_results(output, image_id, data.categories)
+            bar.step(i)
+    model.train(training)
+    if accelerator.num_processes > 1:
+        found = gather_object(found)
+    place = {image.id: i for i, image in enumerate(data.images)}
+    return sorted(found, key=lambda result: place[result["image_id"]])  # stable: an image's stay in their order
+
+
+def coco_metrics(data: Coco, results: list[Result], kinds: Sequence[Kind], *, fast: bool = False) -> dict[Kind, Report]:
+    """COCO's figures for detections against the set's annotations, crowds as COCO has them.
+
+    Args:
+        fast: let faster-coco-eval compute them: the same figures, in less time.
+
+    Raises:
+        UserError: ``fast`` without faster-coco-eval.
+    """
+    if fast:
+        try:
+            from faster_coco_eval import COCO as coco_class
+            from faster_coco_eval import COCOeval_faster as eval_class
+        except ImportError:
+            raise UserError("fast evaluation needs faster_coco_eval: pip install 'rescalenet-zoo[fast-eval]'") from None
+    else:
+        coco_class, eval_class = COCO, COCOeval
+    reports: dict[Kind, Report] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = _indexed(coco_class, data.ground_truth())
+        found = {**truth.dataset, "annotations": _as_annotations(results)}
+        detections = _indexed(coco_class, found)
+    for kind in kinds:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            evaluation = eval_class(truth, detections, kind)
+            evaluation.params.imgIds = [image.id for image in data.images]
+            evaluation.evaluate()
+            evaluation.accumulate()
+            printed.truncate(0)
+            printed.seek(0)
+            evaluation.summarize()
+        precision = np.asarray(evaluation.eval["precision"])  # (thresholds, recalls, categories, areas, limits)
+        per_category = {}
+        for k, name in enumerate(data.names):
+            values = precision[:, :, k, 0, -1]
+            values = values[values > -1]
+            per_category[name] = float(values.mean()) if values.size else -1.0
+        stats = [float(value) for value in evaluation.stats[:12]]
+        reports[kind] = Report(kind, stats, per_category, printed.getvalue().rstrip())
+    return reports
+
+
+def _indexed(coco_class: Any, dataset: dict[str, Any]) -> Any:
+    coco = coco_class()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def _as_annotations(results: list[Result]) -> list[dict[str, Any]]:
+    """What pycocotools' loadRes makes of results; unlike it, this takes an empty list too."""
+    annotations = []
+    for i, result in enumerate(results, 1):
+        width, height = result["bbox"][2:]
+        area = float(rle.area(result["segmentation"])) if "segmentation" in result else width * height
+        annotations.append({**result, "id": i, "area": area, "iscrowd": 0})
+    return annotations
+
+
+def evaluate_weights(
+    model: Detector,
+    data: Coco,
+    *,
+    out: Path | None = None,
+    fast: bool = False,
+    batch_size: int = 1,
+    workers: int = 0,
+) -> dict[Kind, Report]:
+    """Evaluate a detector on a set.
+
+    Args:
+        out: folder for ``results.json`` (COCO's results format) and ``metrics.json`` (with the per-category table).
+    """
+    accelerator = make_accelerator()
+    model.to(accelerator.device)
+    results = detect(model, data, accelerator, batch_size=batch_size, workers=workers, progress=True)
+    reports = coco_metrics(data, results, kinds_of(masks=model.has_masks), fast=fast)
+    if out is not None and accelerator.is_main_process:
+        write_json(results, out / "results.json")
+        metrics = {key: value for report in reports.values() for key, value in report.metrics().items()}
+        per_category = {kind: report.per_category for kind, report in reports.items()}
+        write_json({"metrics": metrics, "per_category": per_category, "images": len(data)}, out / "metrics.json")
+    return reports

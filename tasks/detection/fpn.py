@@ -1,0 +1,98 @@
+"""Feature pyramid over a backbone of any scheme.
+
+Lin et al. 2017 (arXiv:1612.03144). With ``heads="2fc"`` and a normalized backbone it computes what torchvision's
+``FeaturePyramidNetwork`` does. A backbone without normalization has levels that differ by two orders of magnitude in
+power at init: each lateral then reads its level through an ``InputGain``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import zoo
+from zoo.layers import BiasedConv2d, InputGain, he_normal_
+from zoo.schemes import Scheme
+
+
+class Lateral(nn.Module):
+    """1x1 convolution of gain * x: (N, C, h, w) -> (N, O, h, w)."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv, self.gain = conv, InputGain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.gain(x)
+        if isinstance(self.conv, BiasedConv2d):
+            return self.conv(x, gain)
+        return F.conv2d(x, self.conv.weight * gain, self.conv.bias)
+
+
+class FPN(nn.Module):
+    """Maps of rising stride -> maps of ``out_channels`` at the same strides, and one at twice the last.
+
+    Args:
+        in_channels: of each level, finest first.
+        scheme: of the layers: its convolutions and norms. None: plain convolutions with a bias.
+        gains: read each level through an ``InputGain``.
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int, scheme: Scheme | None, gains: bool) -> None:
+        super().__init__()
+
+        def conv(channels: int, kernel: int) -> tuple[nn.Module, nn.Module]:
+            if scheme is None:
+                plain = nn.Conv2d(channels, out_channels, kernel, padding=kernel // 2)
+                nn.init.kaiming_uniform_(plain.weight, a=1)
+                nn.init.zeros_(plain.bias)  # type: ignore[arg-type]
+                return plain, nn.Identity()
+            layer = scheme.conv(channels, out_channels, kernel)
+            assert isinstance(layer, nn.Conv2d)
+            he_normal_(layer.weight, gain=1.0)  # no ReLU follows
+            return layer, scheme.norm(out_channels)
+
+        self.laterals, self.lateral_norms = nn.ModuleList(), nn.ModuleList()
+        self.outputs, self.output_norms = nn.ModuleList(), nn.ModuleList()
+        for channels in in_channels:
+            layer, norm = conv(channels, 1)
+            assert isinstance(layer, nn.Conv2d)
+            self.laterals.append(Lateral(layer) if gains else layer)
+            self.lateral_norms.append(norm)
+        for _ in in_channels:
+            layer, norm = conv(out_channels, 3)
+            self.outputs.append(layer)
+            self.output_norms.append(norm)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        inner = [norm(conv(x)) for conv, norm, x in zip(self.laterals, self.lateral_norms, maps, strict=True)]
+        for i in range(len(inner) - 2, -1, -1):
+            size = inner[i].shape[-2:]
+            inner[i] = inner[i] + F.interpolate(inner[i + 1], size=size, mode="nearest")
+        out = [norm(conv(x)) for conv, norm, x in zip(self.outputs, self.output_norms, inner, strict=True)]
+        return [*out, F.max_pool2d(out[-1], kernel_size=1, stride=2)]
+
+
+class BodyWithFPN(nn.Module):
+    """Backbone and pyramid as torchvision's detectors want them: images (N, C, H, W) -> {"0": ..., "pool": ...}.
+
+    Args:
+        body: a feature extractor of the zoo.
+        plain: whether the pyramid's layers are plain, or of the body's scheme.
+    """
+
+    def __init__(self, body: zoo.FeatureExtractor, out_channels: int, *, plain: bool) -> None:
+        super().__init__()
+        scheme = body.body.scheme
+        unnormalized = isinstance(scheme.norm(1), nn.Identity)
+        self.body = body
+        self.fpn = FPN(body.feature_info.channels(), out_channels, None if plain else scheme, gains=unnormalized)
+        self.out_channels = out_channels
+        strides = body.feature_info.reduction()
+        self.strides = [*strides, 2 * strides[-1]]
+        self.names = [*(str(i) for i in range(len(strides))), "pool"]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.names, self.fpn(self.body(x)), strict=True))

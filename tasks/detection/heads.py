@@ -1,0 +1,88 @@
+"""Box and mask heads in two styles.
+
+``2fc``: torchvision's and detectron2's default, plain layers without a norm: two linear layers for boxes, four
+convolutions for masks. ``4conv1fc``: four convolutions and a linear layer for boxes; these, the mask head's and the
+pyramid's layers are of the backbone's scheme. Wu and He 2018 have GroupNorm there, RescaleNet the bias before the
+product and He init. The RPN and the last layers are plain in both, as in the published GroupNorm baselines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+
+from zoo.layers import he_normal_
+from zoo.schemes import Scheme
+
+HeadStyle = Literal["2fc", "4conv1fc"]
+
+
+def conv_stack(in_channels: int, channels: Sequence[int], scheme: Scheme | None) -> nn.Sequential:
+    """3x3 convolutions with their norms and ReLUs, as conv1, norm1, act1, ...: (N, C, h, w) -> (N, O, h, w).
+
+    Args:
+        scheme: of the layers; None: plain convolutions with a bias.
+    """
+    stack = nn.Sequential()
+    for i, out in enumerate(channels, 1):
+        if scheme is None:
+            plain = nn.Conv2d(in_channels, out, 3, padding=1)
+            he_normal_(plain.weight, mode="fan_out")
+            nn.init.zeros_(plain.bias)  # type: ignore[arg-type]
+            stack.add_module(f"conv{i}", plain)
+        else:
+            stack.add_module(f"conv{i}", scheme.conv(in_channels, out, 3))
+            stack.add_module(f"norm{i}", scheme.norm(out))
+        stack.add_module(f"act{i}", nn.ReLU(inplace=True))
+        in_channels = out
+    return stack
+
+
+class TwoLinear(nn.Module):
+    """Two linear layers with ReLUs: RoI features (R, C, s, s) -> (R, width). Init as detectron2's (Xavier)."""
+
+    def __init__(self, in_channels: int, size: int, width: int) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(in_channels * size**2, width)
+        self.fc7 = nn.Linear(width, width)
+        for layer in (self.fc6, self.fc7):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.fc7(F.relu(self.fc6(x.flatten(1)))))
+
+
+class ConvsLinear(nn.Module):
+    """3x3 convolutions of a scheme, then a linear layer: RoI features (R, C, s, s) -> (R, width)."""
+
+    def __init__(self, in_channels: int, size: int, channels: Sequence[int], width: int, scheme: Scheme) -> None:
+        super().__init__()
+        self.convs = conv_stack(in_channels, channels, scheme)
+        last = channels[-1] if channels else in_channels
+        self.fc = scheme.hidden_linear(last * size**2, width, first=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.fc(self.convs(x).flatten(1)))
+
+
+def box_predictor(width: int, classes: int) -> FastRCNNPredictor:
+    """torchvision's last layers, with detectron2's init: small weights, so that early losses are small."""
+    predictor = FastRCNNPredictor(width, classes)
+    for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+    return predictor
+
+
+def mask_predictor(in_channels: int, width: int, classes: int) -> MaskRCNNPredictor:
+    """torchvision's upsampling and last layer, the latter with detectron2's small init."""
+    predictor = MaskRCNNPredictor(in_channels, width, classes)
+    nn.init.normal_(predictor.mask_fcn_logits.weight, std=0.001)
+    nn.init.zeros_(predictor.mask_fcn_logits.bias)
+    return predictor

@@ -1,0 +1,97 @@
+"""Detection as the engine sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import zoo
+from tasks.detection.coco import repeat_factors
+from tasks.detection.config import DetectionConfig
+from tasks.detection.data import TrainSet, aspect_groups, load_sets
+from tasks.detection.detector import Detector, Target, create_detector
+from tasks.detection.evaluate import coco_metrics, detect, kinds_of
+from tasks.engine import EpochBatches
+
+Batch = tuple[list[Tensor], list[Target]]
+
+
+class Detection:
+    """Losses, data and metrics of a detection run.
+
+    Raises:
+        DataError: see ``load_sets``.
+    """
+
+    def __init__(self, config: DetectionConfig) -> None:
+        self.config = config
+        self.masks = config.model.name.startswith("mask_")
+        self.metric = "mask_ap" if self.masks else "box_ap"
+        self.train_data, self.val_data = load_sets(config.data, masks=self.masks)
+
+    def build_model(self) -> Detector:
+        section, data = self.config.model, self.config.data
+        model = create_detector(
+            section.name,
+            section.weights,
+            weights_backbone=section.weights_backbone,
+            scheme=section.scheme,
+            num_classes=len(self.train_data.names),
+            min_size=data.min_size,
+            max_size=data.max_size,
+            mean=data.mean,
+            std=data.std,
+            **section.options,
+        )
+        model.freeze(section.freeze)
+        return model
+
+    def train_set(self) -> TrainSet:
+        return TrainSet(self.train_data, self.config.data, self.config.train.seed, masks=self.masks)
+
+    def batches(self, batch_size: int, seed: int) -> EpochBatches:
+        data, threshold = self.train_data, self.config.data.repeat_threshold
+        return EpochBatches(
+            len(data),
+            batch_size,
+            seed,
+            groups=aspect_groups(data) if self.config.data.group_by_aspect else None,
+            repeats=repeat_factors(data.images, threshold) if threshold else None,
+        )
+
+    def collate(self, samples: list[tuple[Tensor, Target]]) -> Batch:
+        return [image for image, _ in samples], [target for _, target in samples]
+
+    def inputs(self, batch: Batch, dtype: torch.dtype) -> Batch:
+        """uint8 images -> 0..1 in the run's dtype, as are the boxes."""
+        images = [image.to(dtype) / 255 for image in batch[0]]
+        return images, [{**target, "boxes": target["boxes"].to(dtype)} for target in batch[1]]
+
+    def calibration_forward(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
+        assert isinstance(model, Detector)
+        model.calibration_pass(*self.inputs(batch, dtype))
+
+    def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
+        return model(*self.inputs(batch, dtype))
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
+        assert isinstance(model, Detector)
+        data = self.config.data
+        results = detect(
+            model,
+            self.val_data,
+            accelerator,
+            batch_size=data.eval_batch_size,
+            workers=self.config.train.workers,
+            dtype=dtype,
+        )
+        reports = coco_metrics(self.val_data, results, kinds_of(masks=self.masks), fast=data.fast_eval)
+        return {key: value for report in reports.values() for key, value in report.metrics().items()}
+
+    def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+        assert isinstance(model, Detector)
+        zoo.save_weights(model, path, transform=model.input, classes=self.train_data.names, meta=meta)

@@ -1,0 +1,243 @@
+"""Pictures -> boxes, labels and masks: JSON and drawn copies; large pictures in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as rle
+from torch import Tensor
+from torchvision.ops import box_iou
+from torchvision.transforms import v2
+
+import zoo
+from tasks.detection.detector import Detector
+from tasks.devices import best_device
+from tasks.errors import DataError, UserError
+from tasks.images import read_image
+from tasks.plots import draw_instances
+from tasks.progress import Progress, say
+from zoo.checkpoint import write_json
+
+CLIPPED = 0.5  # a part of an object that a tile cut is dropped where this share of it lies in a whole one
+
+
+@dataclass
+class Instance:
+    """One object found.
+
+    Attributes:
+        box: x1, y1, x2, y2 in pixels of the picture.
+        mask: bool array (h, w) of the part of the picture whose upper left corner is ``corner`` (x, y); None from
+            Faster R-CNN.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+    mask: np.ndarray | None = None
+    corner: tuple[int, int] = (0, 0)
+
+    def to_json(self, width: int, height: int) -> dict[str, Any]:
+        """Label, score, box as x1, y1, x2, y2, and the mask as compressed RLE of the whole picture."""
+        content: dict[str, Any] = {"label": self.label, "score": self.score, "box": list(self.box)}
+        if self.mask is not None:
+            content["segmentation"] = full_rle(self.mask, self.corner, width, height)
+        return content
+
+
+@dataclass
+class Prediction:
+    """What was found in a picture, best first."""
+
+    file: str
+    width: int
+    height: int
+    instances: list[Instance]
+
+
+def full_rle(mask: np.ndarray, corner: tuple[int, int], width: int, height: int) -> dict[str, Any]:
+    """Compressed RLE of a picture (height, width) that is empty but for ``mask`` at ``corner``."""
+    columns, rows = np.nonzero(mask.T)  # column by column, as RLE goes
+    places = (columns + corner[0]) * height + rows + corner[1]
+    if not len(places):
+        counts = [width * height]
+    else:
+        breaks = np.flatnonzero(np.diff(places) > 1)
+        starts = places[np.concatenate([[0], breaks + 1])]
+        ends = places[np.concatenate([breaks, [len(places) - 1]])] + 1
+        edges = np.stack([starts, ends], 1).flatten()
+        counts = np.diff(np.concatenate([[0], edges, [width * height]])).tolist()
+    encoded = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
+
+
+def instances(output: dict[str, Tensor], classes: Sequence[str], threshold: float) -> list[Instance]:
+    """A detector's output for one image (or tile) as instances with a score of at least ``threshold``."""
+    found = []
+    keep = output["scores"] >= threshold
+    masks = (output["masks"][keep, 0] > 0.5).cpu().numpy() if "masks" in output else None
+    boxes, labels, scores = (output[key][keep].cpu().tolist() for key in ("boxes", "labels", "scores"))
+    for i, (box, label, score) in enumerate(zip(boxes, labels, scores, strict=True)):
+        instance = Instance(classes[label - 1], score, tuple(box))
+        if masks is not None:
+            instance.mask, instance.corner = _crop(masks[i])
+        found.append(instance)
+    return found
+
+
+def _crop(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The part of a mask that is not empty, and where it is."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return np.zeros((0, 0), dtype=bool), (0, 0)
+    y, x = int(rows[0]), int(columns[0])
+    return mask[y : rows[-1] + 1, x : columns[-1] + 1].copy(), (x, y)
+
+
+def tile_corners(length: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin along a side: at most ``tile - overlap`` apart, the last one ending with the picture."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def merge_tiles(parts: Sequence[tuple[Instance, bool]], iou: float = 0.5) -> list[Instance]:
+    """One set of instances from those of overlapping tiles, in the picture's coordinates.
+
+    Of instances of one class that overlap by ``iou``, the best stays. One that a tile's border cut (the flag) stays
+    only if no whole one covers half of it: where tiles overlap by more than an object's size, another has it whole.
+    """
+    order = sorted(range(len(parts)), key=lambda i: (parts[i][1], -parts[i][0].score))
+    boxes = torch.tensor([part.box for part, _ in parts], dtype=torch.float64).reshape(-1, 4)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    kept: list[int] = []
+    for i in order:
+        instance, cut = parts[i]
+        rivals = [j for j in kept if parts[j][0].label == instance.label]
+        if rivals:
+            if float(box_iou(boxes[i : i + 1], boxes[rivals]).max()) > iou:
+                continue
+            if cut:
+                corners = torch.maximum(boxes[i, :2], boxes[rivals, :2]), torch.minimum(boxes[i, 2:], boxes[rivals, 2:])
+                shared = (corners[1] - corners[0]).clamp(min=0).prod(1)
+                if float((shared / areas[i]).max()) > CLIPPED:
+                    continue
+        kept.append(i)
+    return sorted((parts[i][0] for i in kept), key=lambda instance: -instance.score)
+
+
+def detect_image(
+    model: Detector,
+    image: Image.Image,
+    classes: Sequence[str],
+    *,
+    threshold: float = 0.5,
+    tile: int | None = None,
+    overlap: int | None = None,
+) -> list[Instance]:
+    """What is in a picture, best first.
+
+    Args:
+        tile: side in pixels of the squares that a larger picture is cut into; None: the picture goes in whole.
+        overlap: of neighbouring tiles, in pixels, more than an object's size; None: a quarter of the tile.
+    """
+    device = next(model.parameters()).device
+    pixels = v2.functional.pil_to_tensor(image).to(device).float() / 255  # (3, H, W)
+    height, width = pixels.shape[-2:]
+    if tile is None or max(height, width) <= tile:
+        with torch.inference_mode():
+            return instances(model([pixels])[0], classes, threshold)
+    overlap = tile // 4 if overlap is None else overlap
+    if not 0 <= overlap < tile:
+        raise UserError(f"overlap={overlap}: 0 to {tile - 1} pixels, less than the tile")
+    parts: list[tuple[Instance, bool]] = []
+    for y in tile_corners(height, tile, overlap):
+        for x in tile_corners(width, tile, overlap):
+            piece = pixels[:, y : y + tile, x : x + tile]
+            bottom, right = piece.shape[-2:]
+            with torch.inference_mode():
+                found = instances(model([piece])[0], classes, threshold)
+            for part in found:
+                x1, y1, x2, y2 = part.box
+                cut = (
+                    (x1 < 1 and x > 0)
+                    or (y1 < 1 and y > 0)
+                    or (x2 > right - 1 and x + right < width)
+                    or (y2 > bottom - 1 and y + bottom < height)
+                )
+                part.box = (x1 + x, y1 + y, x2 + x, y2 + y)
+                part.corner = (part.corner[0] + x, part.corner[1] + y)
+                parts.append((part, cut))
+    return merge_tiles(parts)
+
+
+def predict(
+    model: Detector,
+    weights: zoo.Weights,
+    files: Sequence[Path],
+    *,
+    threshold: float = 0.5,
+    tile: int | None = None,
+    overlap: int | None = None,
+    out: Path | None = None,
+) -> tuple[list[Prediction], dict[str, str]]:
+    """Find objects in pictures; those that cannot be read are reported, not fatal.
+
+    Args:
+        weights: give the class names.
+        threshold: least score of what is reported.
+        tile, overlap: see ``detect_image``.
+        out: folder for ``predictions.json`` and a drawn copy of each picture.
+
+    Returns:
+        Predictions in the order of ``files``, and the reason for each file that could not be read.
+    """
+    model.to(best_device()).eval()
+    predictions: list[Prediction] = []
+    failed: dict[str, str] = {}
+    shrunk, names = 0, set[str]()
+    with Progress(len(files), 0, 1, enabled=len(files) > 4) as progress:
+        for i, path in enumerate(files, 1):
+            try:
+                image = read_image(path)
+            except DataError as error:
+                failed[str(path)] = str(error)
+                continue
+            shrunk += tile is None and max(image.size) > 2 * model.input.max_size
+            found = detect_image(model, image, weights.classes, threshold=threshold, tile=tile, overlap=overlap)
+            predictions.append(Prediction(str(path), *image.size, found))
+            if out is not None:
+                name = path.stem if path.stem not in names else f"{path.stem}_{i}"
+                names.add(name)
+                draw_instances(image, found, out / f"{name}.png")
+            progress.step(i)
+    for reason in failed.values():
+        say(f"skipped: {reason}")
+    if failed:
+        say(f"{len(failed)} of {len(files)} files could not be read")
+    if shrunk:
+        say(f"{shrunk} pictures were shrunk to less than half to fit the net; give a tile size to see small objects")
+    if out is not None:
+        content = {
+            "weights": weights.name,
+            "threshold": threshold,
+            "predictions": [
+                {
+                    "file": p.file,
+                    "width": p.width,
+                    "height": p.height,
+                    "instances": [instance.to_json(p.width, p.height) for instance in p.instances],
+                }
+                for p in predictions
+            ],
+            "failed": failed,
+        }
+        write_json(content, out / "predictions.json")
+    return predictions, failed

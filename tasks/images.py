@@ -1,0 +1,79 @@
+"""Reading pictures: any mode and orientation to RGB, or one clear line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision import datasets
+
+from tasks.errors import DataError
+
+EXTENSIONS = datasets.folder.IMG_EXTENSIONS
+
+
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """The files named, and all images below the folders named, in order.
+
+    Raises:
+        DataError: a path that does not exist, or no images at all.
+    """
+    found: list[Path] = []
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    if not found:
+        raise DataError(f"no images in {', '.join(paths)}; known endings: {' '.join(EXTENSIONS)}")
+    return found
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The image in RGB, turned as its EXIF orientation says. Arguments and errors as ``decode_image``'s."""
+    return decode_image(path, str(path))
+
+
+def decode_image(source: str | Path | BinaryIO, name: str, size: tuple[int, int] | None = None) -> Image.Image:
+    """The image in RGB, turned as its EXIF orientation says. 16-bit grey is scaled to 8 bits (65535 is white).
+
+    Args:
+        source: a file's path or its content.
+        name: what errors call it.
+        size: width and height that annotations were made for. Where the orientation would swap them against this,
+            the image stays as it is stored.
+
+    Raises:
+        DataError: missing, not an image that can be decoded, or not of ``size``.
+    """
+    try:
+        with Image.open(source) as image:
+            turned = ImageOps.exif_transpose(image)
+            if size is not None and turned.size != size and image.size == size:
+                turned = image
+            if size is not None and turned.size != size:
+                raise DataError(
+                    f"{name}: is {turned.width} x {turned.height} pixels, the annotations say {size[0]} x {size[1]}; "
+                    "replace the image or correct the annotations"
+                )
+            return _rgb(turned, name)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).replace(repr(source), "it")
+        raise DataError(f"{name}: cannot be decoded as an image ({reason}); remove or replace it") from None
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float64)  # PIL's own conversion would clip at 255
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise DataError(f"{name}: pixels of mode {image.mode!r} outside 0..65535; save it with 8 or 16 bits")
+        image = Image.fromarray((values / 257).round().astype(np.uint8))
+    return image.convert("RGB")
