@@ -128,10 +128,30 @@ class FeatureExtractor(nn.Module):
         self.out_indices = indices
         self.feature_info = FeatureInfo([body.levels[i] for i in indices], indices)
         self.config = body.config
+        self.frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, in_chans, H, W) -> the maps (N, C_i, h_i, w_i), as ``feature_info`` describes them."""
         return self.body.forward_levels(x, self.out_indices)
+
+    def freeze(self, levels: int) -> None:
+        """Fix what makes the first ``levels`` feature levels: no gradients, statistics or dropout there, for good.
+
+        Raises:
+            ZooError: more levels than the net has.
+        """
+        if not 0 <= levels <= len(self.body.levels):
+            raise ZooError(f"freeze={levels}: {self.config.name} has {len(self.body.levels)} levels to freeze")
+        for level in self.body.levels[:levels]:
+            module = self.body.get_submodule(level.module)
+            module.requires_grad_(False).eval()
+            self.frozen.append(module)
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay."""

@@ -220,6 +220,24 @@ class InputGain(Calibrated):
         self.gain.copy_(means[0].rsqrt())
 
 
+class GainedConv(nn.Module):
+    """A convolution of gain * x, with the gain in its weights: (N, C, h, w) -> (N, O, h', w').
+
+    Args:
+        conv: one without a norm or activation of its own.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv, self.gain = conv, InputGain()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = self.gain(x)
+        if isinstance(self.conv, BiasedConv2d):
+            return self.conv(x, gain)
+        return self.conv._conv_forward(x, self.conv.weight * gain, self.conv.bias)
+
+
 class ResidualAdd(nn.Module):
     """x + F(x), the plain residual connection."""
 

@@ -187,7 +187,6 @@ class Detector(GeneralizedRCNN):
             heads.mask_predictor = mask_predictor(options.mask_convs[-1], options.mask_width, classes)
         super().__init__(backbone, rpn, heads, Standardize(input, backbone.strides[-2]))
         self.config, self.num_classes, self.input = config, config.num_classes, input
-        self.frozen: list[nn.Module] = []
 
     @property
     def has_masks(self) -> bool:
@@ -195,24 +194,8 @@ class Detector(GeneralizedRCNN):
         return self.roi_heads.has_mask()
 
     def freeze(self, levels: int) -> None:
-        """Fix the first ``levels`` (0 to 5) of stem and stages: no gradients, statistics or dropout in them.
-
-        Raises:
-            ZooError: more levels than the backbone has.
-        """
-        body = self.backbone.body.body
-        if not 0 <= levels <= min(5, len(body.levels)):
-            raise ZooError(f"freeze={levels}: {body.config.name} has levels 0 to {min(5, len(body.levels))} to freeze")
-        for level in body.levels[:levels]:
-            module = body.get_submodule(level.module)
-            module.requires_grad_(False).eval()
-            self.frozen.append(module)
-
-    def train(self, mode: bool = True) -> Detector:
-        super().train(mode)
-        for module in self.frozen:
-            module.eval()
-        return self
+        """Fix the first ``levels`` (0 to 5) of stem and stages; see ``zoo.FeatureExtractor.freeze``."""
+        self.backbone.body.freeze(levels)
 
     def forward(self, images: Sequence[Tensor], targets: list[Target] | None = None) -> Any:
         if self.training or len(images) == 1:

@@ -13,22 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from zoo.layers import BiasedConv2d, InputGain, he_normal_
+from zoo.layers import GainedConv, he_normal_
 from zoo.schemes import Scheme
-
-
-class Lateral(nn.Module):
-    """1x1 convolution of gain * x: (N, C, h, w) -> (N, O, h, w)."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv, self.gain = conv, InputGain()
-
-    def forward(self, x: Tensor) -> Tensor:
-        gain = self.gain(x)
-        if isinstance(self.conv, BiasedConv2d):
-            return self.conv(x, gain)
-        return F.conv2d(x, self.conv.weight * gain, self.conv.bias)
 
 
 class FPN(nn.Module):
@@ -59,7 +45,7 @@ class FPN(nn.Module):
         for channels in in_channels:
             layer, norm = conv(channels, 1)
             assert isinstance(layer, nn.Conv2d)
-            self.laterals.append(Lateral(layer) if gains else layer)
+            self.laterals.append(GainedConv(layer) if gains else layer)
             self.lateral_norms.append(norm)
         for _ in in_channels:
             layer, norm = conv(out_channels, 3)

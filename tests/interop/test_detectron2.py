@@ -1,0 +1,180 @@
+"""Our backbones inside detectron2's own Mask R-CNN (``make test-interop``)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import zoo
+
+pytest.importorskip("detectron2")
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances
+
+import zoo.export.detectron2_registration as registration
+from zoo.export.detectron2 import ZooBackbone, pixel_settings
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "detection" / "detectron2"
+NARROW = {"width": 0.125}
+
+
+def config(**changes):
+    cfg = get_cfg()
+    registration.add_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / "mask_rcnn_rescalenet50_fpn.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ZOO.NAME = "rescalenet18"
+    cfg.MODEL.ZOO.OPTIONS.width = 0.125
+    cfg.MODEL.FPN.OUT_CHANNELS = 32
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
+    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    cfg.merge_from_list([item for pair in changes.items() for item in (pair[0].replace("__", "."), pair[1])])
+    return cfg
+
+
+@pytest.fixture
+def image():
+    """uint8 (64, 96, 3), RGB, smooth."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((96, 64)))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A file of weights with an unusual input transform."""
+    torch.manual_seed(0)
+    net = zoo.create_model("rescalenet18", num_classes=2, **NARROW)
+    zoo.calibrate(net, [torch.randn(2, 3, 64, 64)])
+    transform = zoo.InputTransform(64, 64, (0.3, 0.4, 0.5), (0.2, 0.25, 0.3))
+    path = tmp_path / "net.safetensors"
+    zoo.save_weights(net, path, transform=transform, classes=["a", "b"])
+    return str(path)
+
+
+@pytest.mark.parametrize("format", ["BGR", "RGB"])
+@pytest.mark.parametrize("unit_std", [True, False])
+def test_same_features_as_ours(image, weights, format, unit_std):
+    """What detectron2 feeds becomes what the weights expect, whatever the channel order and the pixel std."""
+    entry = zoo.get_weights(weights)
+    settings = pixel_settings(entry.transform, format)
+    if unit_std:
+        settings["PIXEL_STD"] = [1.0, 1.0, 1.0]
+    cfg = config(MODEL__ZOO__WEIGHTS=weights, INPUT__FORMAT=format)
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = settings["PIXEL_MEAN"], settings["PIXEL_STD"]
+    model = build_model(cfg).eval()
+    pixels = image if format == "RGB" else image[..., ::-1]
+    batch = model.preprocess_image([{"image": torch.from_numpy(pixels.copy()).permute(2, 0, 1).float()}])
+    ours = zoo.create_model("rescalenet18", weights, features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    mean, std = torch.tensor(entry.transform.mean), torch.tensor(entry.transform.std)
+    x = ((torch.from_numpy(image.copy()) / 255 - mean) / std).permute(2, 0, 1)[None].float()
+    with torch.no_grad():
+        theirs = model.backbone.bottom_up(batch.tensor)
+        expected = ours(x)
+    assert list(theirs) == ["res2", "res3", "res4", "res5"]
+    for a, b in zip(theirs.values(), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))  # means are rounded to 1e-4/255
+
+
+def test_shapes_are_declared():
+    backbone = ZooBackbone("rescalenet18", options=NARROW, out_features=["stem", "res3", "res5"])
+    shapes = backbone.output_shape()
+    maps = backbone(torch.randn(1, 3, 64, 96))
+    assert list(maps) == list(shapes) == ["stem", "res3", "res5"]
+    for name, shape in shapes.items():
+        assert maps[name].shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
+
+
+def objects(size):
+    found = Instances(size)
+    found.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0], [30.0, 20.0, 60.0, 56.0]]))
+    found.gt_classes = torch.tensor([0, 2])
+    masks = torch.zeros(2, *size, dtype=torch.bool)
+    masks[0, 8:40, 8:40] = masks[1, 20:56, 30:60] = True
+    found.gt_masks = BitMasks(masks)
+    return found
+
+
+def sample(image, instances=None):
+    content = {"image": torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1).float(), "height": 64, "width": 96}
+    return content if instances is None else {**content, "instances": instances}
+
+
+@pytest.mark.parametrize("scheme", ["rescale", "bn", "gn"])
+def test_training_steps_and_inference(image, scheme):
+    torch.manual_seed(0)
+    model = build_model(config(MODEL__ZOO__SCHEME=scheme))
+    batch = [sample(image, objects((64, 96)))] * 2
+    model.eval()
+    report = zoo.calibrate(model.backbone, [model.preprocess_image(batch).tensor])
+    assert bool(report.calibrated) == (scheme == "rescale")
+    assert not report.unreached
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    totals = []
+    for _ in range(8):
+        losses = model(batch)
+        assert set(losses) == {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
+        total = sum(losses.values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(float(total.detach()))
+    assert totals[-1] < 0.8 * totals[0]
+    assert all(p.grad is not None for p in model.backbone.parameters())
+    model.eval()
+    with torch.no_grad():
+        (output,) = model([sample(image)])
+    instances = output["instances"]
+    assert instances.pred_masks.shape[1:] == (64, 96)
+    assert torch.isfinite(instances.scores).all()
+
+
+def test_levels_enter_the_pyramid_with_power_one(image):
+    """At init the levels of a rescale net differ in power by orders of magnitude; the gains see to that."""
+    torch.manual_seed(0)
+    model = build_model(config()).eval()
+    x = model.preprocess_image([sample(image)]).tensor
+    zoo.calibrate(model.backbone, [x])
+    with torch.no_grad():
+        maps = model.backbone.bottom_up(x)
+    for i, level in enumerate(maps.values(), 2):
+        gain = model.backbone.get_submodule(f"fpn_lateral{i}").gain.gain
+        assert float((gain * level).square().mean()) == pytest.approx(1, rel=1e-4)
+
+
+def test_freeze():
+    counts = []
+    for freeze_at in range(6):
+        model = build_model(config(MODEL__BACKBONE__FREEZE_AT=freeze_at))
+        counts.append(sum(p.numel() for p in model.backbone.bottom_up.parameters() if p.requires_grad))
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(counts)) == 6
+    assert counts[5] == 0
+
+
+def test_bad_settings_are_one_clear_error(weights):
+    with pytest.raises(zoo.ZooError, match="PIXEL_MEAN.*these weights need \\[127.5, 102.0, 76.5\\]"):
+        ZooBackbone("rescalenet18", weights=weights)
+    with pytest.raises(zoo.ZooError, match="no feature 'res6'; did you mean"):
+        ZooBackbone("rescalenet18", out_features=["res6"], options=NARROW)
+    with pytest.raises(zoo.ZooError, match="freeze=6"):
+        ZooBackbone("rescalenet18", freeze_at=6, options=NARROW)
+
+
+def test_lazy_config(image):
+    content = LazyConfig.load(str(CONFIGS / "mask_rcnn_rescalenet50_fpn.py")).model
+    content.backbone.bottom_up.options = {"width": 0.125}
+    model = instantiate(content)
+    by_yaml = build_model(config(MODEL__ZOO__NAME="rescalenet50", MODEL__FPN__OUT_CHANNELS=256))
+    ours = {k: v.shape for k, v in model.backbone.state_dict().items()}
+    assert ours == {k: v.shape for k, v in by_yaml.backbone.state_dict().items()}
+    model.eval()
+    with torch.no_grad():
+        (output,) = model([sample(image)])
+    assert output["instances"].pred_boxes.tensor.shape[1] == 4
+
+
