@@ -13,6 +13,7 @@ pytest.importorskip("detectron2")
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
 
 import zoo.export.detectron2_registration as registration
 from zoo.export.detectron2 import ZooBackbone, pixel_settings
@@ -116,7 +117,8 @@ def test_training_steps_and_inference(image, scheme):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     totals = []
     for _ in range(8):
-        losses = model(batch)
+        with EventStorage():
+            losses = model(batch)
         assert set(losses) == {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
         total = sum(losses.values())
         optimizer.zero_grad()
@@ -159,7 +161,7 @@ def test_freeze():
 def test_bad_settings_are_one_clear_error(weights):
     with pytest.raises(zoo.ZooError, match="PIXEL_MEAN.*these weights need \\[127.5, 102.0, 76.5\\]"):
         ZooBackbone("rescalenet18", weights=weights)
-    with pytest.raises(zoo.ZooError, match="no feature 'res6'; did you mean"):
+    with pytest.raises(zoo.ZooError, match="no feature 'res6' .did you mean res5"):
         ZooBackbone("rescalenet18", out_features=["res6"], options=NARROW)
     with pytest.raises(zoo.ZooError, match="freeze=6"):
         ZooBackbone("rescalenet18", freeze_at=6, options=NARROW)
