@@ -1,9 +1,11 @@
-# Each target makes .venv itself when it is missing or older than setup.cfg or constraints.txt.
+# Each target makes .venv itself when it is missing or older than setup.cfg or constraints.txt; test-interop layers an
+# environment with the other project over it.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+INTEROP := .venv-detectron2
 
-.PHONY: demo test test-full lint clean
+.PHONY: demo test test-full test-interop lint clean
 
 demo: $(STAMP)
 	$(BIN)/rescalenet demo --out out/demo
@@ -13,6 +15,18 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-interop: $(INTEROP)/.installed
+	$(INTEROP)/bin/python -m pytest tests/interop
+
+$(INTEROP)/.installed: $(STAMP) tests/interop/requirements-detectron2.txt tests/interop/install_detectron2.py
+	rm -rf $(INTEROP)
+	$(BIN)/python -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install -q --no-deps --require-hashes -r tests/interop/requirements-detectron2.txt
+	$(INTEROP)/bin/python tests/interop/install_detectron2.py
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$(echo $(INTEROP)/lib/python3.*/site-packages)/base.pth
+	touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -27,4 +41,4 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv out runs build dist *.egg-info
+	rm -rf .venv $(INTEROP) out runs build dist *.egg-info
