@@ -114,6 +114,8 @@ def eval_(
     fast: Annotated[bool, typer.Option("--fast", help="Detection: compute the figures with faster-coco-eval.")] = False,
 ) -> None:
     """Evaluate weights: top-1 and confusion matrix on an image folder, or COCO's figures for detectors."""
+    import zoo
+
     entry = zoo.get_weights(weights)
     if _is_detector(entry):
         if images is None:
@@ -171,6 +173,7 @@ def predict(
     overlap: Annotated[int | None, typer.Option(min=0, help="Of tiles, in pixels; default: a quarter.")] = None,
 ) -> None:
     """Classify pictures or find objects in them; writes JSON and pictures."""
+    import zoo
     from tasks.images import find_images
 
     entry = zoo.get_weights(weights)

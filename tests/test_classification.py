@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader
 
 import zoo
 from tasks.classification.config import DataSection
-from tasks.classification.data import TrainSet, eval_transform, folder_images, load_images, read_image
+from tasks.classification.data import TrainSet, eval_transform, folder_images, load_images
 from tasks.classification.evaluate import Result, eval_loader, evaluate, evaluate_weights, write_report
-from tasks.classification.predict import find_images, predict
+from tasks.classification.predict import predict
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
+from tasks.images import find_images, read_image
 
 
 def picture(path, size=(20, 16), mode="RGB", seed=0, **save):

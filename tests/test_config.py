@@ -3,15 +3,18 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 
 import zoo
 from tasks import config as cfg
+from tasks.detection.detector import create_detector
 from tasks.errors import ConfigError
 from tasks.run import resolve
 
-RECIPES = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml"))
+FOREIGN = "detectron2"  # configs of another project
+RECIPES = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml") if FOREIGN not in p.parts)
 SHIPPED = "classification/cifar10/rescalenet20"
 
 
@@ -19,9 +22,13 @@ SHIPPED = "classification/cifar10/rescalenet20"
 def test_recipes_are_valid_and_name_real_nets(recipe):
     config = resolve(str(Path("configs") / recipe))
     assert recipe.parts[0] == config.task
-    info = zoo.model_info(config.model.name)
-    options = {**info.options, **info.scheme_options[config.model.scheme or "rescale"]}
-    assert config.model.options.keys() <= options.keys()
+    if config.task == "detection":
+        with torch.device("meta"):
+            create_detector(config.model.name, scheme=config.model.scheme, **config.model.options)
+    else:
+        info = zoo.model_info(config.model.name)
+        options = {**info.options, **info.scheme_options[config.model.scheme or "rescale"]}
+        assert config.model.options.keys() <= options.keys()
     again = yaml.safe_load(cfg.dump(config))
     assert cfg.check(again, type(config), "dump") == config
 

@@ -296,14 +296,14 @@ def test_groups_have_their_own_rates(images, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(images, tmp_path, monkeypatch):
     task = make_task(config(images, tmp_path / "run"))
-    loss, calls = task.loss, []
+    losses, calls = task.losses, []
 
     def poisoned(model, batch, dtype):
         calls.append(1)
-        value = loss(model, batch, dtype)
-        return value * math.nan if len(calls) == 4 else value
+        terms = losses(model, batch, dtype)
+        return {name: value * math.nan for name, value in terms.items()} if len(calls) == 4 else terms
 
-    monkeypatch.setattr(task, "loss", poisoned)
+    monkeypatch.setattr(task, "losses", poisoned)
     with pytest.raises(TrainingError, match=r"step 4: the loss is nan; the last good checkpoint is .*last.pt"):
         Trainer(task).fit()
     state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
@@ -314,8 +314,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(imag
 def test_weights_that_are_not_finite_are_never_saved(images, tmp_path, monkeypatch):
     """The loss is logged every 50 steps only; the check before each checkpoint catches it."""
     trainer = Trainer(make_task(config(images, tmp_path / "run", log_every=50)))
-    loss = trainer.task.loss
-    monkeypatch.setattr(trainer.task, "loss", lambda *a: loss(*a) * (math.inf if trainer.at.step == 2 else 1))
+    losses = trainer.task.losses
+
+    def poisoned(*args):
+        factor = math.inf if trainer.at.step == 2 else 1
+        return {name: factor * value for name, value in losses(*args).items()}
+
+    monkeypatch.setattr(trainer.task, "losses", poisoned)
     with pytest.raises(TrainingError, match="has values that are not finite"):
         trainer.fit()
     state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
@@ -382,3 +387,55 @@ def test_the_log_is_json(images, tmp_path):
     fit(images, tmp_path / "run", epochs=1)
     for line in (tmp_path / "run/log.jsonl").read_text().splitlines():
         assert json.loads(line)["event"] in ("step", "epoch", "blocks")
+
+
+# -- batches ----------------------------------------------------------------------------------------
+
+
+def epoch(batches, number):
+    batches.seek(number, 0)
+    return [[index for _, index in batch] for batch in batches]
+
+
+def test_batches_are_of_one_group():
+    """Groups of 13 and 7 in batches of 4: all but the last are of one group, and nobody comes twice."""
+    groups = [0] * 13 + [1] * 7
+    batches = EpochBatches(20, 4, 0, groups=groups)
+    for number in range(5):
+        seen = epoch(batches, number)
+        assert len(seen) == len(batches) == 5
+        assert sorted(i for batch in seen for i in batch) == list(range(20))
+        assert all(len({groups[i] for i in batch}) == 1 for batch in seen[:-1])
+    assert epoch(batches, 0) != epoch(batches, 1)
+    assert epoch(batches, 1) == epoch(batches, 1)
+    batches.seek(1, 3)
+    assert [[i for _, i in batch] for batch in batches] == epoch(batches, 1)[3:]
+
+
+def test_samples_are_repeated_as_often_as_wanted():
+    """Each epoch floor or ceil of the wanted number, and on average that number."""
+    repeats = [1.0, 1.0, 2.5, 1.25, 3.25]
+    batches = EpochBatches(5, 3, 0, repeats=repeats)
+    assert len(batches) == 3  # 9 samples
+    counts = torch.zeros(5)
+    for number in range(400):
+        seen = torch.bincount(torch.tensor([i for batch in epoch(batches, number) for i in batch]), minlength=5)
+        for got, wanted in zip(seen.tolist(), repeats, strict=True):
+            assert math.floor(wanted) <= got <= math.ceil(wanted)
+        counts += seen
+    assert (counts / 400).tolist() == pytest.approx(repeats, abs=0.08)
+
+
+def test_terms_of_the_loss_are_logged_apart(images, tmp_path, monkeypatch):
+    task = make_task(config(images, tmp_path / "run", epochs=1))
+    losses = task.losses
+
+    def two(*args):
+        value = losses(*args)["loss"]
+        return {"first": 0.25 * value, "second": 0.75 * value}
+
+    monkeypatch.setattr(task, "losses", two)
+    Trainer(task).fit()
+    for record in (r for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "step"):
+        assert record["first"] + record["second"] == pytest.approx(record["loss"])
+        assert record["second"] == pytest.approx(3 * record["first"])

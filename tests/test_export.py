@@ -48,7 +48,7 @@ class Different(nn.Module):
 
 
 def test_a_file_that_disagrees_is_not_left_behind(tmp_path):
-    with pytest.raises(ExportError, match=r"net.onnx: outputs differ by .* at batch size 1"):
+    with pytest.raises(ExportError, match=r"net.onnx: outputs differ by .* at batch sizes"):
         export_onnx(Different(), tmp_path / "net.onnx", input_size=8)
     assert list(tmp_path.iterdir()) == []
 

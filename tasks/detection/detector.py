@@ -258,6 +258,8 @@ def _options(name: str, values: dict[str, Any]) -> DetectorOptions:
         return pydantic.TypeAdapter(DetectorOptions).validate_python(values)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
+        if not first["loc"]:  # what __post_init__ says
+            raise ZooError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
         raise ZooError(f"{name}: option {first['loc'][0]}={first['input']!r}: {first['msg']}") from None
 
 

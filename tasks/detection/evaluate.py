@@ -43,18 +43,29 @@ class Report:
         kind: bbox or segm.
         stats: the 12 figures, in pycocotools' order; -1 where there is no object of the size.
         per_category: name -> AP (-1 without objects).
-        text: pycocotools' 12 lines.
     """
 
     kind: Kind
     stats: list[float]
     per_category: dict[str, float]
-    text: str
 
     def metrics(self) -> dict[str, float]:
         """box_ap, box_ap50, ... or mask_ap, ...: shares, not percent."""
         prefix = "box" if self.kind == "bbox" else "mask"
         return {f"{prefix}_{name}": value for name, value in zip(FIGURES, self.stats, strict=True)}
+
+    @property
+    def text(self) -> str:
+        """pycocotools' 12 lines."""
+        lines = []
+        for name, value in zip(FIGURES, self.stats, strict=True):
+            title = "Average Precision  (AP)" if name.startswith("ap") else "Average Recall     (AR)"
+            tail = name[2:].lstrip("_")
+            overlap = {"50": "0.50", "75": "0.75"}.get(tail, "0.50:0.95") if name.startswith("ap") else "0.50:0.95"
+            area = tail if tail in ("small", "medium", "large") else "all"
+            limit = int(tail) if tail in ("1", "10") else 100
+            lines.append(f" {title} @[ IoU={overlap:<9} | area={area:>6} | maxDets={limit:>3} ] = {value:0.3f}")
+        return "\n".join(lines)
 
 
 def kinds_of(*, masks: bool) -> tuple[Kind, ...]:
@@ -136,19 +147,14 @@ def coco_metrics(data: Coco, results: list[Result], kinds: Sequence[Kind], *, fa
     else:
         coco_class, eval_class = COCO, COCOeval
     reports: dict[Kind, Report] = {}
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = _indexed(coco_class, data.ground_truth())
-        found = {**truth.dataset, "annotations": _as_annotations(results)}
-        detections = _indexed(coco_class, found)
     for kind in kinds:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = _indexed(coco_class, data.ground_truth())
+            detections = _indexed(coco_class, {**truth.dataset, "annotations": _as_annotations(results, kind)})
             evaluation = eval_class(truth, detections, kind)
             evaluation.params.imgIds = [image.id for image in data.images]
             evaluation.evaluate()
             evaluation.accumulate()
-            printed.truncate(0)
-            printed.seek(0)
             evaluation.summarize()
         precision = np.asarray(evaluation.eval["precision"])  # (thresholds, recalls, categories, areas, limits)
         per_category = {}
@@ -156,8 +162,7 @@ def coco_metrics(data: Coco, results: list[Result], kinds: Sequence[Kind], *, fa
             values = precision[:, :, k, 0, -1]
             values = values[values > -1]
             per_category[name] = float(values.mean()) if values.size else -1.0
-        stats = [float(value) for value in evaluation.stats[:12]]
-        reports[kind] = Report(kind, stats, per_category, printed.getvalue().rstrip())
+        reports[kind] = Report(kind, [float(value) for value in evaluation.stats[:12]], per_category)
     return reports
 
 
@@ -168,12 +173,17 @@ def _indexed(coco_class: Any, dataset: dict[str, Any]) -> Any:
     return coco
 
 
-def _as_annotations(results: list[Result]) -> list[dict[str, Any]]:
-    """What pycocotools' loadRes makes of results; unlike it, this takes an empty list too."""
+def results_of(results: list[Result], kind: Kind) -> list[Result]:
+    """The part of detections that pycocotools needs for one kind: given both, it would size masks by their boxes."""
+    other = "segmentation" if kind == "bbox" else "bbox"
+    return [{key: value for key, value in result.items() if key != other} for result in results]
+
+
+def _as_annotations(results: list[Result], kind: Kind) -> list[dict[str, Any]]:
+    """What pycocotools' loadRes makes of ``results_of``; unlike it, this takes an empty list too."""
     annotations = []
-    for i, result in enumerate(results, 1):
-        width, height = result["bbox"][2:]
-        area = float(rle.area(result["segmentation"])) if "segmentation" in result else width * height
+    for i, result in enumerate(results_of(results, kind), 1):
+        area = result["bbox"][2] * result["bbox"][3] if kind == "bbox" else float(rle.area(result["segmentation"]))
         annotations.append({**result, "id": i, "area": area, "iscrowd": 0})
     return annotations
 
@@ -190,14 +200,16 @@ def evaluate_weights(
     """Evaluate a detector on a set.
 
     Args:
-        out: folder for ``results.json`` (COCO's results format) and ``metrics.json`` (with the per-category table).
+        out: folder for ``results_bbox.json`` and ``results_segm.json`` (COCO's results format) and ``metrics.json``
+            (with the per-category table).
     """
     accelerator = make_accelerator()
     model.to(accelerator.device)
     results = detect(model, data, accelerator, batch_size=batch_size, workers=workers, progress=True)
     reports = coco_metrics(data, results, kinds_of(masks=model.has_masks), fast=fast)
     if out is not None and accelerator.is_main_process:
-        write_json(results, out / "results.json")
+        for kind in reports:
+            write_json(results_of(results, kind), out / f"results_{kind}.json")
         metrics = {key: value for report in reports.values() for key, value in report.metrics().items()}
         per_category = {kind: report.per_category for kind, report in reports.items()}
         write_json({"metrics": metrics, "per_category": per_category, "images": len(data)}, out / "metrics.json")

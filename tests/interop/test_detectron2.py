@@ -178,5 +178,3 @@ def test_lazy_config(image):
     with torch.no_grad():
         (output,) = model([sample(image)])
     assert output["instances"].pred_boxes.tensor.shape[1] == 4
-
-

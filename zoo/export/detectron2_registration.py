@@ -1,9 +1,9 @@
 """Importing this registers the zoo's backbones with detectron2 and knows their config keys.
 
-    import zoo.export.detectron2_registration as rescalenet
-    cfg = get_cfg()
-    rescalenet.add_config(cfg)
-    cfg.merge_from_file(".../configs/detection/detectron2/mask_rcnn_rescalenet50_fpn.yaml")
+import zoo.export.detectron2_registration as rescalenet
+cfg = get_cfg()
+rescalenet.add_config(cfg)
+cfg.merge_from_file(".../configs/detection/detectron2/mask_rcnn_rescalenet50_fpn.yaml")
 """
 
 from __future__ import annotations

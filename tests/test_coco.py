@@ -1,0 +1,398 @@
+"""COCO data: what is read, what is refused, what is handled and counted; augmentation; sampling."""
+
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from PIL import Image
+from pycocotools import mask as rle
+
+from tasks.detection.coco import ImageFiles, decode_mask, load_coco, repeat_factors
+from tasks.detection.config import Augment, DataSection, LargeScaleJitter, ShortSide
+from tasks.detection.data import EvalSet, TrainSet, aspect_groups, load_sets, make_target
+from tasks.errors import DataError
+
+RED, BLUE = (220, 30, 30), (30, 30, 220)
+
+
+def encoded(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def polygon(x, y, w, h):
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
+
+
+class Builder:
+    """A little COCO set on disk: pictures of 60 x 40 px with a red and a blue rectangle."""
+
+    def __init__(self, root):
+        self.root = root
+        (root / "images").mkdir(parents=True)
+        self.content = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 7, "name": "blue"}, {"id": 3, "name": "red"}],  # gaps, and not in order
+        }
+        for i, name in enumerate(("a.png", "b.jpg", "sub/c.png"), 1):
+            self.image(i, name)
+            self.annotate(i, 3, (5, 4, 20, 10))
+            self.annotate(i, 7, (30, 8, 12, 24))
+
+    def image(self, id, name, data=None, size=(60, 40)):
+        picture = Image.new("RGB", size, (128, 128, 128))
+        picture.paste(RED, (5, 4, 25, 14))
+        picture.paste(BLUE, (30, 8, 42, 32))
+        path = self.root / "images" / name
+        path.parent.mkdir(exist_ok=True)
+        format = "JPEG" if name.endswith("jpg") else "PNG"
+        path.write_bytes(encoded(picture, format) if data is None else data)
+        self.content["images"].append({"id": id, "file_name": name, "width": size[0], "height": size[1]})
+
+    def annotate(self, image, category, box, **extra):
+        x, y, w, h = box
+        entry = {
+            "id": len(self.content["annotations"]) + 1,
+            "image_id": image,
+            "category_id": category,
+            "bbox": [float(v) for v in box],
+            "area": float(w * h),
+            "iscrowd": 0,
+            "segmentation": [polygon(x, y, w, h)],
+        }
+        self.content["annotations"].append({k: v for k, v in {**entry, **extra}.items() if v is not None})
+
+    def load(self, check="decode", masks=True, images="images"):
+        path = self.root / "instances.json"
+        path.write_text(json.dumps(self.content))
+        return load_coco(path, self.root / images, masks=masks, check=check)
+
+
+@pytest.fixture
+def builder(tmp_path):
+    return Builder(tmp_path / "set")
+
+
+# -- reading ----------------------------------------------------------------------------------------
+
+
+def test_categories_with_gaps_become_labels_from_one(builder):
+    data = builder.load()
+    assert (data.categories, data.names) == ((3, 7), ("red", "blue"))
+    assert not data.report()
+    target = make_target(data, data.images[0], masks=True)
+    assert target["labels"].tolist() == [1, 2]
+    assert target["boxes"].tolist() == [[5, 4, 25, 14], [30, 8, 42, 32]]
+    assert target["masks"].shape == (2, 40, 60)
+    assert target["masks"][0, 4:14, 5:25].all()
+    assert int(target["masks"].sum()) == 200 + 288
+    image, id = EvalSet(data)[0]
+    assert id == 1
+    assert image[:, 6, 8].tolist() == list(RED)
+
+
+@pytest.mark.parametrize("top", ["", "images/"])
+def test_zip_files(builder, top):
+    """With or without a top folder; also after a trip to another process."""
+    folder = builder.load()
+    with zipfile.ZipFile(builder.root / "packed.zip", "w") as archive:
+        for name in ("a.png", "b.jpg", "sub/c.png"):
+            archive.write(builder.root / "images" / name, top + name)
+    for images in ("packed", "packed.zip"):
+        packed = builder.load(images=images)
+        packed = pickle.loads(pickle.dumps(packed))
+        for a, b in zip(folder.images, packed.images, strict=True):
+            assert np.array_equal(np.asarray(folder.read(a)), np.asarray(packed.read(b)))
+
+
+def test_every_form_of_mask_is_the_same(builder):
+    """Polygons, uncompressed RLE and compressed RLE of one rectangle."""
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[4:14, 5:25] = 1
+    compressed = rle.encode(np.asfortranarray(mask))
+    flat = mask.flatten(order="F")
+    counts = [len(run) for run in np.split(flat, np.flatnonzero(np.diff(flat)) + 1)]
+    forms = [
+        [polygon(5, 4, 20, 10)],
+        {"size": [40, 60], "counts": counts},
+        {"size": [40, 60], "counts": compressed["counts"].decode()},
+    ]
+    for form in forms:
+        assert np.array_equal(decode_mask({"segmentation": form}, 40, 60), mask)
+    builder.content["annotations"][0]["segmentation"] = forms[1]
+    builder.content["annotations"][2]["segmentation"] = forms[2]
+    data = builder.load()
+    assert int(make_target(data, data.images[0], masks=True)["masks"][0].sum()) == 200
+
+
+def test_crowds_are_evaluated_and_not_trained_on(builder):
+    region = {"size": [40, 60], "counts": [0, 400, 2000]}
+    builder.annotate(1, 3, (0, 0, 10, 40), iscrowd=1, segmentation=region)
+    data = builder.load()
+    assert len(data.objects(data.images[0], masks=True)) == 2
+    assert sum(a["iscrowd"] for a in data.ground_truth()["annotations"]) == 1
+    assert not data.report()
+
+
+def test_images_without_objects(builder):
+    builder.image(9, "empty.png")
+    data = builder.load()
+    assert data.report() == [f"{data.path}: 1 images without annotations: empty.png"]
+    target = make_target(data, data.images[-1], masks=True)
+    assert target["boxes"].shape == (0, 4)
+    assert target["masks"].shape == (0, 40, 60)
+    section = {"root": str(builder.root), "train_annotations": "instances.json", "train_images": "images"}
+    section |= {"val_annotations": "instances.json", "val_images": "images"}
+    assert len(load_sets(DataSection(**section), masks=True)[0]) == 3
+    kept, val = load_sets(DataSection(**section, empty="keep"), masks=True)
+    assert len(kept) == len(val) == 4
+    image, target = TrainSet(kept, DataSection(**section), 0, masks=True)[0, 3]
+    assert target["masks"].shape == (0, *image.shape[1:])
+
+
+def test_holdout(builder):
+    (builder.root / "held.txt").write_text("b.jpg\n")
+    section = {"root": str(builder.root), "train_annotations": "instances.json", "train_images": "images"}
+    section |= {"split": "holdout", "holdout": str(builder.root / "held.txt")}
+    builder.load()
+    train, val = load_sets(DataSection(**section), masks=True)
+    assert [i.file_name for i in train.images] == ["a.png", "sub/c.png"]
+    assert [i.file_name for i in val.images] == ["b.jpg"]
+    (builder.root / "held.txt").write_text("b.jpg\nz.jpg\n")
+    with pytest.raises(DataError, match="1 names are not in the training set, e.g. 'z.jpg'"):
+        load_sets(DataSection(**section), masks=True)
+
+
+# -- pictures in the wild ---------------------------------------------------------------------------
+
+
+def test_sixteen_bits(builder):
+    """65535 is white: PIL alone would clip everything above 255."""
+    values = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    builder.image(9, "deep.png", encoded(Image.fromarray(values)))
+    data = builder.load()
+    pixels = np.asarray(data.read(data.images[-1]))
+    assert pixels.shape == (40, 60, 3)
+    assert np.abs(pixels[..., 0].astype(float) - values / 257).max() <= 0.5
+    assert "1 images of mode I;16, converted to RGB: deep.png" in data.report()[0]
+
+
+def test_cmyk(builder):
+    picture = Image.new("CMYK", (60, 40), (0, 255, 255, 0))  # red
+    builder.image(9, "print.jpg", encoded(picture, "JPEG", quality=95))
+    data = builder.load()
+    assert np.abs(np.asarray(data.read(data.images[-1])).mean((0, 1)) - (254, 0, 0)).max() < 12
+    assert "1 images of mode CMYK, converted to RGB: print.jpg" in data.report()[0]
+
+
+@pytest.mark.parametrize("annotated", ["as shown", "as stored"])
+def test_exif_orientation(builder, annotated):
+    """Stored 40 x 60 with a turn: read in the frame whose size the annotations have."""
+    shown = Image.new("RGB", (60, 40), (128, 128, 128))
+    shown.paste(RED, (5, 4, 25, 14))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    stored = shown.transpose(Image.Transpose.ROTATE_90)
+    size = (60, 40) if annotated == "as shown" else (40, 60)
+    builder.image(9, "phone.jpg", encoded(stored, "JPEG", exif=exif, quality=95), size)
+    data = builder.load()
+    expected = shown if annotated == "as shown" else stored
+    difference = np.asarray(data.read(data.images[-1])).astype(float) - np.asarray(expected)
+    assert np.abs(difference).mean() < 2
+    assert any("1 images turned by their EXIF orientation: phone.jpg" in line for line in data.report())
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("none.png", b"", "1 images that cannot be decoded: none.png"),
+        ("text.png", b"not an image", "1 images that cannot be decoded: text.png"),
+        (
+            "cut.jpg",
+            encoded(Image.effect_noise((60, 40), 90), "JPEG")[:-600],
+            "1 images that cannot be decoded: cut.jpg",
+        ),
+        ("small.png", encoded(Image.new("RGB", (50, 40))), "1 images whose size is not the annotations'.*small.png"),
+        ("float.tif", encoded(Image.new("F", (60, 40)), "TIFF"), "float.tif.*pixels of mode 'F'"),
+    ],
+)
+def test_bad_pictures_are_refused_before_training(builder, name, data, reason):
+    builder.image(9, name, data)
+    with pytest.raises(DataError, match=reason):
+        builder.load()
+
+
+def test_all_problems_in_one_error(builder):
+    for i in range(5):
+        builder.image(20 + i, f"gone{i}.png")
+        (builder.root / "images" / f"gone{i}.png").unlink()
+    builder.image(30, "text.png", b"not an image")
+    with pytest.raises(DataError) as error:
+        builder.load()
+    assert "5 images that are missing: gone0.png, gone1.png, gone2.png, ..." in str(error.value)
+    assert "1 images that cannot be decoded: text.png" in str(error.value)
+    with pytest.raises(DataError, match="images that are missing"):
+        builder.load(check="header")
+
+
+# -- annotations in the wild ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"bbox": [5, 5, 0, 10]}, "annotations without area inside the image"),
+        ({"bbox": [70, 5, 10, 10]}, "annotations without area inside the image"),
+        ({"segmentation": [[1, 1, 2, 2]]}, "annotations whose polygons have no area"),
+        ({"image_id": 99}, "annotations of images that are not listed"),
+    ],
+)
+def test_defects_that_are_handled_and_counted(builder, change, reason):
+    builder.content["annotations"][0] |= change
+    data = builder.load()
+    assert any(f"1 {reason}" in line and "id 1" in line for line in data.report())
+    assert len(data.objects(data.images[0], masks=True)) == 1
+    TrainSet(data, DataSection(root="."), 0, masks=True)[0, 0]
+
+
+def test_boxes_beyond_the_image_are_clipped(builder):
+    builder.content["annotations"][0] |= {"bbox": [-5, -5, 30, 20]}
+    data = builder.load()
+    assert make_target(data, data.images[0], masks=False)["boxes"][0].tolist() == [0, 0, 25, 15]
+    assert data.ground_truth()["annotations"][0]["bbox"] == [-5, -5, 30, 20]  # as pycocotools would see it
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"category_id": 5}, "1 annotations of a category that is not listed: id 1"),
+        ({"bbox": [1, 2, 3]}, "bbox is not four finite numbers"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "bbox is not four finite numbers"),
+        ({"id": 2}, "annotations with an id that another has: id 2"),
+        ({"segmentation": None}, "without a segmentation, which Mask R-CNN needs"),
+        ({"segmentation": "x"}, "neither polygons nor RLE"),
+        ({"segmentation": {"size": [60, 40], "counts": [2400]}}, "RLE has another size than the image"),
+        ({"segmentation": {"size": [40, 60], "counts": [5, 5]}}, "RLE counts do not fill the image"),
+    ],
+)
+def test_annotations_that_are_refused(builder, change, reason):
+    builder.content["annotations"][0] |= change
+    with pytest.raises(DataError, match=reason):
+        builder.load()
+
+
+def test_boxes_alone_need_no_segmentation(builder):
+    for annotation in builder.content["annotations"]:
+        del annotation["segmentation"], annotation["area"]
+    data = builder.load(masks=False)
+    assert "masks" not in make_target(data, data.images[0], masks=False)
+    assert data.ground_truth()["annotations"][0]["area"] == 200
+
+
+def test_files_that_are_not_coco(builder, tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(DataError, match="a.json: no such file"):
+        load_coco(path, tmp_path, masks=True, check="none")
+    for text, message in (("{", "not valid JSON"), ("[]", "a COCO 'instances' file"), ("{}", "no list 'images'")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            load_coco(path, tmp_path, masks=True, check="none")
+    del builder.content["images"][1]["width"]
+    with pytest.raises(DataError, match="1 entries of 'images' without 'width': number 1"):
+        builder.load()
+    with pytest.raises(DataError, match="no such folder, and no zip file"):
+        ImageFiles(tmp_path / "nothing")
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 and then nothing")
+    with pytest.raises(DataError, match="broken.zip: not a complete zip file"):
+        ImageFiles(tmp_path / "broken")
+
+
+def test_two_entries_of_one_file(builder):
+    builder.content["images"].append({**builder.content["images"][0], "id": 50})
+    with pytest.raises(DataError, match="1 images that share a file: a.png"):
+        builder.load()
+
+
+# -- augmentation and sampling ----------------------------------------------------------------------
+
+RESIZES = {
+    "short_side": ShortSide(sizes=(60, 70), max_size=100),
+    "lsj": LargeScaleJitter(size=64, scale=(0.3, 2.0)),
+}
+
+
+@pytest.mark.parametrize("resize", list(RESIZES))
+def test_boxes_and_masks_follow_the_image(builder, resize):
+    """In each augmented sample the red object's mask covers red pixels and its box is the mask's, within a pixel."""
+    augment = Augment(resize=RESIZES[resize], flip=0.5, vertical_flip=0.5)
+    data = TrainSet(builder.load(), DataSection(root=".", augment=augment), 0, masks=True)
+    shapes, count = set(), 0
+    for epoch in range(20):
+        image, target = data[epoch, 0]
+        shapes.add(tuple(image.shape))
+        assert image.dtype == torch.uint8
+        assert type(image) is type(target["boxes"]) is type(target["masks"]) is torch.Tensor
+        for label, box, mask in zip(target["labels"], target["boxes"], target["masks"], strict=True):
+            ys, xs = torch.nonzero(mask, as_tuple=True)
+            tight = torch.stack([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]).float()
+            assert float((box - tight).abs().max()) <= 1.01
+            colour = torch.tensor(RED if label == 1 else BLUE)
+            inside = image[:, mask.bool()].float().median(1).values
+            assert float((inside - colour).abs().max()) < 40
+            count += 1
+    assert count > 20
+    assert all(max(shape[1:]) <= 100 for shape in shapes)
+    assert shapes == {(3, 64, 64)} if resize == "lsj" else len(shapes) == 2
+
+
+def test_augmentation_depends_on_epoch_and_index_alone(builder):
+    data = TrainSet(builder.load(), DataSection(root=".", augment=Augment(photometric=0.5)), 0, masks=True)
+    first = data[1, 2]
+    torch.rand(5)
+    again = data[1, 2]
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1]["masks"], again[1]["masks"])
+    assert not all(torch.equal(first[0], data[epoch, 2][0]) for epoch in range(2, 6))
+
+
+def test_repeat_factors(builder):
+    """LVIS's formula: red is in 3 of 3 images, blue in 1; with a threshold of 0.75, blue's factor is sqrt(0.75 * 3)."""
+    builder.content["annotations"] = [a for a in builder.content["annotations"] if a["category_id"] == 3]
+    builder.annotate(2, 7, (1, 1, 5, 5))
+    data = builder.load()
+    assert repeat_factors(data.images, 0.75) == pytest.approx([1.0, 2.25**0.5, 1.0])
+    assert repeat_factors(data.images, 0.0) == [1.0] * 3
+
+
+def test_aspect_groups(builder):
+    builder.image(9, "tall.png", encoded(Image.new("RGB", (30, 50))), (30, 50))
+    assert aspect_groups(builder.load()) == [0, 0, 0, 1]
+
+
+# -- real sets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "counts"),
+    [
+        ("coco_permissive/annotations/instances_train2017.json", "coco_permissive/train2017", (82, 781, 9)),
+        ("coco_permissive/annotations/instances_val2017.json", "coco_permissive/val2017.zip", (57, 517, 7)),
+        ("nuclei/instances_val.json", "nuclei/val", (105, 3174, 0)),
+    ],
+)
+def test_counts_of_real_sets(annotations, images, counts):
+    root = shared("data", "coco_permissive").parent
+    data = load_coco(root / annotations, root / images, masks=True, check="decode")
+    found = [annotation for image in data.images for annotation in image.annotations]
+    assert (len(data), len(found), sum(a["iscrowd"] for a in found)) == counts
+    for image in data.images[:20]:  # areas of the file are those of the masks, up to rasterisation
+        for annotation in image.annotations:
+            area = float(decode_mask(annotation, image.height, image.width).sum())
+            assert abs(area - annotation["area"]) <= 0.15 * annotation["area"] + 30
