@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from benchmarks.rivals import NETS, build, builders
 RIVALS = ("floor", "floor_conv", "rescale", "naive", "bn", "frozen_bn", "gn", "nf")
 
 
-def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
-    """Bytes of all storages that a forward keeps for backward, each once, without parameters, buffers and x."""
-    known = {t.untyped_storage().data_ptr() for t in (x, *model.parameters(), *model.buffers())}
+def kept_bytes(forward: Callable[[], object], without: Iterable[torch.Tensor]) -> int:
+    """Bytes of all storages that a forward keeps for backward, each once, but for those of ``without``."""
+    known = {t.untyped_storage().data_ptr() for t in without}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -36,10 +37,15 @@ def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = model(x)
+        y = forward()
     total = sum(kept.values())
     del y
     return total
+
+
+def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
+    """Bytes kept for backward of model(x), without parameters, buffers and x."""
+    return kept_bytes(lambda: model(x), (x, *model.parameters(), *model.buffers()))
 
 
 def saved_per_image(model: nn.Module, size: int, *, device: str = "cpu", in_chans: int = 3) -> tuple[int, int]:

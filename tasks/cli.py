@@ -259,7 +259,7 @@ def convert(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, curves and the report.")] = _DEMO_OUT,
 ) -> None:
-    """Pretrained net on real photographs, fine-tuning at batch size 2 beside BatchNorm, ONNX export."""
+    """Pretrained nets on real pictures, fine-tuning at batch size 2 beside BatchNorm, ONNX export, cell nuclei."""
     from tasks.demo import run
 
     run(out)

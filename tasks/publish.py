@@ -1,8 +1,9 @@
 """From a run's folder to weights that ship: half precision, evaluated once, entered into the index.
 
-    python -m tasks.publish RUN NAME.TAG EVALUATION_FOLDER --data "CIFAR-10" --licence "..." --command "..."
+    python -m tasks.publish RUN NAME.TAG EVALUATION --data "CIFAR-10" --licence "..." --command "..."
 
-The model card (``weights/NAME.TAG.md``) is written by hand from what this prints.
+EVALUATION is a folder of images, or for detectors a COCO JSON file, with --images. The model card
+(``weights/NAME.TAG.md``) is written by hand from what this prints.
 """
 
 from __future__ import annotations
@@ -21,19 +22,49 @@ import zoo
 from tasks.classification.data import folder_images
 from tasks.classification.evaluate import evaluate_weights
 from tasks.config import read_yaml
+from tasks.detection.coco import load_coco
+from tasks.detection.detector import Detector, create_detector, is_detector
+from tasks.detection.evaluate import evaluate_weights as evaluate_detector
 from tasks.errors import UserError
 from zoo.checkpoint import weights_dir, write_json
 
 LIMIT = 12_000_000  # bytes of one file
 
 
-def publish(run: Path, name: str, evaluation: Path, facts: dict[str, Any], target: Path) -> dict[str, Any]:
+def load_model(entry: zoo.Weights) -> zoo.Backbone | Detector:
+    """The net that weights are of."""
+    make = create_detector if is_detector(entry.config.name) else zoo.create_model
+    return make(entry.config.name, entry.name)
+
+
+def evaluate(entry: zoo.Weights, evaluation: Path, images: Path | None = None) -> dict[str, float]:
+    """The metrics of weights on an evaluation set.
+
+    Args:
+        evaluation, images: as for ``publish``.
+
+    Raises:
+        UserError: a detector without ``images``.
+    """
+    model = load_model(entry)
+    if not isinstance(model, Detector):
+        return evaluate_weights(model, entry, folder_images(evaluation)).metrics()
+    if images is None:
+        raise UserError(f"{entry.name}: a detector is evaluated on COCO annotations and --images")
+    reports = evaluate_detector(model, load_coco(evaluation, images, masks=model.has_masks, check="header"))
+    return {key: value for report in reports.values() for key, value in report.metrics().items()}
+
+
+def publish(
+    run: Path, name: str, evaluation: Path, facts: dict[str, Any], target: Path, *, images: Path | None = None
+) -> dict[str, Any]:
     """Write ``target/NAME.TAG.safetensors`` and its log, and enter it into ``target/index.json``.
 
     Args:
         run: the folder of a finished run; its last weights are taken, not the best on the evaluation set.
-        evaluation: folder of images; evaluated with the half-precision file that ships.
+        evaluation: folder of images, or COCO annotations; evaluated with the half-precision file that ships.
         facts: what the metadata says besides config and metrics: data, licence, command, commit, protocol.
+        images: of COCO annotations: folder or zip file.
 
     Returns:
         The metadata.
@@ -47,7 +78,7 @@ def publish(run: Path, name: str, evaluation: Path, facts: dict[str, Any], targe
         raise UserError(f"{run} is of {source.config.name}; its weights are named {source.config.name}.TAG")
     config = read_yaml(run / "config.yaml")
     del config["output"], config["data"]["root"]  # folders of the machine it ran on
-    model = zoo.create_model(net, source.name)
+    model = load_model(source)
     meta: dict[str, Any] = {
         **facts,
         "epochs": config["train"]["epochs"],
@@ -70,8 +101,7 @@ def publish(run: Path, name: str, evaluation: Path, facts: dict[str, Any], targe
         )
 
     save()  # evaluated as it ships, in half precision; then written again with what was measured
-    result = evaluate_weights(zoo.create_model(net, str(path)), zoo.get_weights(str(path)), folder_images(evaluation))
-    meta["metrics"] = result.metrics()
+    meta["metrics"] = evaluate(zoo.get_weights(str(path)), evaluation, images)
     digest = save()
     if path.stat().st_size > LIMIT:
         path.unlink()
@@ -92,9 +122,10 @@ def main(
     command: Annotated[str, typer.Option()],
     commit: Annotated[str, typer.Option()],
     protocol: Annotated[str, typer.Option()],
+    images: Annotated[Path | None, typer.Option()] = None,
 ) -> None:
     facts = {"data": data, "licence": licence, "command": command, "commit": commit, "protocol": protocol}
-    typer.echo(json.dumps(publish(run, name, evaluation, facts, weights_dir()), indent=1))
+    typer.echo(json.dumps(publish(run, name, evaluation, facts, weights_dir(), images=images), indent=1))
 
 
 if __name__ == "__main__":

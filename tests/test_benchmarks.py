@@ -52,3 +52,13 @@ def test_memory(tmp_path):
     floor, rescale, bn = results
     assert rescale["image"] <= 1.02 * floor["image"] < bn["image"]
     assert all(r["peak_constant"] > 0 for r in results)
+
+
+def test_detection(tmp_path):
+    rivals = ["torchvision", "rescale", "frozen_bn", "bn", "gn"]
+    arguments = ["--image", "64", "96", "--net", "18", "--repeats", "1"]
+    _, results = run("detection", *arguments, out=tmp_path / "detection.json")
+    found = {mode: [r["rival"] for r in results if r["mode"] == mode] for mode in ("saved", "train", "infer")}
+    assert found == {"saved": rivals, "train": rivals, "infer": [*rivals, "rescale folded"]}
+    saved = {r["rival"]: r["bytes"] for r in results if r["mode"] == "saved"}
+    assert saved["rescale"] < saved["bn"]

@@ -32,6 +32,7 @@ from tasks.plots import read_log
 from tasks.run import check, make_task
 
 KINDS = ("bbox", "segm")
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tasks.cli"]
 
 
 def real(name, check="none"):
@@ -161,16 +162,6 @@ def test_two_processes_evaluate_as_one(weights, tmp_path, capsys):
     model = create_detector("mask_rcnn_rescalenet18_fpn", str(weights))
     one = evaluate_weights(model, data, out=tmp_path / "one")
     root = shared("data", "coco_permissive", "sample")
-    program = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "tasks.cli",
-    ]
     arguments = [
         "eval",
         weights,
@@ -180,7 +171,7 @@ def test_two_processes_evaluate_as_one(weights, tmp_path, capsys):
         "--out",
         tmp_path / "two",
     ]
-    done = subprocess.run([*program, *map(str, arguments)], env=environment(), capture_output=True, text=True)
+    done = subprocess.run([*TWO, *map(str, arguments)], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for kind in KINDS:
         a, b = (json.loads((tmp_path / n / f"results_{kind}.json").read_text()) for n in ("one", "two"))
@@ -427,6 +418,19 @@ def test_accumulation_freezing_and_repeats(sample_config):
     )
 
 
+def test_two_processes_train(sample_config, tmp_path):
+    """Under torchrun; what both measured at the end is what one process measures on the weights they saved."""
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(sample_config(train__epochs=1, data__holdout=None)))
+    done = subprocess.run([*TWO, "train", str(path)], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (measured,) = [r for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "epoch"]
+    model = create_detector("mask_rcnn_rescalenet18_fpn", str(tmp_path / "run/checkpoints/last.safetensors"))
+    for report in evaluate_weights(model, real("sample")).values():
+        for key, value in report.metrics().items():
+            assert measured[key] == pytest.approx(value, abs=1e-12), key
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])
 def test_precisions(sample_config, precision):
     metrics = Trainer(make_task(check(sample_config(train__precision=precision, train__epochs=1), "test"))).fit()
@@ -439,8 +443,6 @@ def test_overfits_eight_images(tmp_path):
     root = shared("data", "coco_permissive")
     content = json.loads((root / "annotations/instances_train2017.json").read_text())
     large = [a for a in content["annotations"] if a["area"] >= 32**2 and not a["iscrowd"]]
-    small_ones = {a["image_id"] for a in content["annotations"]} - {a["image_id"] for a in large}
-    del small_ones
     ids = sorted({a["image_id"] for a in large})[:8]
     content["images"] = [i for i in content["images"] if i["id"] in ids]
     content["annotations"] = [a for a in large if a["image_id"] in ids]

@@ -17,10 +17,12 @@ assert site in pathlib.Path(zoo.__file__).parents, zoo.__file__
 assert site in pathlib.Path(tasks.__file__).parents
 assert site in configs_dir().parents
 resolve("classification/cifar10/rescalenet20")
+resolve("detection/nuclei/mask_rcnn_rescalenet18")
+assert (configs_dir() / "detection/detectron2/mask_rcnn_rescalenet50_fpn.py").is_file()
 assert (configs_dir() / "classification/cifar10/holdout.txt").is_file()
+from tasks.publish import load_model
 for name in zoo.list_weights():
-    model, tag = name.split(".")
-    zoo.create_model(model, tag)
+    load_model(zoo.get_weights(name))
     assert site in zoo.get_weights(name).path.parents
 assert importlib.metadata.version("rescalenet-zoo") == zoo.__version__
 print(sorted(zoo.list_weights()))
