@@ -129,12 +129,13 @@ def calibrate(
     reduce: Callable[[Tensor], Tensor] | None = None,
     force: bool = False,
 ) -> CalibrationReport:
-    """Set every bias before a product to minus the channel mean of its input.
+    """Set every bias before a product to minus the channel mean of its input (and measure every ``InputGain``).
 
     All batches move through the net together, layer by layer in forward order: a layer's bias is
     set from the exact mean over all batches (and ranks) before any batch goes on, so that later
     layers see calibrated inputs. The model runs in eval mode (dropout off) without gradients and
-    its mode is restored. Biases that a checkpoint supplied are kept. The activations of all
+    its mode is restored. A layer that one forward calls several times is set at its first call. Biases that a
+    checkpoint supplied are kept. The activations of all
     batches at one depth are alive at once: 8 batches need about 8 times a forward's memory.
 
     Args:
