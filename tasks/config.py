@@ -6,7 +6,7 @@ Every field that a recipe may set is declared here (or in the task's config.py),
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,7 +15,7 @@ import pydantic
 import yaml
 from pydantic import Field
 
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, DataError
 from zoo.errors import near
 
 
@@ -140,6 +140,27 @@ def find_file(name: str, shipped: str | None = None) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def read_holdout(name: str | None, known: Collection[str]) -> set[str]:
+    """The samples that ``data.holdout`` lists, one on each line.
+
+    Args:
+        name: the file, or one that ships; None is an error, as the list is needed.
+        known: names of all training samples.
+
+    Raises:
+        DataError: no list, or names that are not among the training samples.
+    """
+    if name is None:
+        raise DataError("data.split=holdout needs data.holdout, the list of held-out images")
+    listed = find_file(name)
+    if listed is None:
+        raise DataError(f"data.holdout={name}: no such file")
+    held = set(listed.read_text(encoding="utf-8").split("\n")) - {""}
+    if unknown := sorted(held - set(known)):
+        raise DataError(f"{name}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
+    return held
 
 
 def configs_dir() -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision import datasets
 
 from tasks.errors import DataError
+from tasks.progress import say
 
 EXTENSIONS = datasets.folder.IMG_EXTENSIONS
 
@@ -33,6 +34,14 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     if not found:
         raise DataError(f"no images in {', '.join(paths)}; known endings: {' '.join(EXTENSIONS)}")
     return found
+
+
+def say_unread(failed: Mapping[str, str], total: int) -> None:
+    """Tell which of ``total`` files could not be read: file -> reason."""
+    for reason in failed.values():
+        say(f"skipped: {reason}")
+    if failed:
+        say(f"{len(failed)} of {total} files could not be read")
 
 
 def read_image(path: str | Path) -> Image.Image:

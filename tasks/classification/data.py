@@ -14,7 +14,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from tasks.classification.config import CentreCrop, DataSection, PadCrop
-from tasks.config import find_file
+from tasks.config import read_holdout
 from tasks.engine import Key, mix
 from tasks.errors import DataError
 from tasks.images import EXTENSIONS, read_image
@@ -90,14 +90,7 @@ def load_images(section: DataSection) -> tuple[Images, Images]:
         raise DataError(f"{root}: {section.train} and {section.val} have different classes, e.g. {odd[0]!r}")
     if section.split == "official":
         return train, val
-    if section.holdout is None:
-        raise DataError("data.split=holdout needs data.holdout, the list of held-out images")
-    listed = find_file(section.holdout)
-    if listed is None:
-        raise DataError(f"data.holdout={section.holdout}: no such file")
-    held = set(listed.read_text(encoding="utf-8").split("\n")) - {""}
-    if unknown := sorted(held - set(train.names)):
-        raise DataError(f"{section.holdout}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
+    held = read_holdout(section.holdout, train.names)
     return (
         train.subset([i for i, name in enumerate(train.names) if name not in held]),
         train.subset([i for i, name in enumerate(train.names) if name in held]),

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
-from tasks.config import find_file
+from tasks.config import read_holdout
 from tasks.detection.coco import Coco, ImageRecord, clipped_box, decode_mask, load_coco
 from tasks.detection.config import Augment, DataSection, LargeScaleJitter
 from tasks.engine import Key, mix
@@ -43,7 +43,7 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
         if (train.categories, train.names) != (val.categories, val.names):
             raise DataError(f"{train.path} and {val.path} list different categories")
     else:
-        held = _held_out(section, train)
+        held = read_holdout(section.holdout, [image.file_name for image in train.images])
         val = train.subset(lambda image: image.file_name in held)
         train = train.subset(lambda image: image.file_name not in held)
     if section.empty == "skip":
@@ -54,18 +54,6 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
     if not len(train):
         raise DataError(f"{train.path}: no images to train on")
     return train, val
-
-
-def _held_out(section: DataSection, train: Coco) -> set[str]:
-    if section.holdout is None:
-        raise DataError("data.split=holdout needs data.holdout, the list of held-out images")
-    listed = find_file(section.holdout)
-    if listed is None:
-        raise DataError(f"data.holdout={section.holdout}: no such file")
-    held = set(listed.read_text(encoding="utf-8").split("\n")) - {""}
-    if unknown := sorted(held - {image.file_name for image in train.images}):
-        raise DataError(f"{section.holdout}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
-    return held
 
 
 def make_target(data: Coco, image: ImageRecord, *, masks: bool) -> Target:

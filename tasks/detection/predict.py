@@ -19,7 +19,7 @@ import zoo
 from tasks.detection.detector import Detector
 from tasks.devices import best_device
 from tasks.errors import DataError, UserError
-from tasks.images import read_image
+from tasks.images import read_image, say_unread
 from tasks.plots import draw_instances
 from tasks.progress import Progress, say
 from zoo.checkpoint import write_json
@@ -218,10 +218,7 @@ def predict(
                 names.add(name)
                 draw_instances(image, found, out / f"{name}.png")
             progress.step(i)
-    for reason in failed.values():
-        say(f"skipped: {reason}")
-    if failed:
-        say(f"{len(failed)} of {len(files)} files could not be read")
+    say_unread(failed, len(files))
     if shrunk:
         say(f"{shrunk} pictures were shrunk to less than half to fit the net; give a tile size to see small objects")
     if out is not None:
