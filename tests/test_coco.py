@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as rle
 
-from tasks.detection.coco import ImageFiles, decode_mask, load_coco, repeat_factors
+from tasks.detection.coco import ImageFiles, decode_mask, load_coco, repeat_factors, rle_counts
 from tasks.detection.config import Augment, DataSection, LargeScaleJitter, ShortSide
 from tasks.detection.data import EvalSet, TrainSet, aspect_groups, load_sets, make_target
 from tasks.errors import DataError
@@ -130,6 +132,16 @@ def test_every_form_of_mask_is_the_same(builder):
     builder.content["annotations"][2]["segmentation"] = forms[2]
     data = builder.load()
     assert int(make_target(data, data.images[0], masks=True)["masks"][0].sum()) == 200
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
+def test_run_lengths_of_compressed_rle(seed, height, width, share):
+    """Ours give the mask that pycocotools encoded."""
+    mask = (np.random.RandomState(seed).rand(height, width) < share).astype(np.uint8)
+    counts = rle_counts(rle.encode(np.asfortranarray(mask))["counts"].decode())
+    flat = np.repeat(np.arange(len(counts)) % 2, counts)
+    assert np.array_equal(flat.reshape(width, height).T, mask)
 
 
 def test_crowds_are_evaluated_and_not_trained_on(builder):
@@ -280,6 +292,8 @@ def test_boxes_beyond_the_image_are_clipped(builder):
         ({"segmentation": "x"}, "neither polygons nor RLE"),
         ({"segmentation": {"size": [60, 40], "counts": [2400]}}, "RLE has another size than the image"),
         ({"segmentation": {"size": [40, 60], "counts": [5, 5]}}, "RLE counts do not fill the image"),
+        ({"segmentation": {"size": [40, 60], "counts": "xyz!"}}, "RLE counts do not fill the image"),
+        ({"segmentation": {"size": [40, 60], "counts": "00000"}}, "RLE counts do not fill the image"),
     ],
 )
 def test_annotations_that_are_refused(builder, change, reason):
@@ -306,6 +320,9 @@ def test_files_that_are_not_coco(builder, tmp_path):
             load_coco(path, tmp_path, masks=True, check="none")
     del builder.content["images"][1]["width"]
     with pytest.raises(DataError, match="1 entries of 'images' without 'width': number 1"):
+        builder.load()
+    builder.content["images"][1]["width"] = "60"
+    with pytest.raises(DataError, match="1 images whose width and height are not whole numbers above 0: b.jpg"):
         builder.load()
     with pytest.raises(DataError, match="no such folder, and no zip file"):
         ImageFiles(tmp_path / "nothing")

@@ -33,3 +33,15 @@ def test_named_files_and_commands_exist():
     commands = set(get_command(app).commands)
     assert set(re.findall(r"^(?:torchrun .* )?rescalenet (\w+)", README, re.MULTILINE)) <= commands
     assert find_config("classification/cifar10/rescalenet20")
+
+
+def test_the_page_on_detection_runs():
+    text = (ROOT / "docs" / "detection.md").read_text()
+    code, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)  # the second is detectron2's: tests/interop
+    scope: dict[str, object] = {}
+    exec(compile(code, "detection.md", "exec"), scope)
+    assert scope["model"].config.name == "faster_rcnn_rescalenet101_fpn"
+    for name in re.findall(r"\]\(([^)]+)\)", text):
+        assert (ROOT / "docs" / name).exists(), name
+    for name in re.findall(r"configs/detection/\S+\.(?:yaml|py)", text):
+        assert (ROOT / name).exists()

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -47,9 +47,10 @@ class ImageFiles:
         if not zipped.is_file():
             raise DataError(f"{path}: no such folder, and no zip file of that name either")
         names = [name for name in self._zip().namelist() if not name.endswith("/")]
-        for name in names:
-            self._members[str(PurePosixPath(*PurePosixPath(name).parts[1:]))] = name
-        self._members |= {name: name for name in names}  # a full name goes first
+        self._members = {name: name for name in names}
+        tops = {name.partition("/")[0] for name in names}
+        if len(tops) == 1 and all("/" in name for name in names):
+            self._members |= {name.partition("/")[2]: name for name in names}
 
     def _zip(self) -> zipfile.ZipFile:
         if self._opened is None or self._opened[0] != os.getpid():  # a file handle is not to be shared by processes
@@ -225,13 +226,15 @@ def load_coco(annotations: Path, images: Path, *, masks: bool, check: Check) -> 
                 problems[f"entries of {key!r} without {lacking[0]!r}"].append(f"number {i}")
         if not any(problems.values()):
             _double(content[key], key, problems)
+    for entry in content["images"]:
+        sides = [entry.get("width"), entry.get("height")]
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            problems["images whose width and height are not whole numbers above 0"].append(f"{entry.get('file_name')}")
     _refuse(annotations, problems)
 
     categories = sorted(content["categories"], key=lambda category: category["id"])
     known = {category["id"] for category in categories}
-    records = {
-        i["id"]: ImageRecord(i["id"], i["file_name"], int(i["width"]), int(i["height"])) for i in content["images"]
-    }
+    records = {i["id"]: ImageRecord(i["id"], i["file_name"], i["width"], i["height"]) for i in content["images"]}
     for annotation in content["annotations"]:
         name = f"id {annotation['id']}"
         image = records.get(annotation["image_id"])
@@ -310,9 +313,35 @@ def _broken(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> s
         return "annotations whose segmentation is neither polygons nor RLE"
     if list(segmentation["size"]) != [image.height, image.width]:
         return "annotations whose RLE has another size than the image"
-    if isinstance(segmentation["counts"], list) and sum(segmentation["counts"]) != image.height * image.width:
+    counts = segmentation["counts"]
+    if isinstance(counts, str):
+        counts = rle_counts(counts)
+    if sum(counts) != image.height * image.width or min(counts, default=0) < 0:
         return "annotations whose RLE counts do not fill the image"
     return None
+
+
+def rle_counts(text: str) -> list[int]:
+    """The run lengths of COCO's compressed RLE; pycocotools would decode a damaged one to whatever is in memory.
+
+    Six bits a character: five of them a number's next digits, the sixth set where it goes on; from the fourth number
+    on, the difference to the one before the last (cocoapi, ``rleFrString``). Empty for what is no such text.
+    """
+    counts: list[int] = []
+    number = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return []
+        number |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:
+            continue
+        if bits & 0x10:
+            number -= 1 << shift
+        counts.append(number + counts[-2] if len(counts) > 2 else number)
+        number = shift = 0
+    return [] if shift else counts
 
 
 def _check_images(

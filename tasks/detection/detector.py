@@ -302,10 +302,11 @@ def create_detector(
         entry = zoo.get_weights(weights, model=name)
         source = entry.transform
         stored = entry.config.options
+        _options(name, {**stored, **options})  # unknown ones are refused as such
         for key, value in options.items():
             if key in _FREE:
                 continue
-            there = stored.get(key, getattr(_options(name, stored), key, None))
+            there = stored.get(key, getattr(_options(name, stored), key))
             if _plain(value) != _plain(there):
                 raise ZooError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")
         if scheme not in (None, entry.config.scheme) and (scheme, entry.config.scheme) != ("frozen_bn", "bn"):

@@ -95,6 +95,11 @@ def to_results(output: dict[str, Tensor], image_id: int, categories: Sequence[in
     return results
 
 
+def _as_they_are(samples: list[Any]) -> list[Any]:
+    """Images of different sizes make no tensor."""
+    return samples
+
+
 def detect(
     model: Detector,
     data: Coco,
@@ -108,7 +113,7 @@ def detect(
     """Run the detector over a set, split over the ranks. Every rank gets all results, in the set's order."""
     mine = range(accelerator.process_index, len(data), accelerator.num_processes)
     loader = DataLoader(
-        Subset(EvalSet(data), mine), batch_size=batch_size, num_workers=workers, collate_fn=lambda samples: samples
+        Subset(EvalSet(data), mine), batch_size=batch_size, num_workers=workers, collate_fn=_as_they_are
     )
     training = model.training
     model.eval()
