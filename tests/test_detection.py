@@ -24,7 +24,7 @@ import zoo
 from tasks.detection.coco import decode_mask, load_coco
 from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import coco_metrics, detect, evaluate_weights, results_of, to_results
-from tasks.detection.predict import detect_image, full_rle, instances, merge_tiles, predict, tile_corners
+from tasks.detection.predict import detect_image, draw_results, full_rle, instances, merge_tiles, predict, tile_corners
 from tasks.devices import make_accelerator
 from tasks.engine import Trainer
 from tasks.errors import UserError
@@ -286,6 +286,24 @@ def test_classes_do_not_suppress_each_other():
     assert len(instances(output, ["a", "b"], 0.85)) == 1
 
 
+def test_drawn_results(tmp_path):
+    """True masks of COCO pictures: the drawn copies differ from the pictures inside the objects and their boxes only."""
+    data = real("sample")
+    draw_results(data, perfect(data), tmp_path, count=2)
+    names = sorted(path.stem for path in tmp_path.iterdir())
+    assert len(names) == 2
+    for record in (image for image in data.images if image.file_name[:-4] in names):
+        drawn, plain = np.asarray(Image.open(tmp_path / f"{record.file_name[:-4]}.png")), np.asarray(data.read(record))
+        changed = (drawn != plain).any(2)
+        covered = np.zeros_like(changed)
+        for annotation in data.objects(record, masks=True):
+            x, y, w, h = annotation["bbox"]
+            covered[int(y) : int(y + h) + 13, int(x) : int(x + w) + 2] = True
+            inside = decode_mask(annotation, record.height, record.width).astype(bool)
+            assert changed[inside].mean() > 0.9
+        assert not changed[~covered].any()
+
+
 def test_a_wrong_overlap_is_refused():
     with pytest.raises(UserError, match="overlap=50: 0 to 49 pixels"):
         detect_image(Blobs(), Image.new("RGB", (200, 200)), ["blob"], tile=50, overlap=50)
@@ -370,6 +388,7 @@ def test_training_evaluates_saves_and_resumes(sample_config, tmp_path):
     whole = Trainer(make_task(check(sample_config(), "test")))
     metrics = whole.fit()
     assert set(metrics) >= {"box_ap", "box_ap50", "mask_ap", "mask_ar_small"}
+    assert len(list((tmp_path / "run" / "pictures").glob("*.png"))) == 4
     steps = [r for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "step"]
     terms = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
     assert all(sum(r[t] for t in terms) == pytest.approx(r["loss"], rel=1e-5) for r in steps)

@@ -16,7 +16,9 @@ from torchvision.ops import box_iou
 from torchvision.transforms import v2
 
 import zoo
+from tasks.detection.coco import Coco
 from tasks.detection.detector import Detector
+from tasks.detection.evaluate import Result
 from tasks.devices import best_device
 from tasks.errors import DataError, UserError
 from tasks.images import read_image, say_unread
@@ -176,6 +178,20 @@ def detect_image(
                 part.corner = (part.corner[0] + x, part.corner[1] + y)
                 parts.append((part, cut))
     return merge_tiles(parts)
+
+
+def draw_results(data: Coco, results: Sequence[Result], out: Path, *, count: int = 4, threshold: float = 0.5) -> None:
+    """Draw what an evaluation found in the set's first images that have objects: ``out/NAME.png``."""
+    for record in [image for image in data.images if image.annotations][:count]:
+        found = []
+        for result in (r for r in results if r["image_id"] == record.id and r["score"] >= threshold):
+            x, y, w, h = result["bbox"]
+            label = data.names[data.categories.index(result["category_id"])]
+            instance = Instance(label, result["score"], (x, y, x + w, y + h))
+            if "segmentation" in result:
+                instance.mask, instance.corner = _crop(rle.decode(result["segmentation"]).astype(bool))
+            found.append(instance)
+        draw_instances(data.read(record), found, out / f"{Path(record.file_name).stem}.png")
 
 
 def predict(

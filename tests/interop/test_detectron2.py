@@ -1,5 +1,6 @@
 """Our backbones inside detectron2's own Mask R-CNN (``make test-interop``)."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,15 @@ def test_bad_settings_are_one_clear_error(weights):
         ZooBackbone("rescalenet18", out_features=["res6"], options=NARROW)
     with pytest.raises(zoo.ZooError, match="freeze=6"):
         ZooBackbone("rescalenet18", freeze_at=6, options=NARROW)
+
+
+def test_the_page_on_detection_runs(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parents[2])
+    _, code = re.findall(r"```python\n(.*?)```", Path("docs/detection.md").read_text(), re.DOTALL)
+    scope = {}
+    exec(compile(code, "detection.md", "exec"), scope)
+    assert scope["cfg"].MODEL.BACKBONE.NAME == "build_zoo_fpn_backbone"
+    assert Path(scope["cfg"].MODEL.ZOO.WEIGHTS).suffix == ".safetensors"
 
 
 def test_lazy_config(image):
