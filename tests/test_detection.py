@@ -287,7 +287,7 @@ def test_classes_do_not_suppress_each_other():
 
 
 def test_drawn_results(tmp_path):
-    """True masks of COCO pictures: the drawn copies differ from the pictures inside the objects and their boxes only."""
+    """True masks of COCO pictures: drawn copies differ from the pictures inside the objects and their boxes only."""
     data = real("sample")
     draw_results(data, perfect(data), tmp_path, count=2)
     names = sorted(path.stem for path in tmp_path.iterdir())

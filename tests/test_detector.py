@@ -124,6 +124,7 @@ def test_resizing_is_torchvisions_up_to_rounding():
         assert all(0 <= x - y <= 1 for x, y in zip(exact, a.shape[1:], strict=True))
         if a.shape == b.shape:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    assert ours.resize(torch.rand(3, 1, 3000))[0].shape == (3, 1, 1333)  # never nothing
 
 
 # -- what a detector is made of ---------------------------------------------------------------------

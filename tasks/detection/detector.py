@@ -108,7 +108,7 @@ class Standardize(GeneralizedRCNNTransform):
         tracing = torch.jit.is_tracing()
         sides = torch._shape_as_tensor(image)[-2:] if tracing else torch.tensor(image.shape[-2:])
         by_short = sides * self.min_size[-1] // sides.min()
-        size: Any = torch.minimum(by_short, sides * self.max_size // sides.max()).unbind()
+        size: Any = torch.minimum(by_short, sides * self.max_size // sides.max()).clamp(min=1).unbind()
         if not tracing:
             size = [int(side) for side in size]
         resized = F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
