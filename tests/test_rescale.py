@@ -159,6 +159,54 @@ def test_calibrated_inputs_have_zero_mean_everywhere():
         assert mean.abs().max() < 1e-12, name
 
 
+class Shared(nn.Module):
+    """A head that is called on maps of several sizes, as an RPN's is, and a layer called again on its own output."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = layers.BiasedConv2d(3, 4, 3, padding=1)
+        self.head = layers.BiasedConv2d(4, 4, 3, padding=1)
+        self.last = layers.BiasedConv2d(4, 2, 1)
+        self.loop = layers.BiasedLinear(2, 2)
+        self.end = layers.BiasedLinear(2, 2)
+        self.heads, self.lasts, self.loops = [], [], []
+
+    def forward(self, x):
+        x = self.stem(x)
+        sums = 0
+        for size in (8, 4, 2):
+            y = nn.functional.adaptive_max_pool2d(x, size)
+            self.heads.append(y)
+            z = self.head(y).relu()
+            self.lasts.append(z)
+            sums = sums + self.last(z).mean((2, 3))
+        for _ in range(3):
+            self.loops.append(sums)
+            sums = self.loop(sums)
+        return self.end(sums)
+
+
+def test_layers_that_are_called_several_times_are_set_from_all_calls():
+    """Over all maps and batches, the mean of what enters plus the bias is zero; what follows saw the result."""
+    torch.manual_seed(0)
+    net, batches = Shared(), [torch.rand(2, 3, 8, 8), torch.rand(3, 3, 8, 8)]
+    report = zoo.calibrate(net, batches)
+    assert report.calibrated == ["stem", "head", "last", "loop", "end"]
+    for seen in (net.heads, net.lasts, net.loops):
+        seen.clear()
+    with torch.no_grad():
+        for batch in batches:
+            net(batch)
+    for seen, layer in ((net.heads, net.head), (net.lasts, net.last)):
+        pixels = torch.cat([x.movedim(1, -1).flatten(0, -2) for x in seen])
+        assert torch.allclose(pixels.mean(0), -layer.pre_bias, atol=1e-6)
+    # a loop's later inputs move with its bias: it was set from those that the bias of zero gave
+    first = torch.cat(net.loops[::3])
+    w, b = net.loop.weight, net.loop.bias
+    inputs = [first, first @ w.T + b, (first @ w.T + b) @ w.T + b]
+    assert torch.allclose(torch.cat(inputs).mean(0), -net.loop.pre_bias, atol=1e-6)
+
+
 def test_calibration_keeps_what_a_checkpoint_supplied(tmp_path):
     model = zoo.create_model("rescalenet20_cifar", width=0.5)
     zoo.calibrate(model, [torch.randn(4, 3, 16, 16)])

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,6 +85,8 @@ class _Runner(threading.Thread):
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         self._stop_requested = False
         self.at: tuple[nn.Module, Tensor] | None = None  # the layer it waits before, and its statistics
+        self.sums: dict[nn.Module, Tensor] = {}  # of each layer's calls so far
+        self.calls: Counter[nn.Module] = Counter()
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -134,9 +137,10 @@ def calibrate(
     All batches move through the net together, layer by layer in forward order: a layer's bias is
     set from the exact mean over all batches (and ranks) before any batch goes on, so that later
     layers see calibrated inputs. The model runs in eval mode (dropout off) without gradients and
-    its mode is restored. A layer that one forward calls several times is set at its first call. Biases that a
-    checkpoint supplied are kept. The activations of all
-    batches at one depth are alive at once: 8 batches need about 8 times a forward's memory.
+    its mode is restored. A layer that a forward calls several times (how often, one more forward of the first batch
+    tells) is set from all its calls, and the batches begin again behind it. Biases that a checkpoint supplied are
+    kept. The activations of all batches at one depth are alive at once: 8 batches need about 8 times a forward's
+    memory.
 
     Args:
         model: any module; its layers with data-initialised biases are found by type.
@@ -159,11 +163,19 @@ def calibrate(
     if not pending:
         return report
     current: dict[int, _Runner] = {}  # by thread id
+    first_seen: dict[nn.Module, int] = {}  # layers calibrated before the first call of a layer, in this pass
 
     def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        if layer in pending:
-            assert isinstance(layer, Calibrated)
-            current[threading.get_ident()].wait_before(layer, layer.calibration_sums(args[0]))
+        if layer not in pending:
+            return
+        assert isinstance(layer, Calibrated)
+        runner = current[threading.get_ident()]
+        first_seen.setdefault(layer, len(report.calibrated))
+        sums = layer.calibration_sums(args[0])
+        runner.sums[layer] = runner.sums[layer] + sums if layer in runner.sums else sums
+        runner.calls[layer] += 1
+        if runner.calls[layer] >= calls[layer]:
+            runner.wait_before(layer, runner.sums[layer])
 
     def start(batch: Any) -> _Runner:
         runner = _Runner(lambda: forward(model, batch) if forward else model(batch))
@@ -172,11 +184,14 @@ def calibrate(
         current[runner.ident] = runner
         return runner
 
-    handles = [m.register_forward_pre_hook(hook) for m in pending]
     modes = {m: m.training for m in model.modules()}
     model.eval()
-    runners = [start(batch) for batch in batches]
+    handles: list[Any] = []
+    runners: list[_Runner] = []
     try:
+        calls = _count_calls(pending, lambda: forward(model, batches[0]) if forward else model(batches[0]))
+        handles = [m.register_forward_pre_hook(hook) for m in pending]
+        runners = [start(batch) for batch in batches]
         while True:
             for runner in runners:
                 runner.advance()
@@ -198,6 +213,14 @@ def calibrate(
             layer.calibrate_(mean)
             layer.calibrated = True
             pending.discard(layer)
+            if calls[layer] > 1:  # its earlier calls, and all that came of them, were made without its bias
+                stale = set(report.calibrated[first_seen[layer] :])
+                del report.calibrated[first_seen[layer] :]
+                pending |= {m for m, name in names.items() if name in stale}
+                first_seen.clear()
+                for runner in runners:
+                    runner.stop()
+                runners = [start(batch) for batch in batches]
             report.calibrated.append(names[layer])
     finally:
         for runner in runners:
@@ -208,6 +231,19 @@ def calibrate(
             module.training = mode
     report.unreached = [names[m] for m in names if m in pending]
     return report
+
+
+def _count_calls(layers: Collection[nn.Module], forward: Callable[[], Any]) -> Counter[nn.Module]:
+    """How often one forward calls each of the layers."""
+    calls: Counter[nn.Module] = Counter()
+    handles = [m.register_forward_pre_hook(lambda layer, _: calls.update([layer])) for m in layers]
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
 
 
 def branch_statistics(model: nn.Module) -> list[dict[str, Any]]:
