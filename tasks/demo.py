@@ -96,42 +96,47 @@ def run(out: Path) -> None:
     report += ["## Export", "", str(verified), ""]
 
     say(f"5/5 finding cell nuclei with {DETECTOR}, in tiles")
-    report += find_nuclei([Path(skimage.__file__).parent / "data" / name for name in _MICROGRAPHS], out / "nuclei")
+    report += find_nuclei(Path(skimage.__file__).parent / "data" / "ihc.png", out / "nuclei")
     report.append(f"Took {time.monotonic() - start:.0f} s.")
     write_text("\n".join(report) + "\n", out / "report.md")
     for line in report:
-        if line.startswith("|") or "agrees" in line:
+        if line.startswith("|") or "agrees" in line or "nuclei, of" in line:
             say(line)
     say(f"see {out / 'report.md'}")
 
 
-def find_nuclei(files: list[Path], out: Path) -> list[str]:
-    """Boxes and masks in micrographs larger than the net's training images; pictures and JSON into ``out``.
+def find_nuclei(slide: Path, out: Path) -> list[str]:
+    """Boxes and masks of the nuclei in a tissue slide larger than the training images; picture and JSON into ``out``.
 
     Returns:
         What the report says of it.
     """
+    from skimage.color import rgb2hed
+
+    # The net knows fluorescence (bright nuclei) and H&E; here a brown stain covers the nuclei. So: the blue one alone.
+    stain = rgb2hed(np.asarray(Image.open(slide).convert("RGB")))[..., 0]
+    low, high = np.percentile(stain, (30, 99.7))
+    grey = Image.fromarray((255 * np.clip((stain - low) / (high - low), 0, 1)).round().astype(np.uint8))
+    picture = out / "input" / "haematoxylin.png"
+    atomic_write(picture, lambda path: grey.save(path, format="PNG"))
     entry = zoo.get_weights(DETECTOR)
     model = create_detector(entry.config.name, entry.name)
     start = time.monotonic()
-    found, _ = detect(model, entry, files, threshold=0.5, tile=256, out=out)
+    (found,), _ = detect(model, entry, [picture], threshold=0.5, tile=256, out=out)
     seconds = time.monotonic() - start
-    lines = [
+    sizes = sorted(int(instance.mask.sum()) for instance in found.instances if instance.mask is not None)
+    return [
         f"## Cell nuclei, by `{entry.name}` (Mask R-CNN trained from scratch, no normalization)",
         "",
-        "Tiles of 256 px. Neither picture is of the data set that it was trained on, and no true masks are known.",
+        f"The haematoxylin stain of {slide.name} ({found.width} x {found.height}, scikit-image), in tiles of 256 px: "
+        f"{len(found.instances)} nuclei, of {sizes[len(sizes) // 2]} pixels in the median, in {seconds:.1f} s. "
+        "The slide is not of the training data, and its true masks are not known.",
         "",
-        "| picture | nuclei | mean score |",
-        "|---|---|---|",
+        "![nuclei](nuclei/haematoxylin.png)",
+        "",
     ]
-    for p in found:
-        mean = sum(instance.score for instance in p.instances) / max(len(p.instances), 1)
-        lines.append(f"| {Path(p.file).name} ({p.width} x {p.height}) | {len(p.instances)} | {mean:.2f} |")
-    pictures = [f"![{Path(p.file).name}](nuclei/{Path(p.file).stem}.png)" for p in found]
-    return [*lines, "", f"{seconds:.0f} s for both.", "", *pictures, ""]
 
 
-_MICROGRAPHS = ("ihc.png", "cell.png")
 _SKIMAGE = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg", "motorcycle_left.png")
 
 
