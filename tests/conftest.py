@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import zoo
 
 torch.set_num_threads(1)
+collect_ignore = [] if importlib.util.find_spec("detectron2") else ["interop"]  # its own environment: test-interop
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))  # for benchmarks/

@@ -5,17 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import standins  # noqa: F401  (before detectron2)
 import torch
-from PIL import Image
-
-import zoo
-
-pytest.importorskip("detectron2")
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from PIL import Image
 
+import zoo
 import zoo.export.detectron2_registration as registration
 from zoo.export.detectron2 import ZooBackbone, pixel_settings
 
