@@ -557,3 +557,6 @@ def test_info_and_list(capsys, monkeypatch, weights):
     content = json.loads(out)
     assert content["strides"] == [4, 8, 16, 32, 64]
     assert 40e6 < content["parameters"] < 46e6
+    code, out, _ = call(capsys, monkeypatch, "list", "mask_*")
+    assert code == 0
+    assert out.splitlines() == ["mask_rcnn_rescalenet18_fpn  [nuclei]"]
