@@ -150,7 +150,7 @@ def _eval_detector(
     data = load_coco(annotations, images, masks=model.has_masks, check="header")
     for line in data.report():
         say(line)
-    reports = evaluate_weights(model, data, out=out, fast=fast, batch_size=batch_size, workers=workers)
+    reports = evaluate_weights(model, entry, data, out=out, fast=fast, batch_size=batch_size, workers=workers)
     if not PartialState().is_main_process:
         return
     for kind, report in reports.items():

@@ -51,7 +51,7 @@ def evaluate(entry: zoo.Weights, evaluation: Path, images: Path | None = None) -
         return evaluate_weights(model, entry, folder_images(evaluation)).metrics()
     if images is None:
         raise UserError(f"{entry.name}: a detector is evaluated on COCO annotations and --images")
-    reports = evaluate_detector(model, load_coco(evaluation, images, masks=model.has_masks, check="header"))
+    reports = evaluate_detector(model, entry, load_coco(evaluation, images, masks=model.has_masks, check="header"))
     return {key: value for report in reports.values() for key, value in report.metrics().items()}
 
 

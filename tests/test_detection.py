@@ -1,5 +1,6 @@
 """Detection end to end: evaluation against pycocotools, prediction with tiles, training, the command line."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -23,11 +24,11 @@ from test_detector import SMALL, calibrated, sharpened, small
 import zoo
 from tasks.detection.coco import decode_mask, load_coco
 from tasks.detection.detector import create_detector
-from tasks.detection.evaluate import coco_metrics, detect, evaluate_weights, results_of, to_results
+from tasks.detection.evaluate import categories_of, coco_metrics, detect, evaluate_weights, results_of, to_results
 from tasks.detection.predict import detect_image, draw_results, full_rle, instances, merge_tiles, predict, tile_corners
 from tasks.devices import make_accelerator
 from tasks.engine import Trainer
-from tasks.errors import UserError
+from tasks.errors import DataError, UserError
 from tasks.plots import read_log
 from tasks.run import check, make_task
 
@@ -160,7 +161,7 @@ def test_two_processes_evaluate_as_one(weights, tmp_path, capsys):
     """Their merged results are those of one process, and pycocotools alone says the same of the written file."""
     data = real("sample")
     model = create_detector("mask_rcnn_rescalenet18_fpn", str(weights))
-    one = evaluate_weights(model, data, out=tmp_path / "one")
+    one = evaluate_weights(model, zoo.get_weights(str(weights)), data, out=tmp_path / "one")
     root = shared("data", "coco_permissive", "sample")
     arguments = [
         "eval",
@@ -180,6 +181,25 @@ def test_two_processes_evaluate_as_one(weights, tmp_path, capsys):
     assert done.stdout.count("maxDets=100 ]") == 2 * 10  # one process reports, boxes and masks
     for kind in KINDS:
         assert alone(data, tmp_path / "two" / f"results_{kind}.json", kind) == pytest.approx(one[kind].stats, abs=1e-12)
+
+
+def test_categories_are_found_by_name(weights):
+    """A set with fewer categories, in another order and with other ids: the rest of what is found does not count."""
+    entry = zoo.get_weights(str(weights))
+    model = create_detector("mask_rcnn_rescalenet18_fpn", str(weights))
+    data = real("sample")
+    keep = [name for name in ("train", "person", "cat") if name in data.names]
+    ids = dict(zip(data.names, data.categories, strict=True))
+    found = detect(model, data, make_accelerator())
+    fewer = dataclasses.replace(data, names=tuple(keep), categories=(900, 17, 5))
+    categories = categories_of(fewer, entry.classes, entry.name)
+    assert len(categories) == len(entry.classes)
+    assert len([c for c in categories if c is not None]) == len(keep)
+    renamed = {ids[name]: id for name, id in zip(keep, (900, 17, 5), strict=True)}
+    expected = [{**r, "category_id": renamed[r["category_id"]]} for r in found if r["category_id"] in renamed]
+    assert detect(model, fewer, make_accelerator(), categories=categories) == expected
+    with pytest.raises(DataError, match="category 'persn' is not one of .* .did you mean person"):
+        evaluate_weights(model, entry, dataclasses.replace(data, names=("persn",), categories=(1,)))
 
 
 def test_evaluation_restores_the_mode_and_takes_any_batch_size(weights):
@@ -392,10 +412,12 @@ def test_training_evaluates_saves_and_resumes(sample_config, tmp_path):
     steps = [r for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "step"]
     terms = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
     assert all(sum(r[t] for t in terms) == pytest.approx(r["loss"], rel=1e-5) for r in steps)
-    path = tmp_path / "run/checkpoints/last.safetensors"
-    again = create_detector("mask_rcnn_rescalenet18_fpn", str(path))
+    path = str(tmp_path / "run/checkpoints/last.safetensors")
+    again = create_detector("mask_rcnn_rescalenet18_fpn", path)
     data = whole.task.val_data
-    assert evaluate_weights(again, data)["segm"].metrics()["mask_ar100"] == pytest.approx(metrics["mask_ar100"])
+    assert evaluate_weights(again, zoo.get_weights(path), data)["segm"].metrics()["mask_ar100"] == pytest.approx(
+        metrics["mask_ar100"]
+    )
 
     content = sample_config()
     content["output"] = str(tmp_path / "cut")
@@ -444,8 +466,9 @@ def test_two_processes_train(sample_config, tmp_path):
     done = subprocess.run([*TWO, "train", str(path)], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (measured,) = [r for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "epoch"]
-    model = create_detector("mask_rcnn_rescalenet18_fpn", str(tmp_path / "run/checkpoints/last.safetensors"))
-    for report in evaluate_weights(model, real("sample")).values():
+    path = str(tmp_path / "run/checkpoints/last.safetensors")
+    model = create_detector("mask_rcnn_rescalenet18_fpn", path)
+    for report in evaluate_weights(model, zoo.get_weights(path), real("sample")).values():
         for key, value in report.metrics().items():
             assert measured[key] == pytest.approx(value, abs=1e-12), key
 

@@ -19,13 +19,15 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+import zoo
 from tasks.detection.coco import Coco
 from tasks.detection.data import EvalSet
 from tasks.detection.detector import Detector
 from tasks.devices import make_accelerator
-from tasks.errors import UserError
+from tasks.errors import DataError, UserError
 from tasks.progress import Progress
 from zoo.checkpoint import write_json
+from zoo.errors import near
 
 Kind = Literal["bbox", "segm"]
 Result = dict[str, Any]  # a detection in COCO's results format
@@ -73,13 +75,28 @@ def kinds_of(*, masks: bool) -> tuple[Kind, ...]:
     return ("bbox", "segm") if masks else ("bbox",)
 
 
-def to_results(output: dict[str, Tensor], image_id: int, categories: Sequence[int]) -> list[Result]:
+def categories_of(data: Coco, classes: Sequence[str], source: str) -> list[int | None]:
+    """The set's category id for each class of a detector, by name; None for classes that the set does not have.
+
+    Raises:
+        DataError: a category that the detector does not know.
+    """
+    ids = dict(zip(data.names, data.categories, strict=True))
+    for name in data.names:
+        if name not in classes:
+            raise DataError(f"{data.path}: category {name!r} is not one of {source}{near(name, classes)}")
+    return [ids.get(name) for name in classes]
+
+
+def to_results(output: dict[str, Tensor], image_id: int, categories: Sequence[int | None]) -> list[Result]:
     """A detector's output for one image as COCO results: boxes as x, y, width, height, masks as compressed RLE.
 
     Args:
         output: boxes, labels from 1, scores and, from Mask R-CNN, masks (N, 1, H, W) of probabilities.
-        categories: COCO's id of each label.
+        categories: COCO's id of each label; detections of labels without one are left out.
     """
+    known = torch.tensor([category is not None for category in categories])[output["labels"].cpu() - 1]
+    output = {key: value[known.to(value.device)] for key, value in output.items()}
     corners = output["boxes"].double().cpu()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
     labels, scores = output["labels"].tolist(), output["scores"].double().tolist()
@@ -105,12 +122,18 @@ def detect(
     data: Coco,
     accelerator: Accelerator,
     *,
+    categories: Sequence[int | None] | None = None,
     batch_size: int = 1,
     workers: int = 0,
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> list[Result]:
-    """Run the detector over a set, split over the ranks. Every rank gets all results, in the set's order."""
+    """Run the detector over a set, split over the ranks. Every rank gets all results, in the set's order.
+
+    Args:
+        categories: COCO's id of each of the detector's labels; None: those of the set it was trained on, this one.
+    """
+    categories = data.categories if categories is None else categories
     mine = range(accelerator.process_index, len(data), accelerator.num_processes)
     loader = DataLoader(
         Subset(EvalSet(data), mine), batch_size=batch_size, num_workers=workers, collate_fn=_as_they_are
@@ -125,7 +148,7 @@ def detect(
             with accelerator.autocast():
                 outputs = model(images)
             for output, (_, image_id) in zip(outputs, samples, strict=True):
-                found += to_results(output, image_id, data.categories)
+                found += to_results(output, image_id, categories)
             bar.step(i)
     model.train(training)
     if accelerator.num_processes > 1:
@@ -195,6 +218,7 @@ def _as_annotations(results: list[Result], kind: Kind) -> list[dict[str, Any]]:
 
 def evaluate_weights(
     model: Detector,
+    weights: zoo.Weights,
     data: Coco,
     *,
     out: Path | None = None,
@@ -205,12 +229,19 @@ def evaluate_weights(
     """Evaluate a detector on a set.
 
     Args:
+        weights: give the class names; the set's categories are found among them by name, and may be fewer.
         out: folder for ``results_bbox.json`` and ``results_segm.json`` (COCO's results format) and ``metrics.json``
             (with the per-category table).
+
+    Raises:
+        DataError: a category that the weights do not know.
     """
+    categories = categories_of(data, weights.classes, weights.name)
     accelerator = make_accelerator()
     model.to(accelerator.device)
-    results = detect(model, data, accelerator, batch_size=batch_size, workers=workers, progress=True)
+    results = detect(
+        model, data, accelerator, categories=categories, batch_size=batch_size, workers=workers, progress=True
+    )
     reports = coco_metrics(data, results, kinds_of(masks=model.has_masks), fast=fast)
     if out is not None and accelerator.is_main_process:
         for kind in reports:
