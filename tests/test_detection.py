@@ -30,7 +30,7 @@ from tasks.devices import make_accelerator
 from tasks.engine import Trainer
 from tasks.errors import DataError, UserError
 from tasks.plots import read_log
-from tasks.run import check, make_task
+from tasks.run import check, make_task, resolve
 
 KINDS = ("bbox", "segm")
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tasks.cli"]
@@ -517,18 +517,27 @@ def test_overfits_eight_images(tmp_path):
 
 @pytest.mark.slow
 def test_batch_size_one_learns(tmp_path):
-    """One image a step, the nuclei recipe's learning rate: the loss falls."""
-    root = shared("data", "nuclei")
-    from tasks.run import resolve
+    """One image a step, the nuclei recipe's learning rate: over 300 steps the loss on sixteen images falls.
 
-    changes = [f"data.root={root}", f"output={tmp_path / 'run'}", "train.batch_size=1", "train.epochs=1"]
-    recipe = resolve("detection/nuclei/mask_rcnn_rescalenet18", [*changes, "train.log_every=1", "data.split=holdout"])
-    trainer = Trainer(make_task(recipe))
-    trainer.steps_per_epoch = 120  # the beginning of the epoch
+    The losses of the steps themselves differ more by their images than by what was learnt.
+    """
+    changes = [f"data.root={shared('data', 'nuclei')}", f"output={tmp_path / 'run'}", "data.split=holdout"]
+    changes += ["train.batch_size=1", "train.epochs=1"]
+    task = make_task(resolve("detection/nuclei/mask_rcnn_rescalenet18", changes))
+    trainer = Trainer(task)
+    fixed = [task.collate([task.train_set()[0, i]]) for i in range(16)]
+
+    def loss():
+        torch.manual_seed(0)  # of the sampling of anchors and proposals
+        with torch.no_grad():
+            return np.mean(
+                [float(sum(task.losses(trainer.bare.train(), batch, torch.float32).values())) for batch in fixed]
+            )
+
+    before = loss()
+    trainer.steps_per_epoch = 300
     trainer.fit()
-    losses = [r["loss"] for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "step"]
-    assert len(losses) == 120
-    assert np.mean(losses[-30:]) < 0.85 * np.mean(losses[:30])
+    assert loss() < 0.75 * before
 
 
 # -- the command line -------------------------------------------------------------------------------
