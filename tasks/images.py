@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 from torchvision import datasets
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tasks.errors import DataError
 from tasks.progress import say
@@ -47,6 +49,27 @@ def say_unread(failed: Mapping[str, str], total: int) -> None:
 def read_image(path: str | Path) -> Image.Image:
     """The image in RGB, turned as its EXIF orientation says. Arguments and errors as ``decode_image``'s."""
     return decode_image(path, str(path))
+
+
+class Pixels:
+    """Images by index as uint8 tensors (3, H, W), decoded when asked for.
+
+    Args:
+        read: the image at an index.
+        keep: hold decoded images in memory.
+    """
+
+    def __init__(self, read: Callable[[int], Image.Image], *, keep: bool) -> None:
+        self.read = read
+        self.kept: dict[int, Tensor] | None = {} if keep else None
+
+    def __getitem__(self, index: int) -> Tensor:
+        if self.kept is not None and index in self.kept:
+            return self.kept[index]
+        pixels = pil_to_tensor(self.read(index))
+        if self.kept is not None:
+            self.kept[index] = pixels
+        return pixels
 
 
 def decode_image(source: str | Path | BinaryIO, name: str, size: tuple[int, int] | None = None) -> Image.Image:

@@ -114,14 +114,15 @@ def draw_instances(image: Image.Image, instances: Sequence[Drawable], path: Path
         tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 1.0))
         for i in range(len(instances))
     ]
-    for instance, colour in reversed(list(zip(instances, colours, strict=True))):
+    worst_first = list(zip(instances, colours, strict=True))[::-1]
+    for instance, colour in worst_first:
         if instance.mask is not None and instance.mask.size:
             x, y = instance.corner
             part = pixels[y : y + instance.mask.shape[0], x : x + instance.mask.shape[1]]
             part[instance.mask] = 0.55 * part[instance.mask] + 0.45 * np.asarray(colour, dtype=np.float32)
     drawn = Image.fromarray(pixels.round().astype(np.uint8)).resize((image.width * scale, image.height * scale))
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=11)
-    for instance, colour in reversed(list(zip(instances, colours, strict=True))):
+    for instance, colour in worst_first:
         box = [scale * value for value in instance.box]
         pen.rectangle(box, outline=colour, width=1)
         text = f"{instance.label} {instance.score:.0%}"

@@ -25,6 +25,7 @@ from tasks.config import read_yaml
 from tasks.detection.coco import load_coco
 from tasks.detection.detector import Detector, create_detector, is_detector
 from tasks.detection.evaluate import evaluate_weights as evaluate_detector
+from tasks.detection.evaluate import figures
 from tasks.errors import UserError
 from zoo.checkpoint import weights_dir, write_json
 
@@ -51,8 +52,8 @@ def evaluate(entry: zoo.Weights, evaluation: Path, images: Path | None = None) -
         return evaluate_weights(model, entry, folder_images(evaluation)).metrics()
     if images is None:
         raise UserError(f"{entry.name}: a detector is evaluated on COCO annotations and --images")
-    reports = evaluate_detector(model, entry, load_coco(evaluation, images, masks=model.has_masks, check="header"))
-    return {key: value for report in reports.values() for key, value in report.metrics().items()}
+    data = load_coco(evaluation, images, masks=model.has_masks, check="header")
+    return figures(evaluate_detector(model, entry, data))
 
 
 def publish(

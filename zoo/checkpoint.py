@@ -135,6 +135,17 @@ class Weights:
         """The transform from a PIL image or uint8 tensor to the net's input."""
         return self.transform.build()
 
+    def scheme_for(self, asked: str | None) -> str:
+        """The scheme to build a net of: the weights' own, or ``frozen_bn`` for ``bn`` weights.
+
+        Raises:
+            ZooError: any other scheme was asked for.
+        """
+        own = self.config.scheme
+        if asked not in (None, own) and (asked, own) != ("frozen_bn", "bn"):
+            raise ZooError(f"weights {self.name} are of scheme {own!r}, not {asked!r}; leave scheme out")
+        return asked or own
+
     def load(self) -> dict[str, Tensor]:
         """The state dict, hash checked, in float32 (integers as they are).
 
@@ -327,9 +338,14 @@ def adapt(state: dict[str, Tensor], stored: ModelConfig, model: Backbone) -> dic
         weight = state[key].mean(1, keepdim=True) * stored.in_chans / config.in_chans
         state[key] = weight.expand(-1, config.in_chans, -1, -1).contiguous()
         log.info("stem adapted: %d input channels instead of the weights' %d", config.in_chans, stored.in_chans)
-    if (config.scheme, stored.scheme) == ("frozen_bn", "bn"):
-        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    return state
+    return frozen_statistics(state, stored.scheme, config.scheme)
+
+
+def frozen_statistics(state: dict[str, Tensor], stored: str, scheme: str) -> dict[str, Tensor]:
+    """A state of scheme ``stored`` for a net of ``scheme``: frozen BatchNorm counts no batches."""
+    if (scheme, stored) != ("frozen_bn", "bn"):
+        return state
+    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fresh: tuple[str, ...] = ()) -> None:

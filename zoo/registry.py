@@ -230,8 +230,7 @@ def create_model(
     else:
         entry = checkpoint.get_weights(weights, model=name)
         stored = entry.config
-        if scheme not in (None, stored.scheme) and (scheme, stored.scheme) != ("frozen_bn", "bn"):
-            raise ZooError(f"weights {entry.name} are of scheme {stored.scheme!r}, not {scheme!r}; leave scheme out")
+        scheme = entry.scheme_for(scheme)
         info = model_info(name)
         defaults = {**info.options, **info.scheme_options.get(stored.scheme, {})}  # build_model refuses unknown schemes
         for key, value in options.items():
@@ -241,7 +240,7 @@ def create_model(
                 raise ZooError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")
         config = ModelConfig(
             name,
-            scheme or stored.scheme,
+            scheme,
             stored.num_classes if num_classes is None else num_classes,
             stored.in_chans if in_chans is None else in_chans,
             {**stored.options, **options},

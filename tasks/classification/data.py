@@ -17,7 +17,7 @@ from tasks.classification.config import CentreCrop, DataSection, PadCrop
 from tasks.config import read_holdout
 from tasks.engine import Key, mix
 from tasks.errors import DataError
-from tasks.images import EXTENSIONS, read_image
+from tasks.images import EXTENSIONS, Pixels, read_image
 
 
 class Images:
@@ -102,7 +102,7 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, images: Images, section: DataSection, seed: int) -> None:
         self.images, self.seed = images, seed
-        self.cache: dict[int, Tensor] | None = {} if section.cache else None
+        self.pixels = Pixels(images.read, keep=section.cache)
         self.transform = train_transform(section)
 
     def __len__(self) -> int:
@@ -110,17 +110,10 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         epoch, index = key
-        image = self._image(index)
+        image = self.pixels[index]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix(self.seed, epoch, index))
             return self.transform(image), self.images.labels[index]
-
-    def _image(self, index: int) -> Tensor:
-        if self.cache is None:
-            return v2.functional.pil_to_tensor(self.images.read(index))
-        if index not in self.cache:
-            self.cache[index] = v2.functional.pil_to_tensor(self.images.read(index))
-        return self.cache[index]
 
 
 class EvalSet(Dataset[tuple[Tensor, int]]):

@@ -352,11 +352,11 @@ def _check_images(
     notes: dict[str, list[str]],
 ) -> None:
     """Presence, size and, if asked for, pixels of all images, in threads (PIL and zlib release the lock)."""
-    names: dict[str, int] = {}
+    names: set[str] = set()
     for image in images:
         if image.file_name in names:
             problems["images that share a file"].append(image.file_name)
-        names[image.file_name] = image.id
+        names.add(image.file_name)
 
     def look(image: ImageRecord) -> tuple[str, str] | str | None:
         if image.file_name not in files:

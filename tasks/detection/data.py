@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -17,6 +18,7 @@ from tasks.detection.coco import Coco, ImageRecord, clipped_box, decode_mask, lo
 from tasks.detection.config import Augment, DataSection, LargeScaleJitter
 from tasks.engine import Key, mix
 from tasks.errors import DataError
+from tasks.images import Pixels
 from tasks.progress import say
 
 Target = dict[str, Tensor]
@@ -80,7 +82,7 @@ class TrainSet(Dataset[tuple[Tensor, Target]]):
 
     def __init__(self, data: Coco, section: DataSection, seed: int, *, masks: bool) -> None:
         self.data, self.seed, self.masks = data, seed, masks
-        self.cache: dict[int, Tensor] | None = {} if section.cache else None
+        self.pixels = Pixels(self._read, keep=section.cache)
         self.transform = train_transform(section.augment)
 
     def __len__(self) -> int:
@@ -89,19 +91,15 @@ class TrainSet(Dataset[tuple[Tensor, Target]]):
     def __getitem__(self, key: Key) -> tuple[Tensor, Target]:
         epoch, index = key
         record = self.data.images[index]
-        image = tv_tensors.Image(self._image(index))
+        image = tv_tensors.Image(self.pixels[index])
         target = make_target(self.data, record, masks=self.masks)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mix(self.seed, epoch, index))
             image, target = self.transform(image, target)
         return image.as_subclass(Tensor), tidy(target)
 
-    def _image(self, index: int) -> Tensor:
-        if self.cache is None:
-            return v2.functional.pil_to_tensor(self.data.read(self.data.images[index]))
-        if index not in self.cache:
-            self.cache[index] = v2.functional.pil_to_tensor(self.data.read(self.data.images[index]))
-        return self.cache[index]
+    def _read(self, index: int) -> Image.Image:
+        return self.data.read(self.data.images[index])
 
 
 def tidy(target: Target) -> Target:

@@ -26,7 +26,7 @@ from torchvision.ops import MultiScaleRoIAlign
 import zoo
 from tasks.detection.fpn import BodyWithFPN
 from tasks.detection.heads import ConvsLinear, HeadStyle, TwoLinear, box_predictor, conv_stack, mask_predictor
-from zoo.checkpoint import DetectionTransform, load_state
+from zoo.checkpoint import DetectionTransform, frozen_statistics, load_state
 from zoo.errors import ZooError, near
 
 log = logging.getLogger("rescalenet")
@@ -77,10 +77,9 @@ class DetectorOptions:
     body: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in ("fpn_channels", "box_width", "mask_width", "anchor_scale", "canonical_size", "rpn_samples"):
-            if not getattr(self, field) > 0:
-                raise ZooError(f"option {field}={getattr(self, field)}: must be greater than 0")
-        for field in ("box_samples", "proposals_train", "proposals_test", "detections"):
+        sizes = ("fpn_channels", "box_width", "mask_width", "anchor_scale", "canonical_size")
+        counts = ("rpn_samples", "box_samples", "proposals_train", "proposals_test", "detections")
+        for field in sizes + counts:
             if not getattr(self, field) > 0:
                 raise ZooError(f"option {field}={getattr(self, field)}: must be greater than 0")
         if not self.mask_convs or not self.aspect_ratios or min(*self.mask_convs, *self.aspect_ratios) <= 0:
@@ -303,15 +302,12 @@ def create_detector(
         source = entry.transform
         stored = entry.config.options
         _options(name, {**stored, **options})  # unknown ones are refused as such
+        before = _options(name, stored)
         for key, value in options.items():
-            if key in _FREE:
-                continue
-            there = stored.get(key, getattr(_options(name, stored), key))
-            if _plain(value) != _plain(there):
+            there = _plain(getattr(before, key))
+            if key not in _FREE and _plain(value) != there:
                 raise ZooError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")
-        if scheme not in (None, entry.config.scheme) and (scheme, entry.config.scheme) != ("frozen_bn", "bn"):
-            raise ZooError(f"weights {entry.name} are of scheme {entry.config.scheme!r}, not {scheme!r}; leave it out")
-        scheme = scheme or entry.config.scheme
+        scheme = entry.scheme_for(scheme)
         options = {**stored, **options}
         num_classes = entry.config.num_classes if num_classes is None else num_classes
     elif weights_backbone is not None:
@@ -345,8 +341,7 @@ def create_detector(
                 "new last layers: %d classes instead of the weights' %d", config.num_classes, entry.config.num_classes
             )
             state = {key: value for key, value in state.items() if not key.startswith(fresh)}
-        if (config.scheme, entry.config.scheme) == ("frozen_bn", "bn"):
-            state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+        state = frozen_statistics(state, entry.config.scheme, config.scheme)
         load_state(model, state, entry.name, fresh=fresh)
     return model
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +68,11 @@ class Report:
             limit = int(tail) if tail in ("1", "10") else 100
             lines.append(f" {title} @[ IoU={overlap:<9} | area={area:>6} | maxDets={limit:>3} ] = {value:0.3f}")
         return "\n".join(lines)
+
+
+def figures(reports: Mapping[Kind, Report]) -> dict[str, float]:
+    """The metrics of all reports together."""
+    return {key: value for report in reports.values() for key, value in report.metrics().items()}
 
 
 def kinds_of(*, masks: bool) -> tuple[Kind, ...]:
@@ -175,9 +180,10 @@ def coco_metrics(data: Coco, results: list[Result], kinds: Sequence[Kind], *, fa
     else:
         coco_class, eval_class = COCO, COCOeval
     reports: dict[Kind, Report] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = _indexed(coco_class, data.ground_truth())
     for kind in kinds:
         with contextlib.redirect_stdout(io.StringIO()):
-            truth = _indexed(coco_class, data.ground_truth())
             detections = _indexed(coco_class, {**truth.dataset, "annotations": _as_annotations(results, kind)})
             evaluation = eval_class(truth, detections, kind)
             evaluation.params.imgIds = [image.id for image in data.images]
@@ -246,7 +252,8 @@ def evaluate_weights(
     if out is not None and accelerator.is_main_process:
         for kind in reports:
             write_json(results_of(results, kind), out / f"results_{kind}.json")
-        metrics = {key: value for report in reports.values() for key, value in report.metrics().items()}
         per_category = {kind: report.per_category for kind, report in reports.items()}
-        write_json({"metrics": metrics, "per_category": per_category, "images": len(data)}, out / "metrics.json")
+        write_json(
+            {"metrics": figures(reports), "per_category": per_category, "images": len(data)}, out / "metrics.json"
+        )
     return reports
