@@ -13,8 +13,9 @@ from torch import Tensor, nn
 import zoo
 from zoo.backbone import Backbone
 from zoo.fold import Nominal
-from zoo.layers import Calibrated, RescaledAdd, StemConv2d, _BiasedConvNd
-from zoo.resnet import Block
+from zoo.functional import per_channel, pooled
+from zoo.layers import Calibrated, RescaledAdd, _BiasedConvNd, _StemConvNd
+from zoo.residual import Block
 
 # our name, torchvision's, timm's normalizer-free ResNet of the same layout
 NETS = {
@@ -34,9 +35,8 @@ class NaiveConv(nn.Module):
 
     def forward(self, x: Tensor, scale: object = None) -> Tensor:
         layer = self.layer
-        if layer.pool:
-            x = nn.functional.avg_pool2d(x, layer.pool, ceil_mode=True, count_include_pad=False)
-        return layer._conv_forward(x + layer.pre_bias.view(-1, 1, 1), layer.weight, layer.bias)  # type: ignore[operator]
+        x = pooled(x, layer.pool)
+        return layer._conv_forward(x + per_channel(layer.pre_bias, x), layer.weight, layer.bias)  # type: ignore[operator]
 
 
 class NaiveAdd(nn.Module):
@@ -62,7 +62,7 @@ def naive(model: Backbone) -> nn.Module:
     for module in model.modules():
         if isinstance(module, Calibrated):
             module.input_scale = 1.0
-        if isinstance(module, StemConv2d):
+        if isinstance(module, _StemConvNd):
             module.output_scale = 1.0
         if isinstance(module, Nominal):
             module.scale = 1.0

@@ -9,7 +9,7 @@ from zoo.fold import fold
 from zoo.registry import ModelInfo, build_model, create_model, list_models, model_info
 from zoo.rescale import CalibrationReport, branch_statistics, calibrate, coefficients
 
-from zoo import resnet, vgg  # noqa: F401  isort: skip  (they register their nets)
+from zoo import resnet, resnet3d, vgg  # noqa: F401  isort: skip  (they register their nets)
 
 __all__ = [
     "Backbone",

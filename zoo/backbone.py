@@ -1,4 +1,4 @@
-"""What every image backbone offers: features, head, parameter groups."""
+"""What every backbone offers: features, head, parameter groups."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from zoo.schemes import Scheme
 
 @dataclass(frozen=True)
 class FeatureLevel:
-    """One feature map: its channels, its stride to the input (``reduction``) and the module that makes it."""
+    """One feature map: its channels, its stride to the input (``reduction``) and the module that makes it.
+
+    ``frames`` is its stride in time, of nets that take clips.
+    """
 
     channels: int
     reduction: int
     module: str
+    frames: int = 1
 
 
 class FeatureInfo:
@@ -35,6 +39,10 @@ class FeatureInfo:
     def reduction(self) -> list[int]:
         """Input pixels per map position, for each returned map."""
         return [level.reduction for level in self.levels]
+
+    def frames(self) -> list[int]:
+        """Input frames per map position in time, for each returned map; 1 for nets that take images."""
+        return [level.frames for level in self.levels]
 
     def module_name(self) -> list[str]:
         """The module each map comes from."""
@@ -56,12 +64,15 @@ class ModelConfig:
 
 
 class Backbone(nn.Module):
-    """Base of the image nets: (N, in_chans, H, W) -> logits (N, num_classes), or features for 0 classes.
+    """Base of the nets: images (N, in_chans, H, W) -> logits (N, num_classes), or features for 0 classes.
+
+    Video nets (``dims`` = 3) take clips (N, in_chans, T, H, W), and their feature maps are (N, C, t, h, w).
 
     Subclasses set ``scheme``, ``levels`` (all feature levels, finest first) and ``num_features``, call
     ``reset_classifier`` last, and implement ``forward_levels``, ``forward_head`` and ``truncate``.
     """
 
+    dims: ClassVar[int] = 2  # of its convolutions
     residual: ClassVar[bool]  # whether the net has residual branches
     pooled: ClassVar[bool]  # whether the last layer's input is pooled features
     scheme: Scheme
@@ -131,7 +142,7 @@ class FeatureExtractor(nn.Module):
         self.frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, in_chans, H, W) -> the maps (N, C_i, h_i, w_i), as ``feature_info`` describes them."""
+        """(N, in_chans, [T,] H, W) -> the maps (N, C_i, [t_i,] h_i, w_i), as ``feature_info`` describes them."""
         return self.body.forward_levels(x, self.out_indices)
 
     def freeze(self, levels: int) -> None:

@@ -334,9 +334,9 @@ def adapt(state: dict[str, Tensor], stored: ModelConfig, model: Backbone) -> dic
         if config.num_classes:
             log.info("new last layer: %d classes instead of the weights' %d", config.num_classes, stored.num_classes)
     if config.in_chans != stored.in_chans:
-        key = next(k for k, p in model.named_parameters() if p.ndim == 4)
+        key = next(k for k, p in model.named_parameters() if p.ndim >= 4)
         weight = state[key].mean(1, keepdim=True) * stored.in_chans / config.in_chans
-        state[key] = weight.expand(-1, config.in_chans, -1, -1).contiguous()
+        state[key] = weight.expand(-1, config.in_chans, *weight.shape[2:]).contiguous()
         log.info("stem adapted: %d input channels instead of the weights' %d", config.in_chans, stored.in_chans)
     return frozen_statistics(state, stored.scheme, config.scheme)
 

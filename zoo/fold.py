@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from zoo.errors import ZooError
 from zoo.functional import product_bias
-from zoo.layers import BiasedConv2d, BiasedLinear, StemConv2d
+from zoo.layers import BiasedLinear, Conv3d, _BiasedConvNd, _RepeatsFrames, _StemConvNd
 
 log = logging.getLogger("rescalenet")
 
@@ -91,7 +91,7 @@ class Nominal(nn.Module):
 
 def needed_shift(layer: nn.Module) -> Shift:
     """What must have been added to a layer's input when it arrives: float64 (I,), or None."""
-    if isinstance(layer, BiasedConv2d) and any(layer.padding):
+    if isinstance(layer, _BiasedConvNd) and any(layer.padding):
         return layer.pre_bias.double() * layer.input_scale
     return None
 
@@ -108,11 +108,11 @@ def folded_conv(
     gain: float | Tensor = 1.0,
     arriving: Shift = None,
     leaving: Shift = None,
-) -> tuple[nn.Conv2d, nn.Module]:
+) -> tuple[nn.Conv2d | nn.Conv3d, nn.Module]:
     """A convolution with what follows it, and with all that can be folded in it.
 
     Args:
-        conv: ``nn.Conv2d`` or one of ours.
+        conv: ``nn.Conv2d``, ``nn.Conv3d`` or one of ours.
         norm: what follows: a BatchNorm, which is folded, or something that stays.
         gain: factor on the output.
         arriving: shift of the input that arrives, (I,).
@@ -124,48 +124,51 @@ def folded_conv(
     Raises:
         ZooError: a shift that a padded convolution does not want, or one that would have to go through a norm.
     """
-    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(conv, nn.Conv2d | nn.Conv3d)
     weight = conv.weight.double() * gain
     beta = weight.new_zeros(weight.shape[0])
     if conv.bias is not None:
         beta += conv.bias.double() * gain * getattr(conv, "input_scale", 1.0)
-    if isinstance(conv, StemConv2d):
+    if isinstance(conv, _StemConvNd):
         weight, beta = weight * conv.output_scale, beta * conv.output_scale
     unpadded = not any(conv.padding)
     if unpadded:
         missing = weight.new_zeros(conv.in_channels)
-        if isinstance(conv, BiasedConv2d):
+        if isinstance(conv, _BiasedConvNd):
             missing += conv.pre_bias.double() * conv.input_scale
         if arriving is not None:
             missing -= arriving
         beta += product_bias(weight, missing, conv.groups)
-    elif arriving is not None and not isinstance(conv, BiasedConv2d):
+    elif arriving is not None and not isinstance(conv, _BiasedConvNd):
         raise ZooError("fold: a shifted map arrives at a padded convolution without a bias before it")
-    if isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
+    if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d | FrozenBatchNorm2d):
         mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
         factor = norm.weight.double() / (variance + norm.eps).sqrt()
-        weight = weight * factor.view(-1, 1, 1, 1)
+        weight = weight * factor.view(-1, *[1] * (weight.ndim - 1))
         beta = (beta - mean) * factor + norm.bias.double()
         norm = nn.Identity()
     if leaving is not None:
         if not isinstance(norm, nn.Identity):
             raise ZooError(f"fold: a shift cannot go through {type(norm).__name__}")
         beta = beta + leaving
-    plain = nn.Conv2d(
+    make: Any = nn.Conv2d if isinstance(conv, nn.Conv2d) else Conv3d
+    plain = make(
         conv.in_channels,
         conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
         conv.groups,
         bias=bool(beta.any()) or conv.bias is not None,
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )
-    layout = torch.channels_last if conv.weight.is_contiguous(memory_format=torch.channels_last) else None
+    if isinstance(conv, _RepeatsFrames):
+        plain.repeated = conv.repeated
+    layout = torch.channels_last if isinstance(conv, nn.Conv2d) else torch.channels_last_3d
     plain.weight.data = weight.to(conv.weight.dtype)
-    if layout is not None:
+    if conv.weight.is_contiguous(memory_format=layout):
         plain.weight.data = plain.weight.data.contiguous(memory_format=layout)
     if plain.bias is not None:
         plain.bias.data = beta.to(conv.weight.dtype)

@@ -114,6 +114,30 @@ class _BiasedConvNd(Calibrated):
         return super().calibration_input(pooled(x, self.pool))
 
 
+class _RepeatsFrames(nn.Module):
+    """Mixin of 3D convolutions that can pad a clip in time by repeating its first and last frame instead of zeros."""
+
+    repeated = 0  # frames at each end
+    padding: Any
+
+    def repeat_frames(self) -> None:
+        """From now on the padding in time repeats frames."""
+        self.repeated = self.padding[0]
+        self.padding = (0, *self.padding[1:])
+
+    def lengthened(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) -> (N, C, T + 2 repeated, H, W)."""
+        ends = self.repeated
+        return nn.functional.pad(x, (0, 0, 0, 0, ends, ends), mode="replicate") if ends else x
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(self.lengthened(input), weight, bias)  # type: ignore[misc]
+
+
+class Conv3d(_RepeatsFrames, nn.Conv3d):
+    """torch.nn.Conv3d that can repeat frames at the ends of a clip."""
+
+
 class BiasedConv2d(_BiasedConvNd, nn.Conv2d):
     """2D convolution of x + b: (N, I, H, W) -> (N, O, H', W').
 
@@ -125,12 +149,21 @@ class BiasedConv2d(_BiasedConvNd, nn.Conv2d):
     """
 
 
-class BiasedConv3d(_BiasedConvNd, nn.Conv3d):
+class BiasedConv3d(_BiasedConvNd, _RepeatsFrames, nn.Conv3d):
     """3D convolution of x + b: (N, I, T, H, W) -> (N, O, T', H', W'). Otherwise as BiasedConv2d.
+
+    Frames that are repeated at the ends of a clip (``repeat_frames``) are copied for backward too.
 
     Raises:
         ZooError: for string paddings.
     """
+
+    def repeat_frames(self) -> None:
+        super().repeat_frames()
+        self.geometry = self.geometry._replace(padding=self.padding)
+
+    def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
+        return super().forward(self.lengthened(x), scale)
 
 
 class BiasedLinear(Calibrated, nn.Linear):
@@ -152,12 +185,8 @@ class BiasedLinear(Calibrated, nn.Linear):
         )
 
 
-class StemConv2d(Calibrated, nn.Conv2d):
-    """Convolution whose ordinary ``bias`` (O,) is initialised from data: its output has zero channel means.
-
-    The published net puts a bias between the stem convolution and its ReLU; as the bias of the
-    convolution it costs no pass over the activations. The output is ``output_scale`` times the nominal one.
-    """
+class _StemConvNd(Calibrated):
+    """Shared by StemConv2d and StemConv3d, which also derive from torch's convolution."""
 
     output_scale = 1.0
 
@@ -165,17 +194,31 @@ class StemConv2d(Calibrated, nn.Conv2d):
     weight: nn.Parameter
     bias: nn.Parameter
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0):
-        nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, stride, padding, bias=True)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size = 0):
+        torch_args: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding)
+        super().__init__(*torch_args, bias=True)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.output_scale == 1:
+        scale = self.output_scale
+        if scale == 1:
             return super().forward(x)
-        return self._conv_forward(x, self.weight * self.output_scale, self.bias * self.output_scale)
+        return self._conv_forward(x, self.weight * scale, self.bias * scale)  # type: ignore[operator]
 
     def calibration_input(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight, None)
+        return self._conv_forward(x, self.weight, None)  # type: ignore[operator]
+
+
+class StemConv2d(_StemConvNd, nn.Conv2d):
+    """Convolution whose ordinary ``bias`` (O,) is initialised from data: its output has zero channel means.
+
+    The published net puts a bias between the stem convolution and its ReLU; as the bias of the
+    convolution it costs no pass over the activations. The output is ``output_scale`` times the nominal one.
+    """
+
+
+class StemConv3d(_StemConvNd, _RepeatsFrames, nn.Conv3d):
+    """The same for clips (N, I, T, H, W)."""
 
 
 class ChannelBias(Calibrated):
@@ -224,7 +267,7 @@ class GainedConv(nn.Module):
     """A convolution of gain * x, with the gain in its weights: (N, C, h, w) -> (N, O, h', w').
 
     Args:
-        conv: one without a norm or activation of its own.
+        conv: a 2D one without a norm or activation of its own.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:

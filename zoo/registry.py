@@ -25,6 +25,7 @@ class ModelSpec:
         family: the class, called as ``family(layout, scheme, num_classes, in_chans)``.
         layout: the family's config; its ``OPTIONS`` are what ``create_model`` lets users change.
         num_classes, input_size: defaults; min_size: smallest input side that works.
+        frames: default length of a clip; None for nets that take images.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelSpec:
     min_size: int
     paper: str
     schemes: tuple[str, ...] = tuple(SCHEMES)
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class ModelInfo:
         scheme_options: for each scheme, its options with their defaults.
         weights: tags of the weights that can be loaded by name.
         input_size: side of the square input in pixels the net was designed for; min_size the smallest.
+        frames: length of the clips the net was designed for (any works); None for nets that take images.
     """
 
     name: str
@@ -58,6 +61,7 @@ class ModelInfo:
     num_classes: int
     input_size: int
     min_size: int
+    frames: int | None
     paper: str
 
 
@@ -113,6 +117,7 @@ def model_info(name: str) -> ModelInfo:
         num_classes=spec.num_classes,
         input_size=spec.input_size,
         min_size=spec.min_size,
+        frames=spec.frames,
         paper=spec.paper,
     )
 

@@ -13,12 +13,34 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zoo import layers
 from zoo.errors import ZooError
 from zoo.rescale import coefficients, init_factor
+
+
+Extent = int | tuple[int, int, int]  # of a kernel or stride: one number for images, (time, height, width) for clips
+
+
+def dimensions(extent: Extent) -> int:
+    """2 for images, 3 for clips."""
+    return 2 if isinstance(extent, int) else 3
+
+
+def _half(kernel: Extent) -> Extent:
+    """The padding that keeps the size."""
+    return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+
+
+class FrozenBatchNorm3d(FrozenBatchNorm2d):
+    """torchvision's FrozenBatchNorm2d for clips (N, C, T, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        bias = self.bias - self.running_mean * scale
+        return x * scale.view(-1, 1, 1, 1) + bias.view(-1, 1, 1, 1)
 
 
 def _he(layer: Any, **settings: Any) -> nn.Module:
@@ -58,28 +80,29 @@ class Scheme:
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: Extent,
         *,
-        stride: int = 1,
+        stride: Extent = 1,
         groups: int = 1,
         branch: Branch | None = None,
         mode: str | None = None,
     ) -> nn.Module:
-        """A 2D convolution, padded by kernel_size // 2, before a ReLU or at the end of a branch."""
+        """A convolution, padded by kernel_size // 2, before a ReLU or at the end of a branch."""
         conv = self._make_conv(in_channels, out_channels, kernel_size, stride, groups)
         factor = 1.0 if branch is None else self.branch_factor(branch)
         return _he(conv, mode=mode or self.conv_mode, factor=factor)
 
-    def projection(self, in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Module:
+    def projection(self, in_channels: int, out_channels: int, *, stride: Extent = 1) -> nn.Module:
         """The 1x1 convolution of a shortcut; no ReLU of its own follows, hence a gain of 1 (Kaiming with a = 1)."""
-        conv = self._make_conv(in_channels, out_channels, 1, stride, 1)
+        kernel: Extent = 1 if dimensions(stride) == 2 else (1, 1, 1)
+        conv = self._make_conv(in_channels, out_channels, kernel, stride, 1)
         return _he(conv, gain=self.gain_of_projection())
 
     def gain_of_projection(self) -> float:
         """Gain of the shortcut's 1x1 at init."""
         return 1.0
 
-    def stem(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> nn.Module:
+    def stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
         """A convolution at the net's entrance, before a norm (if any) and a ReLU."""
         return self.conv(in_channels, out_channels, kernel_size, stride=stride)
 
@@ -87,8 +110,8 @@ class Scheme:
         """The first convolution of a net without a stem of its own (VGG)."""
         return self.conv(in_channels, out_channels, kernel_size, mode=mode)
 
-    def norm(self, channels: int) -> nn.Module:
-        """What follows a convolution; an Identity where there is no normalization."""
+    def norm(self, channels: int, dims: int = 2) -> nn.Module:
+        """What follows a convolution of ``dims`` dimensions; an Identity where there is no normalization."""
         return nn.Identity()
 
     def activation(self) -> nn.Module:
@@ -114,8 +137,9 @@ class Scheme:
         """Factor on the He standard deviation of a branch's layers."""
         return 1.0
 
-    def _make_conv(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int) -> Any:
-        return nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=self.post_bias)
+    def _make_conv(self, in_channels: int, out_channels: int, kernel: Extent, stride: Extent, groups: int) -> Any:
+        make: Any = nn.Conv2d if dimensions(kernel) == 2 else layers.Conv3d
+        return make(in_channels, out_channels, kernel, stride, _half(kernel), groups=groups, bias=self.post_bias)
 
 
 @dataclass(frozen=True)
@@ -149,9 +173,9 @@ class Rescale(Scheme):
     def gain_of_projection(self) -> float:
         return self.projection_gain
 
-    def stem(self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> nn.Module:
-        conv = layers.StemConv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
-        return _he(conv)
+    def stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
+        make: Any = layers.StemConv2d if dimensions(kernel_size) == 2 else layers.StemConv3d
+        return _he(make(in_channels, out_channels, kernel_size, stride, _half(kernel_size)))
 
     def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
         return Scheme(self.post_bias).conv(in_channels, out_channels, kernel_size, mode=mode)
@@ -183,10 +207,10 @@ class Rescale(Scheme):
     def _place(self, branch: Branch) -> tuple[int, float]:
         return branch.index - 1 + self.first_index, float(branch.total if self.c is None else self.c)
 
-    def _make_conv(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int) -> Any:
-        return layers.BiasedConv2d(
-            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, post_bias=self.post_bias
-        )
+    def _make_conv(self, in_channels: int, out_channels: int, kernel: Extent, stride: Extent, groups: int) -> Any:
+        make: Any = layers.BiasedConv2d if dimensions(kernel) == 2 else layers.BiasedConv3d
+        padding = _half(kernel)
+        return make(in_channels, out_channels, kernel, stride, padding, groups=groups, post_bias=self.post_bias)
 
 
 class _Normalized(Scheme):
@@ -205,8 +229,8 @@ class BatchNorm(_Normalized):
 
     name: ClassVar[str] = "bn"
 
-    def norm(self, channels: int) -> nn.Module:
-        return nn.BatchNorm2d(channels)
+    def norm(self, channels: int, dims: int = 2) -> nn.Module:
+        return nn.BatchNorm2d(channels) if dims == 2 else nn.BatchNorm3d(channels)
 
 
 @dataclass(frozen=True)
@@ -216,8 +240,8 @@ class FrozenBatchNorm(_Normalized):
     name: ClassVar[str] = "frozen_bn"
     needs_weights: ClassVar[bool] = True
 
-    def norm(self, channels: int) -> nn.Module:
-        return FrozenBatchNorm2d(channels)
+    def norm(self, channels: int, dims: int = 2) -> nn.Module:
+        return FrozenBatchNorm2d(channels) if dims == 2 else FrozenBatchNorm3d(channels)
 
 
 @dataclass(frozen=True)
@@ -236,7 +260,7 @@ class GroupNorm(_Normalized):
         if self.gn_groups < 1:
             raise ZooError(f"option gn_groups={self.gn_groups}: must be at least 1")
 
-    def norm(self, channels: int) -> nn.Module:
+    def norm(self, channels: int, dims: int = 2) -> nn.Module:
         return nn.GroupNorm(math.gcd(self.gn_groups, channels), channels)
 
 
