@@ -66,6 +66,9 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         """Metrics on the evaluation set, the same on every rank."""
 
+    def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
+        """What the task counted while training an epoch, the same on every rank; logged with it."""
+
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         """Write the model as weights that ``zoo.create_model`` loads."""
 
@@ -265,7 +268,8 @@ class Trainer:
         set_seed(train.seed)  # the net's init is the same on every rank
         model = task.build_model().to(self.dtype)
         if train.channels_last:
-            model.to(memory_format=torch.channels_last)
+            clips = any(p.ndim == 5 for p in model.parameters())
+            model.to(memory_format=torch.channels_last_3d if clips else torch.channels_last)
         self.bare = model.to(self.accelerator.device)
         data = task.train_set()
         self.batches = task.batches(train.batch_size, train.seed)
@@ -428,7 +432,7 @@ class Trainer:
         self._check_weights()
         model = self.bare if self.ema is None else self.ema.module  # what is evaluated and kept
         folder = self.folder / "checkpoints"
-        values = {"train_loss": at.loss_sum / at.loss_count}
+        values = {"train_loss": at.loss_sum / at.loss_count, **self.task.end_of_epoch(self.accelerator)}
         meta: dict[str, Any] = {"epochs": at.epoch + 1, "config": self.config.model_dump(mode="json")}
         if (at.epoch + 1) % train.eval_every == 0 or at.epoch + 1 == train.epochs:
             at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)

@@ -9,9 +9,14 @@ from tasks.classification.config import ClassificationConfig
 from tasks.detection.config import DetectionConfig
 from tasks.engine import Task
 from tasks.errors import ConfigError
+from tasks.video.config import VideoConfig
 from zoo.errors import near
 
-SCHEMAS: dict[str, type[cfg.RunConfig]] = {"classification": ClassificationConfig, "detection": DetectionConfig}
+SCHEMAS: dict[str, type[cfg.RunConfig]] = {
+    "classification": ClassificationConfig,
+    "detection": DetectionConfig,
+    "video": VideoConfig,
+}
 
 
 def resolve(name: str, overrides: Sequence[str] = ()) -> cfg.RunConfig:
@@ -39,6 +44,10 @@ def make_task(config: cfg.RunConfig) -> Task:
         from tasks.detection.model import Detection
 
         return Detection(config)
+    if isinstance(config, VideoConfig):
+        from tasks.video.model import VideoClassification
+
+        return VideoClassification(config)
     assert isinstance(config, ClassificationConfig)
     from tasks.classification.model import Classification
 

@@ -3,7 +3,15 @@
 from zoo import convert
 from zoo._version import __version__
 from zoo.backbone import Backbone, FeatureExtractor, FeatureInfo, ModelConfig, param_groups
-from zoo.checkpoint import DetectionTransform, InputTransform, Weights, get_weights, list_weights, save_weights
+from zoo.checkpoint import (
+    DetectionTransform,
+    InputTransform,
+    VideoTransform,
+    Weights,
+    get_weights,
+    list_weights,
+    save_weights,
+)
 from zoo.errors import ExportError, WeightsError, ZooError
 from zoo.fold import fold
 from zoo.registry import ModelInfo, build_model, create_model, list_models, model_info
@@ -21,6 +29,7 @@ __all__ = [
     "InputTransform",
     "ModelConfig",
     "ModelInfo",
+    "VideoTransform",
     "Weights",
     "WeightsError",
     "ZooError",

@@ -103,6 +103,59 @@ class DetectionTransform:
         return v2.Compose([v2.RGB(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
+@dataclass(frozen=True)
+class VideoTransform:
+    """What a net expects of a video: which frames make a clip, and what is done with them.
+
+    Attributes:
+        frames: of a clip.
+        interval: time from one frame of a clip to the next, in frames at ``fps``; None: the clip's frames are spread
+            evenly over the whole video.
+        fps: None for the video's own average rate.
+        size: side of the square that enters the net, in pixels.
+        resize: length of the short side before the centre crop.
+        mean, std: for each channel, RGB, on the 0..1 scale.
+    """
+
+    frames: int
+    interval: float | None
+    fps: float | None
+    size: int
+    resize: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= self.resize:
+            raise ZooError(f"size={self.size}, resize={self.resize}: 0 < size <= resize is needed")
+        if self.frames < 1 or not (self.interval is None or self.interval > 0) or not (self.fps is None or self.fps > 0):
+            raise ZooError(f"frames={self.frames}, interval={self.interval}, fps={self.fps}: greater than 0 is needed")
+
+    def build(self) -> Transform:
+        """uint8 clip (T, 3, H, W) -> float32 tensor (3, T, size, size)."""
+        from torchvision.transforms import v2
+
+        return v2.Compose(
+            [
+                v2.Resize(self.resize, antialias=True),
+                v2.CenterCrop(self.size),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(list(self.mean), list(self.std)),
+                TimeAfterChannels(),
+            ]
+        )
+
+
+class TimeAfterChannels(nn.Module):
+    """(..., T, C, H, W) -> (..., C, T, H, W)."""
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return clip.transpose(-4, -3)
+
+
+AnyTransform = InputTransform | DetectionTransform | VideoTransform
+
+
 class ReverseChannels(nn.Module):
     """RGB (..., 3, H, W) -> BGR."""
 
@@ -126,13 +179,13 @@ class Weights:
     name: str
     path: Path
     config: ModelConfig
-    transform: InputTransform | DetectionTransform
+    transform: AnyTransform
     classes: tuple[str, ...]
     meta: dict[str, Any]
     sha256: str | None = None
 
     def transforms(self) -> Transform:
-        """The transform from a PIL image or uint8 tensor to the net's input."""
+        """The transform from a PIL image or uint8 tensor (of video nets: a clip) to the net's input."""
         return self.transform.build()
 
     def scheme_for(self, asked: str | None) -> str:
@@ -228,7 +281,7 @@ def _from_file(path: Path) -> Weights:
             name=str(path),
             path=path,
             config=pydantic.TypeAdapter(ModelConfig).validate_python(entry["config"]),
-            transform=pydantic.TypeAdapter(InputTransform | DetectionTransform).validate_python(entry["transform"]),
+            transform=pydantic.TypeAdapter(AnyTransform).validate_python(entry["transform"]),
             classes=tuple(entry["classes"]),
             meta=entry["meta"],
         )
@@ -277,7 +330,7 @@ def save_weights(
     model: Named,
     path: str | Path,
     *,
-    transform: InputTransform | DetectionTransform,
+    transform: AnyTransform,
     classes: Sequence[str],
     meta: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,

@@ -281,13 +281,21 @@ def pooled(x: Tensor, pool: tuple[int, ...]) -> Tensor:
     """Means of x (N, C, *positions) over windows of this size, those at the ends over what is there; () for x."""
     if not pool:
         return x
-    mean = F.avg_pool2d if len(pool) == 2 else F.avg_pool3d
-    return mean(x, pool, pool, ceil_mode=True, count_include_pad=False)
+    if len(pool) == 2:
+        return F.avg_pool2d(x, pool, pool, ceil_mode=True, count_include_pad=False)
+    return F.avg_pool3d(_whole(x), pool, pool, ceil_mode=True, count_include_pad=False).to(x.dtype)
 
 
 def _pooled_backward(grad: Tensor, x: Tensor, pool: tuple[int, ...]) -> Tensor:
-    backward = torch.ops.aten.avg_pool2d_backward if len(pool) == 2 else torch.ops.aten.avg_pool3d_backward
-    return backward(grad, x, pool, pool, [0] * len(pool), True, False, None)
+    if len(pool) == 2:
+        return torch.ops.aten.avg_pool2d_backward(grad, x, pool, pool, [0, 0], True, False, None)
+    backward = torch.ops.aten.avg_pool3d_backward
+    return backward(_whole(grad), _whole(x), pool, pool, [0, 0, 0], True, False, None).to(grad.dtype)
+
+
+def _whole(x: Tensor) -> Tensor:
+    """x in a precision that the CPU's avg_pool3d has."""
+    return x.float() if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _times(tensor: Tensor, scale: Scale) -> Tensor:

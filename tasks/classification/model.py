@@ -85,6 +85,9 @@ class Classification:
             model, self.eval_loader, len(self.classes), accelerator, inputs=lambda batch: self.inputs(batch, dtype)
         ).metrics()
 
+    def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
+        return {}
+
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         data = self.config.data
         transform = zoo.InputTransform(size=data.size, resize=data.resize, mean=data.mean, std=data.std)

@@ -95,6 +95,9 @@ class Detection:
         reports = coco_metrics(self.val_data, results, kinds_of(masks=self.masks), fast=data.fast_eval)
         return figures(reports)
 
+    def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
+        return {}
+
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         assert isinstance(model, Detector)
         zoo.save_weights(model, path, transform=model.input, classes=self.train_data.names, meta=meta)

@@ -1,0 +1,74 @@
+"""Config of the video task."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tasks.config import ModelSection, RunConfig, Strict
+
+
+class Clip(Strict):
+    """Which frames of a video make a clip."""
+
+    frames: int = Field(8, ge=1)
+    interval: float | None = Field(
+        8, gt=0, description="from frame to frame, in frames at fps; null: spread evenly over the whole video"
+    )
+    fps: float | None = Field(30, gt=0, description="null: the video's own average rate")
+
+
+class Augment(Strict):
+    """Training augmentation, the same for all frames of a clip; seeded by epoch and index of the video."""
+
+    short_side: tuple[int, int] = Field((256, 320), description="range of the short side before the crop, in pixels")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    colour: float = Field(0.0, ge=0, le=1, description="strength of changes in brightness, contrast and saturation")
+
+
+class DataSection(Strict):
+    """Where the videos are and how they enter the net."""
+
+    source: Literal["folders", "list", "kinetics"] = Field(
+        "folders",
+        description="folders: train/<class>/*.mp4 trees; list: files of 'path label' lines or CSV with such columns; "
+        "kinetics: CSV with label, youtube_id, time_start, time_end",
+    )
+    root: str = Field(description="folder of the data set")
+    train: str = Field("train", description="below root: folder of the training videos, or file that lists them")
+    val: str = Field("val", description="the same for evaluation")
+    videos: str = Field("", description="list, kinetics: folder of the videos below root; default: root itself")
+    holdout: str | None = Field(None, description="file with a list of training videos held out, a name on each line")
+    split: Literal["official", "holdout"] = Field(
+        "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
+    )
+    index: str | None = Field(None, description="file with what is known of each video; default: root/video_index.json")
+    max_failed: float = Field(
+        0.05, ge=0, le=1, description="share of the videos of an epoch that may fail before training stops"
+    )
+    clip: Clip = Clip()
+    size: int = Field(224, ge=1, description="side of the frames that enter the net, in pixels")
+    resize: int = Field(256, ge=1, description="short side before the crop in evaluation")
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    augment: Augment = Augment()
+    eval_clips: int = Field(1, ge=1, description="clips of a video in evaluation")
+    eval_crops: Literal[1, 3] = Field(1, description="crops of a clip in evaluation, along the long side")
+    eval_batch_size: int = Field(8, ge=1, description="videos of all ranks together")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> DataSection:
+        low, high = self.augment.short_side
+        if not self.size <= low <= high or self.size > self.resize:
+            raise ValueError(f"size={self.size} <= augment.short_side={[low, high]} and <= resize={self.resize} is needed")
+        return self
+
+
+class VideoConfig(RunConfig):
+    """A run of video classification."""
+
+    task: Literal["video"]
+    model: ModelSection
+    data: DataSection
+    label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -1,0 +1,274 @@
+"""Top-1, top-5, per-class figures and macro-F1, single-clip and multi-view; predictions that can be scored again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import zoo
+from tasks.classification.evaluate import Result as Counts
+from tasks.devices import make_accelerator
+from tasks.errors import DataError
+from tasks.plots import confusion_matrix
+from tasks.progress import Progress
+from tasks.video.data import EvalSet, Indexed, Views, index_videos
+from tasks.video.index import Index
+from tasks.video.sources import Video, Videos
+from zoo.checkpoint import atomic_write, write_json
+from zoo.errors import near
+
+
+@dataclass
+class Result:
+    """What an evaluation saw.
+
+    Attributes:
+        classes: class names in the order of the scores.
+        names, labels: of the videos that were read.
+        single: (videos, classes) softmax of the middle clip's centre crop.
+        multi: (videos, classes) mean softmax over all views; None without further views.
+        clips, crops: the views.
+        failures: name -> reason, of videos that could not be read. They are in no other figure.
+    """
+
+    classes: tuple[str, ...]
+    names: list[str]
+    labels: Tensor
+    single: Tensor
+    multi: Tensor | None
+    clips: int
+    crops: int
+    failures: dict[str, str]
+
+    @property
+    def scores(self) -> Tensor:
+        """Of the fullest protocol."""
+        return self.single if self.multi is None else self.multi
+
+    def counts(self, scores: Tensor) -> Counts:
+        """Confusion matrix and top-5 hits."""
+        classes = len(self.classes)
+        best = scores.topk(min(5, classes)).indices
+        pairs = self.labels * classes + best[:, 0]
+        confusion = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+        return Counts(confusion, int((best == self.labels[:, None]).any(1).sum()))
+
+    def metrics(self) -> dict[str, float]:
+        """Figures in percent; those over several views end in, e.g., ``_10x3``; numbers of videos read and failed."""
+        found = figures(self.counts(self.single))
+        if self.multi is not None:
+            found |= {f"{k}_{self.clips}x{self.crops}": v for k, v in figures(self.counts(self.multi)).items()}
+        return {**found, "videos": len(self.names), "failed": len(self.failures)}
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row a class: videos, recall, precision, and what it is most often taken for."""
+        return [{("videos" if k == "images" else k): v for k, v in row.items()} for row in self._rows()]
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.counts(self.scores).table(self.classes)
+
+
+def figures(counts: Counts) -> dict[str, float]:
+    """top1, top5, mean class recall and macro-F1 (over the classes that occur or are predicted), in percent."""
+    found = counts.metrics()
+    hits = counts.confusion.diagonal().double()
+    f1 = 2 * hits / (counts.confusion.sum(0) + counts.confusion.sum(1))  # NaN for classes that never occur
+    return {key: found[key] for key in ("top1", "top5", "mean_class")} | {"macro_f1": 100 * float(f1.nanmean())}
+
+
+def save_predictions(result: Result, path: Path) -> None:
+    """All scores, in numpy's format without pickles: ``read_predictions`` gives the result again."""
+    arrays = {
+        "classes": np.array(result.classes),
+        "names": np.array(result.names, dtype=str),
+        "labels": result.labels.numpy(),
+        "single": result.single.numpy(),
+        "views": np.array([result.clips, result.crops]),
+        "failed": np.array([list(pair) for pair in result.failures.items()], dtype=str).reshape(-1, 2),
+    }
+    if result.multi is not None:
+        arrays["multi"] = result.multi.numpy()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    atomic_write(path, write)
+
+
+def read_predictions(path: Path) -> Result:
+    """What ``save_predictions`` wrote.
+
+    Raises:
+        DataError: another kind of file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {key: content[key] for key in content.files}
+        return Result(
+            tuple(arrays["classes"].tolist()),
+            arrays["names"].tolist(),
+            torch.from_numpy(arrays["labels"]),
+            torch.from_numpy(arrays["single"]),
+            torch.from_numpy(arrays["multi"]) if "multi" in arrays else None,
+            *arrays["views"].tolist(),
+            dict(arrays["failed"].tolist()),
+        )
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{path}: not predictions that an evaluation wrote ({error})") from None
+
+
+def _as_they_are(samples: Any) -> Any:
+    return samples
+
+
+def eval_loader(data: EvalSet, accelerator: Accelerator, batch_size: int, workers: int = 0) -> Any:
+    """Batches of views; ``batch_size`` counts the videos of all ranks together."""
+    share = max(1, batch_size // accelerator.num_processes)
+    # every rank its own part: an evaluation needs no equal batches
+    numbers = range(accelerator.process_index, len(data), accelerator.num_processes)
+    return DataLoader(
+        torch.utils.data.Subset(data, list(numbers)),
+        batch_size=share,
+        num_workers=workers,
+        collate_fn=_as_they_are,
+    )
+
+
+def evaluate(
+    model: nn.Module,
+    data: EvalSet,
+    accelerator: Accelerator,
+    *,
+    classes: Sequence[str],
+    inputs: Callable[[Tensor], Tensor],
+    batch_size: int = 8,
+    workers: int = 0,
+    progress: bool = False,
+) -> Result:
+    """Run the model over a set; every video counts once, on any number of ranks.
+
+    Args:
+        inputs: uint8 clips (N, T, 3, H, W) on the device -> the model's input.
+        batch_size: videos of all ranks together.
+        progress: show it.
+    """
+    loader = eval_loader(data, accelerator, batch_size, workers)
+    rows: list[tuple[int, str, list[float], list[float]]] = []
+    training = model.training
+    model.eval()
+    share = max(1, batch_size // accelerator.num_processes)
+    with (
+        Progress(len(loader), 0, share, unit="videos", enabled=progress and accelerator.is_main_process) as bar,
+        torch.no_grad(),
+        accelerator.autocast(),
+    ):
+        for done, batch in enumerate(loader, 1):
+            read: list[Views] = [views for views in batch if not views.failure]
+            rows += [(views.number, views.failure, [], []) for views in batch if views.failure]
+            scores = _scores(model, [views.clips for views in read], inputs, share, accelerator.device)
+            for views, each in zip(read, scores, strict=True):
+                many = each[1:].mean(0).tolist() if len(each) > 1 else []
+                rows.append((views.number, "", each[0].tolist(), many))
+            bar.step(done)
+    model.train(training)
+    rows = sorted(gather_object(rows))
+    videos = data.videos.items
+    good = [row for row in rows if not row[1]]
+    shape = (len(good), len(classes))
+    return Result(
+        tuple(classes),
+        [videos[row[0]].name for row in good],
+        torch.tensor([videos[row[0]].label for row in good], dtype=torch.int64),
+        torch.tensor([row[2] for row in good], dtype=torch.float64).view(shape),
+        torch.tensor([row[3] for row in good], dtype=torch.float64).view(shape) if data.count > 1 else None,
+        data.clips,
+        data.crop_count,
+        data.videos.failures | {videos[row[0]].name: row[1] for row in rows if row[1]},
+    )
+
+
+def _scores(
+    model: nn.Module,
+    videos: Sequence[Tensor],
+    inputs: Callable[[Tensor], Tensor],
+    share: int,
+    device: torch.device,
+) -> list[Tensor]:
+    """(views, classes) softmax for each video, ``share`` clips at a time."""
+    if not videos:
+        return []
+    clips = torch.cat(list(videos))
+    parts = [model(inputs(part.to(device))).double().softmax(1).cpu() for part in clips.split(share)]
+    return list(torch.cat(parts).split([len(views) for views in videos]))
+
+
+def standardised(clips: Tensor, transform: zoo.VideoTransform, dtype: torch.dtype) -> Tensor:
+    """uint8 clips (N, T, 3, H, W) -> (N, 3, T, H, W), standardised, channels last."""
+    mean, std = (torch.tensor(v, dtype=dtype, device=clips.device).view(-1, 1, 1, 1) for v in (transform.mean, transform.std))
+    x = (clips.transpose(1, 2).to(dtype) / 255 - mean) / std
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def evaluate_weights(
+    model: zoo.Backbone,
+    weights: zoo.Weights,
+    videos: Videos,
+    index: Index,
+    *,
+    clips: int = 1,
+    crops: int = 1,
+    out: Path | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+) -> Result:
+    """Evaluate weights on the clips that their metadata describes.
+
+    Args:
+        videos: their class names must be among the weights'; they may be fewer.
+        clips, crops: views of each video; the middle clip alone is always evaluated too.
+        out: folder for ``metrics.json`` (with the per-class table), ``predictions.npz`` and ``confusion.png``.
+
+    Raises:
+        DataError: a class that the weights do not know, or no video that can be read.
+    """
+    assert isinstance(weights.transform, zoo.VideoTransform)
+    transform = weights.transform
+    number = {name: i for i, name in enumerate(weights.classes)}
+    for name in videos.classes:
+        if name not in number:
+            raise DataError(f"class {name!r} is not one of {weights.name}{near(name, weights.classes)}")
+    relabelled = tuple(Video(v.name, v.path, number[videos.classes[v.label]], v.segment) for v in videos.items)
+    indexed = index_videos(Videos(weights.classes, relabelled), index, workers=workers)
+    accelerator = make_accelerator()
+    model.to(accelerator.device, memory_format=torch.channels_last_3d)
+    result = evaluate(
+        model,
+        EvalSet(indexed, transform, clips, crops),
+        accelerator,
+        classes=weights.classes,
+        inputs=lambda part: standardised(part, transform, torch.float32),
+        batch_size=batch_size,
+        workers=workers,
+        progress=True,
+    )
+    if out is not None and accelerator.is_main_process:
+        write_report(result, out)
+    return result
+
+
+def write_report(result: Result, out: Path) -> None:
+    """``metrics.json``, ``predictions.npz`` and ``confusion.png`` in the folder ``out``."""
+    content = {"metrics": result.metrics(), "per_class": result.table(), "failed": result.failures}
+    write_json(content, out / "metrics.json")
+    save_predictions(result, out / "predictions.npz")
+    confusion_matrix(result.counts(result.scores).confusion, result.classes, out / "confusion.png")

@@ -1,0 +1,138 @@
+"""Video classification as the engine sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import zoo
+from tasks.engine import EpochBatches
+from tasks.errors import ConfigError, DataError, TrainingError
+from tasks.video.config import VideoConfig
+from tasks.video.data import Batch, EvalSet, Sample, TrainSet, collate, index_videos, load_videos, say_failures
+from tasks.video.evaluate import evaluate, standardised, write_report
+from tasks.video.index import Index
+
+
+class VideoClassification:
+    """Loss, data and metrics of a run of video classification.
+
+    Raises:
+        DataError: see ``load_videos``; also more videos that cannot be read than ``data.max_failed`` allows.
+        ConfigError: a net that does not take clips, or frames smaller than it takes (on ``build_model``).
+    """
+
+    metric = "top1"
+
+    def __init__(self, config: VideoConfig) -> None:
+        self.config = config
+        data = config.data
+        train, val = load_videos(data)
+        root = Path(data.root)
+        index = Index(Path(data.index) if data.index else root / "video_index.json", root)
+        self.train_videos = index_videos(train, index, workers=config.train.workers)
+        self.val_videos = index_videos(val, index, workers=config.train.workers)
+        self.classes = train.classes
+        for videos, name in ((self.train_videos, "training"), (self.val_videos, "evaluation")):
+            say_failures(videos.failures, videos.total, f"{name} set")
+        broken = self.train_videos.failures
+        self._refuse(broken, "of the training set", DataError)
+        self.failures: dict[str, str] = {}  # of this epoch, on this rank
+        self.transform = zoo.VideoTransform(
+            data.clip.frames, data.clip.interval, data.clip.fps, data.size, data.resize, data.mean, data.std
+        )
+
+    def _refuse(self, failures: dict[str, str], where: str, kind: type[Exception]) -> None:
+        """Stop if more failed than the config allows."""
+        total, limit = self.train_videos.total, self.config.data.max_failed
+        if len(failures) > limit * total:
+            raise kind(
+                f"{len(failures)} of {total} videos {where} cannot be read ({len(failures) / total:.1%}, "
+                f"data.max_failed is {limit:.1%}), the first: {next(iter(failures.values()))}"
+            )
+
+    def build_model(self) -> zoo.Backbone:
+        section = self.config.model
+        info = zoo.model_info(section.name)
+        if info.frames is None:
+            raise ConfigError(f"model.name={section.name}: takes images, not clips; rescalenet list tells the others")
+        if self.config.train.precision == "bf16" and not torch.accelerator.is_available():
+            # oneDNN: a weight gradient is noise or NaN where a clip is shorter than its kernel (docs/video.md)
+            raise ConfigError("train.precision=bf16: 3D convolutions give wrong gradients on the CPU; set it to fp32")
+        if self.config.data.size < info.min_size:
+            raise ConfigError(f"data.size={self.config.data.size}: {section.name} needs at least {info.min_size} pixels")
+        return zoo.create_model(
+            section.name,
+            section.weights,
+            scheme=section.scheme,
+            num_classes=len(self.classes),
+            **section.options,
+        )
+
+    def train_set(self) -> TrainSet:
+        return TrainSet(self.train_videos, self.config.data, self.config.train.seed)
+
+    def batches(self, batch_size: int, seed: int) -> EpochBatches:
+        return EpochBatches(len(self.train_videos), batch_size, seed)
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        return collate(samples)
+
+    def inputs(self, clips: Tensor, dtype: torch.dtype) -> Tensor:
+        """uint8 clips (N, T, 3, H, W) -> the model's input."""
+        return standardised(clips, self.transform, dtype)
+
+    def calibration_forward(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
+        good = batch.labels >= 0
+        if not good.any():
+            raise DataError(f"no video of a batch can be read: {next(iter(batch.failures.values()))}")
+        model(self.inputs(batch.clips[good], dtype))
+
+    def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
+        self.failures |= batch.failures
+        self._refuse({**self.train_videos.failures, **self.failures}, "of this epoch", TrainingError)
+        good = batch.labels >= 0
+        if not good.any():  # the other ranks wait for a backward of this one
+            return {"loss": model(self.inputs(batch.clips, dtype)).sum() * 0}
+        clips, labels = (batch.clips, batch.labels) if good.all() else (batch.clips[good], batch.labels[good])
+        logits = model(self.inputs(clips, dtype))
+        return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)}
+
+    def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
+        from accelerate.utils import gather_object
+
+        failures = dict(gather_object(list(self.failures.items())))
+        self.failures = {}
+        total = self.train_videos.total
+        if accelerator.is_main_process:
+            say_failures(failures, total, "epoch")
+        count = len({**self.train_videos.failures, **failures})
+        return {"train_failed": count, "train_failed_share": count / total}
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
+        data = self.config.data
+        result = evaluate(
+            model,
+            EvalSet(self.val_videos, self.transform, data.eval_clips, data.eval_crops),
+            accelerator,
+            classes=self.classes,
+            inputs=lambda clips: self.inputs(clips, dtype),
+            batch_size=data.eval_batch_size,
+            workers=self.config.train.workers,
+        )
+        if not result.names:
+            raise DataError(f"no video of the evaluation set can be read: {next(iter(result.failures.values()))}")
+        if accelerator.is_main_process:
+            fresh = {k: v for k, v in result.failures.items() if k not in self.val_videos.failures}
+            say_failures(fresh, self.val_videos.total, "evaluation")
+            write_report(result, Path(self.config.output) / "evaluation")
+        return result.metrics()
+
+    def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+        assert isinstance(model, zoo.Backbone)
+        zoo.save_weights(model, path, transform=self.transform, classes=self.classes, meta=meta)

@@ -1,0 +1,45 @@
+"""Whole clips at once: uint8 (T, 3, H, W), every frame treated alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from tasks.video.config import DataSection
+
+
+def train_transform(section: DataSection) -> v2.Transform:
+    """uint8 (T, 3, H, W) -> augmented uint8 (T, 3, size, size)."""
+    augment = section.augment
+    low, high = augment.short_side
+    steps: list[Any] = [
+        v2.RandomShortestSize(list(range(low, high + 1)), antialias=True),
+        v2.RandomCrop(section.size),
+    ]
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip(augment.flip))
+    if augment.colour:
+        strength = augment.colour
+        steps.append(v2.ColorJitter(strength, strength, strength))
+    return v2.Compose(steps)
+
+
+def crops(clip: Tensor, size: int, resize: int, count: int) -> Tensor:
+    """Short side to ``resize``, then square crops: (T, 3, H, W) -> (count, T, 3, size, size).
+
+    Args:
+        count: 1 for the centre; 3 for both ends of the long side and the centre (Wang et al. 2018).
+    """
+    clip = v2.functional.resize(clip, [resize], antialias=True)
+    height, width = clip.shape[-2:]
+    tall = height > width
+    room = (height if tall else width) - size
+    places = [room // 2] if count == 1 else [0, room // 2, room]
+    across = ((width if tall else height) - size) // 2
+    views = [
+        v2.functional.crop(clip, place if tall else across, across if tall else place, size, size) for place in places
+    ]
+    return torch.stack(views)
