@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tasks.errors import UserError
 from tasks.progress import say
-
-if TYPE_CHECKING:
-    import zoo
 
 app = typer.Typer(
     name="rescalenet",
@@ -106,97 +102,52 @@ def info(
 @app.command("eval")
 def eval_(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
-    data: Annotated[str, typer.Argument(help="A folder of images for each class, or a COCO JSON file.")],
-    images: Annotated[Path | None, typer.Option(help="Detection: folder or zip file of the images.")] = None,
+    data: Annotated[Path, typer.Argument(help="A folder for each class, a COCO JSON file, a list of videos.")],
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and more.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: 256, or 1 for detection.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: 256; video 8, detection 1.")] = None,
     workers: Annotated[int, typer.Option(min=0)] = 0,
+    images: Annotated[Path | None, typer.Option(help="Detection: folder or zip file of the images.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Detection: compute the figures with faster-coco-eval.")] = False,
+    videos: Annotated[Path | None, typer.Option(help="Video: folder of the videos that a file lists.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Video: file with the names of those to evaluate.")] = None,
+    index: Annotated[Path | None, typer.Option(help="Video: default: video_index.json beside the videos.")] = None,
+    clips: Annotated[int | None, typer.Option(min=1, help="Video: clips of each; 10 is usual.")] = None,
+    crops: Annotated[int | None, typer.Option(min=1, max=3, help="Video: crops of each clip, 1 or 3.")] = None,
 ) -> None:
-    """Evaluate weights: top-1 and confusion matrix on an image folder, or COCO's figures for detectors."""
+    """Evaluate weights: accuracy by class of images or videos, or COCO's figures of detectors."""
     import zoo
+    from tasks.run import command
 
     entry = zoo.get_weights(weights)
-    if _is_detector(entry):
-        if images is None:
-            raise UserError("evaluation of a detector needs --images, the folder or zip file of the images")
-        _eval_detector(entry, Path(data), images, out, batch_size or 1, workers, fast)
-        return
-    if images is not None or fast:
-        raise UserError(f"--images and --fast are for detectors; {entry.name} is a classifier")
-    from tasks.classification.data import folder_images
-    from tasks.classification.evaluate import evaluate_weights
-
-    result = evaluate_weights(
-        _classifier(entry), entry, folder_images(Path(data)), out=out, batch_size=batch_size or 256, workers=workers
-    )
-    typer.echo(f"{'class':<24}{'images':>8}{'recall':>9}{'precision':>11}  most often taken for")
-    for row in result.table(entry.classes):
-        recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
-        typer.echo(f"{row['class']:<24}{row['images']:>8}{recall:>9}{precision:>11}  {row['taken_for']}")
-    typer.echo("  ".join(f"{key} {value:.6g}" for key, value in result.metrics().items()))
-
-
-def _eval_detector(
-    entry: zoo.Weights, annotations: Path, images: Path, out: Path | None, batch_size: int, workers: int, fast: bool
-) -> None:
-    from accelerate import PartialState
-
-    from tasks.detection.coco import load_coco
-    from tasks.detection.detector import create_detector
-    from tasks.detection.evaluate import evaluate_weights
-
-    model = create_detector(entry.config.name, entry.name)
-    data = load_coco(annotations, images, masks=model.has_masks, check="header")
-    for line in data.report():
-        say(line)
-    reports = evaluate_weights(model, entry, data, out=out, fast=fast, batch_size=batch_size, workers=workers)
-    if not PartialState().is_main_process:
-        return
-    for kind, report in reports.items():
-        typer.echo(f"{kind}\n{report.text}")
-    heads = "".join(f"{kind:>8}" for kind in reports)
-    typer.echo(f"{'category':<24}{heads}")
-    for name in data.names:
-        values = (report.per_category[name] for report in reports.values())
-        typer.echo(f"{name:<24}" + "".join(f"{'-' if v < 0 else format(v, '.3f'):>8}" for v in values))
+    options = {"images": images, "fast": fast or None, "videos": videos, "subset": subset, "index": index}
+    command("evaluate", entry, {**options, "clips": clips, "crops": crops})(entry, data, out, batch_size, workers)
 
 
 @app.command()
 def predict(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
-    inputs: Annotated[list[str], typer.Argument(help="Pictures and folders of pictures.")],
+    inputs: Annotated[list[str], typer.Argument(help="Pictures or videos, and folders of them.")],
     out: Annotated[Path, typer.Option(help="Folder for predictions.json and pictures.")] = _PREDICT_OUT,
-    top: Annotated[int, typer.Option(min=1, help="Classification: classes to report for each picture.")] = 5,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Detection: least score of what is reported.")] = 0.5,
+    top: Annotated[int | None, typer.Option(min=1, help="Classification: classes to report; default 5.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Detection: least score of what is reported; default 0.5.")
+    ] = None,
     tile: Annotated[int | None, typer.Option(min=1, help="Detection: side of tiles for large pictures.")] = None,
     overlap: Annotated[int | None, typer.Option(min=0, help="Of tiles, in pixels; default: a quarter.")] = None,
+    clips: Annotated[int | None, typer.Option(min=1, help="Video: clips of each; default 10.")] = None,
+    window: Annotated[float | None, typer.Option(help="Video: seconds of a timeline's windows.")] = None,
+    step: Annotated[float | None, typer.Option(help="Video: seconds between windows; default: half a window.")] = None,
+    annotate: Annotated[bool, typer.Option("--annotate", help="Video: write annotated copies.")] = False,
 ) -> None:
-    """Classify pictures or find objects in them; writes JSON and pictures."""
+    """Classify pictures or videos, or find objects in pictures; writes JSON and pictures."""
     import zoo
-    from tasks.images import find_images
+    from tasks.run import command
 
     entry = zoo.get_weights(weights)
-    files = find_images(inputs)
-    if _is_detector(entry):
-        from tasks.detection.detector import create_detector
-        from tasks.detection.predict import predict as detect
-
-        model = create_detector(entry.config.name, entry.name)
-        found, failed = detect(model, entry, files, threshold=threshold, tile=tile, overlap=overlap, out=out)
-        for p in found:
-            counts = Counter(instance.label for instance in p.instances)
-            typer.echo(f"{p.file}: " + (", ".join(f"{n} {label}" for label, n in counts.most_common()) or "nothing"))
-        read = bool(found)
-    else:
-        from tasks.classification.predict import predict as classify
-
-        predictions, failed = classify(_classifier(entry), entry, files, top=top, out=out)
-        for c in predictions:
-            typer.echo(f"{c.file}: " + ", ".join(f"{k} {s:.1%}" for k, s in zip(c.classes, c.scores, strict=True)))
-        read = bool(predictions)
+    options = {"top": top, "threshold": threshold, "tile": tile, "overlap": overlap, "clips": clips, "window": window}
+    read = command("predict", entry, {**options, "step": step, "annotate": annotate or None})(entry, inputs, out)
     say(f"written to {out}")
-    if failed and not read:
+    if not read:
         raise typer.Exit(1)
 
 
@@ -210,26 +161,14 @@ def export(
 ) -> None:
     """Export weights and verify the file in the target's own runtime."""
     import zoo
+    from tasks.run import command
     from zoo.errors import near
 
     if to != "onnx":
         raise UserError(f"unknown export target {to!r}{near(to, ['onnx'])}")
     entry = zoo.get_weights(weights)
     target = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}.onnx")
-    if _is_detector(entry):
-        from tasks.detection.detector import create_detector
-        from zoo.export.onnx import export_detector_onnx
-
-        detector = create_detector(entry.config.name, entry.name)
-        typer.echo(str(export_detector_onnx(zoo.fold(detector) if fold else detector, target)))
-        return
-    from zoo.export.onnx import export_onnx
-
-    assert isinstance(entry.transform, zoo.InputTransform)
-    model = _classifier(entry)
-    side = size or entry.transform.size
-    model = zoo.fold(model) if fold else model
-    typer.echo(str(export_onnx(model, target, input_size=side, in_chans=entry.config.in_chans)))
+    typer.echo(command("export", entry, {"size": size})(entry, target, fold))
 
 
 @app.command()
@@ -263,18 +202,6 @@ def demo(
     from tasks.demo import run
 
     run(out)
-
-
-def _is_detector(entry: zoo.Weights) -> bool:
-    from tasks.detection.detector import is_detector
-
-    return is_detector(entry.config.name)
-
-
-def _classifier(entry: zoo.Weights) -> zoo.Backbone:
-    import zoo
-
-    return zoo.create_model(entry.config.name, entry.name)
 
 
 def main() -> None:

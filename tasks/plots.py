@@ -91,6 +91,33 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: 
     _save(figure, path)
 
 
+class Scored(Protocol):
+    """A part of a video and its classes (``tasks.video.predict.Window``)."""
+
+    begin: float
+    end: float
+    classes: list[str]
+    scores: list[float]
+
+
+def timeline(windows: Sequence[Scored], path: Path, *, limit: int = 6) -> None:
+    """Scores over time of the classes that are highest somewhere, at most ``limit`` of them."""
+    peaks: dict[str, float] = {}
+    for window in windows:
+        for name, score in zip(window.classes, window.scores, strict=True):
+            peaks[name] = max(score, peaks.get(name, 0.0))
+    figure = _figure(9, 3)
+    axes = figure.subplots()
+    middles = [(window.begin + window.end) / 2 for window in windows]
+    for name in sorted(peaks, key=lambda name: -peaks[name])[:limit]:
+        scores = [dict(zip(w.classes, w.scores, strict=True)).get(name, 0.0) for w in windows]
+        axes.plot(middles, scores, label=name, marker="o", markersize=3)
+    axes.set(xlabel="seconds", ylabel="score", ylim=(0, 1.02), xlim=(windows[0].begin, windows[-1].end))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    _save(figure, path)
+
+
 class Drawable(Protocol):
     """An object found in a picture (``tasks.detection.predict.Instance``)."""
 

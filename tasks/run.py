@@ -1,14 +1,18 @@
-"""From a config's name to a task: the one place that knows all tasks."""
+"""From a config or weights to a task: the one place that knows all tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import zoo
 from tasks import config as cfg
 from tasks.classification.config import ClassificationConfig
 from tasks.detection.config import DetectionConfig
 from tasks.engine import Task
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, UserError
 from tasks.video.config import VideoConfig
 from zoo.errors import near
 
@@ -52,3 +56,39 @@ def make_task(config: cfg.RunConfig) -> Task:
     from tasks.classification.model import Classification
 
     return Classification(config)
+
+
+_TASKS: dict[type, str] = {
+    zoo.InputTransform: "classification",
+    zoo.DetectionTransform: "detection",
+    zoo.VideoTransform: "video",
+}
+
+
+def task_of(entry: zoo.Weights) -> str:
+    """The task that weights are for: what they expect as input tells."""
+    return _TASKS[type(entry.transform)]
+
+
+def load_model(entry: zoo.Weights) -> Any:
+    """The net that weights are of: a ``zoo.Backbone``, or a detector."""
+    if task_of(entry) == "detection":
+        from tasks.detection.detector import create_detector
+
+        return create_detector(entry.config.name, entry.name)
+    return zoo.create_model(entry.config.name, entry.name)
+
+
+def command(name: str, entry: zoo.Weights, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """``evaluate``, ``predict`` or ``export`` of the weights' task, with the options that were given (not None).
+
+    Raises:
+        UserError: an option that the task does not have.
+    """
+    task = task_of(entry)
+    function = getattr(importlib.import_module(f"tasks.{task}.commands"), name)
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given:
+        if key not in inspect.signature(function).parameters:
+            raise UserError(f"--{key.replace('_', '-')} is not for {task}, which {entry.name} is of")
+    return lambda *arguments: function(*arguments, **given)

@@ -128,7 +128,7 @@ class VideoTransform:
     def __post_init__(self) -> None:
         if not 0 < self.size <= self.resize:
             raise ZooError(f"size={self.size}, resize={self.resize}: 0 < size <= resize is needed")
-        if self.frames < 1 or not (self.interval is None or self.interval > 0) or not (self.fps is None or self.fps > 0):
+        if self.frames < 1 or any(value is not None and not value > 0 for value in (self.interval, self.fps)):
             raise ZooError(f"frames={self.frames}, interval={self.interval}, fps={self.fps}: greater than 0 is needed")
 
     def build(self) -> Transform:

@@ -191,8 +191,8 @@ class _StemConvNd(Calibrated):
     output_scale = 1.0
 
     data_bias_name = "bias"
-    weight: nn.Parameter
-    bias: nn.Parameter
+    weight: Any
+    bias: Any
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size = 0):
         torch_args: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding)

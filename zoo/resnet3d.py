@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from zoo.errors import ZooError
+from zoo.layers import _RepeatsFrames
 from zoo.registry import ModelSpec, register_model
 from zoo.residual import Conv, ResidualNet, Stage
-from zoo.layers import _RepeatsFrames
 from zoo.schemes import Scheme
 
 
@@ -132,7 +132,8 @@ class ResNet3d(ResidualNet):
             elif i == 1 and config.frame_pool > 1:
                 pool = nn.MaxPool3d((config.frame_pool, 1, 1), ceil_mode=True)  # an odd frame at the end counts too
             drop_rate = config.branch_drop_rate if i >= len(config.depths) - 2 else 0.0
-            stages.append(Stage(tuple(blocks), (time_stride(config, stride, kernels[0]), stride, stride), pool, drop_rate))
+            strides = (time_stride(config, stride, kernels[0]), stride, stride)
+            stages.append(Stage(tuple(blocks), strides, pool, drop_rate))
         self._build(
             scheme,
             stem(config),
@@ -160,9 +161,7 @@ _TWO, _FULL, _NONE = (2, 2, 2, 2), ((3,), (3,), (3,), (3,)), (1,)
 _register("rescale_r3d_18", ResNet3dConfig("basic", _TWO, _FULL, "r3d"), 112, 16, _R2PLUS1D)
 _register("rescale_mc3_18", ResNet3dConfig("basic", _TWO, ((3,), _NONE, _NONE, _NONE), "r3d"), 112, 16, _R2PLUS1D)
 _register("rescale_r2plus1d_18", ResNet3dConfig("factorised", _TWO, _FULL, "factorised"), 112, 16, _R2PLUS1D)
-_register(
-    "rescale_r3d_10", ResNet3dConfig("basic", (1, 1, 1, 1), _FULL, "r3d", base_channels=24), 112, 16, _R2PLUS1D
-)
+_register("rescale_r3d_10", ResNet3dConfig("basic", (1, 1, 1, 1), _FULL, "r3d", base_channels=24), 112, 16, _R2PLUS1D)
 for _depth, _blocks in ((50, (3, 4, 6, 3)), (101, (3, 4, 23, 3))):
     _slow = ResNet3dConfig("bottleneck", _blocks, (_NONE, _NONE, (3,), (3,)), "slow")
     _register(f"rescale_slowonly_r{_depth}", _slow, 224, 8, _SLOWFAST)

@@ -20,7 +20,6 @@ from zoo import layers
 from zoo.errors import ZooError
 from zoo.rescale import coefficients, init_factor
 
-
 Extent = int | tuple[int, int, int]  # of a kernel or stride: one number for images, (time, height, width) for clips
 
 

@@ -26,7 +26,7 @@ from torchvision.ops import MultiScaleRoIAlign
 import zoo
 from tasks.detection.fpn import BodyWithFPN
 from tasks.detection.heads import ConvsLinear, HeadStyle, TwoLinear, box_predictor, conv_stack, mask_predictor
-from zoo.checkpoint import DetectionTransform, frozen_statistics, load_state
+from zoo.checkpoint import AnyTransform, DetectionTransform, frozen_statistics, load_state
 from zoo.errors import ZooError, near
 
 log = logging.getLogger("rescalenet")
@@ -293,10 +293,12 @@ def create_detector(
         zoo.WeightsError: weights that are missing, damaged or do not fit.
     """
     _, backbone = _split(name)
+    if zoo.model_info(backbone).frames is not None:
+        raise ZooError(f"{name}: {backbone} takes clips, not images")
     if weights is not None and weights_backbone is not None:
         raise ZooError("weights and weights_backbone: a detector's weights hold the backbone's; give one of them")
     entry = None
-    source: DetectionTransform | zoo.InputTransform = IMAGENET
+    source: AnyTransform = IMAGENET
     if weights is not None:
         entry = zoo.get_weights(weights, model=name)
         source = entry.transform
@@ -321,6 +323,7 @@ def create_detector(
         assert scheme is not None
         net = zoo.build_model(zoo.ModelConfig(backbone, scheme, 0, 3, checked.body))
     indices = _last_strides(net) if checked.out_indices is None else checked.out_indices
+    assert not isinstance(source, zoo.VideoTransform)
     input = _input(source, min_size, max_size, mean, std, fixed=weights or weights_backbone)
     config = zoo.ModelConfig(
         name,

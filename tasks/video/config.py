@@ -61,7 +61,9 @@ class DataSection(Strict):
     def _sizes(self) -> DataSection:
         low, high = self.augment.short_side
         if not self.size <= low <= high or self.size > self.resize:
-            raise ValueError(f"size={self.size} <= augment.short_side={[low, high]} and <= resize={self.resize} is needed")
+            raise ValueError(
+                f"size={self.size} must be at most resize={self.resize} and augment.short_side={[low, high]}, in order"
+            )
         return self
 
 

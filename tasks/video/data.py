@@ -94,7 +94,8 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
     with accelerator.main_process_first():
         if not accelerator.is_main_process:
             index = Index(index.path, index.root)
-        entries = dict(zip(paths, index.entries(paths, workers=workers, write=accelerator.is_main_process), strict=True))
+        found = index.entries(paths, workers=workers, write=accelerator.is_main_process)
+    entries = dict(zip(paths, found, strict=True))
     items, infos, failures = [], [], {}
     for video in videos.items:
         if video.path is None:
@@ -109,7 +110,8 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
             items.append(video)
             infos.append(info)
     if not items:
-        raise DataError(f"none of {len(videos)} videos can be read: {next(iter(failures.values()), 'the list is empty')}")
+        first = next(iter(failures.values()), "the list is empty")
+        raise DataError(f"none of {len(videos)} videos can be read: {first}")
     return Indexed(videos.classes, tuple(items), tuple(infos), failures)
 
 
@@ -191,7 +193,9 @@ class EvalSet(Dataset[Views]):
     def __getitem__(self, number: int) -> Views:
         info, segment, t = self.videos.infos[number], self.videos.items[number].segment, self.transform
         middle = self.sampler.uniform(info, 1, segment)
-        indices = middle if self.count == 1 else np.concatenate([middle, self.sampler.uniform(info, self.clips, segment)])
+        indices = middle
+        if self.count > 1:
+            indices = np.concatenate([middle, self.sampler.uniform(info, self.clips, segment)])
         try:
             frames = self.videos.read(number, indices.reshape(-1))
         except DataError as error:

@@ -106,7 +106,7 @@ def probe(path: str | Path) -> VideoInfo:
     path = Path(path)
     with _opened(path) as (container, stream):
         trusted = container.format.name in _TRUSTED
-        packets = []
+        packets: list[tuple[Any, bool]] = []
         for packet in container.demux(stream):
             if packet.size and not packet.is_discard:
                 if packet.is_corrupt:
@@ -164,7 +164,7 @@ def read_frames(path: str | Path, info: VideoInfo, indices: Sequence[int]) -> np
             last = wanted[-1]
             for number, frame in enumerate(container.decode(stream)):
                 if number in wanted:
-                    _keep(frame, number, found)
+                    found[number] = _pixels(frame)
                 if number >= last:
                     break
     if missing := [i for i in wanted if i not in found]:
@@ -172,8 +172,20 @@ def read_frames(path: str | Path, info: VideoInfo, indices: Sequence[int]) -> np
         raise DataError(f"{path}: {len(missing)} frames cannot be decoded, the first at {at}; get it again")
     shapes = {image.shape for image in found.values()}
     if len(shapes) > 1:
-        raise DataError(f"{path}: its pictures change in size ({', '.join(f'{s[1]} x {s[0]}' for s in sorted(shapes))})")
+        sizes = ", ".join(f"{s[1]} x {s[0]}" for s in sorted(shapes))
+        raise DataError(f"{path}: its pictures change in size ({sizes}); convert it to one size")
     return np.stack([found[int(i)] for i in indices])
+
+
+def decode_all(path: str | Path) -> Iterator[np.ndarray]:
+    """All RGB frames from the first to the last, as ``read_frames`` gives them: uint8 (H, W, 3).
+
+    Raises:
+        DataError: the file cannot be decoded to its end.
+    """
+    with _opened(Path(path)) as (container, stream):
+        for frame in container.decode(stream):
+            yield _pixels(frame)
 
 
 def _seek_and_decode(
@@ -218,7 +230,7 @@ def _decode(
             for frame in packet.decode():
                 i = number.get(frame.pts)
                 if i in missing and not frame.is_corrupt:
-                    _keep(frame, i, found)
+                    found[i] = _pixels(frame)
                     missing.discard(i)
                 if not missing or (i is not None and i > last + 16):  # more than any codec's reordering
                     return
@@ -228,10 +240,10 @@ def _decode(
         context.skip_frame = "DEFAULT"
 
 
-def _keep(frame: Any, number: int, found: dict[int, np.ndarray]) -> None:
+def _pixels(frame: Any) -> np.ndarray:
     image = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4
-    found[number] = np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def _shown(frame: Any) -> tuple[int, int]:

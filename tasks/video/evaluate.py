@@ -20,7 +20,7 @@ from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tasks.plots import confusion_matrix
 from tasks.progress import Progress
-from tasks.video.data import EvalSet, Indexed, Views, index_videos
+from tasks.video.data import EvalSet, Views, index_videos
 from tasks.video.index import Index
 from tasks.video.sources import Video, Videos
 from zoo.checkpoint import atomic_write, write_json
@@ -120,7 +120,8 @@ def read_predictions(path: Path) -> Result:
             torch.from_numpy(arrays["labels"]),
             torch.from_numpy(arrays["single"]),
             torch.from_numpy(arrays["multi"]) if "multi" in arrays else None,
-            *arrays["views"].tolist(),
+            int(arrays["views"][0]),
+            int(arrays["views"][1]),
             dict(arrays["failed"].tolist()),
         )
     except (OSError, ValueError, KeyError, EOFError) as error:
@@ -214,7 +215,8 @@ def _scores(
 
 def standardised(clips: Tensor, transform: zoo.VideoTransform, dtype: torch.dtype) -> Tensor:
     """uint8 clips (N, T, 3, H, W) -> (N, 3, T, H, W), standardised, channels last."""
-    mean, std = (torch.tensor(v, dtype=dtype, device=clips.device).view(-1, 1, 1, 1) for v in (transform.mean, transform.std))
+    values = torch.tensor((transform.mean, transform.std), dtype=dtype, device=clips.device)
+    mean, std = values.view(2, -1, 1, 1, 1)
     x = (clips.transpose(1, 2).to(dtype) / 255 - mean) / std
     return x.contiguous(memory_format=torch.channels_last_3d)
 
@@ -250,7 +252,7 @@ def evaluate_weights(
     relabelled = tuple(Video(v.name, v.path, number[videos.classes[v.label]], v.segment) for v in videos.items)
     indexed = index_videos(Videos(weights.classes, relabelled), index, workers=workers)
     accelerator = make_accelerator()
-    model.to(accelerator.device, memory_format=torch.channels_last_3d)
+    model.to(accelerator.device).to(memory_format=torch.channels_last_3d)
     result = evaluate(
         model,
         EvalSet(indexed, transform, clips, crops),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from tasks.errors import DataError
 from tasks.progress import Progress, say
@@ -52,7 +52,7 @@ class Index:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 version, self.known = content["rescalenet_video_index"], dict(content["videos"])
             except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path}: not an index of videos; remove it, or set data.index to another file") from None
+                raise DataError(f"{path}: not an index of videos; remove it, or set data.index=FILE") from None
             if version != VERSION:
                 self.known = {}
 
@@ -82,9 +82,7 @@ class Index:
     def _key(self, path: Path) -> str:
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path.absolute())
 
-    def _look_into(
-        self, paths: Sequence[Path], stats: dict[Path, tuple[int, int]], workers: int, write: bool
-    ) -> None:
+    def _look_into(self, paths: Sequence[Path], stats: dict[Path, tuple[int, int]], workers: int, write: bool) -> None:
         loader: Any = DataLoader(
             _Probes(paths), batch_size=None, num_workers=min(workers, len(paths)), collate_fn=_as_it_is
         )
@@ -106,7 +104,7 @@ class Index:
             raise DataError(f"{self.path}: cannot be written ({error.strerror}); set data.index=FILE") from None
 
 
-class _Probes:
+class _Probes(Dataset[Entry]):
     """Entries by number, for a DataLoader's processes."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -122,7 +120,7 @@ class _Probes:
             return Entry(None, str(error))
 
 
-def _as_it_is(entry: Entry) -> Entry:
+def _as_it_is(entry: Any) -> Any:
     return entry
 
 
@@ -143,9 +141,7 @@ def _to_record(entry: Entry, size: int, changed: int) -> dict[str, Any]:
     # times as runs of equal steps: [first, [step, count], [step, count], ...]
     steps = np.diff(info.pts)
     starts = np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)) if len(steps) else np.array([], dtype=int)
-    runs = [
-        [int(steps[a]), int(b - a)] for a, b in zip(starts, [*starts[1:].tolist(), len(steps)], strict=True)
-    ]
+    runs = [[int(steps[a]), int(b - a)] for a, b in zip(starts, [*starts[1:].tolist(), len(steps)], strict=True)]
     return {
         **record,
         "frames": info.frames,

@@ -65,7 +65,7 @@ class VideoClassification:
             # oneDNN: a weight gradient is noise or NaN where a clip is shorter than its kernel (docs/video.md)
             raise ConfigError("train.precision=bf16: 3D convolutions give wrong gradients on the CPU; set it to fp32")
         if self.config.data.size < info.min_size:
-            raise ConfigError(f"data.size={self.config.data.size}: {section.name} needs at least {info.min_size} pixels")
+            raise ConfigError(f"data.size={self.config.data.size}: {section.name} needs at least {info.min_size} px")
         return zoo.create_model(
             section.name,
             section.weights,

@@ -40,20 +40,20 @@ def export_onnx(
     model: nn.Module,
     path: str | Path,
     *,
-    input_size: int | tuple[int, int],
+    input_size: int | tuple[int, ...],
     in_chans: int = 3,
     batch_sizes: tuple[int, ...] = (1, 3),
     tolerance: float = 1e-4,
 ) -> Verified:
     """Export with a dynamic batch, run the file in onnxruntime and compare.
 
-    The input is named ``images``. A net with one output has ``logits``; a list of feature maps gives ``map0``,
-    ``map1``, ..., a dict its keys (``p0``, ... for numbers).
+    The input is named ``images``, or ``clips``. A net with one output has ``logits``; a list of feature maps gives
+    ``map0``, ``map1``, ..., a dict its keys (``p0``, ... for numbers).
 
     Args:
-        model: takes (N, in_chans, H, W); exported in eval mode, its mode is restored.
+        model: takes (N, in_chans, H, W), or clips (N, in_chans, T, H, W); exported in eval mode, its mode is restored.
         path: of the ``.onnx`` file; nothing is left there unless the outputs agree.
-        input_size: H and W in pixels; fixed in the file.
+        input_size: H and W in pixels, of clips T, H and W; fixed in the file. One number is both H and W.
         batch_sizes: at which the outputs are compared.
         tolerance: largest relative error that passes (float32).
 
@@ -74,7 +74,7 @@ def export_onnx(
             model,
             (sample(2),),
             dynamo=True,
-            input_names=["images"],
+            input_names=["images" if len(size) == 2 else "clips"],
             output_names=names,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             verbose=False,
