@@ -48,11 +48,19 @@ def saved_bytes(model: nn.Module, x: torch.Tensor) -> int:
     return kept_bytes(lambda: model(x), (x, *model.parameters(), *model.buffers()))
 
 
-def saved_per_image(model: nn.Module, size: int, *, device: str = "cpu", in_chans: int = 3) -> tuple[int, int]:
-    """(bytes for each image, bytes that do not depend on the batch)."""
-    form = torch.channels_last
+def sample(batch: int, size: int, *, frames: int | None = None, device: str = "cpu", in_chans: int = 3) -> torch.Tensor:
+    """A random batch of images, or of clips of so many frames, channels last."""
+    shape = (batch, in_chans, size, size) if frames is None else (batch, in_chans, frames, size, size)
+    form = torch.channels_last if frames is None else torch.channels_last_3d
+    return torch.randn(shape, device=device).to(memory_format=form)
+
+
+def saved_per_image(
+    model: nn.Module, size: int, *, frames: int | None = None, device: str = "cpu", in_chans: int = 3
+) -> tuple[int, int]:
+    """(bytes for each image or, with ``frames``, clip; bytes that do not depend on the batch)."""
     two, four = (  # BatchNorm wants more than one value for each channel
-        saved_bytes(model, torch.randn(n, in_chans, size, size, device=device).to(memory_format=form)) for n in (2, 4)
+        saved_bytes(model, sample(n, size, frames=frames, device=device, in_chans=in_chans)) for n in (2, 4)
     )
     return (four - two) // 2, 2 * two - four
 

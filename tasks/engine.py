@@ -12,6 +12,7 @@ A run's folder: ``config.yaml`` (resolved), ``log.jsonl``, ``tensorboard/``, ``c
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -35,6 +36,9 @@ from tasks.errors import TrainingError
 from tasks.progress import Progress, say
 from zoo.checkpoint import atomic_write, write_text
 from zoo.rescale import branch_statistics
+
+# what writing says where there is no room: disk full, quota, file size limit, read-only
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 Key = tuple[int, int]  # (epoch, index): what the sampler asks a training set for
 
@@ -360,8 +364,27 @@ class Trainer:
         """Train to the end. Returns the last metrics.
 
         Raises:
-            TrainingError: a loss or weight that is not finite; the last good checkpoint stays.
+            TrainingError: a loss or weight that is not finite, a data loading process that died, a disk that is full;
+                the last good checkpoint stays.
         """
+        try:
+            return self._fit()
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise TrainingError(
+                f"{self.folder}: cannot be written ({error.strerror}); make room and go on with --resume; {self._kept()}"
+            ) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            reason = str(error).splitlines()[0].rstrip(". ")
+            raise TrainingError(
+                f"{self._where()}: a data loading process died ({reason}), often for want of memory: lower "
+                f"train.workers or the size of samples and go on with --resume; {self._kept()}"
+            ) from None
+
+    def _fit(self) -> dict[str, float]:
         at, train = self.at, self.train
         total = train.epochs * self.steps_per_epoch
         images = train.batch_size * train.accumulate
@@ -467,11 +490,16 @@ class Trainer:
             if not torch.isfinite(parameter).all():
                 self._not_finite(f"{name} has values that are not finite")
 
+    def _where(self) -> str:
+        return f"epoch {self.at.epoch + 1}, step {self.at.step}"
+
+    def _kept(self) -> str:
+        return f"the last good checkpoint is {self.state_path}" if self.state_path.exists() else "no checkpoint yet"
+
     def _not_finite(self, what: str) -> None:
         self.log.flush()
-        kept = f"the last good checkpoint is {self.state_path}" if self.state_path.exists() else "no checkpoint yet"
         raise TrainingError(
-            f"epoch {self.at.epoch + 1}, step {self.at.step}: {what}; {kept}. "
+            f"{self._where()}: {what}; {self._kept()}. "
             "Lower train.optimizer.lr, lengthen the warm-up or set train.optimizer.clip_norm"
         )
 
@@ -490,7 +518,18 @@ class Trainer:
             "position": dict(vars(self.at)),
             "ranks": self.accelerator.num_processes,
         }
-        atomic_write(self.state_path, lambda path: torch.save(state, path))
+        atomic_write(self.state_path, lambda path: _save_state(state, path))
+
+
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    """torch.save that says so when the disk is full: writing to a path, it calls that an unexpected position."""
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import NARROW, narrow
+from conftest import CLIPS, NARROW, narrow, samples
 from torch import nn
 
 import zoo
@@ -16,22 +16,26 @@ from zoo.export.onnx import export_onnx
 @pytest.mark.parametrize("kind", NARROW)
 def test_onnx_agrees_in_onnxruntime(kind, scheme, tmp_path):
     model = narrow(kind, scheme=scheme).train()
-    zoo.calibrate(model, [torch.randn(4, 3, 64, 64)])
+    zoo.calibrate(model, [samples(kind, 4, 64)])
     for parameter in model.parameters():  # far from what zeros and ones would hide
         if parameter.ndim <= 1:
             nn.init.normal_(parameter, 0.5, 0.2)
     # VGG pools to 7x7 and the exporter wants a size that this divides
-    size = 224 if kind == "vgg" else 65
+    side = 224 if kind == "vgg" else 65
+    size = (5, side, side) if kind in CLIPS else (side, side)
     verified = export_onnx(model, tmp_path / "net.onnx", input_size=size, batch_sizes=(1, 2, 5))
     assert verified.max_error <= 1e-4
     assert model.training
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
-    assert session.get_inputs()[0].shape[1:] == [3, size, size]
+    assert session.get_inputs()[0].shape[1:] == [3, *size]
     assert isinstance(session.get_inputs()[0].shape[0], str)  # dynamic
-    x = np.random.RandomState(0).standard_normal((3, 3, size, size)).astype(np.float32)
+    x = np.random.RandomState(0).standard_normal((3, 3, *size)).astype(np.float32)
     expected = model.eval()(torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(
-        session.run(None, {"images": x})[0], expected, rtol=1e-3, atol=1e-4 * abs(expected).max()
+        session.run(None, {"clips" if kind in CLIPS else "images": x})[0],
+        expected,
+        rtol=1e-3,
+        atol=1e-4 * abs(expected).max(),
     )
 
 

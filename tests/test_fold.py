@@ -6,17 +6,21 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import NARROW, narrow
+from conftest import NARROW, narrow, samples
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
 
 import zoo
 from zoo import layers
 from zoo.errors import ZooError
 from zoo.export.onnx import export_onnx
 from zoo.fold import ChannelMax, Nominal
+from zoo.residual import AvgPool3d, FramePool
+from zoo.schemes import FrozenBatchNorm3d
 
 SCHEMES = ["rescale", "bn", "frozen_bn", "gn", "none"]
 PLAIN = (nn.Conv2d, nn.Linear, nn.ReLU, ChannelMax, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
+PLAIN += (layers.Conv3d, nn.MaxPool3d, AvgPool3d, FramePool)
 
 
 def trained(kind, scheme="rescale", **options):
@@ -25,7 +29,7 @@ def trained(kind, scheme="rescale", **options):
     if scheme == "frozen_bn":
         model = frozen(model, narrow(kind, scheme="bn", **options))
     model.double()
-    zoo.calibrate(model, [torch.randn(4, 3, 64, 64, dtype=torch.float64)])
+    zoo.calibrate(model, [samples(kind, 4, 64, dtype=torch.float64)])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("multiplier"):
@@ -41,12 +45,12 @@ def trained(kind, scheme="rescale", **options):
 
 
 def frozen(model, bn):
-    """torchvision's FrozenBatchNorm2d in place of each BatchNorm."""
-    from torchvision.ops import FrozenBatchNorm2d
-
+    """A frozen BatchNorm in place of each BatchNorm."""
     for name, module in bn.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             model.set_submodule(name, FrozenBatchNorm2d(module.num_features))
+        elif isinstance(module, nn.BatchNorm3d):
+            model.set_submodule(name, FrozenBatchNorm3d(module.num_features))
     return model
 
 
@@ -63,7 +67,7 @@ def test_outputs_are_equal_at_every_size(kind, scheme):
     model = trained(kind, scheme)
     folded = zoo.fold(model)
     for size in [(64, 64), (33, 47), (65, 32)]:
-        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        x = samples(kind, 2, *size, dtype=torch.float64)
         with torch.no_grad():
             assert relative(folded(x), model(x)) <= 1e-9
             for ours, theirs in zip(folded.forward_levels(x), model.forward_levels(x), strict=True):
@@ -118,7 +122,7 @@ OPTIONS = [
 def test_options(kind, options):
     model = trained(kind, **options)
     folded = zoo.fold(model).train()  # no dropout is left
-    x = torch.randn(2, 3, 61, 50, dtype=torch.float64)
+    x = samples(kind, 2, 61, 50, dtype=torch.float64)
     with torch.no_grad():
         assert relative(folded(x), model(x)) <= 1e-9
 
@@ -127,7 +131,7 @@ def test_options(kind, options):
 def test_features_and_nets_without_a_head(kind):
     name, options = NARROW[kind]
     full = trained(kind)
-    x = torch.randn(2, 3, 67, 45, dtype=torch.float64)
+    x = samples(kind, 2, 67, 45, dtype=torch.float64)
     state = full.state_dict()
     for indices in [(0,), (1, 2), (len(full.levels) - 1,)]:
         body = zoo.create_model(name, features_only=True, out_indices=indices, **options).double().eval()
@@ -148,17 +152,18 @@ def test_the_original_is_not_changed():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_channels_last_stays():
-    folded = zoo.fold(narrow("bottleneck").to(memory_format=torch.channels_last))
-    assert all(
-        m.weight.is_contiguous(memory_format=torch.channels_last) for m in folded.modules() if isinstance(m, nn.Conv2d)
-    )
+@pytest.mark.parametrize("kind", ["bottleneck", "i3d"])
+def test_channels_last_stays(kind):
+    layout = torch.channels_last_3d if kind == "i3d" else torch.channels_last
+    folded = zoo.fold(narrow(kind).to(memory_format=layout))
+    convs = [m for m in folded.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
+    assert all(m.weight.is_contiguous(memory_format=layout) for m in convs)
 
 
 def test_backbones_inside_other_modules():
     model = nn.Sequential(trained("cifar"), nn.Softmax(-1))
     folded = zoo.fold(model)
-    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    x = samples("cifar", 2, 32, dtype=torch.float64)
     with torch.no_grad():
         assert relative(folded(x), model(x)) <= 1e-9
     assert folded[0].folded
@@ -185,9 +190,9 @@ def test_a_folded_net_is_not_saved_as_weights(tmp_path):
 @pytest.mark.parametrize("kind", NARROW)
 def test_torch_export(kind):
     model = zoo.fold(trained(kind).float())
-    x = torch.randn(2, 3, 64, 64)
+    x = samples(kind, 2, 64)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-    y = torch.randn(3, 3, 64, 64)
+    y = samples(kind, 3, 64)
     torch.testing.assert_close(program.module()(y), model(y), rtol=1e-5, atol=1e-6)
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not [t for t in targets if "mul" in t or "div" in t or "sub" in t], targets
@@ -196,7 +201,7 @@ def test_torch_export(kind):
 @pytest.mark.parametrize("kind", ["basic", pytest.param("vgg", marks=pytest.mark.slow)])
 def test_compiles_to_one_graph(kind):
     model = zoo.fold(trained(kind).float())
-    x = torch.randn(2, 3, 64, 64)
+    x = samples(kind, 2, 64)
     with torch.no_grad():
         expected = model(x)
         torch.testing.assert_close(
@@ -204,28 +209,30 @@ def test_compiles_to_one_graph(kind):
         )
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "cifar"])
+@pytest.mark.parametrize("kind", ["bottleneck", "cifar", "i3d", "r2plus1d", "replicate"])
 def test_onnx(kind, tmp_path):
     model = trained(kind).float()
-    verified = export_onnx(zoo.fold(model), tmp_path / "net.onnx", input_size=65, batch_sizes=(1, 3))
+    size = (5, 65, 65) if model.dims == 3 else 65
+    verified = export_onnx(zoo.fold(model), tmp_path / "net.onnx", input_size=size, batch_sizes=(1, 3))
     assert verified.max_error <= 1e-5
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
-    x = torch.randn(3, 3, 65, 65)
+    x = samples(kind, 3, 65)
     with torch.no_grad():
         expected = model(x).numpy()
-    (got,) = session.run(None, {"images": x.numpy()})
+    (got,) = session.run(None, {"clips" if model.dims == 3 else "images": x.numpy()})
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * abs(expected).max())
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("kind", ["bottleneck", "basic", "r3d"])
 def test_openvino(kind, tmp_path):
     import openvino
 
     model = trained(kind).float()
-    export_onnx(zoo.fold(model), tmp_path / "net.onnx", input_size=65)
+    size = (5, 65, 65) if model.dims == 3 else 65
+    export_onnx(zoo.fold(model), tmp_path / "net.onnx", input_size=size)
     core = openvino.Core()
     compiled = core.compile_model(tmp_path / "net.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    x = torch.randn(3, 3, 65, 65)
+    x = samples(kind, 3, 65)
     with torch.no_grad():
         expected = model(x).numpy()
     np.testing.assert_allclose(compiled([x.numpy()])[0], expected, rtol=0, atol=1e-5 * abs(expected).max())
@@ -236,7 +243,7 @@ def test_weights_that_ship(name):
     model = zoo.create_model(name.split(".")[0], name).eval()
     folded = zoo.fold(model)
     for size in (32, 45):
-        x = torch.randn(4, 3, size, size)
+        x = torch.randn(4, 3, *([7] if model.dims == 3 else []), size, size)
         with torch.no_grad():
             assert relative(folded(x), model(x)) <= 1e-5
 
@@ -248,8 +255,8 @@ def test_every_net_of_the_zoo(name, scheme):
     """A narrow copy of each, at the depth it has."""
     model = zoo.create_model(name, scheme=scheme, num_classes=3, width=0.0625).double()
     size = max(33, zoo.model_info(name).min_size)
-    zoo.calibrate(model, [torch.randn(2, 3, size, size, dtype=torch.float64)])
+    x = torch.randn(2, 3, *([5] if model.dims == 3 else []), size, size, dtype=torch.float64)
+    zoo.calibrate(model, [x])
     model.eval()
-    x = torch.randn(2, 3, size, size, dtype=torch.float64)
     with torch.no_grad():
         assert relative(zoo.fold(model)(x), model(x)) <= 1e-9

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torchvision
-from conftest import NARROW, narrow
+from conftest import NARROW, narrow, samples
 from torch import nn
 
 import zoo
@@ -41,6 +41,8 @@ def test_all_names_are_there():
     expected = {f"rescalenet{d}" for d in (18, 34, 50, 101, 152, 200)}
     expected |= {"rescale_wide_resnet50_2", "rescale_wide_resnet101_2", "rescalenext50_32x4d", "rescalenext101_32x8d"}
     expected |= {"rescalevgg16", "rescalevgg19"} | {f"rescalenet{d}_cifar" for d in (20, 32, 44, 56, 110)}
+    expected |= {f"rescale_{kind}_r{depth}" for kind in ("i3d", "slowonly") for depth in (50, 101)}
+    expected |= {"rescale_r3d_10", "rescale_r3d_18", "rescale_mc3_18", "rescale_r2plus1d_18"}
     assert set(NETS) == expected
 
 
@@ -59,30 +61,40 @@ def test_every_scheme_on_the_meta_device(name):
         assert any(isinstance(m, NORMS) for m in model.modules()) == (scheme in ("bn", "gn"))
 
 
+def example(info, size, **settings):
+    """One input of a net: an image, or a clip."""
+    frames = () if info.frames is None else (3,)
+    return torch.randn(1, 3, *frames, size, size, **settings)
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_shapes_on_the_meta_device(name):
     model = meta(name)
     info = zoo.model_info(name)
+    assert (info.frames is None) == (model.dims == 2)
     size = info.input_size + 1  # odd
-    x = torch.empty(2, 3, size, size, device="meta")
+    clip = () if info.frames is None else (info.frames + 1,)
+    x = torch.empty(2, 3, *clip, size, size, device="meta")
     maps = model.forward_levels(x)
     assert model(x).shape == (2, info.num_classes)
     assert len(maps) == len(model.feature_info)
     for i, (level, made) in enumerate(zip(model.levels, maps, strict=True)):
-        side = size
-        halvings = level.reduction.bit_length() - 1
-        for _ in range(halvings):  # ResNets round up, VGG's max pools down
+        side, frames = size, clip
+        for _ in range(level.reduction.bit_length() - 1):  # ResNets round up, VGG's max pools down
             side = side // 2 if info.family == "VGG" else -(-side // 2)
-        assert made.shape == (2, level.channels, side, side), i
+        for _ in range(level.frames.bit_length() - 1):
+            frames = (-(-frames[0] // 2),)
+        assert made.shape == (2, level.channels, *frames, side, side), i
+    assert model.feature_info.frames() == [level.frames for level in model.levels]
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_smallest_input(name):
-    """One image of the smallest size through a narrow copy of each net: finite outputs."""
+    """One image or clip of the smallest size through a narrow copy of each net: finite outputs."""
     info = zoo.model_info(name)
     model = zoo.create_model(name, num_classes=3, width=0.0625).eval()
     with torch.no_grad():
-        y = model(torch.randn(1, 3, info.min_size, info.min_size))
+        y = model(example(info, info.min_size))
     assert y.shape == (1, 3)
     assert y.isfinite().all()
 
@@ -139,7 +151,7 @@ matrix = pytest.mark.parametrize(("kind", "scheme"), [(k, s) for k in NARROW for
 @matrix
 def test_forward_and_a_gradient_in_every_parameter(kind, scheme):
     model = narrow(kind, scheme=scheme).train()
-    x = torch.randn(4, 3, 64, 64)
+    x = samples(kind, 4, 64)
     zoo.calibrate(model, [x])
     model.train()
     model(x).square().sum().backward()
@@ -154,7 +166,7 @@ def test_odd_sizes_and_single_images(kind, scheme):
     model = narrow(kind, scheme=scheme).eval()
     with torch.no_grad():
         for height, width in [(33, 47), (65, 32), (101, 99)]:
-            assert model(torch.randn(1, 3, height, width)).isfinite().all()
+            assert model(samples(kind, 1, height, width)).isfinite().all()
 
 
 @matrix
@@ -162,7 +174,7 @@ def test_features(kind, scheme):
     name, options = NARROW[kind]
     levels = len(narrow(kind).feature_info)
     full = narrow(kind, scheme=scheme).eval()
-    x = torch.randn(2, 3, 67, 45)
+    x = samples(kind, 2, 67, 45)
     with torch.no_grad():
         expected = full.forward_levels(x)
         for indices in [tuple(range(levels)), (1, levels - 1), (0,), (levels - 2,)]:
@@ -191,7 +203,7 @@ def test_save_and_load(kind, scheme, tmp_path):
     zoo.save_weights(model, path, transform=transform, classes=list("abcde"), meta={"licence": "none"})
     name, _ = NARROW[kind]
     again = zoo.create_model(name, str(path)).eval()
-    x = torch.randn(2, 3, 64, 64)
+    x = samples(kind, 2, 64)
     assert torch.equal(model(x), again(x))
     entry = zoo.get_weights(str(path))
     assert entry.classes == tuple("abcde")
@@ -202,7 +214,7 @@ def test_save_and_load(kind, scheme, tmp_path):
 @matrix
 def test_classifier_reset(kind, scheme):
     model = narrow(kind, scheme=scheme).eval()
-    x = torch.randn(2, 3, 64, 64)
+    x = samples(kind, 2, 64)
     model.reset_classifier(11)
     assert model(x).shape == (2, 11)
     assert model.num_classes == 11
@@ -217,9 +229,9 @@ def test_classifier_reset(kind, scheme):
 @matrix
 def test_torch_export(kind, scheme):
     model = narrow(kind, scheme=scheme).eval()
-    x = torch.randn(2, 3, 64, 64)
+    x = samples(kind, 2, 64)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
-    y = torch.randn(3, 3, 64, 64)
+    y = samples(kind, 3, 64)
     torch.testing.assert_close(program.module()(y), model(y), rtol=1e-5, atol=1e-6)
 
 
@@ -227,7 +239,7 @@ def test_torch_export(kind, scheme):
 def test_compiles_to_one_graph(kind):
     model = narrow(kind)
     compiled = torch.compile(model, fullgraph=True)
-    x = torch.randn(2, 3, 64, 64)
+    x = samples(kind, 2, 64)
     model.train()
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
     model.eval()
@@ -238,7 +250,7 @@ def test_compiles_to_one_graph(kind):
 def test_images_do_not_depend_on_their_batch_mates(kind):
     """Also in training mode. float64: what is left is the rounding of different blockings of the products."""
     model = narrow(kind).double().train()
-    x = torch.randn(6, 3, 48, 48, dtype=torch.float64)
+    x = samples(kind, 6, 48, dtype=torch.float64)
     zoo.calibrate(model, [x])
     model.train()
     together = model(x)
@@ -253,7 +265,7 @@ def test_images_do_not_depend_on_their_batch_mates(kind):
 @pytest.mark.parametrize("kind", NARROW)
 def test_autocast_and_half_precision(kind):
     model = narrow(kind).eval()
-    x = torch.randn(2, 3, 64, 64)
+    x = samples(kind, 2, 64)
     zoo.calibrate(model, [x])
     with torch.no_grad():
         exact = model.forward_features(x)
@@ -268,8 +280,8 @@ def test_autocast_and_half_precision(kind):
 @pytest.mark.parametrize("kind", NARROW)
 def test_deepcopy_keeps_what_calibration_knows(kind):
     model = narrow(kind)
-    zoo.calibrate(model, [torch.randn(2, 3, 32, 32)])
-    assert not zoo.calibrate(copy.deepcopy(model), [torch.randn(2, 3, 32, 32)]).calibrated
+    zoo.calibrate(model, [samples(kind, 2, 32)])
+    assert not zoo.calibrate(copy.deepcopy(model), [samples(kind, 2, 32)]).calibrated
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,9 @@ def test_init_factor_and_multiplier_equal_beta(layers_):
 @pytest.mark.parametrize(
     "options", [{}, {"first_index": 0}, {"c": 5.0}, {"multiplier": False}, {"multiplier": False, "c": 2.0}]
 )
-@pytest.mark.parametrize("name", ["rescalenet50", "rescalenet34", "rescalenext50_32x4d"])
+@pytest.mark.parametrize(
+    "name", ["rescalenet50", "rescalenet34", "rescalenext50_32x4d", "rescale_r2plus1d_18", "rescale_i3d_r50"]
+)
 def test_nets_hold_the_formulas(name, options):
     """alpha, the branch's weight and the standard deviations of every block, literally."""
     model = zoo.create_model(name, num_classes=7, **options)

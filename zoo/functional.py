@@ -283,12 +283,19 @@ def pooled(x: Tensor, pool: tuple[int, ...]) -> Tensor:
         return x
     if len(pool) == 2:
         return F.avg_pool2d(x, pool, pool, ceil_mode=True, count_include_pad=False)
+    pool = fitting(pool, x)
     return F.avg_pool3d(_whole(x), pool, pool, ceil_mode=True, count_include_pad=False).to(x.dtype)
+
+
+def fitting(window: tuple[int, ...], x: Tensor) -> tuple[int, ...]:
+    """The window no larger than x (N, C, *positions), as torch's 3D pools want it even where they round up."""
+    return tuple(min(extent, size) for extent, size in zip(window, x.shape[2:], strict=True))
 
 
 def _pooled_backward(grad: Tensor, x: Tensor, pool: tuple[int, ...]) -> Tensor:
     if len(pool) == 2:
         return torch.ops.aten.avg_pool2d_backward(grad, x, pool, pool, [0, 0], True, False, None)
+    pool = fitting(pool, x)
     backward = torch.ops.aten.avg_pool3d_backward
     return backward(_whole(grad), _whole(x), pool, pool, [0, 0, 0], True, False, None).to(grad.dtype)
 

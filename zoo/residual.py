@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zoo.backbone import Backbone, FeatureLevel
 from zoo.fold import Nominal, Shift, activation, folded_conv, needed_shift
+from zoo.functional import fitting, pooled
 from zoo.layers import Calibrated, RescaledAdd, ResidualAdd, _BiasedConvNd, _StemConvNd
 from zoo.schemes import Branch, Extent, Scheme, dimensions
 
@@ -27,10 +28,41 @@ class Conv:
     groups: int = 1
 
 
+class AvgPool3d(nn.Module):
+    """``average_pool`` of clips of any length and size: (N, C, T, H, W) -> the same over the window, rounded up."""
+
+    def __init__(self, window: tuple[int, ...]) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pooled(x, self.window)
+
+    def extra_repr(self) -> str:
+        return str(self.window)
+
+
 def average_pool(size: tuple[int, ...]) -> nn.Module:
     """Means over windows; those at the ends over what is there, so that odd sizes are rounded up as a 3x3/2 does."""
-    make = nn.AvgPool2d if len(size) == 2 else nn.AvgPool3d
-    return make(size, ceil_mode=True, count_include_pad=False)  # type: ignore[arg-type]
+    if len(size) == 2:
+        return nn.AvgPool2d((size[0], size[1]), ceil_mode=True, count_include_pad=False)
+    return AvgPool3d(size)
+
+
+class FramePool(nn.Module):
+    """Max pool in time, an incomplete window at the end counts too: (N, C, T, H, W) -> (N, C, ceil(T/size), H, W)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.stride = (size, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        window = fitting((self.size, 1, 1), x)
+        return nn.functional.max_pool3d(x, window, window, ceil_mode=True)
+
+    def extra_repr(self) -> str:
+        return str(self.size)
 
 
 class Shortcut(nn.Module):

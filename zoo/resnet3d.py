@@ -15,7 +15,7 @@ from torch import nn
 from zoo.errors import ZooError
 from zoo.layers import _RepeatsFrames
 from zoo.registry import ModelSpec, register_model
-from zoo.residual import Conv, ResidualNet, Stage
+from zoo.residual import Conv, FramePool, ResidualNet, Stage
 from zoo.schemes import Scheme
 
 
@@ -126,11 +126,11 @@ class ResNet3d(ResidualNet):
             for j in range(depth):
                 blocks.append(branch(config, channels, width, stride if j == 0 else 1, kernels[j % len(kernels)]))
                 channels = blocks[-1][-1].channels
-            pool = None
+            pool: nn.Module | None = None
             if i == 0 and config.stem in ("slow", "i3d"):
                 pool = nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1))
             elif i == 1 and config.frame_pool > 1:
-                pool = nn.MaxPool3d((config.frame_pool, 1, 1), ceil_mode=True)  # an odd frame at the end counts too
+                pool = FramePool(config.frame_pool)
             drop_rate = config.branch_drop_rate if i >= len(config.depths) - 2 else 0.0
             strides = (time_stride(config, stride, kernels[0]), stride, stride)
             stages.append(Stage(tuple(blocks), strides, pool, drop_rate))
