@@ -48,6 +48,7 @@ class Task(Protocol):
 
     config: Any
     metric: str  # the metric (higher is better) that chooses the best checkpoint
+    unit: str  # what progress counts: images, clips
 
     def build_model(self) -> nn.Module:
         """A model on the CPU, with the weights that the config names."""
@@ -373,7 +374,8 @@ class Trainer:
             if error.errno not in _NO_ROOM:
                 raise
             raise TrainingError(
-                f"{self.folder}: cannot be written ({error.strerror}); make room and go on with --resume; {self._kept()}"
+                f"{self.folder}: cannot be written ({error.strerror}); make room and go on with --resume; "
+                f"{self._kept()}"
             ) from None
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
@@ -387,9 +389,9 @@ class Trainer:
     def _fit(self) -> dict[str, float]:
         at, train = self.at, self.train
         total = train.epochs * self.steps_per_epoch
-        images = train.batch_size * train.accumulate
+        samples = train.batch_size * train.accumulate
         main = self.accelerator.is_main_process
-        with Progress(total, at.step, images, enabled=main) as progress:
+        with Progress(total, at.step, samples, unit=self.task.unit, enabled=main) as progress:
             while at.epoch < train.epochs:
                 self._epoch(progress)
                 self._end_of_epoch(progress)

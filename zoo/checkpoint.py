@@ -115,6 +115,8 @@ class VideoTransform:
         size: side of the square that enters the net, in pixels.
         resize: length of the short side before the centre crop.
         mean, std: for each channel, RGB, on the 0..1 scale.
+        crop_mode: ``center`` as above; ``squash``: frames are resized to a square of side ``resize``, whatever their
+            shape, so that nothing beside the centre is lost.
     """
 
     frames: int
@@ -124,6 +126,7 @@ class VideoTransform:
     resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_mode: Literal["center", "squash"] = "center"
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= self.resize:
@@ -137,13 +140,17 @@ class VideoTransform:
 
         return v2.Compose(
             [
-                v2.Resize(self.resize, antialias=True),
+                v2.Resize(self.resized(self.resize), antialias=True),
                 v2.CenterCrop(self.size),
                 v2.ToDtype(torch.float32, scale=True),
                 v2.Normalize(list(self.mean), list(self.std)),
                 TimeAfterChannels(),
             ]
         )
+
+    def resized(self, side: int) -> list[int]:
+        """What torchvision's resize is given for a side."""
+        return [side, side] if self.crop_mode == "squash" else [side]
 
 
 class TimeAfterChannels(nn.Module):

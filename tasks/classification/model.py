@@ -27,7 +27,7 @@ class Classification:
         ConfigError: images smaller than the net takes (on ``build_model``).
     """
 
-    metric = "top1"
+    metric, unit = "top1", "images"
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.config = config

@@ -28,6 +28,8 @@ class Detection:
         DataError: see ``load_sets``.
     """
 
+    unit = "images"
+
     def __init__(self, config: DetectionConfig) -> None:
         self.config = config
         self.masks = config.model.name.startswith("mask_")

@@ -9,6 +9,12 @@ from pydantic import Field, model_validator
 from tasks.config import ModelSection, RunConfig, Strict
 
 
+class VideoModelSection(ModelSection):
+    """The net. ``weights`` may be those of an image net, which are inflated."""
+
+    inflate: Literal["centre", "mean"] = Field("centre", description="image weights: zoo.convert.inflate's kernel")
+
+
 class Clip(Strict):
     """Which frames of a video make a clip."""
 
@@ -50,6 +56,9 @@ class DataSection(Strict):
     clip: Clip = Clip()
     size: int = Field(224, ge=1, description="side of the frames that enter the net, in pixels")
     resize: int = Field(256, ge=1, description="short side before the crop in evaluation")
+    crop_mode: Literal["center", "squash"] = Field(
+        "center", description="squash: frames become squares before the crop, whatever their shape"
+    )
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     augment: Augment = Augment()
@@ -71,6 +80,6 @@ class VideoConfig(RunConfig):
     """A run of video classification."""
 
     task: Literal["video"]
-    model: ModelSection
+    model: VideoModelSection
     data: DataSection
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -145,9 +145,9 @@ class Sample(NamedTuple):
 class TrainSet(Dataset[Sample]):
     """Augmented clips by (epoch, number of the video). A video that fails gives a black one with label -1."""
 
-    def __init__(self, videos: Indexed, section: DataSection, seed: int) -> None:
+    def __init__(self, videos: Indexed, section: DataSection, transform: VideoTransform, seed: int) -> None:
         self.videos, self.seed = videos, seed
-        self.sampler, self.transform = ClipSampler(section.clip), train_transform(section)
+        self.sampler, self.transform = ClipSampler(transform), train_transform(section, transform)
         self.shape = (section.clip.frames, 3, section.size, section.size)
 
     def __len__(self) -> int:
@@ -202,8 +202,8 @@ class EvalSet(Dataset[Views]):
             shape = (self.count, t.frames, 3, t.size, t.size)
             return Views(torch.zeros(shape, dtype=torch.uint8), number, str(error))
         clips = frames.unflatten(0, indices.shape)
-        views = [crops(clips[0], t.size, t.resize, 1)]
-        views += [crops(clip, t.size, t.resize, self.crop_count) for clip in clips[1:]]
+        views = [crops(clips[0], t, 1)]
+        views += [crops(clip, t, self.crop_count) for clip in clips[1:]]
         return Views(torch.cat(views), number, "")
 
 

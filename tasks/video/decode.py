@@ -116,30 +116,28 @@ def probe(path: str | Path) -> VideoInfo:
             raise DataError(f"{path}: has no frames; get it again")
         times = [pts for pts, _ in packets]
         usable = None not in times and len(set(times)) == len(times)
+        trusted = trusted and usable and packets[0][1]  # what comes before the first key frame gives no pictures
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate
         time_base = stream.time_base
-    decoded: list[int | None] = []
+    decoded: list[Any] = []
     with _opened(path) as (container, stream):
         for frame in container.decode(stream):
             if not decoded:
                 width, height = _shown(frame)
             decoded.append(frame.pts)
-            if trusted and usable:  # one frame shows that the codec is known
+            if trusted:  # one frame shows that the codec is known
                 break
     if not decoded:
         raise DataError(f"{path}: none of its {len(packets)} packets can be decoded")
-    if usable and not trusted:
-        usable = decoded == sorted(times)
-    if usable:
-        packets.sort()
-        keys = tuple(i for i, (_, key) in enumerate(packets) if key)
-        return VideoInfo(np.array([p for p, _ in packets], dtype=np.int64), time_base, keys, True, width, height)
-    if trusted:  # no times, or one for several frames: count what comes out
-        with _opened(path) as (container, stream):
-            decoded = [frame.pts for frame in container.decode(stream)]
-    if not rate:
-        raise DataError(f"{path}: has neither time stamps nor a frame rate; convert it to MP4")
-    return VideoInfo(np.arange(len(decoded), dtype=np.int64), 1 / Fraction(rate), (0,), False, width, height)
+    if trusted:
+        decoded = sorted(times)
+    elif not usable or None in decoded or sorted(set(decoded)) != decoded or not set(decoded) <= set(times):
+        if not rate:
+            raise DataError(f"{path}: has neither time stamps nor a frame rate; convert it to MP4")
+        return VideoInfo(np.arange(len(decoded), dtype=np.int64), 1 / Fraction(rate), (0,), False, width, height)
+    starts = {pts for pts, key in packets if key}
+    keys = tuple(i for i, pts in enumerate(decoded) if pts in starts)
+    return VideoInfo(np.array(decoded, dtype=np.int64), time_base, keys, True, width, height)
 
 
 def read_frames(path: str | Path, info: VideoInfo, indices: Sequence[int]) -> np.ndarray:
@@ -167,6 +165,9 @@ def read_frames(path: str | Path, info: VideoInfo, indices: Sequence[int]) -> np
                     found[number] = _pixels(frame)
                 if number >= last:
                     break
+    if info.seekable and (rest := set(wanted) - found.keys()):  # some containers (MPEG-TS) seek past their beginning
+        with _opened(path) as (container, stream):
+            _decode(container, stream, {int(pts): i for i, pts in enumerate(info.pts)}, rest, found, False)
     if missing := [i for i in wanted if i not in found]:
         at = f"{float(info.times[missing[0]]):.2f} s"
         raise DataError(f"{path}: {len(missing)} frames cannot be decoded, the first at {at}; get it again")
@@ -191,13 +192,13 @@ def decode_all(path: str | Path) -> Iterator[np.ndarray]:
 def _seek_and_decode(
     container: Any, stream: Any, info: VideoInfo, wanted: Sequence[int], found: dict[int, np.ndarray]
 ) -> None:
-    """Fill ``found``; a second and third attempt are for streams that do not start cleanly where they say."""
+    """Fill ``found``, as far as it can be; a second attempt is for streams that do not start cleanly where they say."""
     number = {int(pts): i for i, pts in enumerate(info.pts)}
     keys = np.array(info.keys if info.keys and info.keys[0] == 0 else (0, *info.keys))
     for group in _groups(wanted, keys):
         start = int(np.searchsorted(keys, group[0], side="right")) - 1
         skipping = stream.codec_context.name in _SKIPPING
-        for key, skip in ((start, skipping), (max(start - 1, 0), False), (0, False)):
+        for key, skip in ((start, skipping), (max(start - 1, 0), False)):
             missing = {i for i in group if i not in found}
             if missing:
                 container.seek(int(info.pts[keys[key]]), stream=stream)

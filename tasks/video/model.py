@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import zoo
 from tasks.engine import EpochBatches
 from tasks.errors import ConfigError, DataError, TrainingError
+from tasks.progress import say
 from tasks.video.config import VideoConfig
 from tasks.video.data import Batch, EvalSet, Sample, TrainSet, collate, index_videos, load_videos, say_failures
 from tasks.video.evaluate import evaluate, standardised, write_report
@@ -27,7 +29,7 @@ class VideoClassification:
         ConfigError: a net that does not take clips, or frames smaller than it takes (on ``build_model``).
     """
 
-    metric = "top1"
+    metric, unit = "top1", "clips"
 
     def __init__(self, config: VideoConfig) -> None:
         self.config = config
@@ -44,7 +46,14 @@ class VideoClassification:
         self._refuse(broken, "of the training set", DataError)
         self.failures: dict[str, str] = {}  # of this epoch, on this rank
         self.transform = zoo.VideoTransform(
-            data.clip.frames, data.clip.interval, data.clip.fps, data.size, data.resize, data.mean, data.std
+            data.clip.frames,
+            data.clip.interval,
+            data.clip.fps,
+            data.size,
+            data.resize,
+            data.mean,
+            data.std,
+            data.crop_mode,
         )
 
     def _refuse(self, failures: dict[str, str], where: str, kind: type[Exception]) -> None:
@@ -66,6 +75,10 @@ class VideoClassification:
             raise ConfigError("train.precision=bf16: 3D convolutions give wrong gradients on the CPU; set it to fp32")
         if self.config.data.size < info.min_size:
             raise ConfigError(f"data.size={self.config.data.size}: {section.name} needs at least {info.min_size} px")
+        if section.weights is not None:
+            entry = zoo.get_weights(section.weights)
+            if not isinstance(entry.transform, zoo.VideoTransform):
+                return self._inflated(entry)
         return zoo.create_model(
             section.name,
             section.weights,
@@ -74,8 +87,19 @@ class VideoClassification:
             **section.options,
         )
 
+    def _inflated(self, entry: zoo.Weights) -> zoo.Backbone:
+        """The net that weights of an image net give."""
+        section = self.config.model
+        scheme = entry.scheme_for(section.scheme)
+        images = zoo.create_model(entry.config.name, entry.name, scheme=scheme)
+        model = zoo.convert.inflate(images, section.name, kernel=section.inflate, **section.options)
+        say(f"{section.name}: inflated from {entry.name} ({section.inflate}), a new last layer of {len(self.classes)}")
+        model.reset_classifier(len(self.classes))
+        model.config = dataclasses.replace(model.config, num_classes=len(self.classes))
+        return model
+
     def train_set(self) -> TrainSet:
-        return TrainSet(self.train_videos, self.config.data, self.config.train.seed)
+        return TrainSet(self.train_videos, self.config.data, self.transform, self.config.train.seed)
 
     def batches(self, batch_size: int, seed: int) -> EpochBatches:
         return EpochBatches(len(self.train_videos), batch_size, seed)

@@ -166,7 +166,7 @@ def _scores(
         part = indices[start : start + _TOGETHER]
         frames = read_frames(path, info, part.reshape(-1).tolist())
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).unflatten(0, part.shape)
-        views = torch.cat([crops(clip, transform.size, transform.resize, 1) for clip in pixels])
+        views = torch.cat([crops(clip, transform, 1) for clip in pixels])
         with torch.inference_mode():
             found.append(model(standardised(views.to(device), transform, torch.float32)).softmax(1).cpu())
         if start == len(indices) // 2 // _TOGETHER * _TOGETHER:

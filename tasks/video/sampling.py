@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from tasks.video.decode import VideoInfo
-
-
-class ClipLayout(Protocol):
-    """``zoo.VideoTransform`` and ``tasks.video.config.Clip``."""
-
-    @property
-    def frames(self) -> int: ...
-
-    @property
-    def interval(self) -> float | None: ...
-
-    @property
-    def fps(self) -> float | None: ...
-
+from zoo import VideoTransform
 
 Segment = tuple[float, float] | None  # the part of a video that counts, in seconds; None for all of it
 _EPSILON = 1e-4  # seconds that rounding may be off
@@ -36,7 +22,7 @@ class ClipSampler:
     and each gives one.
     """
 
-    layout: ClipLayout
+    layout: VideoTransform
 
     def random(self, info: VideoInfo, generator: np.random.Generator, segment: Segment = None) -> np.ndarray:
         """(frames,): one clip at a random place; without an interval a random frame of each part."""

@@ -9,14 +9,29 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from tasks.video.config import DataSection
+from zoo import VideoTransform
 
 
-def train_transform(section: DataSection) -> v2.Transform:
+class RandomSide(v2.Transform):
+    """Resize the short side, or both, to a length drawn from low..high: uint8 (T, 3, H, W) -> (T, 3, H', W')."""
+
+    def __init__(self, low: int, high: int, transform: VideoTransform) -> None:
+        super().__init__()
+        self.low, self.high, self.resized = low, high, transform.resized
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {"size": self.resized(int(torch.randint(self.low, self.high + 1, ())))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return v2.functional.resize(inpt, params["size"], antialias=True)
+
+
+def train_transform(section: DataSection, transform: VideoTransform) -> v2.Transform:
     """uint8 (T, 3, H, W) -> augmented uint8 (T, 3, size, size)."""
     augment = section.augment
     low, high = augment.short_side
     steps: list[Any] = [
-        v2.RandomShortestSize(list(range(low, high + 1)), antialias=True),
+        RandomSide(low, high, transform),
         v2.RandomCrop(section.size),
     ]
     if augment.flip:
@@ -27,13 +42,14 @@ def train_transform(section: DataSection) -> v2.Transform:
     return v2.Compose(steps)
 
 
-def crops(clip: Tensor, size: int, resize: int, count: int) -> Tensor:
-    """Short side to ``resize``, then square crops: (T, 3, H, W) -> (count, T, 3, size, size).
+def crops(clip: Tensor, transform: VideoTransform, count: int) -> Tensor:
+    """Resized, then cropped: (T, 3, H, W) -> (count, T, 3, size, size).
 
     Args:
         count: 1 for the centre; 3 for both ends of the long side and the centre (Wang et al. 2018).
     """
-    clip = v2.functional.resize(clip, [resize], antialias=True)
+    size = transform.size
+    clip = v2.functional.resize(clip, transform.resized(transform.resize), antialias=True)
     height, width = clip.shape[-2:]
     tall = height > width
     room = (height if tall else width) - size
