@@ -33,10 +33,10 @@ _TUNED = {
 }
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks share."""
+def parser(description: str, *, nets: Sequence[str] = ("50", "18", "101", "x50")) -> argparse.ArgumentParser:
+    """The arguments that all benchmarks share; the first of ``nets`` is the default."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--net", nargs="+", default=["50"], choices=["18", "50", "101", "x50"])
+    made.add_argument("--net", nargs="+", default=[nets[0]], choices=nets)
     made.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")

@@ -2,8 +2,9 @@
 
     python -m tasks.publish RUN NAME.TAG EVALUATION --data "CIFAR-10" --licence "..." --command "..."
 
-EVALUATION is a folder of images, or for detectors a COCO JSON file, with --images. The model card
-(``weights/NAME.TAG.md``) is written by hand from what this prints.
+EVALUATION is what ``rescalenet eval`` takes: a folder of images or videos (with --subset, some of them), or for
+detectors a COCO JSON file, with --images. The model card (``weights/NAME.TAG.md``) is written by hand from what this
+prints.
 """
 
 from __future__ import annotations
@@ -23,33 +24,40 @@ from tasks.classification.data import folder_images
 from tasks.classification.evaluate import evaluate_weights
 from tasks.config import read_yaml
 from tasks.detection.coco import load_coco
-from tasks.detection.detector import Detector, create_detector, is_detector
 from tasks.detection.evaluate import evaluate_weights as evaluate_detector
 from tasks.detection.evaluate import figures
 from tasks.errors import UserError
+from tasks.run import load_model, task_of
+from tasks.video.commands import read_set
+from tasks.video.evaluate import evaluate_weights as evaluate_video
+from tasks.video.index import Index
 from zoo.checkpoint import weights_dir, write_json
 
 LIMIT = 12_000_000  # bytes of one file
 
 
-def load_model(entry: zoo.Weights) -> zoo.Backbone | Detector:
-    """The net that weights are of."""
-    make = create_detector if is_detector(entry.config.name) else zoo.create_model
-    return make(entry.config.name, entry.name)
-
-
-def evaluate(entry: zoo.Weights, evaluation: Path, images: Path | None = None) -> dict[str, float]:
-    """The metrics of weights on an evaluation set.
+def evaluate(
+    entry: zoo.Weights,
+    evaluation: Path,
+    images: Path | None = None,
+    subset: str | None = None,
+    index: Path | None = None,
+) -> dict[str, float]:
+    """The metrics of weights on an evaluation set, of videos by one clip.
 
     Args:
-        evaluation, images: as for ``publish``.
+        evaluation, images, subset: as for ``publish``.
+        index: of videos; default: beside them.
 
     Raises:
         UserError: a detector without ``images``.
     """
-    model = load_model(entry)
-    if not isinstance(model, Detector):
+    task, model = task_of(entry), load_model(entry)
+    if task == "classification":
         return evaluate_weights(model, entry, folder_images(evaluation)).metrics()
+    if task == "video":
+        videos, root = read_set(evaluation, subset=subset)
+        return evaluate_video(model, entry, videos, Index(index or root / "video_index.json", root)).metrics()
     if images is None:
         raise UserError(f"{entry.name}: a detector is evaluated on COCO annotations and --images")
     data = load_coco(evaluation, images, masks=model.has_masks, check="header")
@@ -57,15 +65,23 @@ def evaluate(entry: zoo.Weights, evaluation: Path, images: Path | None = None) -
 
 
 def publish(
-    run: Path, name: str, evaluation: Path, facts: dict[str, Any], target: Path, *, images: Path | None = None
+    run: Path,
+    name: str,
+    evaluation: Path,
+    facts: dict[str, Any],
+    target: Path,
+    *,
+    images: Path | None = None,
+    subset: str | None = None,
 ) -> dict[str, Any]:
     """Write ``target/NAME.TAG.safetensors`` and its log, and enter it into ``target/index.json``.
 
     Args:
         run: the folder of a finished run; its last weights are taken, not the best on the evaluation set.
-        evaluation: folder of images, or COCO annotations; evaluated with the half-precision file that ships.
+        evaluation: folder of images or videos, or COCO annotations; evaluated with the half-precision file that ships.
         facts: what the metadata says besides config and metrics: data, licence, command, commit, protocol.
         images: of COCO annotations: folder or zip file.
+        subset: of videos: file with the names of those to evaluate.
 
     Returns:
         The metadata.
@@ -78,7 +94,8 @@ def publish(
     if source.config.name != net or not tag:
         raise UserError(f"{run} is of {source.config.name}; its weights are named {source.config.name}.TAG")
     config = read_yaml(run / "config.yaml")
-    del config["output"], config["data"]["root"]  # folders of the machine it ran on
+    for section, key in ((config, "output"), (config["data"], "root"), (config["data"], "index")):
+        section.pop(key, None)  # folders of the machine it ran on
     model = load_model(source)
     meta: dict[str, Any] = {
         **facts,
@@ -102,7 +119,7 @@ def publish(
         )
 
     save()  # evaluated as it ships, in half precision; then written again with what was measured
-    meta["metrics"] = evaluate(zoo.get_weights(str(path)), evaluation, images)
+    meta["metrics"] = evaluate(zoo.get_weights(str(path)), evaluation, images, subset)
     digest = save()
     if path.stat().st_size > LIMIT:
         path.unlink()
@@ -124,9 +141,10 @@ def main(
     commit: Annotated[str, typer.Option()],
     protocol: Annotated[str, typer.Option()],
     images: Annotated[Path | None, typer.Option()] = None,
+    subset: Annotated[str | None, typer.Option()] = None,
 ) -> None:
     facts = {"data": data, "licence": licence, "command": command, "commit": commit, "protocol": protocol}
-    typer.echo(json.dumps(publish(run, name, evaluation, facts, weights_dir(), images=images), indent=1))
+    typer.echo(json.dumps(publish(run, name, evaluation, facts, weights_dir(), images=images, subset=subset), indent=1))
 
 
 if __name__ == "__main__":

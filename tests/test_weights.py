@@ -12,10 +12,11 @@ import zoo
 from tasks.classification.data import folder_images
 from tasks.classification.evaluate import evaluate_weights
 from tasks.detection.coco import load_coco
-from tasks.detection.detector import create_detector, is_detector
+from tasks.detection.detector import create_detector
 from tasks.detection.predict import detect_image
 from tasks.plots import read_log
-from tasks.publish import evaluate, load_model
+from tasks.publish import evaluate
+from tasks.run import load_model, task_of
 from zoo.export.onnx import export_detector_onnx
 
 WEIGHTS = zoo.list_weights()
@@ -34,7 +35,7 @@ def test_card_log_and_metadata(name):
     entry = zoo.get_weights(name)
     assert set(FACTS) <= entry.meta.keys()
     card = (ROOT / "weights" / f"{name}.md").read_text()
-    key, shown, tolerance = ("mask_ap", ".3f", 0.003) if is_detector(entry.config.name) else ("top1", ".2f", 0.3)
+    key, shown, tolerance = ("mask_ap", ".3f", 0.003) if task_of(entry) == "detection" else ("top1", ".2f", 0.3)
     assert format(entry.meta["metrics"][key], shown) in card
     for fact in ("command", "commit", "licence"):
         assert entry.meta[fact] in card
