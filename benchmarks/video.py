@@ -40,7 +40,7 @@ LAYOUT = zoo.VideoTransform(8, 8, 30.0, 224, 256, (0.45,) * 3, (0.225,) * 3)
 
 
 def builders(net: str) -> dict[str, Callable[[], nn.Module]]:
-    """Rival -> how to build it. ``floor`` is the bare convolutions with our shortcut, ``floor_conv`` with a strided one."""
+    """Rival -> how to build it. ``floor``: bare convolutions with our shortcut; ``floor_conv``: with a strided one."""
     ours, theirs, _, _ = NETS[net]
     bn = functools.partial(zoo.create_model, ours, scheme="bn")
     if theirs is not None:

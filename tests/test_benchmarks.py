@@ -62,3 +62,29 @@ def test_detection(tmp_path):
     assert found == {"saved": rivals, "train": rivals, "infer": [*rivals, "rescale folded"]}
     saved = {r["rival"]: r["bytes"] for r in results if r["mode"] == "saved"}
     assert saved["frozen_bn"] == pytest.approx(saved["torchvision"], rel=0.01)  # the same net
+
+
+def test_video(tmp_path):
+    """Every part runs on small input; each reader that is there gives the frames that ours gives."""
+    small = ["--net", "r3d18", "--frames", "4", "--rivals", "floor", "rescale", "bn", "--batch", "1", "--repeats", "2"]
+    table, results = run("video", *small, "--count", "1", "--keys", "50", out=tmp_path / "video.json")
+    read = {r["reader"]: r for r in results if r["what"] == "read"}
+    assert {"ours", "full decode", "full decode, clip converted"} <= read.keys()
+    assert all(r["wrong"] == 0 for r in read.values())
+    assert {r["part"] for r in results if r["what"] == "feed"} == {"read", "transform", "r3d18"}
+    saved = {r["rival"]: r["clip"] for r in results if r["what"] == "saved"}
+    assert saved["rescale"] <= 1.03 * saved["floor"] < saved["bn"]
+    assert [r["rival"] for r in results if r["what"] == "step"] == ["floor", "rescale", "bn"]
+    assert "rescale" in table
+
+
+def test_saved_memory_of_i3d():
+    """As the benchmark counts it, at the full net: at most 1.03 of the bare convolutions with either shortcut."""
+    from benchmarks.memory import saved_per_image
+    from benchmarks.video import build
+
+    saved = {
+        r: saved_per_image(build("i3d50", r, "cpu"), 96, frames=4) for r in ("floor", "floor_conv", "rescale", "bn")
+    }
+    assert saved["rescale"][0] <= 1.03 * min(saved["floor"][0], saved["floor_conv"][0])
+    assert saved["rescale"][0] <= 0.52 * saved["bn"][0]

@@ -43,6 +43,7 @@ def test_all_names_are_there():
     expected |= {"rescalevgg16", "rescalevgg19"} | {f"rescalenet{d}_cifar" for d in (20, 32, 44, 56, 110)}
     expected |= {f"rescale_{kind}_r{depth}" for kind in ("i3d", "slowonly") for depth in (50, 101)}
     expected |= {"rescale_r3d_10", "rescale_r3d_18", "rescale_mc3_18", "rescale_r2plus1d_18"}
+    expected.add("rescale_slowonly_r20_cifar")
     assert set(NETS) == expected
 
 

@@ -17,7 +17,7 @@ assert site in pathlib.Path(zoo.__file__).parents, zoo.__file__
 assert site in pathlib.Path(tasks.__file__).parents
 assert site in configs_dir().parents
 resolve("classification/cifar10/rescalenet20")
-resolve("video/wagon/rescale_r3d_10")
+resolve("video/wagon/rescale_slowonly_r20_cifar")
 assert (configs_dir() / "video/shapes/fold1.txt").is_file()
 resolve("detection/nuclei/mask_rcnn_rescalenet18")
 assert (configs_dir() / "detection/detectron2/mask_rcnn_rescalenet50_fpn.py").is_file()

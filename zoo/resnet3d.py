@@ -29,7 +29,7 @@ class ResNet3dConfig:
         temporal: kernel sizes in time of a stage's blocks, repeated as often as there are blocks. A basic block with
             1 has no stride in time either; bottlenecks never have one.
         stem: r3d = 3x7x7/(1,2,2); factorised = 1x7x7/(1,2,2) and 3x1x1; slow = 1x7x7/(1,2,2) and i3d = 5x7x7/(1,2,2),
-            both followed by a max pool in space.
+            both followed by a max pool in space; cifar = 1x3x3.
         frame_pool: windows of a max pool in time after the first stage.
         base_channels: width of the first stage; doubles with each stage.
         shortcut: of a stage's first block: avgpool = average pool then 1x1x1, conv = strided 1x1x1; None for
@@ -46,7 +46,7 @@ class ResNet3dConfig:
     block: Literal["basic", "factorised", "bottleneck"]
     depths: tuple[int, ...]
     temporal: tuple[tuple[int, ...], ...]
-    stem: Literal["r3d", "factorised", "slow", "i3d"]
+    stem: Literal["r3d", "factorised", "slow", "i3d", "cifar"]
     frame_pool: int = 1
     base_channels: int = 64
     shortcut: Literal["avgpool", "conv"] | None = None
@@ -107,6 +107,8 @@ def stem(config: ResNet3dConfig) -> list[Conv]:
     out = config.channels(config.base_channels)
     if config.stem == "factorised":  # 45 channels between the two, torchvision's
         return [Conv(config.channels(45), (1, 7, 7), (1, 2, 2)), Conv(out, (3, 1, 1), (1, 1, 1))]
+    if config.stem == "cifar":
+        return [Conv(out, (1, 3, 3), (1, 1, 1))]
     frames = {"r3d": 3, "slow": 1, "i3d": 5}[config.stem]
     return [Conv(out, (frames, 7, 7), (1, 2, 2))]
 
@@ -162,6 +164,13 @@ _register("rescale_r3d_18", ResNet3dConfig("basic", _TWO, _FULL, "r3d"), 112, 16
 _register("rescale_mc3_18", ResNet3dConfig("basic", _TWO, ((3,), _NONE, _NONE, _NONE), "r3d"), 112, 16, _R2PLUS1D)
 _register("rescale_r2plus1d_18", ResNet3dConfig("factorised", _TWO, _FULL, "factorised"), 112, 16, _R2PLUS1D)
 _register("rescale_r3d_10", ResNet3dConfig("basic", (1, 1, 1, 1), _FULL, "r3d", base_channels=24), 112, 16, _R2PLUS1D)
+_register(
+    "rescale_slowonly_r20_cifar",
+    ResNet3dConfig("basic", (3, 3, 3), (_NONE, _NONE, (3,)), "cifar", base_channels=16),
+    64,
+    8,
+    _SLOWFAST,
+)
 for _depth, _blocks in ((50, (3, 4, 6, 3)), (101, (3, 4, 23, 3))):
     _slow = ResNet3dConfig("bottleneck", _blocks, (_NONE, _NONE, (3,), (3,)), "slow")
     _register(f"rescale_slowonly_r{_depth}", _slow, 224, 8, _SLOWFAST)
