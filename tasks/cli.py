@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tasks.errors import UserError
+from tasks.errors import UserError, dead_worker
 from tasks.progress import say
 
 app = typer.Typer(
@@ -216,6 +216,11 @@ def main() -> None:
         app(standalone_mode=True)
     except (UserError, ZooError, OSError) as error:
         say(f"error: {_last_line(error)}")
+        raise SystemExit(1) from None
+    except RuntimeError as error:
+        if (reason := dead_worker(error)) is None:
+            raise
+        say(f"error: {reason}")
         raise SystemExit(1) from None
 
 

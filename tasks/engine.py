@@ -32,7 +32,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 import zoo
 from tasks import config as cfg
 from tasks.devices import make_accelerator
-from tasks.errors import TrainingError
+from tasks.errors import TrainingError, dead_worker
 from tasks.progress import Progress, say
 from zoo.checkpoint import atomic_write, write_text
 from zoo.rescale import branch_statistics
@@ -378,13 +378,9 @@ class Trainer:
                 f"{self._kept()}"
             ) from None
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if (reason := dead_worker(error)) is None:
                 raise
-            reason = str(error).splitlines()[0].rstrip(". ")
-            raise TrainingError(
-                f"{self._where()}: a data loading process died ({reason}), often for want of memory: lower "
-                f"train.workers or the size of samples and go on with --resume; {self._kept()}"
-            ) from None
+            raise TrainingError(f"{self._where()}: {reason}; go on with --resume; {self._kept()}") from None
 
     def _fit(self) -> dict[str, float]:
         at, train = self.at, self.train

@@ -13,5 +13,15 @@ class DataError(UserError):
     """Data that is missing or cannot be read."""
 
 
+def dead_worker(error: BaseException) -> str | None:
+    """What to say where torch reports that a data loading process died; None for other errors."""
+    if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
+        return None
+    reason = str(error).splitlines()[0].rstrip(". ")
+    return (
+        f"a data loading process died ({reason}), often for want of memory: fewer workers or smaller samples need less"
+    )
+
+
 class TrainingError(UserError):
     """A run that cannot start or go on; its checkpoints are intact."""

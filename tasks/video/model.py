@@ -135,7 +135,9 @@ class VideoClassification:
         total = self.train_videos.total
         if accelerator.is_main_process:
             say_failures(failures, total, "epoch")
-        count = len({**self.train_videos.failures, **failures})
+        failures = {**self.train_videos.failures, **failures}
+        count = len(failures)
+        self._refuse(failures, "of this epoch", TrainingError)  # a rank alone saw its part only
         return {"train_failed": count, "train_failed_share": count / total}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
