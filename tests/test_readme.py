@@ -45,3 +45,18 @@ def test_the_page_on_detection_runs():
         assert (ROOT / "docs" / name).exists(), name
     for name in re.findall(r"configs/detection/\S+\.(?:yaml|py)", text):
         assert (ROOT / name).exists()
+
+
+def test_the_page_on_video_runs():
+    text = (ROOT / "docs" / "video.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(compile(code, "video.md", "exec"), scope)
+    assert scope["video"].config.name == "rescale_i3d_r50"
+    assert (scope["body"].feature_info.reduction(), scope["body"].feature_info.frames()) == ([8, 32], [2, 2])
+    assert scope["weights"].transform.frames == 16
+    assert scope["weights"].classes == ("circular", "horizontal", "vertical")
+    for name in re.findall(r"\]\(([^)]+)\)", text):
+        assert (ROOT / "docs" / name).exists(), name
+    for name in re.findall(r"configs/video/\S+\.yaml", text):
+        assert (ROOT / name).exists()

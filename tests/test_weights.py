@@ -102,6 +102,28 @@ def test_tiles_find_what_single_pictures_show(name):
     assert float((overlaps > 0.6).float().mean()) > 0.9
 
 
+@pytest.fixture(scope="session")
+def video_sets(tmp_path_factory):
+    """Tag -> folder of the evaluation videos and the subset of the card."""
+    folder = tmp_path_factory.mktemp("wagon")
+    with tarfile.open(shared("data", "video_wagon", "wagon.tar")) as tar:
+        tar.extractall(folder, filter="data")
+    return {"shapes": (shared("data", "video_shapes"), "video/shapes/fold1.txt"), "wagon": (folder / "val", None)}
+
+
+@pytest.mark.parametrize("name", [n for n in WEIGHTS if task_of(zoo.get_weights(n)) == "video"])
+def test_the_figures_of_the_video_cards(name, video_sets, tmp_path):
+    """On another processor a video may fall otherwise: one of 176 is 0.6 points, and 2.6 of macro-F1."""
+    root, subset = video_sets[name.rpartition(".")[2]]
+    metrics = evaluate(zoo.get_weights(name), root, subset=subset, index=tmp_path / "index.json")
+    expected = zoo.get_weights(name).meta["metrics"]
+    assert metrics.keys() == expected.keys()
+    for key, value in metrics.items():
+        tolerance = 2.7 if key in ("macro_f1", "mean_class") else 0.6
+        assert value == pytest.approx(expected[key], abs=tolerance), key
+    assert metrics["failed"] == 0
+
+
 @pytest.mark.parametrize("name", NUCLEI)
 def test_the_whole_detector_in_onnxruntime(name, tmp_path):
     """On pictures of nuclei of several sizes, which is traced at one."""

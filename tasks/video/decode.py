@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,40 +38,63 @@ class VideoInfo:
     """What ``probe`` found.
 
     Attributes:
-        pts: (frames,) int64, times of the frames in order, in units of ``time_base`` seconds.
+        first: time of the first frame, in units of ``time_base`` seconds.
+        steps: from frame to frame, as runs of equal ones: (step, how many). A set of videos holds many of these.
         keys: numbers of the frames from which decoding can start.
-        seekable: whether ``pts`` are the stream's own. Else the file has no usable times: frames come evenly at the
+        seekable: whether the times are the stream's own. Else the file has no usable times: frames come evenly at the
             stream's nominal rate, and are reached by decoding from the beginning.
         width, height: of the picture as it is shown, after rotation.
     """
 
-    pts: np.ndarray
+    first: int
+    steps: tuple[tuple[int, int], ...]
     time_base: Fraction
     keys: tuple[int, ...]
     seekable: bool
     width: int
     height: int
 
+    @classmethod
+    def of(cls, pts: Sequence[int], *others: Any) -> VideoInfo:
+        """From the time of each frame, and the attributes after ``steps``."""
+        runs: list[tuple[int, int]] = []
+        for before, after in pairwise(pts):
+            step = after - before
+            if runs and runs[-1][0] == step:
+                runs[-1] = (step, runs[-1][1] + 1)
+            else:
+                runs.append((step, 1))
+        return cls(pts[0], tuple(runs), *others)
+
     @property
     def frames(self) -> int:
-        return len(self.pts)
+        return 1 + sum(count for _, count in self.steps)
+
+    @property
+    def pts(self) -> np.ndarray:
+        """(frames,) int64, times of the frames in order, in units of ``time_base`` seconds."""
+        parts = [np.full(count, step, dtype=np.int64) for step, count in self.steps]
+        return np.concatenate([np.array([self.first], dtype=np.int64), *parts]).cumsum()
 
     @property
     def times(self) -> np.ndarray:
         """(frames,) float64, seconds from the first frame."""
-        return (self.pts - self.pts[0]) * float(self.time_base)
+        return (self.pts - self.first) * float(self.time_base)
 
     @property
     def duration(self) -> float:
         """Seconds, the last frame shown as long as an average one."""
-        return float(self.times[-1]) + 1 / self.fps
+        return self._length + 1 / self.fps
 
     @property
     def fps(self) -> float:
         """Average frames per second."""
-        if self.frames == 1:
-            return 1.0
-        return float((self.frames - 1) / (int(self.pts[-1] - self.pts[0]) * self.time_base))
+        return (self.frames - 1) / self._length if self.steps else 1.0
+
+    @property
+    def _length(self) -> float:
+        """Seconds from the first frame to the last."""
+        return float(sum(step * count for step, count in self.steps) * self.time_base)
 
 
 @contextmanager
@@ -134,10 +158,10 @@ def probe(path: str | Path) -> VideoInfo:
     elif not usable or None in decoded or sorted(set(decoded)) != decoded or not set(decoded) <= set(times):
         if not rate:
             raise DataError(f"{path}: has neither time stamps nor a frame rate; convert it to MP4")
-        return VideoInfo(np.arange(len(decoded), dtype=np.int64), 1 / Fraction(rate), (0,), False, width, height)
+        return VideoInfo.of(range(len(decoded)), 1 / Fraction(rate), (0,), False, width, height)
     starts = {pts for pts, key in packets if key}
     keys = tuple(i for i, pts in enumerate(decoded) if pts in starts)
-    return VideoInfo(np.array(decoded, dtype=np.int64), time_base, keys, True, width, height)
+    return VideoInfo.of(decoded, time_base, keys, True, width, height)
 
 
 def read_frames(path: str | Path, info: VideoInfo, indices: Sequence[int]) -> np.ndarray:
@@ -167,7 +191,7 @@ def read_frames(path: str | Path, info: VideoInfo, indices: Sequence[int]) -> np
                     break
     if info.seekable and (rest := set(wanted) - found.keys()):  # some containers (MPEG-TS) seek past their beginning
         with _opened(path) as (container, stream):
-            _decode(container, stream, {int(pts): i for i, pts in enumerate(info.pts)}, rest, found, False)
+            _decode(container, stream, {at: i for i, at in enumerate(info.pts.tolist())}, rest, found, False)
     if missing := [i for i in wanted if i not in found]:
         at = f"{float(info.times[missing[0]]):.2f} s"
         raise DataError(f"{path}: {len(missing)} frames cannot be decoded, the first at {at}; get it again")
@@ -193,7 +217,8 @@ def _seek_and_decode(
     container: Any, stream: Any, info: VideoInfo, wanted: Sequence[int], found: dict[int, np.ndarray]
 ) -> None:
     """Fill ``found``, as far as it can be; a second attempt is for streams that do not start cleanly where they say."""
-    number = {int(pts): i for i, pts in enumerate(info.pts)}
+    pts = info.pts.tolist()
+    number = {at: i for i, at in enumerate(pts)}
     keys = np.array(info.keys if info.keys and info.keys[0] == 0 else (0, *info.keys))
     for group in _groups(wanted, keys):
         start = int(np.searchsorted(keys, group[0], side="right")) - 1
@@ -201,7 +226,7 @@ def _seek_and_decode(
         for key, skip in ((start, skipping), (max(start - 1, 0), False)):
             missing = {i for i in group if i not in found}
             if missing:
-                container.seek(int(info.pts[keys[key]]), stream=stream)
+                container.seek(pts[keys[key]], stream=stream)
                 _decode(container, stream, number, missing, found, skip)
 
 

@@ -10,7 +10,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from tasks.errors import DataError
@@ -138,10 +137,6 @@ def _to_record(entry: Entry, size: int, changed: int) -> dict[str, Any]:
     if entry.info is None:
         return {**record, "failure": entry.failure}
     info = entry.info
-    # times as runs of equal steps: [first, [step, count], [step, count], ...]
-    steps = np.diff(info.pts)
-    starts = np.flatnonzero(np.diff(steps, prepend=steps[:1] - 1)) if len(steps) else np.array([], dtype=int)
-    runs = [[int(steps[a]), int(b - a)] for a, b in zip(starts, [*starts[1:].tolist(), len(steps)], strict=True)]
     return {
         **record,
         "frames": info.frames,
@@ -151,25 +146,27 @@ def _to_record(entry: Entry, size: int, changed: int) -> dict[str, Any]:
         "height": info.height,
         "seekable": info.seekable,
         "time_base": [info.time_base.numerator, info.time_base.denominator],
-        "pts": [int(info.pts[0]), *runs],
+        "first": info.first,
+        "steps": [list(run) for run in info.steps],
         "keys": list(info.keys),
     }
 
 
 def _to_entry(record: dict[str, Any], path: Path) -> Entry:
-    if not record["decodable"]:
-        return Entry(None, record["failure"])
-    first, *runs = record["pts"]
-    steps = [np.full(count, step, dtype=np.int64) for step, count in runs]
-    pts = np.concatenate([np.array([first], dtype=np.int64), *steps]).cumsum()
-    if len(pts) != record["frames"]:
-        raise DataError(f"{path}: its entry in the index of videos is damaged; remove the index")
-    info = VideoInfo(
-        pts,
-        Fraction(*record["time_base"]),
-        tuple(record["keys"]),
-        record["seekable"],
-        record["width"],
-        record["height"],
-    )
-    return Entry(info)
+    try:
+        if not record["decodable"]:
+            return Entry(None, record["failure"])
+        info = VideoInfo(
+            record["first"],
+            tuple((step, count) for step, count in record["steps"]),
+            Fraction(*record["time_base"]),
+            tuple(record["keys"]),
+            record["seekable"],
+            record["width"],
+            record["height"],
+        )
+        if info.frames == record["frames"]:
+            return Entry(info)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise DataError(f"{path}: its entry in the index of videos is damaged; remove the index")

@@ -202,7 +202,7 @@ def annotated(path: Path, info: VideoInfo, found: Prediction, target: Path) -> N
             stream.width, stream.height = info.width + info.width % 2, info.height + info.height % 2
             stream.pix_fmt = "yuv420p"
             stream.time_base = stream.codec_context.time_base = info.time_base
-            times = info.times
+            times, pts = info.times, info.pts.tolist()
             for number, pixels in enumerate(decode_all(path)):
                 if number >= info.frames:
                     break
@@ -212,7 +212,7 @@ def annotated(path: Path, info: VideoInfo, found: Prediction, target: Path) -> N
                 pen.rectangle(pen.textbbox((4, 2), text, font=font), fill=(0, 0, 0))
                 pen.text((4, 2), text, fill=(255, 255, 255), font=font)
                 frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
-                frame.pts, frame.time_base = int(info.pts[number] - info.pts[0]), info.time_base
+                frame.pts, frame.time_base = pts[number] - pts[0], info.time_base
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
 
