@@ -19,22 +19,27 @@ EXTENSIONS = datasets.folder.IMG_EXTENSIONS
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """The files named, and all images below the folders named, in order.
+    """The images among ``find_files``'s."""
+    return find_files(paths, EXTENSIONS, "images")
+
+
+def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> list[Path]:
+    """The files named, and all with one of the endings below the folders named, in order.
 
     Raises:
-        DataError: a path that does not exist, or no images at all.
+        DataError: a path that does not exist, or no files at all.
     """
     found: list[Path] = []
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
         elif path.is_file():
             found.append(path)
         else:
             raise DataError(f"{path}: no such file or folder")
     if not found:
-        raise DataError(f"no images in {', '.join(paths)}; known endings: {' '.join(EXTENSIONS)}")
+        raise DataError(f"no {what} in {', '.join(paths)}; known endings: {' '.join(endings)}")
     return found
 
 

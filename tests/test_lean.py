@@ -96,7 +96,7 @@ def test_a_compiled_training_step_is_one_graph_with_equal_gradients(kind):
         assert (a - b).norm() <= 1e-9 * b.norm(), name
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "basic"])
+@pytest.mark.parametrize("kind", ["bottleneck", "basic", "i3d"])
 def test_channels_last_and_checkpointing_give_the_same_gradients(kind):
     from torch.utils.checkpoint import checkpoint_sequential
 
@@ -110,11 +110,13 @@ def test_channels_last_and_checkpointing_give_the_same_gradients(kind):
 
     model(x).square().sum().backward()
     expected = grads()
-    body = nn.Sequential(model.stem, model.pools[0], model.layer1, model.layer2, model.layer3, model.layer4)
+    stages = zip(model.pools, (getattr(model, name) for name in model.stage_names), strict=True)
+    body = nn.Sequential(model.stem, *(module for pair in stages for module in pair))
     model.forward_head(checkpoint_sequential(body, 3, x, use_reentrant=False)).square().sum().backward()
     again = grads()
-    model.to(memory_format=torch.channels_last)
-    model(x.to(memory_format=torch.channels_last)).square().sum().backward()
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    model.to(memory_format=layout)
+    model(x.to(memory_format=layout)).square().sum().backward()
     last = grads()
     for a, b, c in zip(expected, again, last, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)

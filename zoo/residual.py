@@ -8,14 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
 from zoo.backbone import Backbone, FeatureLevel
+from zoo.errors import ZooError
 from zoo.fold import Nominal, Shift, activation, folded_conv, needed_shift
 from zoo.functional import fitting, pooled
 from zoo.layers import Calibrated, RescaledAdd, ResidualAdd, _BiasedConvNd, _StemConvNd
 from zoo.schemes import Branch, Extent, Scheme, dimensions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What the layouts of all residual families share.
+
+    Attributes:
+        shortcut: of a stage's first block: avgpool = average pool then 1x1, conv = strided 1x1; None for
+            the scheme's own (avgpool for rescale, conv for normalized nets).
+        width: factor on all channel counts.
+        drop_rate: dropout before the classifier.
+        branch_drop_rate: channel dropout after each branch convolution of the last two stages.
+    """
+
+    shortcut: Literal["avgpool", "conv"] | None = None
+    width: float = 1.0
+    drop_rate: float = 0.0
+    branch_drop_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ZooError(f"option width={self.width}: must be greater than 0")
+        for name in ("drop_rate", "branch_drop_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ZooError(f"option {name}={getattr(self, name)}: must be in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -251,21 +278,15 @@ class ResidualNet(Backbone):
 
     def _build(
         self,
+        layout: Layout,
         scheme: Scheme,
         stem: Sequence[Conv],
         stages: Sequence[Stage],
         num_classes: int,
         in_chans: int,
-        *,
-        pooled_shortcut: bool,
-        drop_rate: float,
     ) -> None:
-        """Make all modules.
-
-        Args:
-            pooled_shortcut: average pooling in projection shortcuts instead of a strided 1x1.
-            drop_rate: dropout before the classifier.
-        """
+        """Make all modules."""
+        pooled_shortcut = (layout.shortcut or scheme.default_shortcut) == "avgpool"
         self.scheme = scheme
         self.stem = Stem(scheme, in_chans, stem)
         self.pools = nn.ModuleList(stage.pool or nn.Identity() for stage in stages)  # before each stage
@@ -311,7 +332,7 @@ class ResidualNet(Backbone):
         self.levels = tuple(levels)
         self.num_features = channels
         self.head_bias = scheme.head_bias(channels)
-        self.drop: nn.Module = nn.Dropout(drop_rate) if drop_rate > 0 else nn.Identity()
+        self.drop: nn.Module = nn.Dropout(layout.drop_rate) if layout.drop_rate > 0 else nn.Identity()
         self.reset_classifier(num_classes)
 
     def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:

@@ -14,13 +14,13 @@ from torch import nn
 
 from zoo.errors import ZooError
 from zoo.registry import ModelSpec, register_model
-from zoo.residual import Conv, ResidualNet, Stage
+from zoo.residual import Conv, Layout, ResidualNet, Stage
 from zoo.schemes import Scheme
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
-    """A ResNet's layout. The fields named in ``OPTIONS`` may be given to ``create_model``.
+class ResNetConfig(Layout):
+    """A ResNet's layout, beside what ``Layout`` has. The fields named in ``OPTIONS`` may be given to ``create_model``.
 
     Attributes:
         block: basic (two 3x3) or bottleneck (1x1, 3x3, 1x1).
@@ -28,12 +28,7 @@ class ResNetConfig:
         base_channels: width of the first stage; doubles with each stage.
         groups, width_per_group: as in torchvision's ResNet.
         stem: conv7 = 7x7/2 and max pool; deep = three 3x3 (the first /2) and max pool; cifar = one 3x3.
-        shortcut: of a stage's first block: avgpool = average pool then 1x1, conv = strided 1x1; None for
-            the scheme's own (avgpool for rescale, conv for normalized nets).
         stride_in_1x1: stride in a bottleneck's first 1x1 instead of its 3x3 (the original, Caffe's and detectron2's).
-        width: factor on all channel counts.
-        drop_rate: dropout before the classifier.
-        branch_drop_rate: channel dropout after each branch convolution of the last two stages.
     """
 
     OPTIONS: ClassVar = ("stem", "shortcut", "stride_in_1x1", "width", "drop_rate", "branch_drop_rate")
@@ -44,18 +39,10 @@ class ResNetConfig:
     groups: int = 1
     width_per_group: int = 64
     stem: Literal["conv7", "deep", "cifar"] = "conv7"
-    shortcut: Literal["avgpool", "conv"] | None = None
     stride_in_1x1: bool = False
-    width: float = 1.0
-    drop_rate: float = 0.0
-    branch_drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ZooError(f"option width={self.width}: must be greater than 0")
-        for name in ("drop_rate", "branch_drop_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ZooError(f"option {name}={getattr(self, name)}: must be in [0, 1)")
+        super().__post_init__()
         if self.stride_in_1x1 and self.block != "bottleneck":
             raise ZooError("option stride_in_1x1: only bottleneck nets have a 1x1 to stride")
 
@@ -99,15 +86,7 @@ class ResNet(ResidualNet):
             pool = nn.MaxPool2d(3, 2, 1) if i == 0 and config.stem != "cifar" else None
             drop_rate = config.branch_drop_rate if i >= len(config.depths) - 2 else 0.0
             stages.append(Stage(blocks, stride, pool, drop_rate))
-        self._build(
-            scheme,
-            stem(config),
-            stages,
-            num_classes,
-            in_chans,
-            pooled_shortcut=(config.shortcut or scheme.default_shortcut) == "avgpool",
-            drop_rate=config.drop_rate,
-        )
+        self._build(config, scheme, stem(config), stages, num_classes, in_chans)
 
 
 _PAPER = "https://arxiv.org/abs/1512.03385"

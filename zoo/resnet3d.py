@@ -12,16 +12,15 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from zoo.errors import ZooError
 from zoo.layers import _RepeatsFrames
 from zoo.registry import ModelSpec, register_model
-from zoo.residual import Conv, FramePool, ResidualNet, Stage
+from zoo.residual import Conv, FramePool, Layout, ResidualNet, Stage
 from zoo.schemes import Scheme
 
 
 @dataclass(frozen=True)
-class ResNet3dConfig:
-    """A video ResNet's layout. The fields named in ``OPTIONS`` may be given to ``create_model``.
+class ResNet3dConfig(Layout):
+    """A video ResNet's layout, beside what ``Layout`` has. ``create_model`` takes the fields named in ``OPTIONS``.
 
     Attributes:
         block: basic (two 3x3x3), factorised (each of them a 1x3x3 and a 3x1x1) or bottleneck (kx1x1, 1x3x3, 1x1x1).
@@ -32,13 +31,8 @@ class ResNet3dConfig:
             both followed by a max pool in space; cifar = 1x3x3.
         frame_pool: windows of a max pool in time after the first stage.
         base_channels: width of the first stage; doubles with each stage.
-        shortcut: of a stage's first block: avgpool = average pool then 1x1x1, conv = strided 1x1x1; None for
-            the scheme's own (avgpool for rescale, conv for normalized nets).
         temporal_padding: what convolutions see before the first and after the last frame: zeros, or replicate for
             copies of those frames.
-        width: factor on all channel counts.
-        drop_rate: dropout before the classifier.
-        branch_drop_rate: channel dropout after each branch convolution of the last two stages.
     """
 
     OPTIONS: ClassVar = ("shortcut", "temporal_padding", "width", "drop_rate", "branch_drop_rate")
@@ -49,18 +43,7 @@ class ResNet3dConfig:
     stem: Literal["r3d", "factorised", "slow", "i3d", "cifar"]
     frame_pool: int = 1
     base_channels: int = 64
-    shortcut: Literal["avgpool", "conv"] | None = None
     temporal_padding: Literal["zeros", "replicate"] = "zeros"
-    width: float = 1.0
-    drop_rate: float = 0.0
-    branch_drop_rate: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ZooError(f"option width={self.width}: must be greater than 0")
-        for name in ("drop_rate", "branch_drop_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ZooError(f"option {name}={getattr(self, name)}: must be in [0, 1)")
 
     def channels(self, count: int) -> int:
         """A channel count times ``width``."""
@@ -136,15 +119,7 @@ class ResNet3d(ResidualNet):
             drop_rate = config.branch_drop_rate if i >= len(config.depths) - 2 else 0.0
             strides = (time_stride(config, stride, kernels[0]), stride, stride)
             stages.append(Stage(tuple(blocks), strides, pool, drop_rate))
-        self._build(
-            scheme,
-            stem(config),
-            stages,
-            num_classes,
-            in_chans,
-            pooled_shortcut=(config.shortcut or scheme.default_shortcut) == "avgpool",
-            drop_rate=config.drop_rate,
-        )
+        self._build(config, scheme, stem(config), stages, num_classes, in_chans)
         if config.temporal_padding == "replicate":
             for module in self.modules():
                 if isinstance(module, _RepeatsFrames):

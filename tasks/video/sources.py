@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import DataError
+from tasks.images import find_files
 from tasks.video.decode import EXTENSIONS
 from tasks.video.sampling import Segment
 
@@ -56,23 +57,8 @@ def is_video(path: Path) -> bool:
 
 
 def find_videos(paths: Sequence[str]) -> list[Path]:
-    """The files named, and all videos below the folders named, in order.
-
-    Raises:
-        DataError: a path that does not exist, or no videos at all.
-    """
-    found: list[Path] = []
-    for name in paths:
-        path = Path(name)
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if is_video(p))
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    if not found:
-        raise DataError(f"no videos in {', '.join(paths)}; known endings: {' '.join(EXTENSIONS)}")
-    return found
+    """The videos among ``tasks.images.find_files``'s."""
+    return find_files(paths, EXTENSIONS, "videos")
 
 
 def folder_videos(root: Path) -> Videos:
