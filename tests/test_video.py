@@ -18,10 +18,13 @@ from conftest import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import call
+from test_engine import config as image_config
+from test_engine import images  # noqa: F401  (a fixture)
 from test_video_decode import video
 from torch import nn
 
 import zoo
+from tasks.detection.detector import create_detector
 from tasks.engine import Trainer
 from tasks.engine import cfg as engine_cfg
 from tasks.errors import ConfigError, DataError, TrainingError, UserError
@@ -37,6 +40,7 @@ from tasks.video.predict import predict
 from tasks.video.sampling import ClipSampler, frames_at
 from tasks.video.sources import folder_videos, kinetics_videos, list_videos
 from tasks.video.transforms import crops, train_transform
+from zoo.errors import ZooError
 
 
 def layout(frames=8, interval=8.0, fps=30.0, size=16, resize=16):
@@ -460,16 +464,16 @@ def test_two_processes_give_what_one_gives(moving, tmp_path):
 
 
 def test_image_weights_are_inflated(moving, tmp_path):
-    images = zoo.create_model("rescalenet50", width=0.125, num_classes=4)
-    zoo.calibrate(images, [torch.randn(2, 3, 64, 64)])
+    source = zoo.create_model("rescalenet50", width=0.125, num_classes=4)
+    zoo.calibrate(source, [torch.randn(2, 3, 64, 64)])
     path = tmp_path / "images.safetensors"
     transform = zoo.InputTransform(64, 64, (0.5,) * 3, (0.25,) * 3)
-    zoo.save_weights(images, path, transform=transform, classes=list("abcd"))
+    zoo.save_weights(source, path, transform=transform, classes=list("abcd"))
     model = {"name": "rescale_i3d_r50", "weights": str(path), "options": {"drop_rate": 0.1}}
     task = make_task(config(moving, tmp_path / "run", model=model, data={"size": 16}))
     net = task.build_model()
     assert net.fc.out_features == net.config.num_classes == 3
-    assert torch.equal(net.stem.conv1.weight[:, :, 2], images.stem.conv1.weight)
+    assert torch.equal(net.stem.conv1.weight[:, :, 2], source.stem.conv1.weight)
     assert Trainer(task).fit()["videos"] == 9
 
 
@@ -617,6 +621,14 @@ def test_configs_that_cannot_work(moving, tmp_path, settings, message, monkeypat
     task = make_task(config(moving, tmp_path / "run", **settings))
     with pytest.raises(ConfigError, match=message):
         task.build_model()
+
+
+def test_image_tasks_refuse_video_nets(images, tmp_path):  # noqa: F811
+    task = make_task(image_config(images, tmp_path / "run", model={"name": "rescale_r3d_10"}))
+    with pytest.raises(ConfigError, match="model.name=rescale_r3d_10: takes clips, not images; task=video"):
+        task.build_model()
+    with pytest.raises(ZooError, match="mask_rcnn_rescale_i3d_r50_fpn: rescale_i3d_r50 takes clips, not images"):
+        create_detector("mask_rcnn_rescale_i3d_r50_fpn")
 
 
 def test_sizes_that_do_not_fit_are_named():

@@ -41,9 +41,13 @@ class Classification:
 
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
-        smallest = zoo.model_info(section.name).min_size
-        if self.config.data.size < smallest:
-            raise ConfigError(f"data.size={self.config.data.size}: {section.name} needs at least {smallest} pixels")
+        info = zoo.model_info(section.name)
+        if info.frames is not None:
+            raise ConfigError(f"model.name={section.name}: takes clips, not images; task=video trains it")
+        if self.config.data.size < info.min_size:
+            raise ConfigError(
+                f"data.size={self.config.data.size}: {section.name} needs at least {info.min_size} pixels"
+            )
         return zoo.create_model(
             section.name,
             section.weights,

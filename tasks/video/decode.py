@@ -113,10 +113,12 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
             if "pipe" in container.format.name or container.format.name in ("image2", "gif", "tty"):
                 raise DataError(f"{path}: is not a video but {container.format.long_name!r}")
             stream = streams[0]
+            if stream.codec_context is None:
+                raise DataError(f"{path}: its codec is not known to FFmpeg; convert it to H.264")
             stream.thread_type = "SLICE"
             stream.codec_context.thread_count = 1
             yield container, stream
-    except (FFmpegError, ValueError, OSError, AttributeError) as error:
+    except (FFmpegError, UnicodeError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{path}: cannot be decoded as a video ({reason}); remove it or get it again") from None
 

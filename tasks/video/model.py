@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import zoo
@@ -41,9 +42,9 @@ class VideoClassification:
         self.val_videos = index_videos(val, index, workers=config.train.workers)
         self.classes = train.classes
         for videos, name in ((self.train_videos, "training"), (self.val_videos, "evaluation")):
-            say_failures(videos.failures, videos.total, f"{name} set")
-        broken = self.train_videos.failures
-        self._refuse(broken, "of the training set", DataError)
+            if PartialState().is_main_process:
+                say_failures(videos.failures, videos.total, f"{name} set")
+        self._refuse(self.train_videos.failures, "of the training set", DataError)
         self.failures: dict[str, str] = {}  # of this epoch, on this rank
         self.transform = zoo.VideoTransform(
             data.clip.frames,
@@ -128,8 +129,6 @@ class VideoClassification:
         return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)}
 
     def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
-        from accelerate.utils import gather_object
-
         failures = dict(gather_object(list(self.failures.items())))
         self.failures = {}
         total = self.train_videos.total
