@@ -97,13 +97,16 @@ def predict(
             try:
                 info = probe(path)
                 found, picture = _classify(model, weights, path, info, top, clips, window, step)
-                name = path.stem if path.stem not in names else f"{path.stem}_{i}"
-                if out is not None and annotate:
-                    annotated(path, info, found, out / f"{name}.annotated.mp4")
             except DataError as error:
                 failed[str(path)] = str(error)
                 continue
+            name = path.stem if path.stem not in names else f"{path.stem}_{i}"
             names.add(name)
+            if out is not None and annotate:
+                try:
+                    annotated(path, info, found, out / f"{name}.annotated.mp4")
+                except DataError as error:  # the prediction stays
+                    failed[str(path)] = str(error)
             predictions.append(found)
             if len(pictures) < SHEET_LIMIT:
                 pictures.append(picture)
