@@ -71,10 +71,8 @@ class Result:
 
     def table(self) -> list[dict[str, Any]]:
         """A row a class: videos, recall, precision, and what it is most often taken for."""
-        return [{("videos" if k == "images" else k): v for k, v in row.items()} for row in self._rows()]
-
-    def _rows(self) -> list[dict[str, Any]]:
-        return self.counts(self.scores).table(self.classes)
+        rows = self.counts(self.scores).table(self.classes)
+        return [{("videos" if key == "images" else key): value for key, value in row.items()} for row in rows]
 
 
 def figures(counts: Counts) -> dict[str, float]:
@@ -209,7 +207,7 @@ def _scores(
     if not videos:
         return []
     clips = torch.cat(list(videos))
-    parts = [model(inputs(part.to(device))).double().softmax(1).cpu() for part in clips.split(share)]
+    parts = [model(inputs(part.to(device))).cpu().double().softmax(1) for part in clips.split(share)]
     return list(torch.cat(parts).split([len(views) for views in videos]))
 
 
