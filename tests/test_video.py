@@ -175,6 +175,11 @@ def test_three_crops_lie_along_the_long_side(wide):
     assert torch.equal(views[1], centre if wide else centre.transpose(-1, -2))
 
 
+def test_two_crops_are_refused():
+    with pytest.raises(UserError, match="crops=2: 1 .* or 3"):
+        crops(torch.zeros(1, 3, 20, 20, dtype=torch.uint8), layout(size=16, resize=16), 2)
+
+
 def test_the_weights_transform_is_the_evaluations():
     clip = torch.randint(0, 256, (4, 3, 30, 50), dtype=torch.uint8)
     transform = layout(4, None, None, 16, 20)

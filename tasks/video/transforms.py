@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from tasks.errors import UserError
 from tasks.video.config import DataSection
 from zoo import VideoTransform
 
@@ -47,7 +48,12 @@ def crops(clip: Tensor, transform: VideoTransform, count: int) -> Tensor:
 
     Args:
         count: 1 for the centre; 3 for both ends of the long side and the centre (Wang et al. 2018).
+
+    Raises:
+        UserError: another count.
     """
+    if count not in (1, 3):
+        raise UserError(f"crops={count}: 1 (the centre) or 3 (along the long side)")
     size = transform.size
     clip = v2.functional.resize(clip, transform.resized(transform.resize), antialias=True)
     height, width = clip.shape[-2:]
