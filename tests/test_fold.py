@@ -200,6 +200,7 @@ def test_torch_export(kind):
 
 @pytest.mark.parametrize("kind", ["basic", pytest.param("vgg", marks=pytest.mark.slow)])
 def test_compiles_to_one_graph(kind):
+    torch.compiler.reset()
     model = zoo.fold(trained(kind).float())
     x = samples(kind, 2, 64)
     with torch.no_grad():

@@ -85,6 +85,7 @@ def test_memory_of_every_family(kind):
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k != "basic" else k for k in NARROW])
 def test_a_compiled_training_step_is_one_graph_with_equal_gradients(kind):
+    torch.compiler.reset()
     model = calibrated(kind).train()
     x = samples(kind, 2, 64, dtype=torch.float64)
     grads = []

@@ -238,6 +238,7 @@ def test_torch_export(kind, scheme):
 
 @pytest.mark.parametrize("kind", ["bottleneck", pytest.param("vgg", marks=pytest.mark.slow)])
 def test_compiles_to_one_graph(kind):
+    torch.compiler.reset()  # dynamo compiles one function only so often
     model = narrow(kind)
     compiled = torch.compile(model, fullgraph=True)
     x = samples(kind, 2, 64)
