@@ -331,14 +331,14 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(images, tmp_path, monkeypa
     trainer = Trainer(make_task(config(images, tmp_path / "run")))
     save = torch.save
 
-    def full(state, path):
+    def full(state, file):
         if state["position"]["step"] == 3:
-            path.write_bytes(b"half")
+            file.write(b"half")
             raise OSError(28, "No space left on device")
-        save(state, path)
+        save(state, file)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match=r"No space left on device\); make room .* last good checkpoint is"):
         trainer.fit()
     folder = tmp_path / "run/checkpoints"
     assert [p.name for p in folder.iterdir()] == ["last.pt"]
