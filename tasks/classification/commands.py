@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -18,11 +20,16 @@ def evaluate(entry: zoo.Weights, data: Path, out: Path | None, batch_size: int |
     """Top-1, the table of classes, and ``metrics.json`` and ``confusion.png``."""
     images = folder_images(data)
     result = evaluate_weights(load_model(entry), entry, images, out=out, batch_size=batch_size or 256, workers=workers)
-    typer.echo(f"{'class':<24}{'images':>8}{'recall':>9}{'precision':>11}  most often taken for")
-    for row in result.table(entry.classes):
+    show_result(result.table(entry.classes), result.metrics(), "images")
+
+
+def show_result(table: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], unit: str) -> None:
+    """A line for each class, with its number of ``unit``, and one for the metrics."""
+    typer.echo(f"{'class':<24}{unit:>8}{'recall':>9}{'precision':>11}  most often taken for")
+    for row in table:
         recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
-        typer.echo(f"{row['class']:<24}{row['images']:>8}{recall:>9}{precision:>11}  {row['taken_for']}")
-    typer.echo("  ".join(f"{key} {value:.6g}" for key, value in result.metrics().items()))
+        typer.echo(f"{row['class']:<24}{row[unit]:>8}{recall:>9}{precision:>11}  {row['taken_for']}")
+    typer.echo("  ".join(f"{key} {value:.6g}" for key, value in metrics.items()))
 
 
 def predict(entry: zoo.Weights, inputs: list[str], out: Path, top: int = 5) -> bool:

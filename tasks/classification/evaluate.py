@@ -104,6 +104,19 @@ def evaluate(
     return Result(confusion.view(classes, classes), top5)
 
 
+def class_numbers(names: Sequence[str], weights: zoo.Weights) -> list[int]:
+    """The number that each class of a set has among those of weights.
+
+    Raises:
+        DataError: a class that the weights do not know.
+    """
+    index = {name: i for i, name in enumerate(weights.classes)}
+    for name in names:
+        if name not in index:
+            raise DataError(f"class {name!r} is not one of {weights.name}{near(name, weights.classes)}")
+    return [index[name] for name in names]
+
+
 def evaluate_weights(
     model: zoo.Backbone,
     weights: zoo.Weights,
@@ -122,11 +135,8 @@ def evaluate_weights(
     Raises:
         DataError: a class that the weights do not know.
     """
-    index = {name: i for i, name in enumerate(weights.classes)}
-    for name in images.classes:
-        if name not in index:
-            raise DataError(f"class {name!r} is not one of {weights.name}{near(name, weights.classes)}")
-    labels = [index[images.classes[label]] for label in images.labels]
+    numbers = class_numbers(images.classes, weights)
+    labels = [numbers[label] for label in images.labels]
     data = EvalSet(Images(weights.classes, labels, images.names, images.read), weights.transforms())
     accelerator = make_accelerator()
     model.to(accelerator.device)

@@ -8,6 +8,7 @@ import typer
 from accelerate import PartialState
 
 import zoo
+from tasks.classification.commands import show_result
 from tasks.config import read_holdout
 from tasks.errors import DataError
 from tasks.run import load_model
@@ -68,11 +69,7 @@ def evaluate(
     if not PartialState().is_main_process:
         return
     say_failures(result.failures, len(found), "evaluation")
-    typer.echo(f"{'class':<24}{'videos':>8}{'recall':>9}{'precision':>11}  most often taken for")
-    for row in result.table():
-        recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
-        typer.echo(f"{row['class']:<24}{row['videos']:>8}{recall:>9}{precision:>11}  {row['taken_for']}")
-    typer.echo("  ".join(f"{key} {value:.6g}" for key, value in result.metrics().items()))
+    show_result(result.table(), result.metrics(), "videos")
 
 
 def predict(

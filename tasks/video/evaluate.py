@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 import zoo
 from tasks.classification.evaluate import Result as Counts
+from tasks.classification.evaluate import class_numbers
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tasks.plots import confusion_matrix
@@ -24,7 +25,6 @@ from tasks.video.data import EvalSet, Views, index_videos
 from tasks.video.index import Index
 from tasks.video.sources import Video, Videos
 from zoo.checkpoint import atomic_write, write_json
-from zoo.errors import near
 
 
 @dataclass
@@ -243,11 +243,8 @@ def evaluate_weights(
     """
     assert isinstance(weights.transform, zoo.VideoTransform)
     transform = weights.transform
-    number = {name: i for i, name in enumerate(weights.classes)}
-    for name in videos.classes:
-        if name not in number:
-            raise DataError(f"class {name!r} is not one of {weights.name}{near(name, weights.classes)}")
-    relabelled = tuple(Video(v.name, v.path, number[videos.classes[v.label]], v.segment) for v in videos.items)
+    numbers = class_numbers(videos.classes, weights)
+    relabelled = tuple(Video(v.name, v.path, numbers[v.label], v.segment) for v in videos.items)
     indexed = index_videos(Videos(weights.classes, relabelled), index, workers=workers)
     accelerator = make_accelerator()
     model.to(accelerator.device).to(memory_format=torch.channels_last_3d)

@@ -119,8 +119,9 @@ class VideoClassification:
         model(self.inputs(batch.clips[good], dtype))
 
     def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
-        self.failures |= batch.failures
-        self._refuse({**self.train_videos.failures, **self.failures}, "of this epoch", TrainingError)
+        if batch.failures:
+            self.failures |= batch.failures
+            self._refuse({**self.train_videos.failures, **self.failures}, "of this epoch", TrainingError)
         good = batch.labels >= 0
         if not good.any():  # the other ranks wait for a backward of this one
             return {"loss": model(self.inputs(batch.clips, dtype)).sum() * 0}
