@@ -30,6 +30,7 @@ from benchmarks.memory import sample, saved_per_image
 from benchmarks.rivals import naive
 from tasks.video.config import DataSection
 from tasks.video.decode import VideoInfo, decode_all, probe, read_frames
+from tasks.video.encode import write_video
 from tasks.video.sampling import ClipSampler
 from tasks.video.sources import find_videos
 from tasks.video.transforms import train_transform
@@ -81,24 +82,18 @@ def step(net: str, rival: str, batch: int, arguments: argparse.Namespace) -> Cal
 
 def render(folder: Path, count: int, keys: int) -> list[Path]:
     """10 s of moving noise-like texture at 30 frames a second, a key frame every ``keys`` frames."""
-    import av
-
     height, width = 256, 340
-    made = []
-    for number in range(count):
+
+    def frames(number: int) -> Iterator[np.ndarray]:
         random = np.random.RandomState(number)
         texture = random.randint(0, 256, (height // 4 + 80, width // 4 + 80, 3)).astype(np.uint8)
-        path = folder / f"{number}.mp4"
-        with av.open(str(path), "w") as container:
-            stream: Any = container.add_stream("libx264", rate=30, options={"g": str(keys), "crf": "23"})
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for t in range(300):
-                x, y = int(40 + 39 * np.sin(t / 50 + number)), int(40 + 39 * np.cos(t / 31))
-                part = texture[y : y + height // 4, x : x + width // 4]
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(part.repeat(4, 0).repeat(4, 1)), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-        made.append(path)
+        for t in range(300):
+            x, y = int(40 + 39 * np.sin(t / 50 + number)), int(40 + 39 * np.cos(t / 31))
+            yield texture[y : y + height // 4, x : x + width // 4].repeat(4, 0).repeat(4, 1)
+
+    made = [folder / f"{number}.mp4" for number in range(count)]
+    for number, path in enumerate(made):
+        write_video(path, frames(number), 30, options={"g": str(keys), "crf": "23"})
     return made
 
 

@@ -19,6 +19,7 @@ from tasks.engine import Trainer
 from tasks.errors import UserError
 from tasks.progress import say
 from tasks.run import load_model, make_task, resolve
+from tasks.video.encode import write_video
 from tasks.video.predict import predict as watch
 from zoo.checkpoint import atomic_write, write_text
 from zoo.export.onnx import export_onnx
@@ -149,7 +150,6 @@ MOTIONS = ("horizontal", "vertical", "circular")
 
 def render_shapes(path: Path, seconds: float = 4.0, rate: int = 16) -> None:
     """A video in which an orange triangle moves in each of ``MOTIONS`` for some seconds, 128 px."""
-    import av
     from PIL import ImageDraw
 
     count = round(seconds * rate)
@@ -161,19 +161,14 @@ def render_shapes(path: Path, seconds: float = 4.0, rate: int = 16) -> None:
         y = 64 + 40 * np.sin(angle) if motion != "horizontal" else 64
         return float(x), float(y)
 
-    def write(temporary: Path) -> None:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=rate)
-            stream.width, stream.height, stream.pix_fmt = 128, 128, "yuv420p"
-            for t in range(count * len(MOTIONS)):
-                x, y = place(t)
-                image = Image.new("RGB", (128, 128))
-                corners = [(x + 15 * np.sin(a), y - 15 * np.cos(a)) for a in (0, 2 * np.pi / 3, 4 * np.pi / 3)]
-                ImageDraw.Draw(image).polygon(corners, fill=(230, 120, 20))
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")))
-            container.mux(stream.encode(None))
+    def draw(t: int) -> np.ndarray:
+        x, y = place(t)
+        image = Image.new("RGB", (128, 128))
+        corners = [(x + 15 * np.sin(a), y - 15 * np.cos(a)) for a in (0, 2 * np.pi / 3, 4 * np.pi / 3)]
+        ImageDraw.Draw(image).polygon(corners, fill=(230, 120, 20))
+        return np.asarray(image)
 
-    atomic_write(path, write)
+    write_video(path, map(draw, range(count * len(MOTIONS))), rate)
 
 
 def watch_shapes(out: Path) -> list[str]:

@@ -35,28 +35,29 @@ def test_named_files_and_commands_exist():
     assert find_config("classification/cifar10/rescalenet20")
 
 
-def test_the_page_on_detection_runs():
-    text = (ROOT / "docs" / "detection.md").read_text()
-    code, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)  # the second is detectron2's: tests/interop
+def page(task):
+    """Run the first block of a task's page, whose links and configs must exist: what it defined, how many blocks."""
+    text = (ROOT / "docs" / f"{task}.md").read_text()
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     scope: dict[str, object] = {}
-    exec(compile(code, "detection.md", "exec"), scope)
-    assert scope["model"].config.name == "faster_rcnn_rescalenet101_fpn"
+    exec(compile(code[0], f"{task}.md", "exec"), scope)
     for name in re.findall(r"\]\(([^)]+)\)", text):
         assert (ROOT / "docs" / name).exists(), name
-    for name in re.findall(r"configs/detection/\S+\.(?:yaml|py)", text):
+    for name in re.findall(rf"configs/{task}/\S+\.(?:yaml|py)", text):
         assert (ROOT / name).exists()
+    return scope, len(code)
+
+
+def test_the_page_on_detection_runs():
+    scope, blocks = page("detection")
+    assert blocks == 2  # the second is detectron2's: tests/interop
+    assert scope["model"].config.name == "faster_rcnn_rescalenet101_fpn"
 
 
 def test_the_page_on_video_runs():
-    text = (ROOT / "docs" / "video.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    scope: dict[str, object] = {}
-    exec(compile(code, "video.md", "exec"), scope)
+    scope, blocks = page("video")
+    assert blocks == 1
     assert scope["video"].config.name == "rescale_i3d_r50"
     assert (scope["body"].feature_info.reduction(), scope["body"].feature_info.frames()) == ([8, 32], [2, 2])
     assert scope["weights"].transform.frames == 16
     assert scope["weights"].classes == ("circular", "horizontal", "vertical")
-    for name in re.findall(r"\]\(([^)]+)\)", text):
-        assert (ROOT / "docs" / name).exists(), name
-    for name in re.findall(r"configs/video/\S+\.yaml", text):
-        assert (ROOT / name).exists()

@@ -10,7 +10,6 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -34,6 +33,7 @@ from tasks.video import index as index_module
 from tasks.video.config import DataSection
 from tasks.video.data import EvalSet, TrainSet, collate, index_videos
 from tasks.video.decode import VideoInfo, probe, read_frames
+from tasks.video.encode import write_video
 from tasks.video.evaluate import evaluate, evaluate_weights, read_predictions, save_predictions, standardised
 from tasks.video.index import Index
 from tasks.video.predict import predict
@@ -205,16 +205,15 @@ def moving(tmp_path_factory):
 
 
 def write_bar(path, name, random, count=12):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=10, options={"g": "6"})
-        stream.width, stream.height, stream.pix_fmt = 32, 20, "yuv420p"
-        x, y = random.randint(0, 8), random.randint(0, 6)
-        for i in range(count):
-            image = random.randint(0, 60, (20, 32, 3)).astype(np.uint8)
-            a, b = x + 2 * i * (name == "right"), y + i * (name == "down")
-            image[b : b + 4, a : a + 5] = 230
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
+    x, y = random.randint(0, 8), random.randint(0, 6)
+
+    def picture(i):
+        image = random.randint(0, 60, (20, 32, 3)).astype(np.uint8)
+        a, b = x + 2 * i * (name == "right"), y + i * (name == "down")
+        image[b : b + 4, a : a + 5] = 230
+        return image
+
+    write_video(path, map(picture, range(count)), 10, options={"g": "6"})
 
 
 def test_folders(moving, tmp_path):

@@ -47,8 +47,8 @@ class Result:
         """(classes,) recall of each class; NaN for classes without images."""
         return self.confusion.diagonal().double() / self.confusion.sum(1)
 
-    def table(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """A row a class: images, recall, precision, and what it is most often taken for."""
+    def table(self, classes: Sequence[str], unit: str = "images") -> list[dict[str, Any]]:
+        """A row a class: its number of ``unit``, recall, precision, and what it is most often taken for."""
         rows = []
         predicted = self.confusion.sum(0)
         for i, name in enumerate(classes):
@@ -59,7 +59,7 @@ class Result:
             rows.append(
                 {
                     "class": name,
-                    "images": count,
+                    unit: count,
                     "recall": right / count if count else None,
                     "precision": right / int(predicted[i]) if int(predicted[i]) else None,
                     "taken_for": taken_for,

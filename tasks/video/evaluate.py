@@ -71,8 +71,7 @@ class Result:
 
     def table(self) -> list[dict[str, Any]]:
         """A row a class: videos, recall, precision, and what it is most often taken for."""
-        rows = self.counts(self.scores).table(self.classes)
-        return [{("videos" if key == "images" else key): value for key, value in row.items()} for row in rows]
+        return self.counts(self.scores).table(self.classes, "videos")
 
 
 def figures(counts: Counts) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -20,10 +20,11 @@ from tasks.images import say_unread
 from tasks.plots import contact_sheet, timeline
 from tasks.progress import Progress, say
 from tasks.video.decode import VideoInfo, decode_all, probe, read_frames
+from tasks.video.encode import write_video
 from tasks.video.evaluate import standardised
 from tasks.video.sampling import ClipSampler
 from tasks.video.transforms import crops
-from zoo.checkpoint import atomic_write, write_json
+from zoo.checkpoint import write_json
 
 SHEET_LIMIT = 60  # pictures on a contact sheet
 _TOGETHER = 8  # clips of a forward
@@ -188,8 +189,6 @@ def annotated(path: Path, info: VideoInfo, found: Prediction, target: Path) -> N
     Raises:
         DataError: the video cannot be decoded to its end.
     """
-    import av
-
     font = ImageFont.load_default(size=max(11, info.height // 18))
 
     def caption(seconds: float) -> str:
@@ -197,27 +196,20 @@ def annotated(path: Path, info: VideoInfo, found: Prediction, target: Path) -> N
         best: Any = min(windows, key=lambda w: abs(seconds - (w.begin + w.end) / 2)) if windows else found
         return f"{best.classes[0]} {best.scores[0]:.0%}"
 
-    def write(temporary: Path) -> None:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            rate = Fraction(info.fps).limit_denominator(1001)
-            stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "fast"})
-            # H.264's usual colour format wants even sides
-            stream.width, stream.height = info.width + info.width % 2, info.height + info.height % 2
-            stream.pix_fmt = "yuv420p"
-            stream.time_base = stream.codec_context.time_base = info.time_base
-            times, pts = info.times, info.pts.tolist()
-            for number, pixels in enumerate(decode_all(path)):
-                if number >= info.frames:
-                    break
-                image = Image.new("RGB", (stream.width, stream.height))
-                image.paste(Image.fromarray(pixels))
-                pen, text = ImageDraw.Draw(image), caption(float(times[number]))
-                pen.rectangle(pen.textbbox((4, 2), text, font=font), fill=(0, 0, 0))
-                pen.text((4, 2), text, fill=(255, 255, 255), font=font)
-                frame = av.VideoFrame.from_ndarray(np.asarray(image), format="rgb24")
-                frame.pts, frame.time_base = pts[number] - pts[0], info.time_base
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
+    def captioned() -> Iterator[np.ndarray]:
+        size = (
+            info.width + info.width % 2,
+            info.height + info.height % 2,
+        )  # H.264's usual colour format wants even sides
+        for pixels, seconds in zip(decode_all(path), info.times.tolist(), strict=False):
+            image = Image.new("RGB", size)
+            image.paste(Image.fromarray(pixels))
+            pen, text = ImageDraw.Draw(image), caption(seconds)
+            pen.rectangle(pen.textbbox((4, 2), text, font=font), fill=(0, 0, 0))
+            pen.text((4, 2), text, fill=(255, 255, 255), font=font)
+            yield np.asarray(image)
 
-    atomic_write(target, write)
+    rate = Fraction(info.fps).limit_denominator(1001)
+    times = ((info.pts - info.first).tolist(), info.time_base)
+    write_video(target, captioned(), rate, options={"crf": "20", "preset": "fast"}, times=times)
     say(f"{target}: {found.duration:.1f} s, annotated")
