@@ -158,7 +158,7 @@ def test_heads_of_4conv1fc_have_the_schemes_layers():
     assert all(n.startswith("backbone.body") for n, m in plain.named_modules() if hasattr(m, "pre_bias"))
 
 
-@pytest.mark.parametrize("name", [n for n in zoo.list_models() if zoo.model_info(n).frames is None])
+@pytest.mark.parametrize("name", zoo.list_models(takes="images"))
 def test_every_net_carries_a_detector(name):
     """On the meta device: strides, shapes and parameter counts."""
     with torch.device("meta"):

@@ -16,8 +16,10 @@ from zoo.errors import ExportError, WeightsError, ZooError
 from zoo.fold import fold
 from zoo.registry import ModelInfo, build_model, create_model, list_models, model_info
 from zoo.rescale import CalibrationReport, branch_statistics, calibrate, coefficients
+from zoo.text import TextTransform
 
 from zoo import resnet, resnet3d, vgg  # noqa: F401  isort: skip  (they register their nets)
+from zoo.transformer import Transformer  # isort: skip  (and so does this)
 
 __all__ = [
     "Backbone",
@@ -29,6 +31,8 @@ __all__ = [
     "InputTransform",
     "ModelConfig",
     "ModelInfo",
+    "TextTransform",
+    "Transformer",
     "VideoTransform",
     "Weights",
     "WeightsError",

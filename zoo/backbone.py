@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.layers import Calibrated, RescaledAdd
-from zoo.schemes import Scheme
+from zoo.schemes import SCHEMES, Scheme
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,37 @@ class ModelConfig:
     options: dict[str, Any]
 
 
-class Backbone(nn.Module):
-    """Base of the nets: images (N, in_chans, H, W) -> logits (N, num_classes), or features for 0 classes.
+class Net(nn.Module):
+    """What the registry makes: a net that its config can build again."""
+
+    schemes: ClassVar[Mapping[str, type[Any]]]  # by name
+    residual: ClassVar[bool]  # whether the net has residual branches
+    num_classes: int  # that weights have names of
+    config: ModelConfig  # set by create_model
+    folded = False  # whether it is in deployment form (zoo.fold)
+
+    @classmethod
+    def build(cls, layout: Any, scheme: Any, config: ModelConfig) -> Net:
+        """A fresh net. The registry has checked what it passes."""
+        raise NotImplementedError
+
+    @classmethod
+    def scheme_options(cls, scheme: str) -> dict[str, dataclasses.Field[Any]]:
+        """The options of a scheme; those about residual branches only where the net has them."""
+        owner = cls.schemes[scheme]
+        return {f.name: f for f in dataclasses.fields(owner) if cls.residual or f.name not in owner.residual_options}
+
+    def fold_(self) -> None:
+        """Change this net, in eval mode and without gradients, into its deployment form; ``zoo.fold`` calls it."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay: biases, multipliers and norm parameters."""
+        return no_weight_decay(self)
+
+
+class Backbone(Net):
+    """Base of the nets for images: (N, in_chans, H, W) -> logits (N, num_classes), or features for 0 classes.
 
     Video nets (``dims`` = 3) take clips (N, in_chans, T, H, W), and their feature maps are (N, C, t, h, w).
 
@@ -72,16 +102,18 @@ class Backbone(nn.Module):
     ``reset_classifier`` last, and implement ``forward_levels``, ``forward_head`` and ``truncate``.
     """
 
+    schemes = SCHEMES
     dims: ClassVar[int] = 2  # of its convolutions
-    residual: ClassVar[bool]  # whether the net has residual branches
     pooled: ClassVar[bool]  # whether the last layer's input is pooled features
     scheme: Scheme
     fc: nn.Module
     levels: tuple[FeatureLevel, ...]
     num_features: int
-    num_classes: int
-    config: ModelConfig  # set by create_model
-    folded = False  # whether it is in deployment form (zoo.fold)
+
+    @classmethod
+    def build(cls, layout: Any, scheme: Any, config: ModelConfig) -> Backbone:
+        make: Any = cls
+        return make(layout, scheme, config.num_classes, config.in_chans)
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -115,14 +147,6 @@ class Backbone(nn.Module):
     def truncate(self, level: int) -> None:
         """Drop the head and every stage after feature level ``level``."""
         raise NotImplementedError
-
-    def fold_(self) -> None:
-        """Change this net, in eval mode and without gradients, into its deployment form; ``zoo.fold`` calls it."""
-        raise NotImplementedError
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that take no weight decay: biases, multipliers and norm parameters."""
-        return no_weight_decay(self)
 
 
 class FeatureExtractor(nn.Module):

@@ -25,9 +25,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from zoo.backbone import Backbone, ModelConfig
+from zoo.backbone import ModelConfig, Net
 from zoo.errors import WeightsError, ZooError, near
 from zoo.layers import Calibrated
+from zoo.text import TextTransform
 
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
@@ -160,7 +161,7 @@ class TimeAfterChannels(nn.Module):
         return clip.transpose(-4, -3)
 
 
-AnyTransform = InputTransform | DetectionTransform | VideoTransform
+AnyTransform = InputTransform | DetectionTransform | VideoTransform | TextTransform
 
 
 class ReverseChannels(nn.Module):
@@ -191,8 +192,8 @@ class Weights:
     meta: dict[str, Any]
     sha256: str | None = None
 
-    def transforms(self) -> Transform:
-        """The transform from a PIL image or uint8 tensor (of video nets: a clip) to the net's input."""
+    def transforms(self) -> Callable[..., Any]:
+        """The transform to the net's input: from a PIL image or uint8 tensor, of video nets a clip, or sentences."""
         return self.transform.build()
 
     def scheme_for(self, asked: str | None) -> str:
@@ -357,7 +358,7 @@ def save_weights(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ZooError(f"{path}: the name of a weights file ends in .safetensors")
-    if any(isinstance(module, Backbone) and module.folded for module in model.modules()):
+    if any(isinstance(module, Net) and module.folded for module in model.modules()):
         raise ZooError(
             f"{path}: a folded net has no named form to load again: save the net before zoo.fold, or export it"
         )
@@ -383,7 +384,7 @@ def save_weights(
     return hashlib.sha256(content).hexdigest()
 
 
-def adapt(state: dict[str, Tensor], stored: ModelConfig, model: Backbone) -> dict[str, Tensor]:
+def adapt(state: dict[str, Tensor], stored: ModelConfig, model: Net) -> dict[str, Tensor]:
     """Fit a state dict to a model that differs in head, input channels or frozen statistics; each change is logged."""
     config = model.config
     state = dict(state)

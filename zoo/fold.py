@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from zoo.errors import ZooError
 from zoo.functional import product_bias
-from zoo.layers import BiasedLinear, Conv3d, _BiasedConvNd, _RepeatsFrames, _StemConvNd
+from zoo.layers import BiasedLinear, BiasedProjections, Conv3d, _BiasedConvNd, _RepeatsFrames, _StemConvNd
 
 log = logging.getLogger("rescalenet")
 
@@ -27,32 +27,33 @@ Shift = Tensor | None
 
 
 def fold(model: Model) -> Model:
-    """A copy of the model for inference, with every backbone of the zoo inside it in deployment form.
+    """A copy of the model for inference, with every net of the zoo inside it in deployment form.
 
     Equal outputs at every input size up to rounding, in eval mode, without gradients: its parameters do not train, and
-    its dropout is gone. GroupNorm depends on the data and stays; the log says how many did. A folded net is folded
-    once: folding it again gives a copy.
+    its dropout is gone. GroupNorm and LayerNorm depend on the data and stay; the log says how many did. A folded net is
+    folded once: folding it again gives a copy.
 
     Args:
-        model: a backbone, a feature extractor, or any module that holds some.
+        model: a net of the zoo, a feature extractor, or any module that holds some.
 
     Raises:
-        ZooError: there is no backbone of the zoo in it.
+        ZooError: there is no net of the zoo in it.
     """
-    from zoo.backbone import Backbone
+    from zoo.backbone import Net
 
     model = copy.deepcopy(model).eval()
-    bodies = [module for module in model.modules() if isinstance(module, Backbone)]
+    bodies = [module for module in model.modules() if isinstance(module, Net)]
     if not bodies:
-        raise ZooError(f"fold: there is no backbone of the zoo in this {type(model).__name__}")
+        raise ZooError(f"fold: there is no net of the zoo in this {type(model).__name__}")
     for body in bodies:
         if not body.folded:
             with torch.no_grad():
                 body.fold_()
             body.folded = True
             body.requires_grad_(False)
-            if kept := sum(isinstance(module, nn.GroupNorm) for module in body.modules()):
-                log.info("fold: %d GroupNorm layers stay, they depend on the data", kept)
+            for kind in (nn.GroupNorm, nn.LayerNorm):
+                if kept := sum(isinstance(module, kind) for module in body.modules()):
+                    log.info("fold: %d %s layers stay, they depend on the data", kept, kind.__name__)
     return model
 
 
@@ -175,17 +176,26 @@ def folded_conv(
     return plain, norm
 
 
-def folded_linear(linear: nn.Module, *, missing: Shift = None) -> nn.Module:
-    """A plain linear layer. ``missing`` (I,) is what was added to its input before and is not any more."""
+def folded_linear(linear: nn.Module, *, gain: float | Tensor = 1.0, missing: Shift = None) -> nn.Module:
+    """A plain linear layer.
+
+    Args:
+        gain: factor on the output.
+        missing: (I,), what was added to its input before and is not any more.
+    """
     if not isinstance(linear, nn.Linear):
         return linear  # no head
     weight = linear.weight.double()
     beta = weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.double()
-    if isinstance(linear, BiasedLinear):
+    if isinstance(linear, BiasedProjections):
+        pre_bias = linear.pre_bias.double().view(-1, linear.in_features)
+        beta = beta + product_bias(weight, pre_bias, sections=linear.geometry.sections)
+    elif isinstance(linear, BiasedLinear):
         beta = beta + weight @ linear.pre_bias.double()
+    beta = beta * getattr(linear, "input_scale", 1.0)
     if missing is not None:
         beta = beta + weight @ missing
     plain = nn.Linear(linear.in_features, linear.out_features, device=weight.device, dtype=linear.weight.dtype)
-    plain.weight.data = linear.weight.data
-    plain.bias.data = beta.to(linear.weight.dtype)
+    plain.weight.data = (weight * gain).to(linear.weight.dtype)
+    plain.bias.data = (beta * gain).to(linear.weight.dtype)
     return plain

@@ -24,12 +24,16 @@ Scale = Tensor | float | None
 
 
 class Geometry(NamedTuple):
-    """How a convolution moves over its input: one number for each spatial dimension. A linear layer has none."""
+    """How a convolution moves over its input: one number for each spatial dimension. A linear layer has none.
+
+    ``sections``: numbers of outputs of linear layers that are packed into one, each with a bias before it of its own.
+    """
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    sections: tuple[int, ...] = ()
 
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -55,7 +59,7 @@ def biased_product(
     Args:
         x: (N, I, *positions), or (..., I) for ``LINEAR``.
         weight: (O, I/groups, *kernel), or (O, I).
-        pre_bias, bias: (I,) and (O,) or None.
+        pre_bias, bias: (I,), or (sections, I); and (O,) or None.
         scale: a number or 0-D tensor, multiplied into the weights.
         input_scale: a layer whose input is s times its nominal input multiplies its biases by s and so gives s times
             its nominal output.
@@ -89,7 +93,7 @@ def _shift_in_forward(x: Tensor, weight: Tensor, scale: Scale, geometry: Geometr
     """
     if any(geometry.padding):
         return True
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if geometry.sections or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False  # one graph for all sizes
     return 2 * x.numel() <= (1 if scale is None else 3) * weight.numel()
 
@@ -98,6 +102,8 @@ def _shift_in_backward(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """The same for backward: 3 for each of x against 3 for each of W and 1 for each of y."""
     if any(geometry.padding):
         return True
+    if geometry.sections:
+        return False
     y = x.numel() * weight.shape[0] // (weight.shape[1] * geometry.groups * math.prod(geometry.stride))
     return 3 * x.numel() <= 3 * weight.numel() + y
 
@@ -121,14 +127,14 @@ def _product(
         x = _shifted(x, pre_bias, scale if on_x else None, input_scale, geometry)
         kernel = weight if on_x else _times(weight, scale)
     else:
-        folded = product_bias(weight, pre_bias, geometry.groups)
+        folded = product_bias(weight, pre_bias, geometry.groups, geometry.sections)
         beta = folded if bias is None else folded + bias
         kernel = _times(weight, scale)
     if beta is not None:
         beta = _times(_times(beta, input_scale), scale).to(dtype)
     if not geometry.stride:
         return F.linear(x, kernel.to(dtype), beta)
-    stride, padding, dilation, groups = geometry
+    stride, padding, dilation, groups, _ = geometry
     return torch.convolution(x, kernel.to(dtype), beta, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
@@ -150,7 +156,12 @@ def _product_to_compile(
     """
     x = pooled(x, pool)
     kernel = _times(weight, scale)
-    stride, padding, dilation, groups = geometry
+    stride, padding, dilation, groups, sections = geometry
+    if sections:
+        added = _times(product_bias(kernel, pre_bias, sections=sections), input_scale)
+        if bias is not None:
+            added = added + _times(_times(bias, input_scale), scale)
+        return F.linear(x, kernel.to(dtype)) + added.to(dtype)
     by_group = kernel.view(groups, -1, *kernel.shape[1:])  # (groups, O/groups, I/groups, *kernel)
     b = _times(pre_bias, input_scale).view(groups, 1, -1, *[1] * len(stride))
     added = (by_group * b).sum(2).view(kernel.shape[0], 1, *kernel.shape[2:])  # (O, 1, *kernel)
@@ -205,9 +216,9 @@ class _Product(torch.autograd.Function):
         if not shift or need_bias or (need_scale and bias is not None):
             grad_beta = _times(_sum_to_channels(grad, ctx.geometry, weight.dtype), ctx.input_scale)
         if not shift:
-            grad_b = _times(_transposed(weight, grad_beta, ctx.geometry.groups), scale)
+            grad_b = _times(_transposed(weight, grad_beta, ctx.geometry), scale)
             if grad_w is not None:
-                grad_w = _add_outer(grad_w, grad_beta, pre_bias, ctx.geometry.groups)
+                grad_w = _add_outer(grad_w, grad_beta, pre_bias, ctx.geometry)
         elif need_b or (on_h and need_scale):
             grad_b = _times(_sum_to_channels(grad_x, ctx.geometry, weight.dtype), ctx.input_scale)
         if need_scale:
@@ -238,7 +249,7 @@ def _product_backward(
     if not geometry.stride:
         rows = grad.reshape(-1, grad.shape[-1])
         return grad @ kernel if need_h else None, rows.t() @ h.reshape(-1, h.shape[-1]) if need_kernel else None
-    stride, padding, dilation, groups = geometry
+    stride, padding, dilation, groups, _ = geometry
     # without the bias: oneDNN takes twice as long for it as a sum does
     mask = [need_h, need_kernel, False]
     return _convolution_backward(
@@ -246,8 +257,10 @@ def _product_backward(
     )[:2]
 
 
-def product_bias(weight: Tensor, pre_bias: Tensor, groups: int = 1) -> Tensor:
-    """W b for each output channel: (O, I/groups, ...) and (I,) -> (O,)."""
+def product_bias(weight: Tensor, pre_bias: Tensor, groups: int = 1, sections: tuple[int, ...] = ()) -> Tensor:
+    """W b for each output channel: (O, I/groups, ...) and (I,), or (sections, I) -> (O,)."""
+    if sections:
+        return torch.cat([torch.mv(part, b) for part, b in zip(weight.split(sections), pre_bias, strict=True)])
     summed = _sum_positions(weight)
     if groups == 1:
         return torch.mv(summed, pre_bias)
@@ -317,17 +330,28 @@ def _sum_positions(weight: Tensor) -> Tensor:
     return weight.sum(tuple(range(2, weight.ndim)))
 
 
-def _transposed(weight: Tensor, grad: Tensor, groups: int) -> Tensor:
-    """Gradient (I,) of b, from the gradient (O,) of W b."""
-    summed = _sum_positions(weight)
+def _transposed(weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """Gradient (I,), or (sections, I), of b, from the gradient (O,) of W b."""
+    if geometry.sections:
+        parts = zip(weight.split(geometry.sections), grad.split(geometry.sections), strict=True)
+        return torch.stack([torch.mv(part.t(), g) for part, g in parts])
+    summed, groups = _sum_positions(weight), geometry.groups
     if groups == 1:
         return torch.mv(summed.t(), grad)
     return (summed.view(groups, -1, summed.shape[1]) * grad.view(groups, -1, 1)).sum(1).flatten()
 
 
-def _add_outer(grad_w: Tensor, grad: Tensor, pre_bias: Tensor, groups: int) -> Tensor:
+def _add_outer(grad_w: Tensor, grad: Tensor, pre_bias: Tensor, geometry: Geometry) -> Tensor:
     """What comes to W through W b, the same at every kernel position, added to its gradient."""
     in_place = not torch.is_grad_enabled()  # it is on where the gradient is to be differentiated again
+    groups, sections = geometry.groups, geometry.sections
+    if sections:
+        parts = zip(grad_w.split(sections), grad.split(sections), pre_bias, strict=True)
+        if in_place:
+            for part, g, b in parts:
+                part.addr_(g, b)
+            return grad_w
+        return torch.cat([part.addr(g, b) for part, g, b in parts])
     if groups == 1 and grad_w.shape[2:].numel() == 1:
         matrix = grad_w.view(grad_w.shape[:2])
         return (matrix.addr_(grad, pre_bias) if in_place else matrix.addr(grad, pre_bias)).view(grad_w.shape)

@@ -36,6 +36,11 @@ class Calibrated(nn.Module):
         """The (C,) parameter that calibration sets."""
         return getattr(self, self.data_bias_name)
 
+    @property
+    def calibrated_channels(self) -> int:
+        """C."""
+        return self.data_bias.numel()
+
     def calibration_input(self, x: Tensor) -> Tensor:
         """The tensor whose channel mean the bias removes, given the layer's input."""
         return x if self.input_scale == 1 else x / self.input_scale
@@ -48,8 +53,8 @@ class Calibrated(nn.Module):
         """
         x = self.calibration_input(x)
         dim = self.channel_dim % x.ndim
-        if x.shape[dim] != self.data_bias.numel():
-            raise ZooError(f"calibrate: an input has {x.shape[dim]} channels, the layer {self.data_bias.numel()}")
+        if x.shape[dim] != self.calibrated_channels:
+            raise ZooError(f"calibrate: an input has {x.shape[dim]} channels, the layer {self.calibrated_channels}")
         sums = x.sum(dim=[d for d in range(x.ndim) if d != dim], dtype=torch.float64)
         return torch.cat([sums, sums.new_tensor([x.numel() // x.shape[dim]])])
 
@@ -183,6 +188,52 @@ class BiasedLinear(Calibrated, nn.Linear):
         return biased_product(
             x, self.weight, self.pre_bias, self.bias, LINEAR, scale=scale, input_scale=self.input_scale
         )
+
+
+class BiasedProjections(Calibrated, nn.Linear):
+    """Linear layers of the same input packed into one, each with a bias before it: (..., I) -> (..., sum of sizes).
+
+    Parameters: ``weight`` (sum of sizes, I), ``pre_bias`` (number of sizes * I,), and ``bias`` if ``post_bias``.
+    """
+
+    channel_dim = -1
+
+    def __init__(self, in_features: int, sizes: tuple[int, ...], *, post_bias: bool = True) -> None:
+        nn.Linear.__init__(self, in_features, sum(sizes), bias=post_bias)
+        self.pre_bias = nn.Parameter(torch.zeros(len(sizes) * in_features))
+        self.geometry = LINEAR._replace(sections=sizes)
+
+    def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
+        """scale * (W_i (x + pre_bias_i) + bias_i) for each part i; see ``zoo.functional.biased_product``."""
+        pre_bias = self.pre_bias.view(-1, self.in_features)
+        return biased_product(
+            x, self.weight, pre_bias, self.bias, self.geometry, scale=scale, input_scale=self.input_scale
+        )
+
+    @property
+    def calibrated_channels(self) -> int:
+        return self.in_features
+
+    def calibrate_(self, means: Tensor) -> None:
+        super().calibrate_(means.repeat(len(self.geometry.sections)))
+
+
+class FeatureBias(Calibrated):
+    """x / input_scale + b over the last dimension, b (C,) initialised from data: (..., C) -> the same shape."""
+
+    data_bias_name = "bias"
+    channel_dim = -1
+
+    def __init__(self, features: int, input_scale: float = 1.0) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.input_scale = input_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.bias.to(x.dtype), x, alpha=1 / self.input_scale)
+
+    def extra_repr(self) -> str:
+        return str(self.bias.numel())
 
 
 class _StemConvNd(Calibrated):

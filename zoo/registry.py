@@ -12,9 +12,10 @@ from typing import Any, Literal, overload
 import pydantic
 
 from zoo import checkpoint
-from zoo.backbone import Backbone, FeatureExtractor, ModelConfig
+from zoo.backbone import Backbone, FeatureExtractor, ModelConfig, Net
 from zoo.errors import ZooError, near
-from zoo.schemes import SCHEMES, Scheme, scheme_options
+
+Takes = Literal["images", "clips", "text"]
 
 
 @dataclass(frozen=True)
@@ -22,21 +23,29 @@ class ModelSpec:
     """A registered net: its class, the layout of the family, and defaults.
 
     Attributes:
-        family: the class, called as ``family(layout, scheme, num_classes, in_chans)``.
+        family: the class; its ``build`` is called.
         layout: the family's config; its ``OPTIONS`` are what ``create_model`` lets users change.
-        num_classes, input_size: defaults; min_size: smallest input side that works.
-        frames: default length of a clip; None for nets that take images.
+        num_classes, input_size: defaults; min_size: smallest input side that works. 0 for nets that take text.
+        schemes: those that it supports; None for all of the family.
+        frames: default length of a clip; None for nets that take no clips.
+        takes: its input.
     """
 
     name: str
-    family: type[Backbone]
+    family: type[Net]
     layout: Any
     num_classes: int
     input_size: int
     min_size: int
     paper: str
-    schemes: tuple[str, ...] = tuple(SCHEMES)
+    schemes: tuple[str, ...] | None = None
     frames: int | None = None
+    takes: Takes = "images"
+
+    @property
+    def supported(self) -> tuple[str, ...]:
+        """Names of the schemes."""
+        return tuple(self.family.schemes) if self.schemes is None else self.schemes
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,10 @@ class ModelInfo:
         options: options of the architecture, with their defaults.
         scheme_options: for each scheme, its options with their defaults.
         weights: tags of the weights that can be loaded by name.
-        input_size: side of the square input in pixels the net was designed for; min_size the smallest.
-        frames: length of the clips the net was designed for (any works); None for nets that take images.
+        takes: images, clips or text.
+        num_classes: default; 0 for nets that take text, whose options tell the sizes of their vocabularies.
+        input_size: side of the square input in pixels the net was designed for; min_size the smallest; 0 for text.
+        frames: length of the clips the net was designed for (any works); None for nets that take none.
     """
 
     name: str
@@ -58,6 +69,7 @@ class ModelInfo:
     options: dict[str, Any]
     scheme_options: dict[str, dict[str, Any]]
     weights: tuple[str, ...]
+    takes: Takes
     num_classes: int
     input_size: int
     min_size: int
@@ -87,13 +99,14 @@ def _spec(name: str) -> ModelSpec:
     return _MODELS[name]
 
 
-def list_models(filter: str = "*", *, pretrained: bool = False) -> list[str]:
+def list_models(filter: str = "*", *, pretrained: bool = False, takes: Takes | None = None) -> list[str]:
     """Sorted names of the registered nets that match the shell pattern ``filter``.
 
     Args:
         pretrained: only nets that have weights by name.
+        takes: only nets with this input.
     """
-    names = fnmatch.filter(sorted(_MODELS), filter)
+    names = [n for n in fnmatch.filter(sorted(_MODELS), filter) if takes in (None, _MODELS[n].takes)]
     return [n for n in names if checkpoint.weight_tags(n)] if pretrained else names
 
 
@@ -107,13 +120,11 @@ def model_info(name: str) -> ModelInfo:
     return ModelInfo(
         name=name,
         family=spec.family.__name__,
-        schemes=spec.schemes,
+        schemes=spec.supported,
         options={key: getattr(spec.layout, key) for key in spec.layout.OPTIONS},
-        scheme_options={
-            s: {f.name: f.default for f in scheme_options(s, residual=spec.family.residual).values()}
-            for s in spec.schemes
-        },
+        scheme_options={s: {f.name: f.default for f in spec.family.scheme_options(s).values()} for s in spec.supported},
         weights=checkpoint.weight_tags(name),
+        takes=spec.takes,
         num_classes=spec.num_classes,
         input_size=spec.input_size,
         min_size=spec.min_size,
@@ -134,32 +145,37 @@ def _checked(options: dict[str, Any], owner: Any, where: str) -> dict[str, Any]:
     return checked
 
 
-def build_model(config: ModelConfig) -> Backbone:
+def build_model(config: ModelConfig) -> Net:
     """A fresh net from its config, whatever its scheme: for code that loads a state into it next.
 
     Raises:
         ZooError: unknown name, scheme or option (with near matches).
     """
     spec = _spec(config.name)
-    if config.scheme not in SCHEMES:
-        raise ZooError(f"unknown scheme {config.scheme!r}{near(config.scheme, SCHEMES)}")
-    if config.scheme not in spec.schemes:
-        raise ZooError(f"{config.name} does not support scheme {config.scheme!r}; it does: {', '.join(spec.schemes)}")
+    known_schemes = spec.family.schemes
+    if config.scheme not in known_schemes:
+        raise ZooError(f"unknown scheme {config.scheme!r}{near(config.scheme, known_schemes)}")
+    if config.scheme not in spec.supported:
+        raise ZooError(f"{config.name} does not support scheme {config.scheme!r}; it does: {', '.join(spec.supported)}")
     for key, value in {"num_classes": config.num_classes, "in_chans": config.in_chans}.items():
+        if spec.takes == "text":
+            if value:
+                raise ZooError(f"{config.name} takes text: not {key}, but source_vocabulary and target_vocabulary")
+            continue
         least = 0 if key == "num_classes" else 1
         if not isinstance(value, int) or value < least:
             raise ZooError(f"{config.name}: {key}={value!r}: a whole number of at least {least} is needed")
-    of_scheme = scheme_options(config.scheme, residual=spec.family.residual)
+    of_scheme = spec.family.scheme_options(config.scheme)
     known = [*spec.layout.OPTIONS, *of_scheme]
     for key in config.options:
         if key not in known:
             raise ZooError(f"{config.name} with scheme {config.scheme!r} has no option {key!r}{near(key, known)}")
-    cls = SCHEMES[config.scheme]
+    cls = known_schemes[config.scheme]
     split = {k: v for k, v in config.options.items() if k in of_scheme}
-    scheme: Scheme = cls(**_checked(split, cls, config.name))
+    scheme = cls(**_checked(split, cls, config.name))
     own = {k: v for k, v in config.options.items() if k not in of_scheme}
     layout = dataclasses.replace(spec.layout, **_checked(own, spec.layout, config.name))
-    model = spec.family(layout, scheme, config.num_classes, config.in_chans)
+    model = spec.family.build(layout, scheme, config)
     model.config = config
     return model
 
@@ -208,8 +224,9 @@ def create_model(
     Args:
         name: one of ``list_models()``.
         weights: a tag (``"cifar10"``), ``"name.tag"`` or a path ending in ``.safetensors``; None for a fresh net.
-        scheme: ``rescale`` (the default without weights), ``bn``, ``frozen_bn``, ``gn`` or ``none``. With
-            weights it comes from them; a contradiction is an error, except ``frozen_bn`` for ``bn`` weights.
+        scheme: ``rescale`` (the default without weights), ``bn``, ``frozen_bn``, ``gn`` or ``none``; of nets that take
+            text ``rescale``, ``post_ln``, ``pre_ln``, ``none``, ``t_fixup``, ``deepnorm`` or ``dyt``. With weights it
+            comes from them; a contradiction is an error, except ``frozen_bn`` for ``bn`` weights.
         num_classes: classes of the last layer, 0 for no head. None: the weights' or the net's own number.
             Another number than the weights' gives a new last layer, which is logged.
         in_chans: input channels, 3 by default. Another number than the weights' adapts the stem, which is logged.
@@ -217,7 +234,8 @@ def create_model(
         options: options of the net and the scheme (``model_info(name)``).
 
     Returns:
-        ``Backbone``, or ``FeatureExtractor`` if ``features_only``.
+        ``Backbone``, or ``FeatureExtractor`` if ``features_only``; for the name of a net that takes text, always a
+        ``zoo.Transformer``.
 
     Raises:
         ZooError: unknown name, scheme or option (with near matches), or one that contradicts the weights.
@@ -226,12 +244,15 @@ def create_model(
     spec = _spec(name)
     if out_indices is not None and not features_only:
         raise ZooError("out_indices is for features_only=True")
+    if features_only and not issubclass(spec.family, Backbone):
+        raise ZooError(f"features_only: {name} takes {spec.takes} and has no feature maps")
     if weights is None:
         scheme = scheme or "rescale"
-        if scheme in SCHEMES and SCHEMES[scheme].needs_weights:
+        if scheme in spec.family.schemes and spec.family.schemes[scheme].needs_weights:
             raise ZooError(f"scheme {scheme!r} needs weights: its statistics are never trained")
         classes = spec.num_classes if num_classes is None else num_classes
-        model = build_model(ModelConfig(name, scheme, classes, 3 if in_chans is None else in_chans, options))
+        usual = 0 if spec.takes == "text" else 3
+        model: Any = build_model(ModelConfig(name, scheme, classes, usual if in_chans is None else in_chans, options))
     else:
         entry = checkpoint.get_weights(weights, model=name)
         stored = entry.config
@@ -239,7 +260,8 @@ def create_model(
         info = model_info(name)
         defaults = {**info.options, **info.scheme_options.get(stored.scheme, {})}  # build_model refuses unknown schemes
         for key, value in options.items():
-            if key.endswith("drop_rate") or key not in defaults:  # dropout is free; build_model refuses unknown ones
+            # what no weight depends on is free; build_model refuses unknown ones
+            if key.endswith("drop_rate") or key == "max_length" or key not in defaults:
                 continue
             if value != (there := stored.options.get(key, defaults[key])):
                 raise ZooError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")

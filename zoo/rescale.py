@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +72,22 @@ class CalibrationReport:
             f"{len(self.calibrated)} biases initialised from data, {len(self.supplied)} kept from a checkpoint, "
             f"{len(self.unreached)} not reached"
         )
+
+
+_POSITIONS: ContextVar[Tensor | None] = ContextVar("positions", default=None)
+
+
+@contextmanager
+def positions(keep: Tensor) -> Iterator[None]:
+    """While it lasts, calibration looks at the positions of layers' inputs where ``keep`` (B, T) is True.
+
+    Padding tells nothing of the data. Nothing but ``calibrate`` reads it.
+    """
+    token = _POSITIONS.set(keep)
+    try:
+        yield
+    finally:
+        _POSITIONS.reset(token)
 
 
 class _Stopped(Exception):
@@ -171,7 +189,8 @@ def calibrate(
         assert isinstance(layer, Calibrated)
         runner = current[threading.get_ident()]
         first_seen.setdefault(layer, len(report.calibrated))
-        sums = layer.calibration_sums(args[0])
+        x, keep = args[0], _POSITIONS.get()
+        sums = layer.calibration_sums(x if keep is None else x[keep])
         runner.sums[layer] = runner.sums[layer] + sums if layer in runner.sums else sums
         runner.calls[layer] += 1
         if runner.calls[layer] >= calls[layer]:

@@ -7,7 +7,6 @@ scheme is a class here and an entry in ``SCHEMES``.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -266,9 +265,3 @@ class GroupNorm(_Normalized):
 SCHEMES: MappingProxyType[str, type[Scheme]] = MappingProxyType(
     {cls.name: cls for cls in (Rescale, BatchNorm, FrozenBatchNorm, GroupNorm, Scheme)}
 )
-
-
-def scheme_options(scheme: str, *, residual: bool) -> dict[str, dataclasses.Field[Any]]:
-    """The options of a scheme; those about residual branches only where the net has them."""
-    cls = SCHEMES[scheme]
-    return {f.name: f for f in dataclasses.fields(cls) if residual or f.name not in cls.residual_options}

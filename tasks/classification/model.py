@@ -42,8 +42,10 @@ class Classification:
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
         info = zoo.model_info(section.name)
-        if info.frames is not None:
-            raise ConfigError(f"model.name={section.name}: takes clips, not images; task=video trains it")
+        if info.takes != "images":
+            raise ConfigError(
+                f"model.name={section.name}: takes {info.takes}, not images; others: rescalenet list --takes images"
+            )
         if self.config.data.size < info.min_size:
             raise ConfigError(
                 f"data.size={self.config.data.size}: {section.name} needs at least {info.min_size} pixels"
@@ -73,6 +75,9 @@ class Classification:
 
     def calibration_forward(self, model: nn.Module, batch: tuple[Tensor, ...], dtype: torch.dtype) -> None:
         model(self.inputs(batch, dtype))
+
+    def weight(self, batch: object) -> None:
+        return None
 
     def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         x, target = self.inputs(batch, dtype), batch[1]

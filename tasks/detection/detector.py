@@ -293,8 +293,8 @@ def create_detector(
         zoo.WeightsError: weights that are missing, damaged or do not fit.
     """
     _, backbone = _split(name)
-    if zoo.model_info(backbone).frames is not None:
-        raise ZooError(f"{name}: {backbone} takes clips, not images")
+    if (takes := zoo.model_info(backbone).takes) != "images":
+        raise ZooError(f"{name}: {backbone} takes {takes}, not images")
     if weights is not None and weights_backbone is not None:
         raise ZooError("weights and weights_backbone: a detector's weights hold the backbone's; give one of them")
     entry = None
@@ -323,7 +323,7 @@ def create_detector(
         assert scheme is not None
         net = zoo.build_model(zoo.ModelConfig(backbone, scheme, 0, 3, checked.body))
     indices = _last_strides(net) if checked.out_indices is None else checked.out_indices
-    assert not isinstance(source, zoo.VideoTransform)
+    assert isinstance(source, zoo.InputTransform | DetectionTransform)
     input = _input(source, min_size, max_size, mean, std, fixed=weights or weights_backbone)
     config = zoo.ModelConfig(
         name,

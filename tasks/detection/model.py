@@ -78,6 +78,9 @@ class Detection:
         assert isinstance(model, Detector)
         model.calibration_pass(*self.inputs(batch, dtype))
 
+    def weight(self, batch: object) -> None:
+        return None
+
     def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
         return model(*self.inputs(batch, dtype))
 

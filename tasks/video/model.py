@@ -69,8 +69,10 @@ class VideoClassification:
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
         info = zoo.model_info(section.name)
-        if info.frames is None:
-            raise ConfigError(f"model.name={section.name}: takes images, not clips; rescalenet list tells the others")
+        if info.takes != "clips":
+            raise ConfigError(
+                f"model.name={section.name}: takes {info.takes}, not clips; others: rescalenet list --takes clips"
+            )
         if self.config.train.precision == "bf16" and not torch.accelerator.is_available():
             # oneDNN: a weight gradient is noise or NaN where a clip is shorter than its kernel (docs/video.md)
             raise ConfigError("train.precision=bf16: 3D convolutions give wrong gradients on the CPU; set it to fp32")
@@ -117,6 +119,9 @@ class VideoClassification:
         if not good.any():
             raise DataError(f"no video of a batch can be read: {next(iter(batch.failures.values()))}")
         model(self.inputs(batch.clips[good], dtype))
+
+    def weight(self, batch: object) -> None:
+        return None
 
     def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
         if batch.failures:

@@ -43,8 +43,8 @@ def inflate(model: Backbone, name: str | None = None, *, kernel: Kernel = "centr
         if name not in list_models():
             raise ZooError(f"inflate: there is no I3D of {config.name}; give the name of a video net")
     info = model_info(name)
-    if info.frames is None:
-        raise ZooError(f"inflate: {name} takes images; give the name of a video net")
+    if info.takes != "clips":
+        raise ZooError(f"inflate: {name} takes {info.takes}; give the name of a video net")
     known = {**info.options, **info.scheme_options[config.scheme]}
     left_out = sorted(set(config.options) - set(known))
     if left_out:

@@ -60,10 +60,10 @@ class ZooBackbone(Backbone):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if zoo.model_info(name).frames is not None:
-            raise ZooError(f"{name} takes clips, not images")
+        if (takes := zoo.model_info(name).takes) != "images":
+            raise ZooError(f"{name} takes {takes}, not images")
         transform = IMAGENET if weights is None else zoo.get_weights(weights, model=name).transform
-        assert not isinstance(transform, zoo.VideoTransform)
+        assert isinstance(transform, zoo.InputTransform | zoo.DetectionTransform)
         net = zoo.create_model(name, weights, scheme=scheme, num_classes=0, **(options or {}))
         names = feature_names(net)
         for feature in out_features:

@@ -1,0 +1,443 @@
+"""Encoder-decoder Transformers without normalization, and the same with it: one code path for every scheme.
+
+Vaswani et al. 2017, "Attention is all you need"; rescaled residuals: RescaleNet's METHOD, translation. Token ids and
+sinusoids are fairseq's (id 0 <s>, 1 padding, 2 </s>, 3 unknown; a decoder's input begins with </s>).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zoo.backbone import ModelConfig, Net
+from zoo.errors import ZooError
+from zoo.fold import folded_linear
+from zoo.losses import linear_cross_entropy
+from zoo.registry import ModelSpec, register_model
+from zoo.rescale import positions
+from zoo.text import PAD, UNK
+from zoo.transformer_schemes import TRANSFORMER_SCHEMES, Join, Place, RescaledJoin, TransformerScheme
+
+
+@dataclass(frozen=True)
+class TransformerLayout:
+    """Sizes of a net.
+
+    Attributes:
+        dim: width d; hidden: of the feed-forward layers; heads: of attention.
+        drop_rate: on embeddings and branches; attention_drop_rate on attention weights; hidden_drop_rate after the
+            activation of the feed-forward layers.
+        share: embeddings that are one matrix with the output layer: ``all`` (one vocabulary), ``decoder`` or ``none``.
+        source_vocabulary, target_vocabulary: their numbers of tokens.
+        max_length: of a sentence in tokens, </s> counted.
+    """
+
+    OPTIONS: ClassVar[tuple[str, ...]] = (
+        "dim",
+        "hidden",
+        "heads",
+        "encoder_layers",
+        "decoder_layers",
+        "activation",
+        "drop_rate",
+        "attention_drop_rate",
+        "hidden_drop_rate",
+        "share",
+        "source_vocabulary",
+        "target_vocabulary",
+        "max_length",
+    )
+
+    dim: int
+    hidden: int
+    heads: int
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    activation: Literal["relu", "gelu"] = "relu"
+    drop_rate: float = 0.1
+    attention_drop_rate: float = 0.0
+    hidden_drop_rate: float = 0.0
+    share: Literal["all", "decoder", "none"] = "all"
+    source_vocabulary: int = 32000
+    target_vocabulary: int = 32000
+    max_length: int = 1024
+
+    def __post_init__(self) -> None:
+        for key in ("dim", "hidden", "heads", "encoder_layers", "decoder_layers", "max_length"):
+            if getattr(self, key) < 1:
+                raise ZooError(f"option {key}={getattr(self, key)}: must be at least 1")
+        for key in ("drop_rate", "attention_drop_rate", "hidden_drop_rate"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ZooError(f"option {key}={getattr(self, key)}: must be in [0, 1)")
+        if self.dim % self.heads:
+            raise ZooError(f"options dim={self.dim} and heads={self.heads}: dim must be a multiple of heads")
+        source, target = self.source_vocabulary, self.target_vocabulary
+        if min(source, target) <= UNK:
+            raise ZooError(f"options source_vocabulary={source}, target_vocabulary={target}: ids 0 to {UNK} are taken")
+        if self.share == "all" and source != target:
+            raise ZooError(
+                f"option share='all' wants one vocabulary, not source_vocabulary={source} and "
+                f"target_vocabulary={target}; use share='decoder'"
+            )
+
+
+@dataclass
+class Memory:
+    """A batch of encoded sentences, as the decoder reads them.
+
+    Attributes:
+        keys_values: of each decoder layer, (B, heads, S, dim / heads) each.
+        mask: (B, 1, 1, S), 0 at tokens and -inf at padding; None without padding.
+    """
+
+    keys_values: list[tuple[Tensor, Tensor]]
+    mask: Tensor | None
+
+    def select(self, rows: Tensor) -> Memory:
+        """The sentences with these numbers."""
+        chosen = [(k[rows], v[rows]) for k, v in self.keys_values]
+        return Memory(chosen, None if self.mask is None else self.mask[rows])
+
+
+class Cache:
+    """Keys and values of the target tokens so far, of each decoder layer: (rows, heads, T, dim / heads)."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.length = 0
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, with those of the new tokens."""
+        if layer in self.layers:
+            old_key, old_value = self.layers[layer]
+            key, value = torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
+        self.layers[layer] = key, value
+        return key, value
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order."""
+        self.layers = {i: (k[rows], v[rows]) for i, (k, v) in self.layers.items()}
+
+
+class Branch(nn.Module):
+    """A residual branch: what it computes, its join, and dropout before the join."""
+
+    branch_layers: ClassVar[tuple[str, ...]]  # attribute names of the layers that its values pass, in order
+    linear_layers: ClassVar[tuple[str, ...]]  # of all its linear layers
+    join: Any
+
+    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, place: Place) -> None:
+        super().__init__()
+        self.join = scheme.join(place, layout.dim)
+        self.drop = _dropout(layout.drop_rate)
+
+    def fold_(self) -> None:
+        """Plain linear layers in place of biased ones, a plain addition in place of a rescaled one, no dropout."""
+        for name in self.linear_layers:
+            layer = getattr(self, name)
+            last = isinstance(self.join, RescaledJoin) and name == self.branch_layers[-1]
+            setattr(self, name, folded_linear(layer, gain=self.join.factor(layer) if last else 1.0))
+        if isinstance(self.join, RescaledJoin):
+            self.join = Join()
+        self.drop = nn.Identity()
+
+
+def _dropout(rate: float) -> nn.Module:
+    return nn.Dropout(rate) if rate else nn.Identity()
+
+
+class Attention(Branch):
+    """What self- and cross-attention share."""
+
+    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, place: Place) -> None:
+        super().__init__(layout, scheme, place)
+        self.heads, self.drop_rate = layout.heads, layout.attention_drop_rate
+        self.temperature = (layout.dim // layout.heads) ** -0.5
+
+    def split(self, x: Tensor, parts: int) -> Sequence[Tensor]:
+        """(B, T, parts d) -> for each part (B, H, T, D)."""
+        return x.view(*x.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Scaled dot-product attention: q (B, H, T, D), k and v (B, H, S, D) -> (B, T, d)."""
+        drop_rate = self.drop_rate if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, mask, drop_rate, is_causal=causal, scale=self.temperature)
+        return out.transpose(1, 2).flatten(2)
+
+    def fold_(self) -> None:
+        super().fold_()
+        self.drop_rate = 0.0
+
+
+class SelfAttention(Attention):
+    """Attention within a sentence."""
+
+    branch_layers = linear_layers = ("qkv", "out")
+
+    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, place: Place) -> None:
+        super().__init__(layout, scheme, place)
+        held = self.join.before
+        self.qkv = scheme.linear(("query", "key", "value"), layout.dim, layout.dim, place, held)
+        self.out = scheme.linear(("output",), layout.dim, layout.dim, place, held)
+        self.temperature /= held**2
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """(B, T, d) -> (B, T, d)."""
+        q, k, v = self.split(self.qkv(self.join.enter(x)), 3)
+        return self.join(x, self.out, self.attend(q, k, v, mask, causal), self.drop)
+
+    def step(self, x: Tensor, layer: int, cache: Cache) -> Tensor:
+        """The same for the tokens (rows, T, d) that follow those of the cache; T is 1 unless the cache is empty."""
+        q, k, v = self.split(self.qkv(self.join.enter(x)), 3)
+        k, v = cache.extend(layer, k, v)
+        return self.join(x, self.out, self.attend(q, k, v, causal=q.shape[2] > 1), self.drop)
+
+
+class CrossAttention(Attention):
+    """Attention of the target to the source.
+
+    Args:
+        memory: what the encoder's output is held at, over its nominal value.
+    """
+
+    branch_layers = ("key_value", "out")
+    linear_layers = ("query", "key_value", "out")
+
+    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, place: Place, memory: float) -> None:
+        super().__init__(layout, scheme, place)
+        held = self.join.before
+        self.query = scheme.linear(("query",), layout.dim, layout.dim, place, held)
+        self.key_value = scheme.linear(("key", "value"), layout.dim, layout.dim, place, memory)
+        self.out = scheme.linear(("output",), layout.dim, layout.dim, place, memory)
+        self.temperature /= held * memory
+
+    def remember(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, S, D) of the encoder's output (B, S, d)."""
+        key, value = self.split(self.key_value(source), 2)
+        return key, value
+
+    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """(B * beams, T, d) -> the same; the beams of a sentence are consecutive rows and share its memory."""
+        key, value = memory
+        (q,) = self.split(self.query(self.join.enter(x)), 1)
+        rows, heads, length, _ = q.shape
+        if (count := len(key)) != rows:  # beams as further positions of the query
+            q = q.view(count, -1, heads, length, q.shape[-1]).transpose(1, 2).flatten(2, 3)
+        out = self.attend(q, key, value, mask)
+        if count != rows:
+            out = out.view(rows, length, -1)
+        return self.join(x, self.out, out, self.drop)
+
+    def weights(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """The attention that ``forward`` pays, without dropout: (B, H, T, S)."""
+        (q,) = self.split(self.query(self.join.enter(x)), 1)
+        scores = q @ memory[0].transpose(2, 3) * self.temperature
+        return (scores if mask is None else scores + mask).softmax(3)
+
+
+class FeedForward(Branch):
+    """Two linear layers with an activation between them."""
+
+    branch_layers = linear_layers = ("hidden", "shrink")
+
+    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, place: Place) -> None:
+        super().__init__(layout, scheme, place)
+        held = self.join.before
+        # ReLU is positively homogeneous: what it gives is held as its input is. GELU wants the nominal input.
+        self.restore = 1 / held if layout.activation == "gelu" and held != 1 else None
+        self.hidden = scheme.linear(("hidden",), layout.dim, layout.hidden, place, held)
+        inner = held if self.restore is None else 1.0
+        self.shrink = scheme.linear(("shrink",), layout.hidden, layout.dim, place, inner)
+        self.activation = nn.ReLU(inplace=True) if layout.activation == "relu" else nn.GELU()
+        self.hidden_drop = _dropout(layout.hidden_drop_rate)
+
+    def fold_(self) -> None:
+        restore, self.restore = self.restore, None
+        super().fold_()
+        self.hidden_drop = nn.Identity()
+        if restore is not None:
+            self.hidden = folded_linear(self.hidden, gain=restore)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, d) -> (B, T, d)."""
+        entered = self.join.enter(x)
+        h = self.hidden(entered) if self.restore is None else self.hidden(entered, self.restore)
+        return self.join(x, self.shrink, self.hidden_drop(self.activation(h)), self.drop)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward branches."""
+
+    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, number: int) -> None:
+        super().__init__()
+        n, m = layout.encoder_layers, layout.decoder_layers
+        places = [Place("encoder", 2 * number + i, 2 * n, n, m) for i in (1, 2)]
+        self.self_attn = SelfAttention(layout, scheme, places[0])
+        self.ffn = FeedForward(layout, scheme, places[1])
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, S, d) -> (B, S, d)."""
+        return self.ffn(self.self_attn(x, mask))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention and feed-forward branches."""
+
+    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, number: int, memory: float) -> None:
+        super().__init__()
+        n, m = layout.encoder_layers, layout.decoder_layers
+        places = [Place("decoder", 3 * number + i, 3 * m, n, m) for i in (1, 2, 3)]
+        self.self_attn = SelfAttention(layout, scheme, places[0])
+        self.cross_attn = CrossAttention(layout, scheme, places[1], memory)
+        self.ffn = FeedForward(layout, scheme, places[2])
+
+
+class Embedding(nn.Embedding):
+    """Token embeddings times sqrt(d), plus sinusoids: (B, T) -> (B, T, d)."""
+
+    sinusoids: Tensor
+
+    def __init__(self, vocabulary: int, dim: int, max_length: int, std: float) -> None:
+        nn.Embedding.__init__(self, vocabulary, dim)
+        self.max_length = max_length
+        with torch.no_grad():
+            self.weight.normal_(0.0, std)
+        self.register_buffer("sinusoids", sinusoids(max_length, dim), persistent=False)
+
+    def forward(self, tokens: Tensor, start: int = 0) -> Tensor:
+        """``start`` is the position of the first token."""
+        end = start + tokens.shape[1]
+        if end > self.max_length:
+            raise ZooError(f"a sentence of {end} tokens; the net was made for {self.max_length} (option max_length)")
+        where = self.sinusoids[start:end].to(self.weight.dtype)
+        return torch.add(where, super().forward(tokens), alpha=math.sqrt(self.embedding_dim))
+
+
+def sinusoids(length: int, dim: int) -> Tensor:
+    """Positions as sines, then cosines, of geometrically spaced frequencies (length, dim); fairseq's numbers."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / max(half - 1, 1)))
+    angles = (torch.arange(length, dtype=torch.float64) + PAD + 1)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos(), torch.zeros(length, dim % 2)], 1).float()
+
+
+class Transformer(Net):
+    """An encoder-decoder Transformer: source and target tokens -> logits of the next target token."""
+
+    schemes = TRANSFORMER_SCHEMES
+    residual = True
+    num_classes = 0  # its outputs are tokens, which the vocabulary names
+
+    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme) -> None:
+        super().__init__()
+        self.layout, self.scheme = layout, scheme
+        n, m, dim, length = layout.encoder_layers, layout.decoder_layers, layout.dim, layout.max_length
+        deviation = scheme.embedding_std(dim, "encoder", n)
+        self.encoder_embedding = Embedding(layout.source_vocabulary, dim, length, deviation)
+        self.decoder_embedding: Embedding | None = None
+        if layout.share != "all":
+            deviation = scheme.embedding_std(dim, "decoder", m)
+            self.decoder_embedding = Embedding(layout.target_vocabulary, dim, length, deviation)
+        self.drop = _dropout(layout.drop_rate)
+        self.encoder: Any = nn.ModuleList(EncoderLayer(layout, scheme, i) for i in range(n))
+        self.encoder_end = scheme.end("encoder", 2 * n, dim)
+        memory = scheme.held_at_end(2 * n)
+        self.decoder: Any = nn.ModuleList(DecoderLayer(layout, scheme, i, memory) for i in range(m))
+        self.decoder_end = scheme.end("decoder", 3 * m, dim)
+        self.projection: nn.Linear | None = None
+        if layout.share == "none":
+            self.projection = nn.Linear(dim, layout.target_vocabulary, bias=False)
+            nn.init.normal_(self.projection.weight, std=dim**-0.5)
+
+    @classmethod
+    def build(cls, layout: Any, scheme: Any, config: ModelConfig) -> Transformer:
+        return cls(layout, scheme)
+
+    @property
+    def target_embedding(self) -> Embedding:
+        """The decoder's, which may be the encoder's."""
+        return self.encoder_embedding if self.decoder_embedding is None else self.decoder_embedding
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix (target vocabulary, d) that gives logits."""
+        return self.target_embedding.weight if self.projection is None else self.projection.weight
+
+    def project(self, x: Tensor) -> Tensor:
+        """Features (..., d) -> logits (..., target vocabulary)."""
+        return F.linear(x, self.output_weight)
+
+    def fold_(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Branch):
+                module.fold_()
+        self.drop = nn.Identity()
+
+    def encode(self, source: Tensor) -> Memory:
+        """Tokens (B, S), padded at the end with ``PAD`` -> what the decoder reads of them."""
+        padding = source == PAD
+        x = self.encoder_embedding(source)
+        mask = None
+        if padding.any():
+            mask = torch.zeros(padding.shape, dtype=x.dtype, device=x.device).masked_fill_(padding, -math.inf)
+            mask = mask[:, None, None]
+        x = self.drop(x)
+        with positions(~padding):
+            for layer in self.encoder:
+                x = layer(x, mask)
+            x = self.encoder_end(x)
+            return Memory([layer.cross_attn.remember(x) for layer in self.decoder], mask)
+
+    def decode(self, target: Tensor, memory: Memory) -> Tensor:
+        """Tokens (B, T) that begin with ``EOS``, padded at the end -> features (B, T, d) before the projection."""
+        x = self.drop(self.target_embedding(target))
+        with positions(target != PAD):
+            for layer, keys_values in zip(self.decoder, memory.keys_values, strict=True):
+                x = layer.self_attn(x, causal=True)
+                x = layer.cross_attn(x, keys_values, memory.mask)
+                x = layer.ffn(x)
+            return self.decoder_end(x)
+
+    def step(self, target: Tensor, memory: Memory, cache: Cache) -> Tensor:
+        """Tokens (rows, T) that follow those in the cache -> logits (rows, vocabulary) after the last of them.
+
+        ``rows`` may be a multiple of the memory's sentences: consecutive rows are beams of one.
+        """
+        x = self.target_embedding(target, cache.length)
+        for i, (layer, keys_values) in enumerate(zip(self.decoder, memory.keys_values, strict=True)):
+            x = layer.self_attn.step(x, i, cache)
+            x = layer.cross_attn(x, keys_values, memory.mask)
+            x = layer.ffn(x)
+        cache.length += target.shape[1]
+        return self.project(self.decoder_end(x[:, -1]))
+
+    def forward(
+        self, source: Tensor, target: Tensor, labels: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Any:
+        """Logits (B, T, V), or with labels (B, T), ``PAD`` where there is none, the summed loss and likelihood.
+
+        Returns:
+            Logits; or two 0-D tensors, see ``zoo.losses.linear_cross_entropy``.
+        """
+        x = self.decode(target, self.encode(source))
+        if labels is None:
+            return self.project(x)
+        there = labels != PAD
+        return linear_cross_entropy(x[there], self.output_weight, labels[there], label_smoothing=label_smoothing)
+
+
+_VASWANI = "Vaswani et al. 2017, Attention is all you need; Shao et al. 2020, RescaleNet"
+_LAYOUTS = {
+    "tiny": TransformerLayout(128, 256, 4, 4, 4, drop_rate=0.3),
+    "small": TransformerLayout(512, 1024, 4, drop_rate=0.3),  # fairseq's iwslt_de_en
+    "base": TransformerLayout(512, 2048, 8, drop_rate=0.1),
+    "big": TransformerLayout(1024, 4096, 16, drop_rate=0.3),
+}
+for _size, _layout in _LAYOUTS.items():
+    register_model(ModelSpec(f"rescale_transformer_{_size}", Transformer, _layout, 0, 0, 0, _VASWANI, takes="text"))
