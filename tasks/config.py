@@ -85,8 +85,32 @@ class OneCycle(Strict):
     start: float = Field(0.04, ge=0, le=1, description="first rate over the peak")
 
 
+class InverseSqrt(Strict):
+    """Linear warm-up, then the peak times sqrt(warmup_steps / step) (Vaswani et al. 2017)."""
+
+    name: Literal["inverse_sqrt"] = "inverse_sqrt"
+    warmup_steps: int = Field(4000, ge=1)
+
+
 Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]
-Schedule = Annotated[Cosine | MultiStep | OneCycle, Field(discriminator="name")]
+Schedule = Annotated[Cosine | MultiStep | OneCycle | InverseSqrt, Field(discriminator="name")]
+
+
+class EMA(Strict):
+    """Exponential moving average over the optimizer steps."""
+
+    name: Literal["ema"] = "ema"
+    decay: float = Field(0.9999, gt=0, lt=1)
+
+
+class LastEpochs(Strict):
+    """The mean of the weights at the ends of the last epochs: fairseq's average_checkpoints."""
+
+    name: Literal["last_epochs"] = "last_epochs"
+    epochs: int = Field(5, ge=1)
+
+
+Average = Annotated[EMA | LastEpochs, Field(discriminator="name")]
 
 
 class TrainSection(Strict):
@@ -101,7 +125,7 @@ class TrainSection(Strict):
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the net")
     seed: int = Field(0, ge=0)
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of the averaged weights, which are then evaluated; 0: none")
+    average: Average | None = Field(None, description="weights that are averaged, then evaluated and kept")
     calibration_batches: int = Field(8, ge=1, description="batches whose means initialise the biases of a fresh net")
     workers: int = Field(0, ge=0, description="data loading processes on each rank")
     eval_every: int = Field(1, ge=1, description="epochs")

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, set_seed
+from accelerate.utils import GradientAccumulationPlugin, broadcast, set_seed
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
@@ -68,6 +68,9 @@ class Task(Protocol):
     def losses(self, model: nn.Module, batch: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         """The terms of the loss by name, each a mean over the batch; their sum is minimised."""
 
+    def weight(self, batch: Any) -> int | None:
+        """How much a batch counts beside others of an optimizer step (its tokens); None where all count the same."""
+
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         """Metrics on the evaluation set, the same on every rank."""
 
@@ -85,7 +88,14 @@ class EpochBatches(BatchSampler):
         length: of the data set.
         groups: of each sample; a batch is of one group, but for the last few of an epoch.
         repeats: how often each sample is wanted in an epoch, on average; default once.
+
+    Attributes:
+        per_rank: whether a batch is for one rank; else it is split over the ranks.
+        per_batch: what progress counts (``Task.unit``) in a batch, on average.
     """
+
+    per_rank = False
+    per_batch: float
 
     def __init__(
         self,
@@ -101,6 +111,7 @@ class EpochBatches(BatchSampler):
         if self.samples < batch_size:
             raise TrainingError(f"the training set has {self.samples} samples, fewer than one batch of {batch_size}")
         self.length, self.batch_size, self.seed, self.drop_last = length, batch_size, seed, True
+        self.per_batch = float(batch_size)
         self.epoch, self.start = 0, 0
 
     def seek(self, epoch: int, start: int) -> None:
@@ -151,8 +162,11 @@ def mix(*numbers: int) -> int:
     return state & 0x7FFFFFFFFFFFFFFF
 
 
-def rate(schedule: cfg.Cosine | cfg.MultiStep | cfg.OneCycle, epoch: float, epochs: int) -> float:
-    """The learning rate over its peak at a (fractional) epoch of a run of ``epochs``."""
+def rate(schedule: cfg.Schedule, epoch: float, epochs: int, steps: int = 1) -> float:
+    """The learning rate over its peak at a (fractional) epoch of a run of ``epochs``, each of ``steps``."""
+    if isinstance(schedule, cfg.InverseSqrt):
+        done = (epoch * steps + 1) / schedule.warmup_steps
+        return done if done < 1 else done**-0.5
     if isinstance(schedule, cfg.OneCycle):
         up = schedule.up * epochs
         if epoch < up:
@@ -262,7 +276,7 @@ class Trainer:
         half = train.precision in ("bf16", "fp16")
         self.accelerator = make_accelerator(
             mixed_precision=train.precision if half else "no",
-            gradient_accumulation_steps=train.accumulate,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(train.accumulate, sync_with_dataloader=False),
             step_scheduler_with_optimizer=False,
         )
         self.dtype = torch.float64 if train.precision == "fp64" else torch.float32
@@ -278,6 +292,9 @@ class Trainer:
         self.bare = model.to(self.accelerator.device)
         data = task.train_set()
         self.batches = task.batches(train.batch_size, train.seed)
+        if self.batches.per_rank:
+            self.accelerator.dataloader_config.split_batches = False
+            self.accelerator.even_batches = False  # there is a batch for each rank
         loader = DataLoader(
             data,
             batch_sampler=self.batches,
@@ -287,7 +304,8 @@ class Trainer:
             persistent_workers=train.workers > 0,
             generator=torch.Generator(),
         )
-        self.steps_per_epoch = len(self.batches) // train.accumulate
+        self.shards = ranks if self.batches.per_rank else 1  # batches that all ranks together take at a time
+        self.steps_per_epoch = len(self.batches) // (train.accumulate * self.shards)
         if not self.steps_per_epoch:
             raise TrainingError(f"train.accumulate={train.accumulate}: an epoch has only {len(self.batches)} batches")
         self.loader: Any = self.accelerator.prepare(loader)
@@ -299,15 +317,16 @@ class Trainer:
             self.at = Position(**state["position"])
         optimizer = make_optimizer(self.bare, train.optimizer)
         self.peaks = [train.optimizer.lr * group["lr_scale"] for group in optimizer.param_groups]
-        self.ema = None
-        if train.ema:
-            self.ema = AveragedModel(self.bare, multi_avg_fn=get_ema_multi_avg_fn(train.ema), use_buffers=True)
+        self.average: AveragedModel | None = None
+        if train.average is not None:
+            rule = get_ema_multi_avg_fn(train.average.decay) if isinstance(train.average, cfg.EMA) else None
+            self.average = AveragedModel(self.bare, multi_avg_fn=rule, use_buffers=True)
         forward = torch.compile(self.bare) if train.compile else self.bare
         self.model, self.optimizer = self.accelerator.prepare(forward, optimizer)
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         self.accelerator.wait_for_everyone()  # every rank has looked into the folder
@@ -385,7 +404,7 @@ class Trainer:
     def _fit(self) -> dict[str, float]:
         at, train = self.at, self.train
         total = train.epochs * self.steps_per_epoch
-        samples = train.batch_size * train.accumulate
+        samples = self.batches.per_batch * self.shards * train.accumulate
         main = self.accelerator.is_main_process
         with Progress(total, at.step, samples, unit=self.task.unit, enabled=main) as progress:
             while at.epoch < train.epochs:
@@ -404,38 +423,60 @@ class Trainer:
         usable = self.steps_per_epoch * train.accumulate
         if at.batch >= usable:
             return
-        self.batches.seek(at.epoch, at.batch)
+        self.batches.seek(at.epoch, at.batch * self.shards)
         self.model.train()
-        losses: list[dict[str, Tensor]] = []  # of the forwards of a step
+        forwards: list[Any] = []  # of a step
         for batch in self.loader:
             if at.batch >= usable:  # a remainder that would not fill an optimizer step
                 break
-            if at.batch % train.accumulate == 0:
-                losses = []
-                set_seed(mix(train.seed, at.step, self.accelerator.process_index) % 2**32)
-                epoch = at.epoch + at.batch / usable
-                for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-                    group["lr"] = peak * rate(train.schedule, epoch, train.epochs)
+            forwards.append(batch)
+            if len(forwards) < train.accumulate:
+                continue
+            terms = self._step(forwards)
+            forwards = []
+            at.batch += train.accumulate
+            at.step += 1
+            if self.average is not None and isinstance(train.average, cfg.EMA):
+                self.average.update_parameters(self.bare)
+            if at.step % train.log_every == 0 or at.batch == usable:
+                self._log_step(terms)
+            mean = {"loss": at.loss_sum / at.loss_count} if at.loss_count else {}
+            progress.step(at.step, epoch=f"{at.epoch + 1}/{train.epochs}", **mean)
+            if self._due():
+                self._save()
+
+    def _step(self, forwards: list[Any]) -> dict[str, Tensor]:
+        """One optimizer step. Returns the terms of the loss, of this rank: their mean over ranks is the step's."""
+        at, train = self.at, self.train
+        usable = self.steps_per_epoch * train.accumulate
+        set_seed(mix(train.seed, at.step, self.accelerator.process_index) % 2**32)
+        epoch = at.epoch + at.batch / usable
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * rate(train.schedule, epoch, train.epochs, self.steps_per_epoch)
+        shares = self._shares(forwards)
+        losses: list[dict[str, Tensor]] = []
+        for batch, share in zip(forwards, shares, strict=True):
             with self.accelerator.accumulate(self.model):
                 terms = self.task.losses(self.model, batch, self.dtype)
+                if share is not None:
+                    terms = {name: term * share for name, term in terms.items()}
                 losses.append({name: term.detach() for name, term in terms.items()})
                 self.accelerator.backward(torch.stack(list(terms.values())).sum())
                 if self.accelerator.sync_gradients and train.optimizer.clip_norm is not None:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), train.optimizer.clip_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            at.batch += 1
-            if at.batch % train.accumulate:
-                continue
-            at.step += 1
-            if self.ema is not None:
-                self.ema.update_parameters(self.bare)
-            if at.step % train.log_every == 0 or at.batch == usable:
-                self._log_step({name: torch.stack([terms[name] for terms in losses]).mean() for name in losses[0]})
-            mean = {"loss": at.loss_sum / at.loss_count} if at.loss_count else {}
-            progress.step(at.step, epoch=f"{at.epoch + 1}/{train.epochs}", **mean)
-            if self._due():
-                self._save()
+        return {name: torch.stack([terms[name] for terms in losses]).mean() for name in losses[0]}
+
+    def _shares(self, forwards: list[Any]) -> list[float] | list[None]:
+        """The weight of each forward's loss over the mean weight of all forwards of the step, on all ranks."""
+        weights = [self.task.weight(batch) for batch in forwards]
+        own = [weight for weight in weights if weight is not None]
+        if not own:
+            return [None] * len(weights)
+        total = torch.tensor(float(sum(own)), dtype=torch.float64, device=self.accelerator.device)
+        mean = float(self.accelerator.reduce(total, "mean")) / len(own)
+        return [weight / mean for weight in own]
 
     def _log_step(self, terms: dict[str, Tensor]) -> None:
         at = self.at
@@ -451,7 +492,7 @@ class Trainer:
     def _end_of_epoch(self, progress: Progress) -> None:
         at, train, main = self.at, self.train, self.accelerator.is_main_process
         self._check_weights()
-        model = self.bare if self.ema is None else self.ema.module  # what is evaluated and kept
+        model = self._averaged()
         folder = self.folder / "checkpoints"
         values = {"train_loss": at.loss_sum / at.loss_count, **self.task.end_of_epoch(self.accelerator)}
         meta: dict[str, Any] = {"epochs": at.epoch + 1, "config": self.config.model_dump(mode="json")}
@@ -471,6 +512,17 @@ class Trainer:
             progress.message(f"epoch {at.epoch + 1}/{train.epochs}  {shown}")
         at.epoch, at.batch, at.loss_sum, at.loss_count = at.epoch + 1, 0, 0.0, 0
         self._save()
+
+    def _averaged(self) -> nn.Module:
+        """What is evaluated and kept at an epoch's end."""
+        average, rule = self.average, self.train.average
+        if average is None:
+            return self.bare
+        if isinstance(rule, cfg.LastEpochs):
+            if self.at.epoch < self.train.epochs - rule.epochs:
+                return self.bare
+            average.update_parameters(self.bare)
+        return average.module
 
     # -- checkpoints ----------------------------------------------------------------------------
 
@@ -511,7 +563,7 @@ class Trainer:
         state = {
             "model": self.bare.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
             "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             "position": dict(vars(self.at)),
             "ranks": self.accelerator.num_processes,

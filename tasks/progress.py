@@ -28,7 +28,7 @@ def clock(seconds: float) -> str:
 class Progress:
     """Progress over ``total`` steps of which ``done`` lie behind; ``items`` of ``unit`` pass in each."""
 
-    def __init__(self, total: int, done: int, items: int, *, unit: str = "images", enabled: bool = True) -> None:
+    def __init__(self, total: int, done: int, items: float, *, unit: str = "images", enabled: bool = True) -> None:
         self.total, self.first, self.items, self.unit, self.enabled = total, done, items, unit, enabled
         self.start = self.spoke = time.monotonic()
         self.bar: Bar | None = None

@@ -134,7 +134,7 @@ def test_augmentation_is_a_function_of_epoch_and_index(images, tmp_path):
 
 
 def test_a_run_leaves_what_users_look_for(images, tmp_path):
-    metrics = fit(images, tmp_path / "run", ema=0.5, checkpoint_minutes=10)
+    metrics = fit(images, tmp_path / "run", average={"name": "ema", "decay": 0.5}, checkpoint_minutes=10)
     assert metrics["images"] == 15
     run = tmp_path / "run"
     assert (run / "curves.png").stat().st_size > 1000
@@ -158,7 +158,7 @@ def test_a_run_leaves_what_users_look_for(images, tmp_path):
     # the averaged weights are the ones kept
     kept = weights_of(run)
     for key, value in kept.items():
-        assert torch.equal(value, state["ema"][f"module.{key}"])
+        assert torch.equal(value, state["average"][f"module.{key}"])
     assert (kept["fc.weight"] - state["model"]["fc.weight"]).abs().max() > 0
 
 
@@ -170,7 +170,7 @@ class Crash(Exception):
 def test_resume_repeats_the_uninterrupted_run_to_the_bit(images, tmp_path, monkeypatch, crash_at):
     """Crashes in the first epoch, at its last step, in the second epoch, and between evaluation and checkpoint."""
     settings = {
-        "ema": 0.9,
+        "average": {"name": "ema", "decay": 0.9},
         "model": {"options": {"width": 0.25, "drop_rate": 0.2, "branch_drop_rate": 0.1}},
         "data": {"augment": {"crop": {"name": "pad", "padding": 2}, "mixup": 0.2}},
     }
@@ -231,7 +231,7 @@ def test_kill_9_and_resume(images, tmp_path):
 @pytest.mark.parametrize("scheme", ["rescale", "gn"])
 def test_two_processes_equal_one(images, tmp_path, scheme):
     """Same global batch in float64: losses, metrics and weights to 1e-10, through torchrun."""
-    settings = {"precision": "fp64", "ema": 0.5, "model": {"scheme": scheme}}
+    settings = {"precision": "fp64", "average": {"name": "ema", "decay": 0.5}, "model": {"scheme": scheme}}
     fit(images, tmp_path / "one", **settings)
     path = tmp_path / "config.yaml"
     path.write_text(engine.cfg.dump(config(images, tmp_path / "two", **settings)))
