@@ -1,0 +1,337 @@
+"""fairseq's Transformer checkpoints, both ways.
+
+Ours with ``pre_ln`` and ``post_ln`` are fairseq's own ``transformer`` (``--encoder-normalize-before`` and
+``--decoder-normalize-before``, or neither); every scheme is ``rescale_transformer`` of the plug-in
+(``zoo.export.fairseq.USER_DIR``), whose tensors are ours. Token ids, sinusoids and the scale of the embeddings are
+fairseq's, so logits are equal.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from zoo.backbone import ModelConfig
+from zoo.checkpoint import load_state
+from zoo.errors import ZooError
+from zoo.registry import build_model, model_info
+from zoo.text import Vocabulary
+from zoo.transformer import Transformer
+
+PLUGIN = "rescale_transformer"
+_NATIVE = ("post_ln", "pre_ln")
+_IDS = ("<s>", "<pad>", "</s>", "<unk>")
+# what our net does not have, with the only value that it stands for
+_FIXED: dict[str, Any] = {
+    "encoder_learned_pos": False,
+    "decoder_learned_pos": False,
+    "adaptive_softmax_cutoff": None,
+    "adaptive_input": False,
+    "no_cross_attention": False,
+    "cross_self_attention": False,
+    "no_scale_embedding": False,
+    "no_token_positional_embeddings": False,
+    "layernorm_embedding": False,
+    "encoder_layerdrop": 0,
+    "decoder_layerdrop": 0,
+    "quant_noise_pq": 0,
+}
+
+
+def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Arguments and state dict of the fairseq model with the same logits.
+
+    Args:
+        plugin: whether it is the plug-in's; None: where fairseq itself has no such net.
+
+    Raises:
+        ZooError: ``plugin=False`` for a scheme that fairseq does not have, or a folded net.
+    """
+    if model.folded:
+        raise ZooError("a folded net has no fairseq form: convert the net before zoo.fold")
+    layout, scheme = model.layout, model.scheme.name
+    if plugin is None:
+        plugin = scheme not in _NATIVE
+    if not plugin and scheme not in _NATIVE:
+        raise ZooError(f"fairseq has no Transformer of scheme {scheme!r}: it needs the plug-in (plugin=True)")
+    args: dict[str, Any] = {
+        "task": "translation",
+        "arch": PLUGIN if plugin else "transformer",
+        "encoder_layers": layout.encoder_layers,
+        "decoder_layers": layout.decoder_layers,
+        "activation_fn": layout.activation,
+        "dropout": layout.drop_rate,
+        "attention_dropout": layout.attention_drop_rate,
+        "activation_dropout": layout.hidden_drop_rate,
+        "share_all_embeddings": layout.share == "all",
+        "share_decoder_input_output_embed": layout.share != "none",
+        "max_source_positions": layout.max_length,
+        "max_target_positions": layout.max_length,
+    }
+    for side in ("encoder", "decoder"):
+        args[f"{side}_embed_dim"] = layout.dim
+        args[f"{side}_ffn_embed_dim"] = layout.hidden
+        args[f"{side}_attention_heads"] = layout.heads
+    state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    if plugin:
+        import dataclasses
+
+        args |= {"scheme": scheme, "scheme_options": dataclasses.asdict(model.scheme)}
+        return args, {f"net.{key}": value for key, value in state.items()}
+    before = scheme == "pre_ln"
+    for side in ("encoder", "decoder"):
+        args[f"{side}_normalize_before"] = before
+        args[f"{side}_learned_pos"] = False
+    return args, _to_native(model, state)
+
+
+def from_fairseq(path: str | Path) -> Transformer:
+    """The net of a fairseq checkpoint, with the same logits; its token ids are the checkpoint's dictionary's.
+
+    Nothing of the file is executed: what is not a tensor or a plain value is read as inert data.
+
+    Args:
+        path: a checkpoint of fairseq's ``transformer`` or of the plug-in.
+
+    Raises:
+        ZooError: another file, another architecture, or an option that our net does not have.
+    """
+    path = Path(path)
+    content = read_checkpoint(path)
+    args, state = _arguments(content, path), content["model"]
+    arch = str(args.get("_name") or args.get("arch") or "")
+    plugin = arch.startswith(PLUGIN)
+    if not plugin and not arch.startswith("transformer"):
+        raise ZooError(f"{path}: of arch {arch!r}; transformer and {PLUGIN} can be converted")
+    scheme = str(args["scheme"]) if plugin else _native_scheme(args, path)
+    layers = [
+        1 + max(int(k.split(".")[p]) for k in state if k.startswith(f"{prefix}.")) for prefix, p in _layers(plugin)
+    ]
+    source = state["net.encoder_embedding.weight" if plugin else "encoder.embed_tokens.weight"]
+    share = (
+        "all"
+        if args.get("share_all_embeddings")
+        else "decoder"
+        if args.get("share_decoder_input_output_embed")
+        else "none"
+    )
+    target = source
+    if share != "all":
+        target = state["net.decoder_embedding.weight" if plugin else "decoder.embed_tokens.weight"]
+    options = {
+        "dim": source.shape[1],
+        "hidden": int(args["encoder_ffn_embed_dim"]),
+        "heads": int(args["encoder_attention_heads"]),
+        "encoder_layers": layers[0],
+        "decoder_layers": layers[1],
+        "activation": str(args.get("activation_fn", "relu")),
+        "drop_rate": float(args.get("dropout", 0.1)),
+        "attention_drop_rate": float(args.get("attention_dropout", 0.0)),
+        "hidden_drop_rate": float(args.get("activation_dropout", 0.0)),
+        "share": share,
+        "source_vocabulary": len(source),
+        "target_vocabulary": len(target),
+        "max_length": int(max(args.get("max_source_positions") or 1024, args.get("max_target_positions") or 1024)),
+    }
+    own = dict(args.get("scheme_options") or {}) if plugin else {}
+    model = build_model(ModelConfig(_closest(options), scheme, 0, 0, {**options, **own}))
+    assert isinstance(model, Transformer)
+    if plugin:
+        state = {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
+    else:
+        state = _from_native(model, state, path)
+    load_state(model, {k: v.float() for k, v in state.items()}, str(path))
+    return model.eval()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A fairseq checkpoint's content; objects in it, such as its arguments, as inert namespaces.
+
+    Raises:
+        ZooError: not a checkpoint of fairseq.
+    """
+    try:
+        stubs: list[Any] = [(Namespace, name) for name in get_unsafe_globals_in_checkpoint(path)]
+        with safe_globals(stubs):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling says of a file that is something else
+        raise ZooError(f"{path}: not a checkpoint that can be read safely ({' '.join(str(error).split())})") from None
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("model"), dict)
+        or not ({"args", "cfg"} & set(content))
+    ):
+        raise ZooError(f"{path}: not a fairseq checkpoint (no 'model' with 'args' or 'cfg')")
+    return content
+
+
+def read_dictionary(path: str | Path) -> list[str]:
+    """The symbols of a fairseq dictionary in order of their ids.
+
+    Raises:
+        ZooError: a line that is not 'symbol count'.
+    """
+    symbols = list(_IDS)
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.removesuffix(" #fairseq:overwrite").rsplit(" ", 1)
+        if len(fields) != 2 or not fields[1].isdigit():
+            raise ZooError(f"{path}, line {number}: 'symbol count' expected, not {line!r}")
+        symbols.append(fields[0])
+    return symbols
+
+
+def dictionary(vocabulary: Vocabulary) -> str:
+    """The fairseq dictionary whose ids are the vocabulary's."""
+    return "".join(f"{piece} 1\n" for piece in vocabulary.pieces(range(len(_IDS), len(vocabulary))))
+
+
+def with_vocabularies(
+    model: Transformer, dictionaries: Sequence[Sequence[str]], vocabularies: Sequence[Vocabulary]
+) -> tuple[Transformer, int]:
+    """The net for sentencepiece ids in place of those of fairseq dictionaries.
+
+    Args:
+        dictionaries, vocabularies: of source and target.
+
+    Returns:
+        The net, and how many pieces the dictionaries do not have: they behave as unknown.
+
+    Raises:
+        ZooError: a dictionary of another size than the net's, or two of a net with one.
+    """
+    layout = model.layout
+    rows, missing = [], 0
+    for side, symbols, vocabulary in zip(("source", "target"), dictionaries, vocabularies, strict=True):
+        size = getattr(layout, f"{side}_vocabulary")
+        if len(symbols) != size:
+            raise ZooError(f"the {side} dictionary has {len(symbols)} symbols, the checkpoint {size}")
+        ids = {symbol: number for number, symbol in enumerate(symbols)}
+        pieces = vocabulary.pieces(range(len(_IDS), len(vocabulary)))
+        missing += sum(piece not in ids for piece in pieces)
+        rows.append(torch.tensor([*range(len(_IDS)), *(ids.get(piece, 3) for piece in pieces)]))
+    if layout.share == "all" and not torch.equal(rows[0], rows[1]):
+        raise ZooError("the net has one embedding for both languages: give one dictionary and one vocabulary")
+    sizes = {"source_vocabulary": len(rows[0]), "target_vocabulary": len(rows[1])}
+    config = model.config
+    again = build_model(ModelConfig(config.name, config.scheme, 0, 0, {**config.options, **sizes}))
+    assert isinstance(again, Transformer)
+    sides = {"encoder_embedding.weight": 0, "decoder_embedding.weight": 1, "projection.weight": 1}
+    state = {k: v[rows[sides[k]]] if k in sides else v for k, v in model.state_dict().items()}
+    load_state(again, state, "the converted net")
+    return again.eval(), missing
+
+
+def _layers(plugin: bool) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Prefixes of the layers' keys, and which part of a key is the layer's number."""
+    if plugin:
+        return ("net.encoder", 2), ("net.decoder", 2)
+    return ("encoder.layers", 2), ("decoder.layers", 2)
+
+
+def _arguments(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    args = content.get("args")
+    if args is None:
+        args = content["cfg"].get("model") if isinstance(content["cfg"], dict) else None
+    if isinstance(args, Namespace):
+        return vars(args)
+    if not isinstance(args, dict):
+        raise ZooError(f"{path}: its arguments are in a form that is not known ({type(args).__name__})")
+    return args
+
+
+def _native_scheme(args: dict[str, Any], path: Path) -> str:
+    for key, value in _FIXED.items():
+        if (args.get(key, value) or None) != (value or None):
+            raise ZooError(f"{path}: trained with {key}={args[key]!r}, which the zoo's Transformer does not have")
+    before = [bool(args.get(f"{side}_normalize_before", False)) for side in ("encoder", "decoder")]
+    for key in ("embed_dim", "ffn_embed_dim", "attention_heads"):
+        if args[f"encoder_{key}"] != args[f"decoder_{key}"]:
+            raise ZooError(f"{path}: encoder and decoder differ in {key}, which the zoo's Transformer does not have")
+    if before[0] != before[1]:
+        raise ZooError(f"{path}: encoder and decoder differ in normalize_before")
+    return _NATIVE[before[0]]
+
+
+def _closest(options: dict[str, Any]) -> str:
+    """The registered net whose options differ least: its name tells people what it is like."""
+    from zoo.registry import list_models
+
+    def differences(name: str) -> int:
+        own = model_info(name).options
+        return sum(own[key] != options[key] for key in ("dim", "hidden", "heads"))
+
+    return min(list_models(takes="text"), key=differences)
+
+
+def _pairs(model: Transformer) -> list[tuple[str, str]]:
+    """Names of whole tensors: ours, fairseq's."""
+    names = []
+    for side, count in (("encoder", model.layout.encoder_layers), ("decoder", model.layout.decoder_layers)):
+        for i in range(count):
+            ours, theirs = f"{side}.{i}", f"{side}.layers.{i}"
+            blocks = [("self_attn", "self_attn"), *([("cross_attn", "encoder_attn")] if side == "decoder" else [])]
+            for block, their in blocks:
+                names += [(f"{ours}.{block}.out", f"{theirs}.{their}.out_proj")]
+                names += [(f"{ours}.{block}.join.norm", f"{theirs}.{their}_layer_norm")]
+            names += [(f"{ours}.ffn.hidden", f"{theirs}.fc1"), (f"{ours}.ffn.shrink", f"{theirs}.fc2")]
+            names += [(f"{ours}.ffn.join.norm", f"{theirs}.final_layer_norm")]
+            if side == "decoder":
+                names += [(f"{ours}.cross_attn.query", f"{theirs}.encoder_attn.q_proj")]
+        if model.scheme.name == "pre_ln":
+            names += [(f"{side}_end", f"{side}.layer_norm")]
+    return [(f"{a}.{leaf}", f"{b}.{leaf}") for a, b in names for leaf in ("weight", "bias")]
+
+
+def _packed(model: Transformer) -> list[tuple[str, list[str]]]:
+    """Names of tensors that are packed with us, in parts with fairseq."""
+    found = []
+    for side, count in (("encoder", model.layout.encoder_layers), ("decoder", model.layout.decoder_layers)):
+        for i in range(count):
+            for leaf in ("weight", "bias"):
+                theirs = f"{side}.layers.{i}"
+                found.append(
+                    (f"{side}.{i}.self_attn.qkv.{leaf}", [f"{theirs}.self_attn.{p}_proj.{leaf}" for p in "qkv"])
+                )
+                if side == "decoder":
+                    parts = [f"{theirs}.encoder_attn.{p}_proj.{leaf}" for p in "kv"]
+                    found.append((f"{side}.{i}.cross_attn.key_value.{leaf}", parts))
+    return found
+
+
+def _to_native(model: Transformer, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    theirs = {their: state[ours] for ours, their in _pairs(model)}
+    for ours, parts in _packed(model):
+        theirs |= zip(parts, state[ours].chunk(len(parts)), strict=True)
+    theirs["encoder.embed_tokens.weight"] = model.encoder_embedding.weight.detach()
+    theirs["decoder.embed_tokens.weight"] = model.target_embedding.weight.detach()
+    theirs["decoder.output_projection.weight"] = model.output_weight.detach()
+    for side in ("encoder", "decoder"):
+        theirs[f"{side}.version"] = torch.tensor([3.0])
+        theirs[f"{side}.embed_positions._float_tensor"] = torch.zeros(1)
+    return {key: value.clone() for key, value in theirs.items()}
+
+
+def _from_native(model: Transformer, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    state = dict(state)
+    try:
+        ours = {own: state.pop(their) for own, their in _pairs(model)}
+        for own, parts in _packed(model):
+            ours[own] = torch.cat([state.pop(part) for part in parts])
+        ours["encoder_embedding.weight"] = state.pop("encoder.embed_tokens.weight")
+        target, output = state.pop("decoder.embed_tokens.weight"), state.pop("decoder.output_projection.weight", None)
+    except KeyError as error:
+        raise ZooError(f"{path}: has no tensor {error}; its arguments and its tensors do not agree") from None
+    if model.decoder_embedding is not None:
+        ours["decoder_embedding.weight"] = target
+    if model.projection is not None and output is not None:
+        ours["projection.weight"] = output
+    known = {f"{side}.{end}" for side in ("encoder", "decoder") for end in ("version", "embed_positions._float_tensor")}
+    if left := sorted(set(state) - known):
+        raise ZooError(f"{path}: has tensors that the zoo's Transformer does not have: {', '.join(left[:3])}")
+    return ours

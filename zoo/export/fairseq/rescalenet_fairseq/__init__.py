@@ -1,0 +1,223 @@
+"""Plug-in for fairseq: ``fairseq-train DATA --user-dir THIS_FOLDER --arch rescale_transformer_wmt_en_de ...``.
+
+fairseq imports this module by itself, outside of the package ``zoo``; the nets are ``zoo.transformer``'s.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+import torch
+import torch.distributed
+from fairseq.models import (
+    FairseqEncoder,
+    FairseqEncoderDecoderModel,
+    FairseqIncrementalDecoder,
+    register_model,
+    register_model_architecture,
+)
+from fairseq.utils import convert_padding_direction
+from torch import Tensor
+
+import zoo
+from zoo.transformer import PAD, Cache, Memory, Transformer, TransformerLayout
+from zoo.transformer_schemes import TRANSFORMER_SCHEMES
+
+
+class Encoder(FairseqEncoder):
+    """The encoder's half of a net. The net itself belongs to the model: here it is not a submodule."""
+
+    def __init__(self, dictionary: Any, net: Transformer) -> None:
+        super().__init__(dictionary)
+        self._net = (net,)
+
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **kwargs: Any) -> dict[str, list[Tensor]]:
+        """fairseq's dictionary: the keys and values of each decoder layer as ``encoder_states``."""
+        right = convert_padding_direction(src_tokens, PAD, left_to_right=True)
+        memory = self._net[0].encode(right)
+        flat = [tensor for pair in memory.keys_values for tensor in pair]
+        return {
+            "encoder_out": [flat[0].transpose(0, 1)],  # its second dimension is the batch's, as fairseq looks it up
+            "encoder_padding_mask": [right == PAD],
+            "encoder_states": flat,
+            "mask": [] if memory.mask is None else [memory.mask],
+            "encoder_embedding": [],
+            "src_tokens": [],
+            "src_lengths": [],
+        }
+
+    def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor) -> dict[str, list[Tensor]]:
+        """The rows ``new_order`` of every entry."""
+        order = torch.arange(len(encoder_out["encoder_padding_mask"][0]), device=new_order.device)
+        if torch.equal(order, new_order):
+            return encoder_out
+        rows = {
+            key: [tensor.index_select(0, new_order) for tensor in tensors]
+            for key, tensors in encoder_out.items()
+            if key != "encoder_out"
+        }
+        return {**rows, "encoder_out": [rows["encoder_states"][0].transpose(0, 1)]}
+
+    def max_positions(self) -> int:
+        return self._net[0].layout.max_length
+
+
+class Decoder(FairseqIncrementalDecoder):
+    """The decoder's half."""
+
+    def __init__(self, dictionary: Any, net: Transformer) -> None:
+        super().__init__(dictionary)
+        self._net = (net,)
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: dict[str, list[Tensor]] | None = None,
+        incremental_state: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Logits (B, T, V), of the last token only when decoding incrementally."""
+        assert encoder_out is not None
+        net, states = self._net[0], encoder_out["encoder_states"]
+        memory = Memory(list(zip(states[::2], states[1::2], strict=True)), next(iter(encoder_out["mask"]), None))
+        if incremental_state is None:
+            return net.project(net.decode(prev_output_tokens, memory)), {"attn": [None]}
+        saved = self.get_incremental_state(incremental_state, "cache") or {}
+        cache = Cache()
+        cache.length = prev_output_tokens.shape[1] - 1
+        cache.layers = {i: (saved[f"key{i}"], saved[f"value{i}"]) for i in range(len(saved) // 2)}
+        logits = net.step(prev_output_tokens[:, -1:], memory, cache)
+        saved = {f"key{i}": key for i, (key, _) in cache.layers.items()}
+        saved |= {f"value{i}": value for i, (_, value) in cache.layers.items()}
+        self.set_incremental_state(incremental_state, "cache", saved)
+        return logits[:, None], {"attn": [None]}
+
+    def reorder_incremental_state(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:
+        """The rows ``new_order`` of the cache."""
+        saved = self.get_incremental_state(incremental_state, "cache")
+        if saved:
+            rows = {key: tensor.index_select(0, new_order) for key, tensor in saved.items()}
+            self.set_incremental_state(incremental_state, "cache", rows)
+
+    def max_positions(self) -> int:
+        return self._net[0].layout.max_length
+
+
+@register_model("rescale_transformer")
+class RescaleTransformer(FairseqEncoderDecoderModel):
+    """``zoo.transformer.Transformer`` in fairseq. Its biases are calibrated on the first training batch."""
+
+    def __init__(self, net: Transformer, source: Any, target: Any) -> None:
+        super().__init__(Encoder(source, net), Decoder(target, net))
+        self.net = net
+
+    @staticmethod
+    def add_args(parser: ArgumentParser) -> None:
+        """fairseq's names for a Transformer's options, and the scheme."""
+        for side in ("encoder", "decoder"):
+            parser.add_argument(f"--{side}-layers", type=int, metavar="N")
+        parser.add_argument("--encoder-embed-dim", type=int, metavar="N", help="width of both stacks")
+        parser.add_argument("--encoder-ffn-embed-dim", type=int, metavar="N", help="of both stacks")
+        parser.add_argument("--encoder-attention-heads", type=int, metavar="N", help="of both stacks")
+        parser.add_argument("--activation-fn", choices=["relu", "gelu"])
+        parser.add_argument("--dropout", type=float, metavar="D")
+        parser.add_argument("--attention-dropout", type=float, metavar="D")
+        parser.add_argument("--activation-dropout", type=float, metavar="D")
+        parser.add_argument("--share-all-embeddings", action="store_true")
+        parser.add_argument("--share-decoder-input-output-embed", action="store_true")
+        parser.add_argument("--max-source-positions", type=int, metavar="N")
+        parser.add_argument("--max-target-positions", type=int, metavar="N")
+        parser.add_argument("--scheme", choices=list(TRANSFORMER_SCHEMES), help="what stands in for normalization")
+
+    @classmethod
+    def build_model(cls, args: Namespace, task: Any) -> RescaleTransformer:
+        base_architecture(args)
+        for dictionary in (task.source_dictionary, task.target_dictionary):
+            ids = (dictionary.bos(), dictionary.pad(), dictionary.eos(), dictionary.unk())
+            if ids != (0, 1, 2, 3):
+                raise ValueError(f"<s>, padding, </s> and unknown have ids {ids}; (0, 1, 2, 3) are needed")
+        share: Any = (
+            "all" if args.share_all_embeddings else "decoder" if args.share_decoder_input_output_embed else "none"
+        )
+        layout = TransformerLayout(
+            dim=args.encoder_embed_dim,
+            hidden=args.encoder_ffn_embed_dim,
+            heads=args.encoder_attention_heads,
+            encoder_layers=args.encoder_layers,
+            decoder_layers=args.decoder_layers,
+            activation=args.activation_fn,
+            drop_rate=args.dropout,
+            attention_drop_rate=args.attention_dropout,
+            hidden_drop_rate=args.activation_dropout,
+            share=share,
+            source_vocabulary=len(task.source_dictionary),
+            target_vocabulary=len(task.target_dictionary),
+            max_length=max(args.max_source_positions, args.max_target_positions),
+        )
+        net = Transformer(layout, TRANSFORMER_SCHEMES[args.scheme]())
+        return cls(net, task.source_dictionary, task.target_dictionary)
+
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, **kwargs: Any) -> Any:
+        """Logits (B, T, V) and fairseq's dictionary."""
+        if self.training and not all(m.calibrated for m in self.net.modules() if isinstance(m, zoo.layers.Calibrated)):
+            self._calibrate(src_tokens, prev_output_tokens)
+        return super().forward(src_tokens, src_lengths, prev_output_tokens)
+
+    def _calibrate(self, source: Tensor, target: Tensor) -> None:
+        right = convert_padding_direction(source, PAD, left_to_right=True)
+        zoo.calibrate(self.net, [(right, target)], forward=lambda net, batch: net(*batch), reduce=_sum_over_ranks)
+
+
+def _sum_over_ranks(tensor: Tensor) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def _defaults(args: Namespace, **values: Any) -> None:
+    for key, value in values.items():
+        if getattr(args, key, None) is None:
+            setattr(args, key, value)
+
+
+@register_model_architecture("rescale_transformer", "rescale_transformer")
+def base_architecture(args: Namespace) -> None:
+    """Transformer base."""
+    _defaults(
+        args,
+        encoder_layers=6,
+        decoder_layers=6,
+        encoder_embed_dim=512,
+        encoder_ffn_embed_dim=2048,
+        encoder_attention_heads=8,
+        activation_fn="relu",
+        dropout=0.1,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        share_all_embeddings=False,
+        share_decoder_input_output_embed=False,
+        max_source_positions=1024,
+        max_target_positions=1024,
+        scheme="rescale",
+    )
+
+
+@register_model_architecture("rescale_transformer", "rescale_transformer_wmt_en_de")
+def wmt_en_de(args: Namespace) -> None:
+    """As fairseq's transformer_wmt_en_de."""
+    base_architecture(args)
+
+
+@register_model_architecture("rescale_transformer", "rescale_transformer_wmt_en_de_big")
+def wmt_en_de_big(args: Namespace) -> None:
+    """As fairseq's transformer_wmt_en_de_big."""
+    _defaults(args, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16, dropout=0.3)
+    base_architecture(args)
+
+
+@register_model_architecture("rescale_transformer", "rescale_transformer_iwslt_de_en")
+def iwslt_de_en(args: Namespace) -> None:
+    """As fairseq's transformer_iwslt_de_en."""
+    _defaults(args, encoder_embed_dim=512, encoder_ffn_embed_dim=1024, encoder_attention_heads=4)
+    base_architecture(args)
