@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
@@ -26,16 +26,22 @@ _PREDICT_OUT, _DEMO_OUT = Path("out/predict"), Path("out/demo")
 def list_(
     filter: Annotated[str, typer.Argument(help="Shell pattern.")] = "*",
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Only nets with weights.")] = False,
+    takes: Annotated[str | None, typer.Option(help="Only nets that take images, clips or text.")] = None,
 ) -> None:
     """The nets, and the weights that can be loaded by name."""
     import fnmatch
 
     import zoo
     from zoo.checkpoint import weight_tags
+    from zoo.registry import Takes
 
-    for name in zoo.list_models(filter, pretrained=pretrained):
+    if takes not in (None, *get_args(Takes)):
+        raise UserError(f"--takes {takes}: {', '.join(get_args(Takes))} are what nets take")
+    for name in zoo.list_models(filter, pretrained=pretrained, takes=cast(Takes | None, takes)):
         tags = ", ".join(zoo.model_info(name).weights)
         typer.echo(f"{name}  [{tags}]" if tags else name)
+    if takes not in (None, "images"):
+        return
     nets = {name.split(".", 1)[0] for name in zoo.list_weights()} - set(zoo.list_models())
     for name in fnmatch.filter(sorted(nets), filter):  # nets of a task, which are made around any of these
         typer.echo(f"{name}  [{', '.join(weight_tags(name))}]")
@@ -65,6 +71,23 @@ def train(
 
 
 @app.command()
+def prepare(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+) -> None:
+    """Translation: clean the text, train the vocabulary and write the corpus that ``train`` reads."""
+    from tasks.run import resolve
+    from tasks.translation.config import TranslationConfig
+    from tasks.translation.corpus import prepare
+
+    resolved = resolve(config, overrides or [])
+    if not isinstance(resolved, TranslationConfig):
+        raise UserError(f"{config}: a config of {resolved.task}; only translation has a corpus to prepare")
+    prepare(resolved.data.corpus, Path(resolved.data.folder))
+    typer.echo(f"{resolved.data.folder}: ready for rescalenet train {config}")
+
+
+@app.command()
 def info(
     model: Annotated[str, typer.Argument(help="A net, or weights: name.tag or a safetensors file.")],
 ) -> None:
@@ -82,7 +105,7 @@ def info(
         content: dict[str, Any] = {
             "weights": weights.name,
             **dataclasses.asdict(weights.config),
-            "transform": dataclasses.asdict(weights.transform),
+            "transform": {k: _short(v) for k, v in dataclasses.asdict(weights.transform).items()},
             "classes": list(weights.classes),
             "meta": weights.meta,
         }
@@ -102,9 +125,11 @@ def info(
 @app.command("eval")
 def eval_(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
-    data: Annotated[Path, typer.Argument(help="A folder for each class, a COCO JSON file, a list of videos.")],
+    data: Annotated[
+        Path, typer.Argument(help="A folder for each class, a COCO JSON file, a list of videos, parallel text.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and more.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: 256; video 8, detection 1.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: 256; text 64, video 8, detection 1.")] = None,
     workers: Annotated[int, typer.Option(min=0)] = 0,
     images: Annotated[Path | None, typer.Option(help="Detection: folder or zip file of the images.")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="Detection: compute the figures with faster-coco-eval.")] = False,
@@ -113,21 +138,37 @@ def eval_(
     index: Annotated[Path | None, typer.Option(help="Video: default: video_index.json beside the videos.")] = None,
     clips: Annotated[int | None, typer.Option(min=1, help="Video: clips of each; 10 is usual.")] = None,
     crops: Annotated[int | None, typer.Option(min=1, max=3, help="Video: crops of each clip, 1 or 3.")] = None,
+    beam: Annotated[int | None, typer.Option(min=1, help="Translation: default 5; 1 is greedy.")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Translation: default 1.")] = None,
+    tokenized: Annotated[bool, typer.Option("--tokenized", help="Translation: the text is Moses-tokenised.")] = False,
 ) -> None:
-    """Evaluate weights: accuracy by class of images or videos, or COCO's figures of detectors."""
+    """Evaluate weights: accuracy by class of images or videos, COCO's figures of detectors, BLEU of translations."""
     import zoo
     from tasks.run import command
 
     entry = zoo.get_weights(weights)
-    options = {"images": images, "fast": fast or None, "videos": videos, "subset": subset, "index": index}
-    command("evaluate", entry, {**options, "clips": clips, "crops": crops})(entry, data, out, batch_size, workers)
+    options: dict[str, Any] = {
+        "images": images,
+        "fast": fast or None,
+        "videos": videos,
+        "subset": subset,
+        "index": index,
+    }
+    options |= {"clips": clips, "crops": crops}
+    options |= {"beam": beam, "length_penalty": length_penalty, "tokenized": tokenized or None}
+    command("evaluate", entry, options)(entry, data, out, batch_size, workers)
 
 
 @app.command()
 def predict(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
-    inputs: Annotated[list[str], typer.Argument(help="Pictures or videos, and folders of them.")],
-    out: Annotated[Path, typer.Option(help="Folder for predictions.json and pictures.")] = _PREDICT_OUT,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Pictures or videos, and folders of them; sentences, files of them, - for standard input."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=f"Folder for JSON and pictures; default: {_PREDICT_OUT}, of translations none.")
+    ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Classification: classes to report; default 5.")] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Detection: least score of what is reported; default 0.5.")
@@ -138,15 +179,35 @@ def predict(
     window: Annotated[float | None, typer.Option(help="Video: seconds of a timeline's windows.")] = None,
     step: Annotated[float | None, typer.Option(help="Video: seconds between windows; default: half a window.")] = None,
     annotate: Annotated[bool, typer.Option("--annotate", help="Video: write annotated copies.")] = False,
+    beam: Annotated[int | None, typer.Option(min=1, help="Translation: default 5; 1 is greedy.")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Translation: default 1.")] = None,
+    nbest: Annotated[int | None, typer.Option(min=1, help="Translation: number, score and text of this many.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Translation: sample, do not search.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="Of samples; default 1.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the best k tokens; 0: from all.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Sample from the best that hold this mass.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of samples; default 0.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Translation: sentences at a time.")] = None,
+    attention: Annotated[bool, typer.Option("--attention", help="Translation: pictures of where it looked.")] = False,
 ) -> None:
-    """Classify pictures or videos, or find objects in pictures; writes JSON and pictures."""
+    """Classify pictures or videos, find objects in pictures, translate sentences."""
     import zoo
-    from tasks.run import command
+    from tasks.run import command, task_of
 
     entry = zoo.get_weights(weights)
-    options = {"top": top, "threshold": threshold, "tile": tile, "overlap": overlap, "clips": clips, "window": window}
-    read = command("predict", entry, {**options, "step": step, "annotate": annotate or None})(entry, inputs, out)
-    say(f"written to {out}")
+    options: dict[str, Any] = {"top": top, "threshold": threshold, "tile": tile, "overlap": overlap}
+    options |= {"clips": clips, "window": window, "step": step, "annotate": annotate or None}
+    options |= {"beam": beam, "length_penalty": length_penalty, "nbest": nbest, "sample": sample or None}
+    options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "batch_size": batch_size}
+    run = command("predict", entry, {**options, "attention": attention or None})
+    if task_of(entry) == "translation":
+        run(entry, inputs or [], out)
+        return
+    if not inputs:
+        raise UserError("no input: name pictures or videos, or folders of them")
+    folder = out or _PREDICT_OUT
+    read = run(entry, inputs, folder)
+    say(f"written to {folder}")
     if not read:
         raise typer.Exit(1)
 
@@ -154,20 +215,18 @@ def predict(
 @app.command()
 def export(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
-    to: Annotated[str, typer.Option(help="Target: onnx.")] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="File to write; default: NAME.onnx.")] = None,
+    to: Annotated[str | None, typer.Option(help="Target: onnx; for translation, fairseq.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File or folder to write; default: NAME.onnx, NAME.fairseq.")] = None,
     size: Annotated[int | None, typer.Option(min=1, help="Classification: input side; default: the weights'.")] = None,
     fold: Annotated[bool, typer.Option(help="Export the deployment form (zoo.fold), not the net as trained.")] = True,
 ) -> None:
     """Export weights and verify the file in the target's own runtime."""
     import zoo
-    from tasks.run import command
-    from zoo.errors import near
+    from tasks.run import command, export_target
 
-    if to != "onnx":
-        raise UserError(f"unknown export target {to!r}{near(to, ['onnx'])}")
     entry = zoo.get_weights(weights)
-    target = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}.onnx")
+    ending = export_target(entry, to)
+    target = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}.{ending}")
     typer.echo(command("export", entry, {"size": size})(entry, target, fold))
 
 
@@ -222,6 +281,11 @@ def main() -> None:
             raise
         say(f"error: {reason}")
         raise SystemExit(1) from None
+
+
+def _short(value: Any) -> Any:
+    """A value for people: of a long string, such as a vocabulary, its length."""
+    return f"{len(value)} characters" if isinstance(value, str) and len(value) > 200 else value
 
 
 def _last_line(error: BaseException) -> str:

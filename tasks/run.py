@@ -13,6 +13,7 @@ from tasks.classification.config import ClassificationConfig
 from tasks.detection.config import DetectionConfig
 from tasks.engine import Task
 from tasks.errors import ConfigError, UserError
+from tasks.translation.config import TranslationConfig
 from tasks.video.config import VideoConfig
 from zoo.errors import near
 
@@ -20,6 +21,7 @@ SCHEMAS: dict[str, type[cfg.RunConfig]] = {
     "classification": ClassificationConfig,
     "detection": DetectionConfig,
     "video": VideoConfig,
+    "translation": TranslationConfig,
 }
 
 
@@ -52,6 +54,10 @@ def make_task(config: cfg.RunConfig) -> Task:
         from tasks.video.model import VideoClassification
 
         return VideoClassification(config)
+    if isinstance(config, TranslationConfig):
+        from tasks.translation.model import Translation
+
+        return Translation(config)
     assert isinstance(config, ClassificationConfig)
     from tasks.classification.model import Classification
 
@@ -62,6 +68,7 @@ _TASKS: dict[type, str] = {
     zoo.InputTransform: "classification",
     zoo.DetectionTransform: "detection",
     zoo.VideoTransform: "video",
+    zoo.TextTransform: "translation",
 }
 
 
@@ -71,12 +78,27 @@ def task_of(entry: zoo.Weights) -> str:
 
 
 def load_model(entry: zoo.Weights) -> Any:
-    """The net that weights are of: a ``zoo.Backbone``, or a detector."""
+    """The net that weights are of: a ``zoo.Backbone``, a ``zoo.Transformer``, or a detector."""
     if task_of(entry) == "detection":
         from tasks.detection.detector import create_detector
 
         return create_detector(entry.config.name, entry.name)
     return zoo.create_model(entry.config.name, entry.name)
+
+
+EXPORTS = {"classification": ("onnx",), "detection": ("onnx",), "video": ("onnx",), "translation": ("fairseq",)}
+
+
+def export_target(entry: zoo.Weights, asked: str | None) -> str:
+    """The target that weights are exported to: their task's first, if none is asked for.
+
+    Raises:
+        UserError: a target that the task does not have.
+    """
+    known = EXPORTS[task_of(entry)]
+    if asked not in (None, *known):
+        raise UserError(f"export target {asked!r}: {entry.name} is of {task_of(entry)}, which has {', '.join(known)}")
+    return asked or known[0]
 
 
 def command(name: str, entry: zoo.Weights, options: Mapping[str, Any]) -> Callable[..., Any]:

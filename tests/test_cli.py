@@ -114,4 +114,4 @@ def test_errors_are_one_line(capsys, monkeypatch, arguments, message):
 def test_unknown_export_target(capsys, monkeypatch, weights):
     code, _, err = call(capsys, monkeypatch, "export", weights, "--to", "onxx")
     assert code == 1
-    assert "error: unknown export target 'onxx' (did you mean onnx?)" in err
+    assert "error: export target 'onxx'" in err

@@ -1,0 +1,1 @@
+"""Translation: parallel text, training, search, scoring."""

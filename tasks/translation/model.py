@@ -1,0 +1,137 @@
+"""Translation as the engine sees it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+import zoo
+from tasks.errors import ConfigError, DataError
+from tasks.progress import say
+from tasks.translation.config import TranslationConfig
+from tasks.translation.corpus import Corpus
+from tasks.translation.data import Batch, Pairs, TokenBatches, collate
+from tasks.translation.evaluate import score, tokens_within, translate_ids
+from tasks.translation.search import Beam
+from zoo.checkpoint import write_text
+from zoo.text import PAD
+
+
+class Translation:
+    """Loss, data and metrics of a run of translation.
+
+    Raises:
+        DataError: no prepared corpus, one of other settings, or one without pairs that are short enough.
+        ConfigError: a net that does not take text, or weights with another vocabulary (on ``build_model``).
+    """
+
+    metric, unit = "bleu", "tokens"
+
+    def __init__(self, config: TranslationConfig) -> None:
+        self.config = config
+        self.corpus = Corpus(Path(config.data.folder))
+        self.corpus.expect(config.data.corpus)
+        self.main = PartialState().is_main_process
+        self.source, self.target = self.corpus.sentences("train")
+        lengths = np.stack([self.source.lengths, self.target.lengths]) + 1
+        self.chosen = np.flatnonzero(lengths.max(0) <= config.data.max_length)
+        self.lengths = lengths[:, self.chosen]
+        left = lengths.shape[1] - len(self.chosen)
+        if left and self.main:
+            say(f"{left} of {lengths.shape[1]} training pairs have more than {config.data.max_length} tokens: left out")
+        if not len(self.chosen):
+            raise DataError(f"data.max_length={config.data.max_length}: no training pair is as short")
+
+    def build_model(self) -> nn.Module:
+        section, transform = self.config.model, self.corpus.transform
+        info = zoo.model_info(section.name)
+        if info.takes != "text":
+            raise ConfigError(
+                f"model.name={section.name}: takes {info.takes}, not text; others: rescalenet list --takes text"
+            )
+        if section.weights is not None:
+            entry = zoo.get_weights(section.weights, model=section.name)
+            if entry.transform != transform:
+                raise ConfigError(
+                    f"model.weights={section.weights}: languages or vocabularies are not those of the corpus in "
+                    f"{self.corpus.folder}; prepare one with data.corpus.vocabulary.weights={section.weights}"
+                )
+        sizes = [len(v) for v in self.corpus.vocabularies]
+        options = {**section.options, "source_vocabulary": sizes[0], "target_vocabulary": sizes[1]}
+        model = zoo.create_model(section.name, section.weights, scheme=section.scheme, **options)
+        assert isinstance(model, zoo.Transformer)
+        if model.layout.max_length < self.config.data.max_length:
+            raise ConfigError(f"data.max_length={self.config.data.max_length}: the net takes {model.layout.max_length}")
+        return model
+
+    def train_set(self) -> Pairs:
+        return Pairs(self.source, self.target, self.chosen)
+
+    def batches(self, batch_size: int, seed: int) -> TokenBatches:
+        ranks = PartialState().num_processes
+        source, target = self.lengths
+        return TokenBatches(source, target, batch_size // ranks, seed, ranks)
+
+    def collate(self, samples: list[Any]) -> Batch:
+        return collate(samples)
+
+    def calibration_forward(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
+        model(batch.source, batch.target)
+
+    def weight(self, batch: Batch) -> int:
+        return int((batch.labels != PAD).sum())
+
+    def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
+        loss, _ = model(batch.source, batch.target, batch.labels, self.config.label_smoothing)
+        return {"loss": loss / self.weight(batch)}
+
+    def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
+        return {}
+
+    def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
+        """BLEU and chrF of ``val``, its loss a token without label smoothing, and perplexity."""
+        assert isinstance(model, zoo.Transformer)
+        data, net = self.config.data, zoo.fold(model)
+        source, target = self.corpus.sentences("val")
+        limit = net.layout.max_length - 1
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        own = range(rank, len(source), ranks)
+        sources, cut = tokens_within(limit, [source[i].tolist() for i in own])
+        targets, _ = tokens_within(limit, [target[i].tolist() for i in own])
+        if cut:
+            say(f"evaluation: {cut} sources have more than {limit} tokens: cut there")
+        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        ordered = sorted(range(len(own)), key=lambda i: len(targets[i]))
+        size = max(1, data.eval_batch_size // ranks)
+        with torch.no_grad(), accelerator.autocast():
+            for start in range(0, len(ordered), size):
+                rows = ordered[start : start + size]
+                batch = Batch(*(t.to(accelerator.device) for t in collate([(sources[i], targets[i]) for i in rows])))
+                sums += torch.stack([net(*batch)[1].double(), (batch.labels != PAD).sum().double()])
+            hypotheses = translate_ids(net, sources, Beam(**data.search.model_dump()), size)
+        texts = [self.corpus.vocabularies[1].decode(h[0].tokens) for h in hypotheses]
+        found = dict(gather_object(list(zip(own, texts, strict=True))))
+        likelihood, count = accelerator.reduce(sums, "sum").tolist()
+        ordered_texts = [found[i] for i in range(len(source))]
+        bleu, chrf = score(ordered_texts, [pair.target for pair in self.corpus.text("val")])[:2]
+        if self.main:
+            folder = Path(self.config.output) / "evaluation"
+            write_text("".join(f"{text}\n" for text in ordered_texts), folder / "hypotheses.txt")
+        loss = likelihood / count
+        return {
+            "bleu": bleu.value,
+            "chrf": chrf.value,
+            "val_loss": loss,
+            "perplexity": math.exp(min(loss, 700)),
+        }
+
+    def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+        assert isinstance(model, zoo.Transformer)
+        zoo.save_weights(model, path, transform=self.corpus.transform, classes=(), meta=meta)

@@ -1,0 +1,123 @@
+"""Reading text: plain lines, .gz, WMT's .sgm and .xml, tab-separated pairs. Lines end at line feeds, nowhere else."""
+
+from __future__ import annotations
+
+import gzip
+import html
+import re
+import zlib
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import IO, NamedTuple
+from xml.etree import ElementTree
+
+from tasks.errors import DataError
+
+
+class Pair(NamedTuple):
+    """A sentence and its translation."""
+
+    source: str
+    target: str
+
+
+def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
+    try:
+        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from None
+
+
+def kind_of(path: Path) -> str:
+    """The ending that tells the format, without .gz."""
+    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Lines of a UTF-8 text file, without their ends (also those of Windows).
+
+    Raises:
+        DataError: no such file, damaged compression, or bytes that are not UTF-8; with file and line.
+    """
+    with _open(path) as file:
+        yield from decode_lines(file, str(path))
+
+
+def decode_lines(file: gzip.GzipFile | IO[bytes], name: str) -> Iterator[str]:
+    """The lines of an open file; ``name`` is for messages. Raises as ``read_lines``."""
+    number = 0
+    try:
+        for number, raw in enumerate(file, 1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            yield raw.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}, line {number}: not UTF-8 ({error.reason} at byte {error.start + 1}); "
+            "convert it: iconv -f latin1 -t utf-8"
+        ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{name}, after line {number}: damaged ({error}); get it again") from None
+
+
+_SEGMENT = re.compile(r"<seg[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
+
+
+def read_segments(path: Path, language: str) -> Iterator[str]:
+    """Sentences of one file: lines, or the segments of WMT's .sgm and .xml.
+
+    Args:
+        language: in an .xml file, which of its texts: the source's language, or that of the first reference.
+    """
+    kind = kind_of(path)
+    if kind == ".sgm":
+        text = "\n".join(read_lines(path))
+        for match in _SEGMENT.finditer(text):
+            yield " ".join(html.unescape(match[1]).split())
+    elif kind == ".xml":
+        yield from _xml_segments(path, language)
+    else:
+        yield from read_lines(path)
+
+
+def _xml_segments(path: Path, language: str) -> Iterator[str]:
+    """WMT's format since 2021: <doc><src lang><p><seg id>, <ref lang translator>."""
+    try:
+        with _open(path) as file:
+            root = ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not XML ({error})") from None
+    for number, document in enumerate(root.iter("doc"), 1):
+        texts = [node for tag in ("src", "ref") for node in document.iter(tag) if node.get("lang") == language]
+        if not texts:
+            there = sorted({str(n.get("lang")) for tag in ("src", "ref") for n in document.iter(tag)})
+            raise DataError(f"{path}: document {number} has no text in {language!r}, only in {', '.join(there)}")
+        for segment in texts[0].iter("seg"):
+            yield " ".join("".join(segment.itertext()).split())
+
+
+def read_pairs(source: Path, target: Path, languages: tuple[str, str]) -> Iterator[Pair]:
+    """The pairs of two files that belong together line by line, or of a .tsv file given twice.
+
+    Raises:
+        DataError: as ``read_lines``; unequal numbers of lines; a .tsv line without two columns.
+    """
+    if source == target and kind_of(source) == ".tsv":
+        for number, line in enumerate(read_lines(source), 1):
+            columns = line.split("\t")
+            if len(columns) < 2:
+                raise DataError(f"{source}, line {number}: no tab; source and target must be in two columns")
+            yield Pair(columns[0], columns[1])
+        return
+    count = 0
+    lines = zip_longest(read_segments(source, languages[0]), read_segments(target, languages[1]))
+    for count, (left, right) in enumerate(lines, 1):
+        if left is None or right is None:
+            short, long = (source, target) if left is None else (target, source)
+            more = count + sum(1 for _ in lines)
+            raise DataError(
+                f"{short} has {count - 1} lines, {long} {more}: line {count} has no counterpart; "
+                "parallel files must agree line by line"
+            )
+        yield Pair(left, right)

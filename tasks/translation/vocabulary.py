@@ -1,0 +1,44 @@
+"""Training of sentencepiece vocabularies."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from typing import Literal
+
+import sentencepiece
+
+from tasks.errors import DataError
+from zoo.text import BOS, EOS, PAD, UNK, Vocabulary
+
+
+def train_vocabulary(
+    texts: Iterable[str], size: int, kind: Literal["bpe", "unigram"], *, coverage: float = 1.0, seed: int = 0
+) -> Vocabulary:
+    """A sentencepiece vocabulary of ``size`` pieces from text.
+
+    Raises:
+        DataError: too little text for the size.
+    """
+    buffer = io.BytesIO()
+    sentencepiece.set_random_generator_seed(seed)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=buffer,
+            vocab_size=size,
+            model_type=kind,
+            character_coverage=coverage,
+            normalization_rule_name="nmt_nfkc",
+            bos_id=BOS,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=UNK,
+            input_sentence_size=5_000_000,  # beyond that, a random sample
+            shuffle_input_sentence=True,
+            num_threads=1,  # more give other models
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise DataError(f"vocabulary of {size} {kind} pieces: {error}; set vocabulary.size lower") from None
+    return Vocabulary(buffer.getvalue())
