@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DataLoaderConfiguration
 
 from tasks.errors import TrainingError
@@ -16,6 +16,11 @@ from tasks.errors import TrainingError
 def best_device() -> torch.device:
     """The machine's accelerator, or the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def process() -> PartialState:
+    """Which of the processes this one is, before there is an Accelerator; ``device`` is its device."""
+    return PartialState(cpu=not torch.accelerator.is_available())  # else it ignores torchrun, as an Accelerator does
 
 
 def make_accelerator(**settings: Any) -> Accelerator:

@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import typer
-from accelerate import PartialState
 
 import zoo
 from tasks.detection.coco import load_coco
 from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import evaluate_weights
 from tasks.detection.predict import predict as detect
+from tasks.devices import process
 from tasks.errors import UserError
 from tasks.images import find_images
 from tasks.progress import say
@@ -35,7 +35,7 @@ def evaluate(
     for line in coco.report():
         say(line)
     reports = evaluate_weights(model, entry, coco, out=out, fast=fast, batch_size=batch_size or 1, workers=workers)
-    if not PartialState().is_main_process:
+    if not process().is_main_process:
         return
     for kind, report in reports.items():
         typer.echo(f"{kind}\n{report.text}")

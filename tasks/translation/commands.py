@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import typer
-from accelerate import PartialState
 
 import zoo
+from tasks.devices import process
 from tasks.errors import UserError
 from tasks.progress import say
 from tasks.run import load_model
@@ -25,7 +25,7 @@ from zoo.text import TextTransform
 
 def _deployed(entry: zoo.Weights) -> zoo.Transformer:
     """The net of weights, folded, on this process's device."""
-    model = zoo.fold(load_model(entry)).to(PartialState().device)
+    model = zoo.fold(load_model(entry)).to(process().device)
     assert isinstance(model, zoo.Transformer)
     return model
 

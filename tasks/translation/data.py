@@ -89,7 +89,8 @@ class TokenBatches(EpochBatches):
         if not self.count:
             raise DataError(f"{len(order)} pairs make fewer batches of {budget} tokens than there are processes")
         self.per_batch = float(target.sum()) / (len(self.bounds) - 1)
-        self.seed, self.drop_last, self.batch_size = seed, True, budget
+        self.seed, self.drop_last = seed, True
+        self.batch_size = None  # type: ignore[assignment]  # they vary; Accelerate asks for it before it shards them
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:

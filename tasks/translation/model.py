@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import zoo
+from tasks.devices import process
 from tasks.errors import ConfigError, DataError
 from tasks.progress import say
 from tasks.translation.config import TranslationConfig
@@ -38,7 +39,7 @@ class Translation:
         self.config = config
         self.corpus = Corpus(Path(config.data.folder))
         self.corpus.expect(config.data.corpus)
-        self.main = PartialState().is_main_process
+        self.main = process().is_main_process
         self.source, self.target = self.corpus.sentences("train")
         lengths = np.stack([self.source.lengths, self.target.lengths]) + 1
         self.chosen = np.flatnonzero(lengths.max(0) <= config.data.max_length)
@@ -75,7 +76,7 @@ class Translation:
         return Pairs(self.source, self.target, self.chosen)
 
     def batches(self, batch_size: int, seed: int) -> TokenBatches:
-        ranks = PartialState().num_processes
+        ranks = process().num_processes
         source, target = self.lengths
         return TokenBatches(source, target, batch_size // ranks, seed, ranks)
 

@@ -47,7 +47,7 @@ def _sacrebleu(name: str, languages: tuple[str, str]) -> tuple[Path, Path]:
 
 
 def _hub(name: str, languages: tuple[str, str]) -> Source:
-    head, _, split = name.rpartition(":")
+    head, _, split = name.partition(":")
     path, _, config = head.partition("@")
     if not path or not split:
         raise DataError(f"hf:{name}: write hf:NAME:SPLIT or hf:NAME@CONFIG:SPLIT")

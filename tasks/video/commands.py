@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import typer
-from accelerate import PartialState
 
 import zoo
 from tasks.classification.commands import show_result
 from tasks.config import read_holdout
+from tasks.devices import process
 from tasks.errors import DataError
 from tasks.run import load_model
 from tasks.video.data import say_failures
@@ -66,7 +66,7 @@ def evaluate(
         batch_size=batch_size or 8,
         workers=workers,
     )
-    if not PartialState().is_main_process:
+    if not process().is_main_process:
         return
     say_failures(result.failures, len(found), "evaluation")
     show_result(result.table(), result.metrics(), "videos")

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import zoo
+from tasks.devices import process
 from tasks.engine import EpochBatches
 from tasks.errors import ConfigError, DataError, TrainingError
 from tasks.progress import say
@@ -42,7 +43,7 @@ class VideoClassification:
         self.val_videos = index_videos(val, index, workers=config.train.workers)
         self.classes = train.classes
         for videos, name in ((self.train_videos, "training"), (self.val_videos, "evaluation")):
-            if PartialState().is_main_process:
+            if process().is_main_process:
                 say_failures(videos.failures, videos.total, f"{name} set")
         self._refuse(self.train_videos.failures, "of the training set", DataError)
         self.failures: dict[str, str] = {}  # of this epoch, on this rank

@@ -1,0 +1,396 @@
+"""Memory, training and decoding of translation nets: python -m benchmarks.translation
+
+Rivals: our own pre_ln and other schemes (the same code), ``torch.nn.Transformer`` and, where they are installed,
+fairseq's Transformer and generator with converted weights, and the generation of a Marian net of Hugging Face's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import zoo
+from benchmarks import measure
+from benchmarks.memory import kept_bytes
+from tasks.progress import say
+from tasks.translation.search import Beam, beam_search
+from tasks.translation.text import read_lines
+from zoo.text import EOS, PAD, padded
+
+DROPS = {  # what the usual recipes set
+    "none": {},
+    "branches": {"drop_rate": 0.1},
+    "all": {"drop_rate": 0.1, "attention_drop_rate": 0.1, "hidden_drop_rate": 0.1},
+}
+_ZERO = {"drop_rate": 0.0, "attention_drop_rate": 0.0, "hidden_drop_rate": 0.0}
+SCHEMES = ("pre_ln", "rescale", "post_ln", "none", "t_fixup", "deepnorm", "dyt")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a net."""
+
+    dim: int
+    hidden: int
+    heads: int
+    layers: int
+    vocabulary: int
+
+    def net(self, scheme: str, **options: Any) -> zoo.Transformer:
+        """A fresh net."""
+        torch.manual_seed(0)
+        sizes = {"source_vocabulary": self.vocabulary, "target_vocabulary": self.vocabulary}
+        layers = {"encoder_layers": self.layers, "decoder_layers": self.layers}
+        widths = {"dim": self.dim, "hidden": self.hidden, "heads": self.heads}
+        name: Any = "rescale_transformer_base"
+        model: Any = zoo.create_model(name, scheme=scheme, **{**sizes, **layers, **widths, **_ZERO, **options})
+        return model
+
+
+NETS = {
+    "tiny": Sizes(128, 256, 4, 4, 4000),
+    "small": Sizes(512, 1024, 4, 6, 8000),
+    "base": Sizes(512, 2048, 8, 6, 32000),
+    "deep": Sizes(512, 2048, 8, 18, 32000),
+}
+Batch = tuple[Tensor, Tensor, Tensor]  # source, target, labels
+
+
+def made_batch(sizes: Sizes, sentences: int, length: int, device: str = "cpu") -> Batch:
+    """Random sentences, every second two tokens shorter than ``length``, as in batches by length."""
+    generator = torch.Generator().manual_seed(0)
+    source, target = torch.randint(4, sizes.vocabulary, (2, sentences, length), generator=generator)
+    source[1::2, -2:] = target[1::2, -2:] = PAD
+    labels = F.pad(target[:, 1:], (0, 1), value=PAD)
+    return source.to(device), target.to(device), labels.to(device)
+
+
+class TorchTransformer(nn.Module):
+    """torch.nn.Transformer with the embeddings, tied output and loss that it leaves to its users."""
+
+    def __init__(self, sizes: Sizes, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(sizes.vocabulary, sizes.dim)
+        nn.init.normal_(self.embedding.weight, std=sizes.dim**-0.5)
+        self.positions: Tensor
+        self.register_buffer("positions", zoo.transformer.sinusoids(1024, sizes.dim))
+        self.body = nn.Transformer(
+            sizes.dim,
+            sizes.heads,
+            sizes.layers,
+            sizes.layers,
+            sizes.hidden,
+            drop_rate,
+            batch_first=True,
+            norm_first=True,
+        )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, d)."""
+        return self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim) + self.positions[: tokens.shape[1]]
+
+    def forward(self, source: Tensor, target: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        """The loss, summed over tokens."""
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1], device=source.device)
+        padding = torch.zeros(source.shape, device=source.device).masked_fill_(source == PAD, -math.inf)
+        x = self.body(
+            self.embed(source),
+            self.embed(target),
+            tgt_mask=mask,
+            src_key_padding_mask=padding,
+            memory_key_padding_mask=padding,
+            tgt_is_causal=True,
+        )
+        logits = F.linear(x, self.embedding.weight)
+        loss = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=PAD, label_smoothing=smoothing
+        )
+        return loss, loss.detach()
+
+
+def fairseq_model(model: zoo.Transformer) -> Any:
+    """fairseq's own Transformer with a net's weights."""
+    from fairseq.data import Dictionary
+    from fairseq.models.transformer import TransformerModel
+    from fairseq.models.transformer.transformer_legacy import base_architecture
+
+    arguments, state = zoo.convert.to_fairseq(model, plugin=False)
+    args = Namespace(**arguments)
+    base_architecture(args)
+    symbols = Dictionary()
+    for i in range(4, model.layout.source_vocabulary):
+        symbols.add_symbol(f"t{i}")
+    made = TransformerModel.build_model(args, Namespace(source_dictionary=symbols, target_dictionary=symbols))
+    made.load_state_dict(state)
+    return made
+
+
+class FairseqLoss(nn.Module):
+    """fairseq's Transformer with its label_smoothed_cross_entropy."""
+
+    def __init__(self, model: zoo.Transformer) -> None:
+        super().__init__()
+        self.model = fairseq_model(model)
+
+    def forward(self, source: Tensor, target: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        """The loss, summed over tokens."""
+        from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+
+        out = self.model(source, (source != PAD).sum(1), target)
+        lprobs = self.model.get_normalized_probs(out, log_probs=True).flatten(0, 1)
+        return label_smoothed_nll_loss(lprobs, labels.flatten(), smoothing, ignore_index=PAD, reduce=True)
+
+
+def saved_bytes(model: nn.Module, batch: Batch) -> int:
+    """Bytes that the loss of a batch keeps for backward, without parameters, buffers and the batch."""
+    return kept_bytes(lambda: model(*batch, 0.1), (*batch, *model.parameters(), *model.buffers()))
+
+
+def training_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
+    """Forward, backward and Adam."""
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), 0.0, betas=(0.9, 0.98), fused=True)
+    tokens = int((batch[2] != PAD).sum())
+
+    def step() -> None:
+        (model(*batch, 0.1)[0] / tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def calibrated(model: zoo.Transformer, batch: Batch) -> zoo.Transformer:
+    """The net, its biases initialised."""
+    if model.scheme.name == "rescale":
+        zoo.calibrate(model, [batch[:2]], forward=lambda net, pair: net(*pair))
+    return model
+
+
+def sentences_of(path: Path, coder: Any, count: int) -> list[list[int]]:
+    """Ids of ``count`` lines, spread evenly over a file."""
+    lines = list(read_lines(path))
+    chosen = [lines[i * len(lines) // count] for i in range(min(count, len(lines)))]
+    return [[*ids[:200], EOS] for ids in coder.source.encode(chosen)]
+
+
+def in_batches(sentences: list[list[int]], size: int) -> list[list[int]]:
+    """Numbers of sentences, longest first, in batches."""
+    order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+Translate = Callable[[int], list[list[int]]]  # batch size -> tokens of each sentence's best translation
+
+
+def our_decoder(model: zoo.Transformer, sentences: list[list[int]], beam: int, device: str) -> Translate:
+    """Our beam search."""
+    settings = Beam(beam=beam, max_ratio=1.2, max_extra=10)
+
+    def translate(size: int) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in sentences]
+        for rows in in_batches(sentences, size):
+            source = padded([sentences[i] for i in rows]).to(device)
+            for i, hypotheses in zip(rows, beam_search(model, source, settings), strict=True):
+                found[i] = hypotheses[0].tokens
+        return found
+
+    return translate
+
+
+def fairseq_decoder(model: zoo.Transformer, sentences: list[list[int]], beam: int, device: str) -> Translate:
+    """fairseq's SequenceGenerator with the net's weights. Its batches are padded at the left, as it wants them."""
+    from fairseq.sequence_generator import SequenceGenerator
+
+    rival = fairseq_model(model).to(device).eval()
+    rival.prepare_for_inference_(Namespace(retain_iter_history=False))
+    symbols = rival.decoder.dictionary
+    generator = SequenceGenerator([rival], symbols, beam_size=beam, max_len_a=1.2, max_len_b=10)
+
+    @torch.inference_mode()
+    def translate(size: int) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in sentences]
+        for rows in in_batches(sentences, size):
+            width = max(len(sentences[i]) for i in rows)
+            source = torch.tensor([[PAD] * (width - len(sentences[i])) + sentences[i] for i in rows]).to(device)
+            lengths = torch.tensor([len(sentences[i]) for i in rows]).to(device)
+            sample = {"net_input": {"src_tokens": source, "src_lengths": lengths}}
+            for i, hypotheses in zip(rows, generator.generate([rival], sample), strict=True):
+                found[i] = [t for t in hypotheses[0]["tokens"].tolist() if t != EOS]
+        return found
+
+    return translate
+
+
+def marian_decoder(
+    model: zoo.Transformer, sentences: list[list[int]], lengths: int, beam: int, device: str
+) -> Translate:
+    """Hugging Face's generate with a Marian net of the same size and random weights: it makes ``lengths`` tokens."""
+    from transformers import MarianConfig, MarianMTModel
+
+    layout = model.layout
+    torch.manual_seed(0)
+    config = MarianConfig(
+        vocab_size=layout.source_vocabulary,
+        d_model=layout.dim,
+        encoder_layers=layout.encoder_layers,
+        decoder_layers=layout.decoder_layers,
+        encoder_attention_heads=layout.heads,
+        decoder_attention_heads=layout.heads,
+        encoder_ffn_dim=layout.hidden,
+        decoder_ffn_dim=layout.hidden,
+        activation_function="relu",
+        max_position_embeddings=1024,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=EOS,
+        forced_eos_token_id=None,
+        scale_embedding=True,
+    )
+    rival = MarianMTModel(config).to(device).eval()
+
+    @torch.inference_mode()
+    def translate(size: int) -> list[list[int]]:
+        found: list[list[int]] = [[] for _ in sentences]
+        for rows in in_batches(sentences, size):
+            source = padded([sentences[i] for i in rows]).to(device)
+            mask = (source != PAD).long()
+            out = rival.generate(
+                source,
+                attention_mask=mask,
+                num_beams=beam,
+                min_new_tokens=lengths,
+                max_new_tokens=lengths,
+                do_sample=False,
+            )
+            for i, tokens in zip(rows, out.tolist(), strict=True):
+                found[i] = tokens
+        return found
+
+    return translate
+
+
+def best_size(translate: Translate, sizes: list[int], device: str) -> int:
+    """The batch size of the shortest time, each tried twice."""
+    seconds = {}
+    for size in sizes:
+        steps: dict[str, Callable[[], object]] = {"it": functools.partial(translate, size)}
+        seconds[size] = min(measure.interleave(steps, 2, title=f"batch {size}", device=device, warmup=0)["it"])
+    return min(seconds, key=lambda size: seconds[size])
+
+
+def has(package: str) -> bool:
+    """Whether a rival's package is installed; if not, it is said."""
+    there = importlib.util.find_spec(package) is not None
+    if not there:
+        say(f"{package} is not installed: left out")
+    return there
+
+
+def memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Bytes kept for backward."""
+    results: list[dict[str, Any]] = []
+    for net in arguments.net:
+        sizes = NETS[net]
+        batch = made_batch(sizes, arguments.sentences, arguments.length)
+        for drops, options in DROPS.items():
+            saved = {s: saved_bytes(sizes.net(s, **options).train(), batch) for s in arguments.schemes}
+            saved["torch"] = saved_bytes(TorchTransformer(sizes, options.get("drop_rate", 0.0)).train(), batch)
+            rows = [[s, f"{n / saved['pre_ln']:.3f}", f"{n / 2**20:.1f}"] for s, n in saved.items()]
+            measure.show(f"{net}, dropout: {drops}: saved for backward", ["", "/ pre_ln", "MiB"], rows)
+            results += [
+                {"net": net, "mode": "memory", "drops": drops, "rival": s, "bytes": n} for s, n in saved.items()
+            ]
+    return results
+
+
+def train(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time of a training step; tokens a second are its inverse."""
+    results: list[dict[str, Any]] = []
+    with_fairseq = has("fairseq")
+    for net in arguments.net:
+        sizes, device = NETS[net], arguments.device
+        batch = made_batch(sizes, arguments.sentences, arguments.length, device)
+        options = DROPS[arguments.drops]
+        models: dict[str, nn.Module] = {
+            s: calibrated(sizes.net(s, **options), made_batch(sizes, 8, 20)) for s in arguments.schemes
+        }
+        models["torch"] = TorchTransformer(sizes, options.get("drop_rate", 0.0))
+        if with_fairseq:
+            models["fairseq"] = FairseqLoss(sizes.net("pre_ln", **options))
+        steps: dict[str, Callable[[], object]] = {s: training_step(m.to(device), batch) for s, m in models.items()}
+        title = f"{net}, {arguments.sentences} sentences of {arguments.length}, dropout: {arguments.drops}"
+        seconds = measure.interleave(steps, arguments.repeats, title=title, device=device)
+        base = "pre_ln" if "pre_ln" in steps else next(iter(steps))
+        rows = measure.ratios(seconds, base)
+        measure.show_ratios(f"{title}: training step", base, rows)
+        results += [{"net": net, "mode": "train", "rival": rival, **row} for rival, row in rows.items()]
+    return results
+
+
+def decode(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time to translate a set, each decoder at its best batch size, hypotheses compared."""
+    device, beam = arguments.device, arguments.beam
+    entry = zoo.get_weights(arguments.weights)
+    model: Any = zoo.create_model(entry.config.name, entry.name).eval()
+    sentences = sentences_of(arguments.text, entry.transforms(), arguments.count)
+    decoders = {"ours": our_decoder(zoo.fold(model).to(device), sentences, beam, device)}
+    if model.scheme.name in ("pre_ln", "post_ln") and has("fairseq"):
+        decoders["fairseq"] = fairseq_decoder(model, sentences, beam, device)
+    found = decoders["ours"](arguments.batches[0])
+    if has("transformers"):
+        mean = round(sum(map(len, found)) / len(found))
+        decoders["marian"] = marian_decoder(model, sentences, mean, beam, device)
+    chosen = {name: best_size(translate, arguments.batches, device) for name, translate in decoders.items()}
+    equal = None
+    if "fairseq" in decoders:
+        theirs = decoders["fairseq"](chosen["fairseq"])
+        equal = sum(a == b for a, b in zip(decoders["ours"](chosen["ours"]), theirs, strict=True))
+        print(f"{equal} of {len(found)} hypotheses are equal to fairseq's")
+    steps: dict[str, Callable[[], object]] = {
+        name: functools.partial(translate, chosen[name]) for name, translate in decoders.items()
+    }
+    title = f"{entry.name}, {len(sentences)} sentences, beam {beam}, batch sizes {chosen}"
+    rows = measure.ratios(measure.interleave(steps, arguments.repeats, title=title, device=device), "ours")
+    measure.show_ratios(f"{title}: decoding", "ours", rows)
+    facts = {"mode": "decode", "weights": entry.name, "sentences": len(sentences), "equal": equal}
+    return [{**facts, "rival": rival, "batch": chosen[rival], **row} for rival, row in rows.items()]
+
+
+def main() -> None:
+    parser = measure.parser((__doc__ or "").split("\n")[0], nets=tuple(NETS))
+    parser.add_argument("--mode", nargs="+", default=["memory", "train"], choices=["memory", "train", "decode"])
+    parser.add_argument("--schemes", nargs="+", default=["pre_ln", "rescale", "post_ln", "none"], choices=SCHEMES)
+    parser.add_argument("--sentences", type=int, default=32, help="of a batch")
+    parser.add_argument("--length", type=int, default=30, help="tokens of a sentence")
+    parser.add_argument("--drops", default="none", choices=list(DROPS), help="dropout of the training step")
+    parser.add_argument("--repeats", type=int, default=30, help="interleaved rounds")
+    parser.add_argument("--weights", help="decode: name.tag or a safetensors file, of pre_ln or post_ln for fairseq")
+    parser.add_argument("--text", type=Path, help="decode: source sentences, one a line")
+    parser.add_argument("--count", type=int, default=200, help="decode: how many of them")
+    parser.add_argument("--beam", type=int, default=4)
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[16, 32, 64, 128], help="decode: sizes to choose from"
+    )
+    arguments = parser.parse_args()
+    if "decode" in arguments.mode and (arguments.weights is None or arguments.text is None):
+        parser.error("--mode decode needs --weights and --text")
+    measure.start(arguments)
+    modes = {"memory": memory, "train": train, "decode": decode}
+    measure.finish(arguments, [row for mode in arguments.mode for row in modes[mode](arguments)])
+
+
+if __name__ == "__main__":
+    main()
