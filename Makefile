@@ -1,9 +1,10 @@
 # Each target makes .venv itself when it is missing or older than setup.cfg or constraints.txt; test-interop layers an
-# environment with the other project over it.
+# environment with the other projects over it.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-INTEROP := .venv-detectron2
+INTEROP := .venv-interop
+PINNED := tests/interop/requirements-detectron2.txt tests/interop/requirements-fairseq.txt
 
 .PHONY: demo test test-full test-interop lint clean
 
@@ -19,10 +20,10 @@ test-full: $(STAMP)
 test-interop: $(INTEROP)/.installed
 	$(INTEROP)/bin/python -m pytest tests/interop
 
-$(INTEROP)/.installed: $(STAMP) tests/interop/requirements-detectron2.txt tests/interop/install_detectron2.py
+$(INTEROP)/.installed: $(STAMP) $(PINNED) tests/interop/install_detectron2.py
 	rm -rf $(INTEROP)
 	$(BIN)/python -m venv $(INTEROP)
-	$(INTEROP)/bin/python -m pip install -q --no-deps --require-hashes -r tests/interop/requirements-detectron2.txt
+	$(INTEROP)/bin/python -m pip install -q --no-deps --require-hashes $(addprefix -r ,$(PINNED))
 	$(INTEROP)/bin/python tests/interop/install_detectron2.py
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> $$(echo $(INTEROP)/lib/python3.*/site-packages)/base.pth

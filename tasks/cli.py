@@ -253,6 +253,34 @@ def convert(
     typer.echo(f"{out}: {name}, {model.num_classes} classes")
 
 
+@app.command("convert-fairseq")
+def convert_fairseq(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of fairseq's transformer or of the plug-in (.pt).")],
+    languages: Annotated[str, typer.Argument(help="Source and target, as in en-de.")],
+    out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+    dictionary: Annotated[list[Path], typer.Option(help="dict.txt; twice for a source's and a target's.")],
+    sentencepiece: Annotated[list[Path], typer.Option(help="Sentencepiece model; twice for two.")],
+) -> None:
+    """Turn a checkpoint of fairseq, trained on sentencepiece tokens, into weights of this zoo."""
+    import zoo
+    from zoo.convert.fairseq import from_fairseq, read_dictionary, with_vocabularies
+    from zoo.text import Vocabulary
+
+    source, _, target = languages.partition("-")
+    if not source or not target:
+        raise UserError(f"languages {languages!r}: source-target is expected, as in en-de")
+    if max(len(dictionary), len(sentencepiece)) > 2:
+        raise UserError("--dictionary and --sentencepiece: one of each, or one for the source and one for the target")
+    vocabularies = [Vocabulary(path.read_bytes(), str(path)) for path in sentencepiece]
+    symbols = [read_dictionary(path) for path in dictionary]
+    both = [vocabularies[0], vocabularies[-1]]
+    model, missing = with_vocabularies(from_fairseq(checkpoint), [symbols[0], symbols[-1]], both)
+    transform = zoo.TextTransform.of((source, target), *both)
+    zoo.save_weights(model, out, transform=transform, classes=(), meta={"converted_from": checkpoint.name})
+    unknown = f"; {missing} pieces are not in the dictionaries and behave as unknown" if missing else ""
+    typer.echo(f"{out}: {model.config.name}, scheme {model.config.scheme}{unknown}")
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, curves and the report.")] = _DEMO_OUT,

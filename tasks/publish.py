@@ -2,9 +2,9 @@
 
     python -m tasks.publish RUN NAME.TAG EVALUATION --data "CIFAR-10" --licence "..." --command "..."
 
-EVALUATION is what ``rescalenet eval`` takes: a folder of images or videos (with --subset, some of them), or for
-detectors a COCO JSON file, with --images. The model card (``weights/NAME.TAG.md``) is written by hand from what this
-prints.
+EVALUATION is what ``rescalenet eval`` takes: a folder of images or videos (with --subset, some of them), for detectors
+a COCO JSON file, with --images, or parallel text (beam 5). The model card (``weights/NAME.TAG.md``) is written by
+hand from what this prints.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from tasks.detection.evaluate import evaluate_weights as evaluate_detector
 from tasks.detection.evaluate import figures
 from tasks.errors import UserError
 from tasks.run import load_model, task_of
+from tasks.translation.commands import evaluate_pairs
+from tasks.translation.search import Beam
+from tasks.translation.sources import find_pairs
 from tasks.video.commands import read_set
 from tasks.video.evaluate import evaluate_weights as evaluate_video
 from tasks.video.index import Index
@@ -43,7 +46,7 @@ def evaluate(
     subset: str | None = None,
     index: Path | None = None,
 ) -> dict[str, float]:
-    """The metrics of weights on an evaluation set, of videos by one clip.
+    """The metrics of weights on an evaluation set: of videos by one clip, of translations by a beam of 5.
 
     Args:
         evaluation, images, subset: as for ``publish``.
@@ -55,6 +58,11 @@ def evaluate(
     task, model = task_of(entry), load_model(entry)
     if task == "classification":
         return evaluate_weights(model, entry, folder_images(evaluation)).metrics()
+    if task == "translation":
+        root, languages = evaluation.parent, (entry.transform.source, entry.transform.target)  # type: ignore[union-attr]
+        pairs = list(find_pairs(root, evaluation.name, languages)())
+        scores, _ = evaluate_pairs(entry, pairs, Beam(beam=5))
+        return {"bleu": scores[0].value, "chrf": scores[1].value}
     if task == "video":
         videos, root = read_set(evaluation, subset=subset)
         return evaluate_video(model, entry, videos, Index(index or root / "video_index.json", root)).metrics()
@@ -94,8 +102,14 @@ def publish(
     if source.config.name != net or not tag:
         raise UserError(f"{run} is of {source.config.name}; its weights are named {source.config.name}.TAG")
     config = read_yaml(run / "config.yaml")
-    for section, key in ((config, "output"), (config["data"], "root"), (config["data"], "index")):
-        section.pop(key, None)  # folders of the machine it ran on
+    data = config["data"]
+    folders = [
+        (config, "output"),
+        *((data, key) for key in ("root", "index", "folder")),
+        (data.get("corpus", {}), "root"),
+    ]
+    for section, key in folders:
+        section.pop(key, None)  # of the machine it ran on
     model = load_model(source)
     meta: dict[str, Any] = {
         **facts,

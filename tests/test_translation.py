@@ -367,14 +367,13 @@ def log_probability(model, source, tokens):
     """log P of the tokens and </s>, given a source (S,)."""
     target = torch.tensor([[EOS, *tokens]])
     logits = model(source[None], target).double()
-    logits[..., PAD] = -math.inf
     return logits.log_softmax(-1)[0].gather(1, torch.tensor([*tokens, EOS])[:, None]).sum().item()
 
 
 @pytest.mark.parametrize("scheme", ["rescale", "post_ln"])
 def test_beam_of_one_is_greedy_search(scheme):
     model, (source, _) = sharp(scheme=scheme), batch()
-    found = beam_search(model, source, Beam(beam=1, max_ratio=1, max_extra=3))
+    found = beam_search(model, source, Beam(beam=1, min_length=0, max_ratio=1, max_extra=3))
     for row, hypotheses in enumerate(found):
         tokens = source[row][source[row] != PAD]
         expected = []
@@ -400,7 +399,7 @@ def test_a_wide_beam_is_exhaustive_search(penalty):
     source = torch.tensor([[4, 5, EOS, PAD], [6, 4, 5, EOS], [5, EOS, PAD, PAD]])
     words = [0, 3, 4, 5, 6]  # all but padding and </s>
     beam = len(words) ** 3 * 7
-    found = beam_search(model, source, Beam(beam=beam, length_penalty=penalty, max_ratio=0, max_extra=3))
+    found = beam_search(model, source, Beam(beam=beam, length_penalty=penalty, min_length=0, max_ratio=0, max_extra=3))
     every = [list(t) for n in range(4) for t in itertools.product(words, repeat=n)]
     for row, hypotheses in enumerate(found):
         tokens = source[row][source[row] != PAD]
@@ -474,8 +473,8 @@ def test_samples_follow_the_distribution():
     kept = set(ordered.indices[: int((ordered.values.cumsum(0) < 0.5).sum()) + 1].tolist())
     found = sample(model, source, Sampling(count=300, top_p=0.5, max_ratio=0, max_extra=1))[0]
     assert {h.tokens[0] if h.tokens else EOS for h in found} <= kept
-    cold = sample(model, source, Sampling(count=1, temperature=1e-4, max_ratio=1.5, max_extra=5))[0][0]
-    assert cold.tokens == beam_search(model, source, Beam(beam=1, max_ratio=1.5, max_extra=5))[0][0].tokens
+    cold = sample(model, source, Sampling(temperature=1e-4, max_extra=5))[0][0]
+    assert cold.tokens == beam_search(model, source, Beam(beam=1, min_length=0, max_extra=5))[0][0].tokens
 
 
 def test_attention_is_what_the_net_pays():

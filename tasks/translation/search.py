@@ -55,7 +55,7 @@ class Beam(Lengths):
 
     beam: int = 4
     length_penalty: float = 1.0
-    min_length: int = 0
+    min_length: int = 1
 
 
 @torch.inference_mode()
@@ -78,9 +78,9 @@ def beam_search(model: Transformer, source: Tensor, settings: Beam) -> list[list
     scores = torch.zeros(len(source), 1, device=device)  # of the unfinished hypotheses
     for length in range(limit + 1):  # tokens that they have
         logits = model.step(tokens[:, :, length].reshape(-1, 1), memory, cache).float()
+        total = torch.logsumexp(logits, 1)
         logits[:, PAD] = -torch.inf
         last = limits[alive] <= length
-        total = torch.logsumexp(logits, 1)
         if length < settings.min_length:
             logits[:, EOS] = -torch.inf
         if last.any():  # only </s> may follow
@@ -155,8 +155,8 @@ def sample(model: Transformer, source: Tensor, settings: Sampling) -> list[list[
     scores = [0.0] * len(words)
     while len(rows):
         logits = model.step(last, memory, cache).float()
-        logits[:, PAD] = -torch.inf
         log_p = torch.log_softmax(logits, 1)
+        logits[:, PAD] = -torch.inf
         last = torch.multinomial(_restricted(logits, settings).softmax(1), 1, generator=generator)
         full = limits[rows] <= cache.length - 1
         last[full] = EOS

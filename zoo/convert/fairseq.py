@@ -200,7 +200,7 @@ def with_vocabularies(
         dictionaries, vocabularies: of source and target.
 
     Returns:
-        The net, and how many pieces the dictionaries do not have: they behave as unknown.
+        The net, and how many pieces of source and target the dictionaries do not have: they behave as unknown.
 
     Raises:
         ZooError: a dictionary of another size than the net's, or two of a net with one.
