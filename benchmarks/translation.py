@@ -195,9 +195,8 @@ def in_batches(sentences: list[list[int]], size: int) -> list[list[int]]:
 Translate = Callable[[int], list[list[int]]]  # batch size -> tokens of each sentence's best translation
 
 
-def our_decoder(model: zoo.Transformer, sentences: list[list[int]], beam: int, device: str) -> Translate:
+def our_decoder(model: zoo.Transformer, sentences: list[list[int]], settings: Beam, device: str) -> Translate:
     """Our beam search."""
-    settings = Beam(beam=beam, max_ratio=1.2, max_extra=10)
 
     def translate(size: int) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in sentences]
@@ -210,14 +209,15 @@ def our_decoder(model: zoo.Transformer, sentences: list[list[int]], beam: int, d
     return translate
 
 
-def fairseq_decoder(model: zoo.Transformer, sentences: list[list[int]], beam: int, device: str) -> Translate:
+def fairseq_decoder(model: zoo.Transformer, sentences: list[list[int]], settings: Beam, device: str) -> Translate:
     """fairseq's SequenceGenerator with the net's weights. Its batches are padded at the left, as it wants them."""
     from fairseq.sequence_generator import SequenceGenerator
 
     rival = fairseq_model(model).to(device).eval()
-    rival.prepare_for_inference_(Namespace(retain_iter_history=False))
+    rival.prepare_for_inference_(Namespace(generation=Namespace(no_beamable_mm=False, retain_iter_history=False)))
     symbols = rival.decoder.dictionary
-    generator = SequenceGenerator([rival], symbols, beam_size=beam, max_len_a=1.2, max_len_b=10)
+    limits = {"max_len_a": settings.max_ratio, "max_len_b": settings.max_extra}
+    generator = SequenceGenerator([rival], symbols, beam_size=settings.beam, **limits)
 
     @torch.inference_mode()
     def translate(size: int) -> list[list[int]]:
@@ -342,13 +342,30 @@ def train(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def decode(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Time to translate a set, each decoder at its best batch size, hypotheses compared."""
-    device, beam = arguments.device, arguments.beam
     entry = zoo.get_weights(arguments.weights)
-    model: Any = zoo.create_model(entry.config.name, entry.name).eval()
     sentences = sentences_of(arguments.text, entry.transforms(), arguments.count)
-    decoders = {"ours": our_decoder(zoo.fold(model).to(device), sentences, beam, device)}
+    if not arguments.random:
+        model: Any = zoo.create_model(entry.config.name, entry.name).eval()
+        # no translation meets the limit: fairseq's is of a batch, ours of a sentence
+        settings = Beam(beam=arguments.beam, max_ratio=0.0, max_extra=200)
+        return decode_with(arguments, entry.name, model, sentences, settings)
+    results = []
+    length = round(sum(map(len, sentences)) / len(sentences))
+    for net in arguments.net:
+        model = NETS[net].net("pre_ln").eval()
+        settings = Beam(beam=arguments.beam, max_ratio=0.0, max_extra=length)
+        results += decode_with(arguments, f"{net} with random weights", model, sentences, settings)
+    return results
+
+
+def decode_with(
+    arguments: argparse.Namespace, name: str, model: zoo.Transformer, sentences: list[list[int]], settings: Beam
+) -> list[dict[str, Any]]:
+    """``decode`` with one net."""
+    device, beam = arguments.device, settings.beam
+    decoders = {"ours": our_decoder(zoo.fold(model).to(device), sentences, settings, device)}
     if model.scheme.name in ("pre_ln", "post_ln") and has("fairseq"):
-        decoders["fairseq"] = fairseq_decoder(model, sentences, beam, device)
+        decoders["fairseq"] = fairseq_decoder(model, sentences, settings, device)
     found = decoders["ours"](arguments.batches[0])
     if has("transformers"):
         mean = round(sum(map(len, found)) / len(found))
@@ -362,10 +379,10 @@ def decode(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     steps: dict[str, Callable[[], object]] = {
         name: functools.partial(translate, chosen[name]) for name, translate in decoders.items()
     }
-    title = f"{entry.name}, {len(sentences)} sentences, beam {beam}, batch sizes {chosen}"
+    title = f"{name}, {len(sentences)} sentences, beam {beam}, batch sizes {chosen}"
     rows = measure.ratios(measure.interleave(steps, arguments.repeats, title=title, device=device), "ours")
     measure.show_ratios(f"{title}: decoding", "ours", rows)
-    facts = {"mode": "decode", "weights": entry.name, "sentences": len(sentences), "equal": equal}
+    facts = {"mode": "decode", "weights": name, "sentences": len(sentences), "equal": equal}
     return [{**facts, "rival": rival, "batch": chosen[rival], **row} for rival, row in rows.items()]
 
 
@@ -378,6 +395,7 @@ def main() -> None:
     parser.add_argument("--drops", default="none", choices=list(DROPS), help="dropout of the training step")
     parser.add_argument("--repeats", type=int, default=30, help="interleaved rounds")
     parser.add_argument("--weights", help="decode: name.tag or a safetensors file, of pre_ln or post_ln for fairseq")
+    parser.add_argument("--random", action="store_true", help="decode: random nets of --net, with their vocabulary")
     parser.add_argument("--text", type=Path, help="decode: source sentences, one a line")
     parser.add_argument("--count", type=int, default=200, help="decode: how many of them")
     parser.add_argument("--beam", type=int, default=4)

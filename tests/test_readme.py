@@ -54,6 +54,13 @@ def test_the_page_on_detection_runs():
     assert scope["model"].config.name == "faster_rcnn_rescalenet101_fpn"
 
 
+def test_the_page_on_translation_runs():
+    scope, blocks = page("translation")
+    assert blocks == 1
+    assert scope["logits"].shape == (2, 3, 8000)
+    assert type(scope["rival"].encoder_end).__name__ == "LayerNorm"
+
+
 def test_the_page_on_video_runs():
     scope, blocks = page("video")
     assert blocks == 1

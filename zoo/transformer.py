@@ -106,23 +106,51 @@ class Memory:
 
 
 class Cache:
-    """Keys and values of the target tokens so far, of each decoder layer: (rows, heads, T, dim / heads)."""
+    """Keys and values of the target tokens so far, of each decoder layer: (rows, tokens, 2, heads, dim / heads).
 
-    def __init__(self) -> None:
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.length = 0
+    There is room for more tokens than there are, and rows move between two buffers: a step copies what changes.
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values, with those of the new tokens."""
-        if layer in self.layers:
-            old_key, old_value = self.layers[layer]
-            key, value = torch.cat([old_key, key], 2), torch.cat([old_value, value], 2)
-        self.layers[layer] = key, value
-        return key, value
+    Args:
+        layers: what an earlier cache held.
+    """
+
+    def __init__(self, layers: Sequence[Tensor] = ()) -> None:
+        self.length = layers[0].shape[1] if layers else 0
+        self._held = list(layers)
+        self._spare: list[Tensor | None] = [None] * len(layers)
+
+    @property
+    def layers(self) -> list[Tensor]:
+        """What each layer holds."""
+        return [held[:, : self.length] for held in self._held]
+
+    def extend(self, layer: int, new: Tensor) -> Tensor:
+        """Add the keys and values of new tokens (rows, T, 2, H, D); all of them, old and new."""
+        end = self.length + new.shape[1]
+        if layer == len(self._held):
+            self._held.append(new.new_empty(new.shape[0], max(_ROOM, end), *new.shape[2:]))
+            self._spare.append(None)
+        elif end > self._held[layer].shape[1]:
+            old = self._held[layer]
+            self._held[layer] = old.new_empty(old.shape[0], 2 * end, *old.shape[2:])
+            self._held[layer][:, : self.length] = old[:, : self.length]
+            self._spare[layer] = None
+        held = self._held[layer]
+        held[:, self.length : end] = new
+        return held[:, :end]
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows, in this order."""
-        self.layers = {i: (k[rows], v[rows]) for i, (k, v) in self.layers.items()}
+        count = len(rows)
+        for i, (held, spare) in enumerate(zip(self._held, self._spare, strict=True)):
+            if spare is None or len(spare) < count:
+                spare = held.new_empty(count, *held.shape[1:])
+            moved = spare[:count]
+            torch.index_select(held[:, : self.length], 0, rows, out=moved[:, : self.length])
+            self._held[i], self._spare[i] = moved, held
+
+
+_ROOM = 32  # tokens
 
 
 class Branch(nn.Module):
@@ -194,8 +222,9 @@ class SelfAttention(Attention):
 
     def step(self, x: Tensor, layer: int, cache: Cache) -> Tensor:
         """The same for the tokens (rows, T, d) that follow those of the cache; T is 1 unless the cache is empty."""
-        q, k, v = self.split(self.qkv(self.join.enter(x)), 3)
-        k, v = cache.extend(layer, k, v)
+        qkv = self.qkv(self.join.enter(x)).view(*x.shape[:2], 3, self.heads, -1)
+        k, v = cache.extend(layer, qkv[:, :, 1:]).transpose(1, 3).unbind(2)
+        q = qkv[:, :, 0].transpose(1, 2)
         return self.join(x, self.out, self.attend(q, k, v, causal=q.shape[2] > 1), self.drop)
 
 
@@ -404,6 +433,7 @@ class Transformer(Net):
                 x = layer.ffn(x)
             return self.decoder_end(x)
 
+    @torch.no_grad()
     def step(self, target: Tensor, memory: Memory, cache: Cache) -> Tensor:
         """Tokens (rows, T) that follow those in the cache -> logits (rows, vocabulary) after the last of them.
 

@@ -20,14 +20,14 @@ from tasks.translation.search import Beam, Sampling
 from tasks.translation.sources import find_pairs
 from tasks.translation.text import Pair, decode_lines, read_lines
 from zoo.checkpoint import write_json, write_text
-from zoo.text import TextTransform
+from zoo.text import Coder, TextTransform
 
 
-def _deployed(entry: zoo.Weights) -> zoo.Transformer:
-    """The net of weights, folded, on this process's device."""
+def deployed(entry: zoo.Weights) -> tuple[zoo.Transformer, Coder]:
+    """The net of weights, folded, on this process's device, and what makes its input."""
     model = zoo.fold(load_model(entry)).to(process().device)
     assert isinstance(model, zoo.Transformer)
-    return model
+    return model, _transform(entry).build()
 
 
 def _transform(entry: zoo.Weights) -> TextTransform:
@@ -45,7 +45,7 @@ def evaluate_pairs(
     progress: bool = False,
 ) -> tuple[list[Score], list[str]]:
     """Scores and translations of a set: see ``tasks.translation.evaluate.score``."""
-    model, coder = _deployed(entry), _transform(entry).build()
+    model, coder = deployed(entry)
     limit = model.layout.max_length - 1
     sources, cut = tokens_within(limit, coder.source.encode([pair.source for pair in pairs]))
     if cut:
@@ -116,7 +116,7 @@ def predict(
     if sample:
         settings = Sampling(count=nbest, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     inputs = inputs or ["-"]
-    model, coder = _deployed(entry), _transform(entry).build()
+    model, coder = deployed(entry)
     interactive = inputs == ["-"] and sys.stdin.isatty()
     translator = Translator(model, coder, settings, window=1 if interactive else 8 * batch_size, batch_size=batch_size)
     if attention and out is None:

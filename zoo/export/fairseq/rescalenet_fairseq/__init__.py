@@ -84,13 +84,9 @@ class Decoder(FairseqIncrementalDecoder):
         if incremental_state is None:
             return net.project(net.decode(prev_output_tokens, memory)), {"attn": [None]}
         saved = self.get_incremental_state(incremental_state, "cache") or {}
-        cache = Cache()
-        cache.length = prev_output_tokens.shape[1] - 1
-        cache.layers = {i: (saved[f"key{i}"], saved[f"value{i}"]) for i in range(len(saved) // 2)}
+        cache = Cache([saved[str(i)] for i in range(len(saved))])
         logits = net.step(prev_output_tokens[:, -1:], memory, cache)
-        saved = {f"key{i}": key for i, (key, _) in cache.layers.items()}
-        saved |= {f"value{i}": value for i, (_, value) in cache.layers.items()}
-        self.set_incremental_state(incremental_state, "cache", saved)
+        self.set_incremental_state(incremental_state, "cache", {str(i): held for i, held in enumerate(cache.layers)})
         return logits[:, None], {"attn": [None]}
 
     def reorder_incremental_state(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:
