@@ -474,8 +474,11 @@ class Trainer:
         own = [weight for weight in weights if weight is not None]
         if not own:
             return [None] * len(weights)
-        total = torch.tensor(float(sum(own)), dtype=torch.float64, device=self.accelerator.device)
-        mean = float(self.accelerator.reduce(total, "mean")) / len(own)
+        total = float(sum(own))
+        if self.accelerator.num_processes > 1:
+            there = torch.tensor(total, dtype=torch.float64, device=self.accelerator.device)
+            total = float(self.accelerator.reduce(there, "mean"))
+        mean = total / len(own)
         return [weight / mean for weight in own]
 
     def _log_step(self, terms: dict[str, Tensor]) -> None:

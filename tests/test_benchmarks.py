@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import ROOT, environment
 
+import zoo
+
 SMALL = ["--size", "32", "--threads", "1", "--runtime", "tuned"]
 
 
@@ -88,3 +90,29 @@ def test_saved_memory_of_i3d():
     }
     assert saved["rescale"][0] <= 1.03 * min(saved["floor"][0], saved["floor_conv"][0])
     assert saved["rescale"][0] <= 0.52 * saved["bn"][0]
+
+
+def test_translation(tmp_path):
+    """Memory and steps of all schemes; decoding with a random net, whose lengths are fixed."""
+    from test_transformer import make
+
+    from tasks.translation.vocabulary import train_vocabulary
+
+    small = ["--net", "tiny", "--sentences", "4", "--length", "8", "--repeats", "2"]
+    schemes = ["pre_ln", "rescale", "post_ln", "none", "t_fixup", "deepnorm", "dyt"]
+    table, results = run("translation", *small, "--schemes", *schemes, out=tmp_path / "translation.json")
+    assert {r["drops"] for r in results if r["mode"] == "memory"} == {"none", "branches", "all"}
+    steps = [r["rival"] for r in results if r["mode"] == "train"]
+    assert steps[:8] == [*schemes, "torch"]
+    assert ("fairseq" in steps) == ("fairseq is not installed" not in table)
+    vocabulary = train_vocabulary(["one two three four five"] * 20, 30, "bpe")
+    size = {"source_vocabulary": len(vocabulary), "target_vocabulary": len(vocabulary)}
+    transform = zoo.TextTransform.of(("en", "de"), vocabulary, vocabulary)
+    zoo.save_weights(make("pre_ln", **size).float(), tmp_path / "w.safetensors", transform=transform, classes=())
+    (tmp_path / "in.txt").write_text("one two\nthree four five\nfive\n")
+    text = ["--mode", "decode", "--weights", tmp_path / "w.safetensors", "--text", tmp_path / "in.txt", "--count", "3"]
+    for extra in ([], ["--random"]):
+        _, results = run("translation", *small, *map(str, text), *extra, "--batches", "2", out=tmp_path / "decode.json")
+        assert results[0]["rival"] == "ours"
+        assert results[0]["sentences"] == 3
+        assert results[0]["milliseconds"] > 0

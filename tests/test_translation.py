@@ -558,6 +558,8 @@ def test_lines_are_translated_in_order_as_they_come(prepared):
 def test_a_line_longer_than_the_net_is_translated_in_parts(prepared, capsys):
     long = translator(prepared, Beam(beam=2), max_length=12)
     assert len(long.parts("one " * 10_000)) > 500
+    (patient,) = translator(prepared, Beam(beam=1, max_ratio=0, max_extra=3), max_length=250)(["one " * 10_000])
+    assert patient.texts[0]
     assert all(1 <= len(part) <= 11 for part in long.parts("one " * 1000 + "x" * 500))
     text = "one two three four five six seven eight"
     (result,) = long([text])
@@ -680,6 +682,31 @@ def test_resume_repeats_the_uninterrupted_run_to_the_bit(prepared, tmp_path, mon
     assert all(torch.equal(whole[key], broken[key]) for key in whole)
 
 
+@pytest.mark.slow
+def test_kill_9_and_resume(prepared, tmp_path):
+    import tasks.config as cfg
+
+    settings = {"epochs": 4, "batch_size": 300, "workers": 1}
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump(config(prepared, tmp_path / "whole", **settings)))
+    fit(prepared, tmp_path / "whole", **settings)
+    run = tmp_path / "killed"
+    arguments = [sys.executable, "-m", "tasks.cli", "train", str(path), f"output={run}"]
+    process = subprocess.Popen(arguments, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
+    state, deadline = run / "checkpoints" / "last.pt", time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if state.exists() and torch.load(state, weights_only=True)["position"]["step"] >= 20:
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert torch.load(state, weights_only=True)["position"]["epoch"] < 4, "it ended before it was killed"
+    subprocess.run([*arguments, "--resume"], env=environment(), check=True, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "whole/log.jsonl").read_text() == (run / "log.jsonl").read_text()
+    whole, killed = weights_of(tmp_path / "whole"), weights_of(run)
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
 def test_the_last_epochs_are_averaged(prepared, tmp_path):
     settings = {"average": {"name": "last_epochs", "epochs": 2}, "epochs": 3}
     trainer = Trainer(make_task(config(prepared, tmp_path / "run", **settings)))
@@ -733,7 +760,8 @@ def test_a_step_is_the_mean_over_all_its_tokens(prepared, tmp_path):
     trainer.bare.eval()
     terms = [trainer.task.losses(trainer.bare, b, torch.float64)["loss"] for b in batches]
     mean = sum(t * s for t, s in zip(terms, shares, strict=True)) / 3
-    whole = sum(trainer.bare(*b, 0.1)[0] for b in batches) / sum(weights)
+    assert weights == [int((b.labels != PAD).sum()) for b in batches]
+    whole = sum(trainer.bare(*b[:3], 0.1)[0] for b in batches) / sum(weights)
     torch.testing.assert_close(mean, whole)
 
 

@@ -24,11 +24,13 @@ class Batch(NamedTuple):
         source: (B, S), each ends with </s>.
         target: (B, T), each begins with </s>: the decoder's input.
         labels: (B, T), what is to follow: the target one token on, with </s> at its end.
+        tokens: labels that are not padding; known here, so that no device is asked for it.
     """
 
     source: Tensor
     target: Tensor
     labels: Tensor
+    tokens: int
 
 
 class Pairs(Dataset[tuple[np.ndarray, np.ndarray]]):
@@ -51,6 +53,7 @@ def collate(pairs: Sequence[tuple[Any, Any]]) -> Batch:
         padded([np.append(s, EOS) for s, _ in pairs]),
         padded([np.insert(t, 0, EOS) for _, t in pairs]),
         padded([np.append(t, EOS) for _, t in pairs]),
+        sum(len(t) + 1 for _, t in pairs),
     )
 
 

@@ -22,7 +22,6 @@ from tasks.translation.data import Batch, Pairs, TokenBatches, collate
 from tasks.translation.evaluate import score, tokens_within, translate_ids
 from tasks.translation.search import Beam
 from zoo.checkpoint import write_text
-from zoo.text import PAD
 
 
 class Translation:
@@ -87,11 +86,11 @@ class Translation:
         model(batch.source, batch.target)
 
     def weight(self, batch: Batch) -> int:
-        return int((batch.labels != PAD).sum())
+        return batch.tokens
 
     def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
         loss, _ = model(batch.source, batch.target, batch.labels, self.config.label_smoothing)
-        return {"loss": loss / self.weight(batch)}
+        return {"loss": loss / batch.tokens}
 
     def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
         return {}
@@ -108,24 +107,26 @@ class Translation:
         targets, _ = tokens_within(limit, [target[i].tolist() for i in own])
         if cut:
             say(f"evaluation: {cut} sources have more than {limit} tokens: cut there")
-        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        likelihood, count = torch.zeros((), dtype=torch.float64, device=accelerator.device), 0
         ordered = sorted(range(len(own)), key=lambda i: len(targets[i]))
         size = max(1, data.eval_batch_size // ranks)
         with torch.no_grad(), accelerator.autocast():
             for start in range(0, len(ordered), size):
                 rows = ordered[start : start + size]
-                batch = Batch(*(t.to(accelerator.device) for t in collate([(sources[i], targets[i]) for i in rows])))
-                sums += torch.stack([net(*batch)[1].double(), (batch.labels != PAD).sum().double()])
+                *batch, tokens = collate([(sources[i], targets[i]) for i in rows])
+                likelihood += net(*(tensor.to(accelerator.device) for tensor in batch))[1].double()
+                count += tokens
             hypotheses = translate_ids(net, sources, Beam(**data.search.model_dump()), size)
         texts = [self.corpus.vocabularies[1].decode(h[0].tokens) for h in hypotheses]
         found = dict(gather_object(list(zip(own, texts, strict=True))))
-        likelihood, count = accelerator.reduce(sums, "sum").tolist()
+        sums = torch.stack([likelihood, likelihood.new_tensor(count)])
+        summed, tokens = accelerator.reduce(sums, "sum").tolist()
         ordered_texts = [found[i] for i in range(len(source))]
         bleu, chrf = score(ordered_texts, [pair.target for pair in self.corpus.text("val")])[:2]
         if self.main:
             folder = Path(self.config.output) / "evaluation"
             write_text("".join(f"{text}\n" for text in ordered_texts), folder / "hypotheses.txt")
-        loss = likelihood / count
+        loss = summed / tokens
         return {
             "bleu": bleu.value,
             "chrf": chrf.value,
