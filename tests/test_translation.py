@@ -448,6 +448,7 @@ def test_least_and_greatest_lengths():
     model, (source, _) = sharp(), batch()
     for hypotheses in beam_search(model, source, Beam(beam=3, min_length=6, max_ratio=0, max_extra=9)):
         assert all(6 <= len(h.tokens) <= 9 for h in hypotheses)
+    assert len(beam_search(model, source, Beam(beam=2, max_ratio=0, max_extra=0))[0][0].tokens) == 1
     short = make(max_length=12).float()
     assert all(len(h[0].tokens) <= 11 for h in beam_search(short, source, Beam(beam=2, max_extra=100)))
 

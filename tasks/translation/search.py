@@ -67,7 +67,7 @@ def beam_search(model: Transformer, source: Tensor, settings: Beam) -> list[list
         source: tokens (B, S), padded at the end.
     """
     beam, device = settings.beam, source.device
-    limits = settings.limit(source, model)
+    limits = settings.limit(source, model).clamp(min=settings.min_length)
     limit = int(limits.max())
     done: list[list[Hypothesis]] = [[] for _ in range(len(source))]
     memory, cache = model.encode(source), Cache()
@@ -94,17 +94,16 @@ def beam_search(model: Transformer, source: Tensor, settings: Beam) -> list[list
         best, where = values.flatten(1).topk(min(2 * beam, width * count), 1)
         parents, chosen = where // count, words.view(len(alive), -1).gather(1, where)
         ended = (chosen == EOS) & torch.isfinite(best)
-        finished = torch.zeros(len(alive), dtype=torch.bool, device=device)
         normal = best / (length + 1) ** settings.length_penalty
         for i, j in ended[:, :beam].nonzero().tolist():
             sentence = done[int(alive[i])]
             if len(sentence) < beam:
                 words_ = tokens[i, parents[i, j], 1 : length + 1].tolist()
                 sentence.append(Hypothesis(words_, float(normal[i, j])))
-        for i, number in enumerate(alive.tolist()):
-            finished[i] = len(done[number]) >= beam or bool(last[i])
-        keep = (~finished).nonzero().flatten()
-        if not len(keep):
+        numbers = zip(alive.tolist(), last.tolist(), strict=True)
+        going = [i for i, (number, full) in enumerate(numbers) if not full and len(done[number]) < beam]
+        keep = torch.tensor(going, dtype=torch.long, device=device)
+        if not going:
             break
         # the best beam hypotheses that have not ended
         rank = torch.where(chosen == EOS, chosen.shape[1], 0) + torch.arange(chosen.shape[1], device=device)
