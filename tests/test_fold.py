@@ -167,7 +167,7 @@ def test_backbones_inside_other_modules():
     with torch.no_grad():
         assert relative(folded(x), model(x)) <= 1e-9
     assert folded[0].folded
-    with pytest.raises(ZooError, match="no backbone of the zoo in this Linear"):
+    with pytest.raises(ZooError, match="no net of the zoo in this Linear"):
         zoo.fold(nn.Linear(2, 2))
 
 
@@ -239,7 +239,10 @@ def test_openvino(kind, tmp_path):
     np.testing.assert_allclose(compiled([x.numpy()])[0], expected, rtol=0, atol=1e-5 * abs(expected).max())
 
 
-@pytest.mark.parametrize("name", [n for n in zoo.list_weights() if n.split(".")[0] in zoo.list_models()])
+VISION = zoo.list_models(takes="images") + zoo.list_models(takes="clips")  # text: test_transformer.py
+
+
+@pytest.mark.parametrize("name", [n for n in zoo.list_weights() if n.split(".")[0] in VISION])
 def test_weights_that_ship(name):
     model = zoo.create_model(name.split(".")[0], name).eval()
     folded = zoo.fold(model)
@@ -251,7 +254,7 @@ def test_weights_that_ship(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["rescale", "bn"])
-@pytest.mark.parametrize("name", zoo.list_models())
+@pytest.mark.parametrize("name", VISION)
 def test_every_net_of_the_zoo(name, scheme):
     """A narrow copy of each, at the depth it has."""
     model = zoo.create_model(name, scheme=scheme, num_classes=3, width=0.0625).double()

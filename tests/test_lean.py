@@ -55,7 +55,7 @@ def test_identity_shortcuts_are_added_as_they_are():
                 options = {} if "vgg" in name else {"c": c}
                 model = zoo.create_model(name, **options)
             for block in model.modules():
-                if isinstance(getattr(block, "join", None), RescaledAdd) and block.downsample is None:
+                if isinstance(getattr(block, "join", None), RescaledAdd) and getattr(block, "downsample", None) is None:
                     assert block.join.gain == 1.0, name
                     held += 1
             exits = [m.scale for m in model.modules() if isinstance(m, Nominal)]

@@ -11,7 +11,7 @@ from torch import nn
 import zoo
 from zoo.backbone import FeatureExtractor
 
-NETS = zoo.list_models()
+NETS = zoo.list_models(takes="images") + zoo.list_models(takes="clips")  # text: test_transformer.py
 SCHEMES = ["rescale", "bn", "gn", "none"]
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 NORMS += (torchvision.ops.FrozenBatchNorm2d,)
@@ -45,6 +45,7 @@ def test_all_names_are_there():
     expected |= {"rescale_r3d_10", "rescale_r3d_18", "rescale_mc3_18", "rescale_r2plus1d_18"}
     expected.add("rescale_slowonly_r20_cifar")
     assert set(NETS) == expected
+    assert set(zoo.list_models()) - expected == set(zoo.list_models("rescale_transformer_*"))
 
 
 @pytest.mark.parametrize(("name", "millions"), REFERENCE.items())

@@ -72,6 +72,7 @@ def test_shapes_and_counts(name, scheme):
     if scheme == "dyt":
         biases += (2 * n + 3 * m + 2) * (2 * d + 1)
     assert sum(p.numel() for p in model.parameters()) == weights + biases + 2 * d * norms
+    assert model.no_weight_decay() == {key for key, p in model.named_parameters() if p.ndim <= 1}
 
 
 def model_memory(model, source):
