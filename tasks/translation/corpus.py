@@ -23,7 +23,7 @@ from tasks.progress import say
 from tasks.translation.clean import Cleaner
 from tasks.translation.config import CorpusSection
 from tasks.translation.sources import Source, find_pairs
-from tasks.translation.text import Pair, read_lines
+from tasks.translation.text import Pair, read_lines, read_pairs
 from tasks.translation.vocabulary import train_vocabulary
 from zoo.checkpoint import get_weights, write_json
 from zoo.text import TextTransform, Vocabulary
@@ -122,14 +122,8 @@ class Corpus:
 
     def text(self, name: str) -> list[Pair]:
         """The pairs of a set that is scored, as text."""
-        return [
-            Pair(*pair)
-            for pair in zip(
-                read_lines(self.folder / f"{name}.source.txt"),
-                read_lines(self.folder / f"{name}.target.txt"),
-                strict=True,
-            )
-        ]
+        source, target = (self.folder / f"{name}.{side}.txt" for side in ("source", "target"))
+        return list(read_pairs(source, target, tuple(self.info["languages"])))
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -8,6 +8,7 @@ fairseq's, so logits are equal.
 
 from __future__ import annotations
 
+import dataclasses
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,8 +81,6 @@ def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[
         args[f"{side}_attention_heads"] = layout.heads
     state = {key: value.detach().clone() for key, value in model.state_dict().items()}
     if plugin:
-        import dataclasses
-
         args |= {"scheme": scheme, "scheme_options": dataclasses.asdict(model.scheme)}
         return args, {f"net.{key}": value for key, value in state.items()}
     before = scheme == "pre_ln"
@@ -111,7 +110,8 @@ def from_fairseq(path: str | Path) -> Transformer:
         raise ZooError(f"{path}: of arch {arch!r}; transformer and {PLUGIN} can be converted")
     scheme = str(args["scheme"]) if plugin else _native_scheme(args, path)
     layers = [
-        1 + max(int(k.split(".")[p]) for k in state if k.startswith(f"{prefix}.")) for prefix, p in _layers(plugin)
+        1 + max(int(key.split(".")[2]) for key in state if key.startswith((f"net.{side}.", f"{side}.layers.")))
+        for side in ("encoder", "decoder")
     ]
     source = state["net.encoder_embedding.weight" if plugin else "encoder.embed_tokens.weight"]
     share = (
@@ -225,13 +225,6 @@ def with_vocabularies(
     state = {k: v[rows[sides[k]]] if k in sides else v for k, v in model.state_dict().items()}
     load_state(again, state, "the converted net")
     return again.eval(), missing
-
-
-def _layers(plugin: bool) -> tuple[tuple[str, int], tuple[str, int]]:
-    """Prefixes of the layers' keys, and which part of a key is the layer's number."""
-    if plugin:
-        return ("net.encoder", 2), ("net.decoder", 2)
-    return ("encoder.layers", 2), ("decoder.layers", 2)
 
 
 def _arguments(content: dict[str, Any], path: Path) -> dict[str, Any]:
