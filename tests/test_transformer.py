@@ -106,7 +106,7 @@ def test_a_forward(name):
         ({"num_classes": 5}, "takes text: not num_classes, but source_vocabulary and target_vocabulary"),
         ({"features_only": True}, "features_only: rescale_transformer_tiny takes text and has no feature maps"),
         ({"scheme": "bn"}, r"unknown scheme 'bn'"),
-        ({"c": 0.0}, "option c=0.0: must be greater than 0"),
+        ({"decoder_c": 0.0}, "option decoder_c=0.0: must be greater than 0"),
         ({"dyt_alpha": 0.3}, "with scheme 'rescale' has no option 'dyt_alpha'"),
     ],
 )
@@ -136,13 +136,15 @@ def test_a_rescale_net_has_no_normalization():
         assert any(isinstance(module, kinds) for module in make(scheme).modules()) is wanted
 
 
-@pytest.mark.parametrize(("encoders", "decoders"), [(6, 6), (18, 3)])
-def test_alpha_beta_and_init_are_the_formulas(encoders, decoders):
-    model = make(calibrated=False, dim=256, hidden=512, encoder_layers=encoders, decoder_layers=decoders)
-    for stack, count in ((model.encoder, 2 * encoders), (model.decoder, 3 * decoders)):
+@pytest.mark.parametrize(("encoders", "decoders", "constants"), [(6, 6, {}), (18, 3, {}), (4, 2, {"decoder_c": 1})])
+def test_alpha_beta_and_init_are_the_formulas(encoders, decoders, constants):
+    sizes = {"dim": 256, "hidden": 512, "encoder_layers": encoders, "decoder_layers": decoders}
+    model = make(calibrated=False, **sizes, **constants)
+    stacks = (model.encoder, 2 * encoders, 2 * encoders), (model.decoder, 3 * decoders, constants.get("decoder_c"))
+    for stack, count, c in stacks:
         branches = [module for module in stack.modules() if isinstance(module, Branch)]
         assert len(branches) == count
-        c = count
+        c = count if c is None else c
         for k, branch in enumerate(branches, 1):
             alpha, beta = math.sqrt((k - 1 + c) / (k + c)), math.sqrt(1 / (k + c))
             assert zoo.coefficients(k, c) == pytest.approx((alpha, beta))
@@ -168,7 +170,7 @@ def test_alpha_beta_and_init_are_the_formulas(encoders, decoders):
     assert model.encoder_embedding.weight.std().item() == pytest.approx(256**-0.5, rel=0.02)
 
 
-def by_the_book(model, source, target):
+def by_the_book(model, source, target, encoder_c, decoder_c):
     """METHOD's section 6, word for word: a nominal trunk, each bias added to the input of its product."""
     p = dict(model.named_parameters())
     layout = model.layout
@@ -203,14 +205,14 @@ def by_the_book(model, source, target):
         return product(act(product(x, f"{name}.hidden")), f"{name}.shrink")
 
     there = (source != PAD)[:, None, None]
-    x, c = embedded(source), 2 * layout.encoder_layers
+    x, c = embedded(source), encoder_c or 2 * layout.encoder_layers
     for i in range(layout.encoder_layers):
         x = join(x, self_attention(x, f"encoder.{i}.self_attn", there), f"encoder.{i}.self_attn", 2 * i + 1, c)
         x = join(x, ffn(x, f"encoder.{i}.ffn"), f"encoder.{i}.ffn", 2 * i + 2, c)
     memory = x
     length = target.shape[1]
     past = torch.ones(length, length, dtype=torch.bool).tril()
-    x, c = embedded(target), 3 * layout.decoder_layers
+    x, c = embedded(target), decoder_c or 3 * layout.decoder_layers
     for i in range(layout.decoder_layers):
         name = f"decoder.{i}"
         x = join(x, self_attention(x, f"{name}.self_attn", past), f"{name}.self_attn", 3 * i + 1, c)
@@ -222,15 +224,16 @@ def by_the_book(model, source, target):
     return (x + p["decoder_end.bias"]) @ p["encoder_embedding.weight"].t()
 
 
+@pytest.mark.parametrize("constants", [(None, None), (None, 1.0), (3.0, 0.5)])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_the_net_is_the_method_word_for_word(activation):
-    model = make(activation=activation)
+def test_the_net_is_the_method_word_for_word(activation, constants):
+    model = make(activation=activation, encoder_c=constants[0], decoder_c=constants[1])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("multiplier"):
                 parameter.uniform_(0.3, 2)
     source, target = batch()
-    ours, theirs = model(source, target), by_the_book(model, source, target)
+    ours, theirs = model(source, target), by_the_book(model, source, target, *constants)
     there = target != PAD
     torch.testing.assert_close(ours[there], theirs[there], rtol=1e-9, atol=1e-9)
     weight = torch.randn_like(ours) * there[..., None]

@@ -376,7 +376,7 @@ class Transformer(Net):
         self.drop = _dropout(layout.drop_rate)
         self.encoder: Any = nn.ModuleList(EncoderLayer(layout, scheme, i) for i in range(n))
         self.encoder_end = scheme.end("encoder", 2 * n, dim)
-        memory = scheme.held_at_end(2 * n)
+        memory = scheme.held_at_end("encoder", 2 * n)
         self.decoder: Any = nn.ModuleList(DecoderLayer(layout, scheme, i, memory) for i in range(m))
         self.decoder_end = scheme.end("decoder", 3 * m, dim)
         self.projection: nn.Linear | None = None

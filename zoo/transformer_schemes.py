@@ -139,7 +139,7 @@ class TransformerScheme:
         """What follows the last branch of a stack."""
         return nn.Identity()
 
-    def held_at_end(self, branches: int) -> float:
+    def held_at_end(self, stack: Stack, branches: int) -> float:
         """The last trunk over the nominal one."""
         return 1.0
 
@@ -163,39 +163,43 @@ class Rescale(TransformerScheme):
 
     Attributes:
         multiplier: the learnable scalar m_k of each branch; without it beta_k is used.
-        c: constant of the decay; None for the number of branches of the stack.
+        encoder_c, decoder_c: constants of the stacks' decay; None for the number of a stack's branches. A trunk ends
+            with c / (branches + c) of its input's power.
         post_bias: give each linear layer an ordinary bias too.
     """
 
     name: ClassVar[str] = "rescale"
 
     multiplier: bool = True
-    c: float | None = None
+    encoder_c: float | None = None
+    decoder_c: float | None = None
     post_bias: bool = False
 
     def __post_init__(self) -> None:
-        if self.c is not None and not self.c > 0:
-            raise ZooError(f"option c={self.c}: must be greater than 0")
+        for key in ("encoder_c", "decoder_c"):
+            if (c := getattr(self, key)) is not None and not c > 0:
+                raise ZooError(f"option {key}={c}: must be greater than 0")
 
-    def _c(self, total: int) -> float:
-        return float(total if self.c is None else self.c)
+    def _c(self, stack: Stack, branches: int) -> float:
+        c = self.encoder_c if stack == "encoder" else self.decoder_c
+        return float(branches if c is None else c)
 
     def join(self, place: Place, dim: int) -> RescaledJoin:
-        k, c = place.index, self._c(place.total)
+        k, c = place.index, self._c(place.stack, place.total)
         alpha, beta = coefficients(k, c)
         join = RescaledJoin(alpha, 1 / math.sqrt(c) if self.multiplier else beta, self.multiplier)
         # x_k over the product of all alphas so far: then the trunk is added as it is
         join.hold(math.sqrt((k - 1 + c) / c), math.sqrt((k + c) / c))
         return join
 
-    def held_at_end(self, branches: int) -> float:
-        c = self._c(branches)
+    def held_at_end(self, stack: Stack, branches: int) -> float:
+        c = self._c(stack, branches)
         return math.sqrt((branches + c) / c)
 
     def end(self, stack: Stack, branches: int, dim: int) -> nn.Module:
         if stack == "encoder":
             return nn.Identity()  # the decoder's keys and values have biases of their own
-        return FeatureBias(dim, self.held_at_end(branches))
+        return FeatureBias(dim, self.held_at_end(stack, branches))
 
     def _make_linear(self, roles: Sequence[Role], in_features: int, out_features: int, held: float) -> Any:
         if len(roles) == 3:  # queries have a bias of their own, keys and values share one
@@ -210,7 +214,7 @@ class Rescale(TransformerScheme):
         if role in ("query", "key"):
             nn.init.xavier_uniform_(weight)
             return
-        factor = init_factor(place.index, self._c(place.total), 2) if self.multiplier else 1.0
+        factor = init_factor(place.index, self._c(place.stack, place.total), 2) if self.multiplier else 1.0
         gain = math.sqrt(2) if role == "hidden" else 1.0
         weight.normal_(0.0, factor * gain * weight.shape[1] ** -0.5)
 
