@@ -33,6 +33,7 @@ CLIPS = {
     "replicate": ("rescale_r3d_10", {"width": 0.25, "temporal_padding": "replicate"}),
 }
 NARROW = {**IMAGES, **CLIPS}
+VISION = zoo.list_models(takes="images") + zoo.list_models(takes="clips")  # nets of text: test_transformer.py
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import NARROW, narrow, samples
+from conftest import NARROW, VISION, narrow, samples
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -237,9 +237,6 @@ def test_openvino(kind, tmp_path):
     with torch.no_grad():
         expected = model(x).numpy()
     np.testing.assert_allclose(compiled([x.numpy()])[0], expected, rtol=0, atol=1e-5 * abs(expected).max())
-
-
-VISION = zoo.list_models(takes="images") + zoo.list_models(takes="clips")  # text: test_transformer.py
 
 
 @pytest.mark.parametrize("name", [n for n in zoo.list_weights() if n.split(".")[0] in VISION])

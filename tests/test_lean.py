@@ -52,8 +52,8 @@ def test_identity_shortcuts_are_added_as_they_are():
     for name in zoo.list_models():
         for c in (None, 1):
             with torch.device("meta"):
-                options = {} if "vgg" in name else {"c": c}
-                model = zoo.create_model(name, **options)
+                names = {"c", "encoder_c", "decoder_c"} & zoo.model_info(name).scheme_options["rescale"].keys()
+                model = zoo.create_model(name, **dict.fromkeys(names, c))
             for block in model.modules():
                 if isinstance(getattr(block, "join", None), RescaledAdd) and getattr(block, "downsample", None) is None:
                     assert block.join.gain == 1.0, name

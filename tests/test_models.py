@@ -5,13 +5,12 @@ import copy
 import pytest
 import torch
 import torchvision
-from conftest import NARROW, narrow, samples
+from conftest import NARROW, VISION, narrow, samples
 from torch import nn
 
 import zoo
 from zoo.backbone import FeatureExtractor
 
-NETS = zoo.list_models(takes="images") + zoo.list_models(takes="clips")  # text: test_transformer.py
 SCHEMES = ["rescale", "bn", "gn", "none"]
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 NORMS += (torchvision.ops.FrozenBatchNorm2d,)
@@ -44,7 +43,7 @@ def test_all_names_are_there():
     expected |= {f"rescale_{kind}_r{depth}" for kind in ("i3d", "slowonly") for depth in (50, 101)}
     expected |= {"rescale_r3d_10", "rescale_r3d_18", "rescale_mc3_18", "rescale_r2plus1d_18"}
     expected.add("rescale_slowonly_r20_cifar")
-    assert set(NETS) == expected
+    assert set(VISION) == expected
     assert set(zoo.list_models()) - expected == set(zoo.list_models("rescale_transformer_*"))
 
 
@@ -53,7 +52,7 @@ def test_parameter_counts_of_the_reference(name, millions):
     assert round(count(meta(name)) / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", VISION)
 def test_every_scheme_on_the_meta_device(name):
     assert zoo.model_info(name).schemes == ("rescale", "bn", "frozen_bn", "gn", "none")
     for scheme in SCHEMES:
@@ -69,7 +68,7 @@ def example(info, size, **settings):
     return torch.randn(1, 3, *frames, size, size, **settings)
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", VISION)
 def test_shapes_on_the_meta_device(name):
     model = meta(name)
     info = zoo.model_info(name)
@@ -90,7 +89,7 @@ def test_shapes_on_the_meta_device(name):
     assert model.feature_info.frames() == [level.frames for level in model.levels]
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", VISION)
 def test_smallest_input(name):
     """One image or clip of the smallest size through a narrow copy of each net: finite outputs."""
     info = zoo.model_info(name)

@@ -140,11 +140,10 @@ def test_a_rescale_net_has_no_normalization():
 def test_alpha_beta_and_init_are_the_formulas(encoders, decoders, constants):
     sizes = {"dim": 256, "hidden": 512, "encoder_layers": encoders, "decoder_layers": decoders}
     model = make(calibrated=False, **sizes, **constants)
-    stacks = (model.encoder, 2 * encoders, 2 * encoders), (model.decoder, 3 * decoders, constants.get("decoder_c"))
-    for stack, count, c in stacks:
-        branches = [module for module in stack.modules() if isinstance(module, Branch)]
+    for stack, count in (("encoder", 2 * encoders), ("decoder", 3 * decoders)):
+        branches = [module for module in getattr(model, stack).modules() if isinstance(module, Branch)]
         assert len(branches) == count
-        c = count if c is None else c
+        c = constants.get(f"{stack}_c", count)
         for k, branch in enumerate(branches, 1):
             alpha, beta = math.sqrt((k - 1 + c) / (k + c)), math.sqrt(1 / (k + c))
             assert zoo.coefficients(k, c) == pytest.approx((alpha, beta))
