@@ -102,9 +102,9 @@ def beam_search(model: Transformer, source: Tensor, settings: Beam) -> list[list
                 sentence.append(Hypothesis(words_, float(normal[i, j])))
         numbers = zip(alive.tolist(), last.tolist(), strict=True)
         going = [i for i, (number, full) in enumerate(numbers) if not full and len(done[number]) < beam]
-        keep = torch.tensor(going, dtype=torch.long, device=device)
         if not going:
             break
+        keep = torch.tensor(going, dtype=torch.long, device=device)
         # the best beam hypotheses that have not ended
         rank = torch.where(chosen == EOS, chosen.shape[1], 0) + torch.arange(chosen.shape[1], device=device)
         pick = rank.topk(min(beam, chosen.shape[1]), 1, largest=False, sorted=True).indices[keep]
