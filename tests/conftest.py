@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,20 @@ def natural_images(count: int, size: int) -> torch.Tensor:
 def environment() -> dict[str, str]:
     """For subprocesses: one thread, no hub."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def train_and_kill(arguments: list[str], state: Path, after: int) -> dict[str, int]:
+    """Train in a process group of its own and send it SIGKILL once a checkpoint has ``after`` steps.
+
+    Returns:
+        Where the checkpoint stands.
+    """
+    process = subprocess.Popen(arguments, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if state.exists() and torch.load(state, weights_only=True)["position"]["step"] >= after:
+            break
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return torch.load(state, weights_only=True)["position"]

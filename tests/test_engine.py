@@ -2,16 +2,13 @@
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import environment
+from conftest import environment, train_and_kill
 from PIL import Image
 
 import zoo
@@ -209,16 +206,8 @@ def test_kill_9_and_resume(images, tmp_path):
     fit(images, tmp_path / "whole", epochs=6, workers=1)
     run = tmp_path / "killed"
     arguments = command("train", path, f"output={run}")
-    process = subprocess.Popen(arguments, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
-    state = run / "checkpoints" / "last.pt"
-    deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if state.exists() and torch.load(state, weights_only=True)["position"]["step"] >= 4:
-            break
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert torch.load(state, weights_only=True)["position"]["step"] < 36, "it ended before it was killed"
+    at = train_and_kill(arguments, run / "checkpoints" / "last.pt", after=4)
+    assert at["step"] < 36, "it ended before it was killed"
     refused = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
     assert refused.returncode == 1
     assert "holds a run already: add --resume" in refused.stderr

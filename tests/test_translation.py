@@ -16,7 +16,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import environment
+from conftest import environment, train_and_kill
 from test_cli import call
 from test_transformer import VOCABULARY, batch, make
 
@@ -693,15 +693,8 @@ def test_kill_9_and_resume(prepared, tmp_path):
     fit(prepared, tmp_path / "whole", **settings)
     run = tmp_path / "killed"
     arguments = [sys.executable, "-m", "tasks.cli", "train", str(path), f"output={run}"]
-    process = subprocess.Popen(arguments, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL)
-    state, deadline = run / "checkpoints" / "last.pt", time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if state.exists() and torch.load(state, weights_only=True)["position"]["step"] >= 20:
-            break
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert torch.load(state, weights_only=True)["position"]["epoch"] < 4, "it ended before it was killed"
+    at = train_and_kill(arguments, run / "checkpoints" / "last.pt", after=20)
+    assert at["epoch"] < 4, "it ended before it was killed"
     subprocess.run([*arguments, "--resume"], env=environment(), check=True, stderr=subprocess.DEVNULL)
     assert (tmp_path / "whole/log.jsonl").read_text() == (run / "log.jsonl").read_text()
     whole, killed = weights_of(tmp_path / "whole"), weights_of(run)
