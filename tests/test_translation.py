@@ -880,6 +880,19 @@ def test_eval_export_info_prepare(capsys, monkeypatch, prepared, weights, tmp_pa
     assert "only translation has a corpus to prepare" in err
 
 
+def test_two_processes_evaluate_as_one(capsys, monkeypatch, prepared, weights, tmp_path):
+    """Batches of three sentences on one process, of one or two on each of two."""
+    arguments = ["eval", weights, prepared / "text/test", "--beam", "2", "--batch-size", "3", "--out"]
+    _, out, _ = call(capsys, monkeypatch, *arguments, tmp_path / "one")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += ["-m", "tasks.cli", *map(str, arguments), str(tmp_path / "two")]
+    done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == out  # one process reports
+    for name in ("hypotheses.txt", "metrics.json"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
+
+
 def test_empty_lines_in_evaluation_sets(prepared, weights, tmp_path, capsys, monkeypatch):
     lines(tmp_path / "x.en", "one two", "", "three")
     lines(tmp_path / "x.de", "eins zwei", "", "drei")

@@ -48,7 +48,7 @@ def evaluate_pairs(
     model, coder = deployed(entry)
     limit = model.layout.max_length - 1
     sources, cut = tokens_within(limit, coder.source.encode([pair.source for pair in pairs]))
-    if cut:
+    if cut and process().is_main_process:
         say(f"{cut} sources have more than the {limit} tokens that the net takes: cut there")
     found = translate_ids(model, sources, settings, batch_size, progress=progress)
     texts = [coder.decode(hypotheses[0].tokens) for hypotheses in found]
@@ -74,6 +74,8 @@ def evaluate(
     scores, texts = evaluate_pairs(
         entry, pairs, settings, batch_size=batch_size or 64, tokenized=tokenized, progress=True
     )
+    if not process().is_main_process:
+        return
     typer.echo(f"{len(pairs)} sentences, beam {beam}, length penalty {length_penalty:g}")
     for line in scores:
         typer.echo(str(line))

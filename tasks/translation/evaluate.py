@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from accelerate.utils import gather_object
+
+from tasks.devices import process
 from tasks.progress import Progress
 from tasks.translation.search import Beam, Hypothesis, beam_search
 from zoo.text import EOS, padded
@@ -67,22 +70,27 @@ def translate_ids(
 ) -> list[list[Hypothesis]]:
     """Hypotheses of sentences (ids without </s>), in their order; longest first, so that memory runs out early.
 
+    Each rank translates its share of the batches; all return all of them.
+
     Args:
         model: in eval mode, on its device.
+        batch_size: sentences of all ranks together.
         progress: show how far it is.
     """
-    device = model.encoder_embedding.weight.device
+    device, own = model.encoder_embedding.weight.device, process()
     order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
-    found: list[list[Hypothesis]] = [[] for _ in sentences]
-    starts = range(0, len(order), batch_size)
-    with Progress(len(starts), 0, batch_size, unit="sentences", enabled=progress) as bar:
+    size = max(1, batch_size // own.num_processes)
+    starts = range(0, len(order), size)[own.process_index :: own.num_processes]
+    found: dict[int, list[Hypothesis]] = {}
+    shown = progress and own.is_main_process
+    with Progress(len(starts), 0, size * own.num_processes, unit="sentences", enabled=shown) as bar:
         for number, start in enumerate(starts, 1):
-            rows = order[start : start + batch_size]
+            rows = order[start : start + size]
             source = padded([[*sentences[i], EOS] for i in rows]).to(device)
-            for i, hypotheses in zip(rows, beam_search(model, source, settings), strict=True):
-                found[i] = hypotheses
+            found.update(zip(rows, beam_search(model, source, settings), strict=True))
             bar.step(number)
-    return found
+    found = dict(gather_object(list(found.items())))
+    return [found[i] for i in range(len(sentences))]
 
 
 def tokens_within(limit: int, sentences: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import zoo
@@ -102,30 +101,27 @@ class Translation:
         source, target = self.corpus.sentences("val")
         limit = net.layout.max_length - 1
         rank, ranks = accelerator.process_index, accelerator.num_processes
-        own = range(rank, len(source), ranks)
-        sources, cut = tokens_within(limit, [source[i].tolist() for i in own])
-        targets, _ = tokens_within(limit, [target[i].tolist() for i in own])
-        if cut:
+        sources, cut = tokens_within(limit, [source[i].tolist() for i in range(len(source))])
+        targets, _ = tokens_within(limit, [target[i].tolist() for i in range(len(target))])
+        if cut and self.main:
             say(f"evaluation: {cut} sources have more than {limit} tokens: cut there")
         likelihood, count = torch.zeros((), dtype=torch.float64, device=accelerator.device), 0
-        ordered = sorted(range(len(own)), key=lambda i: len(targets[i]))
+        own = sorted(range(rank, len(source), ranks), key=lambda i: len(targets[i]))
         size = max(1, data.eval_batch_size // ranks)
         with torch.no_grad(), accelerator.autocast():
-            for start in range(0, len(ordered), size):
-                rows = ordered[start : start + size]
+            for start in range(0, len(own), size):
+                rows = own[start : start + size]
                 *batch, tokens = collate([(sources[i], targets[i]) for i in rows])
                 likelihood += net(*(tensor.to(accelerator.device) for tensor in batch))[1].double()
                 count += tokens
-            hypotheses = translate_ids(net, sources, Beam(**data.search.model_dump()), size)
+            hypotheses = translate_ids(net, sources, Beam(**data.search.model_dump()), data.eval_batch_size)
         texts = [self.corpus.vocabularies[1].decode(h[0].tokens) for h in hypotheses]
-        found = dict(gather_object(list(zip(own, texts, strict=True))))
         sums = torch.stack([likelihood, likelihood.new_tensor(count)])
         summed, tokens = accelerator.reduce(sums, "sum").tolist()
-        ordered_texts = [found[i] for i in range(len(source))]
-        bleu, chrf = score(ordered_texts, [pair.target for pair in self.corpus.text("val")])[:2]
+        bleu, chrf = score(texts, [pair.target for pair in self.corpus.text("val")])[:2]
         if self.main:
             folder = Path(self.config.output) / "evaluation"
-            write_text("".join(f"{text}\n" for text in ordered_texts), folder / "hypotheses.txt")
+            write_text("".join(f"{text}\n" for text in texts), folder / "hypotheses.txt")
         loss = summed / tokens
         return {
             "bleu": bleu.value,
