@@ -19,6 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from zoo.errors import ZooError
 from zoo.functional import product_bias
 from zoo.layers import BiasedLinear, BiasedProjections, Conv3d, _BiasedConvNd, _RepeatsFrames, _StemConvNd
+from zoo.linear import folded_bias
 
 log = logging.getLogger("rescalenet")
 
@@ -189,7 +190,7 @@ def folded_linear(linear: nn.Module, *, gain: float | Tensor = 1.0, missing: Shi
     beta = weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.double()
     if isinstance(linear, BiasedProjections):
         pre_bias = linear.pre_bias.double().view(-1, linear.in_features)
-        beta = beta + product_bias(weight, pre_bias, sections=linear.geometry.sections)
+        beta = beta + folded_bias(weight, pre_bias, linear.sizes)
     elif isinstance(linear, BiasedLinear):
         beta = beta + weight @ linear.pre_bias.double()
     beta = beta * getattr(linear, "input_scale", 1.0)

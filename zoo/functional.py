@@ -1,8 +1,9 @@
 """Products with the bias before them, at the cost of the bare product.
 
-y = scale * (W (x + b) + bias), the layer of RescaleNet (paper, section 3.1). Written out, the bias costs a pass over
-the activations in forward, one in backward and a saved copy of x + b, the scale a saved copy of W. Here backward keeps
-x itself, which the ReLU before it has saved already, and the parameters: nothing else. There are two exact ways:
+y = scale * (W (x + b) + bias), the layer of RescaleNet (paper, section 3.1), for convolutions; ``zoo.linear`` has
+linear layers. Written out, the bias costs a pass over the activations in forward, one in backward and a saved copy of x
++ b, the scale a saved copy of W. Here backward keeps x itself, which the ReLU before it has saved already, and the
+parameters: nothing else. There are two exact ways:
 
 - *fold*: W x + W b, for unpadded products. No pass over x, but four over something of the size of W.
 - *shift*: W pad(x + b), for padded products (their zeros go around x + b, so W b is another at the borders) and for
@@ -24,21 +25,15 @@ Scale = Tensor | float | None
 
 
 class Geometry(NamedTuple):
-    """How a convolution moves over its input: one number for each spatial dimension. A linear layer has none.
-
-    ``sections``: numbers of outputs of linear layers that are packed into one, each with a bias before it of its own.
-    """
+    """How a convolution moves over its input: one number for each spatial dimension."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-    sections: tuple[int, ...] = ()
 
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
-
-LINEAR = Geometry((), (), (), 1)
 
 
 def biased_product(
@@ -52,14 +47,14 @@ def biased_product(
     input_scale: float = 1.0,
     pool: tuple[int, ...] = (),
 ) -> Tensor:
-    """scale * (W pad(x + input_scale * pre_bias) + input_scale * bias), a convolution or a linear layer.
+    """scale * (W pad(x + input_scale * pre_bias) + input_scale * bias), a convolution.
 
     Under autocast the product is computed in autocast's dtype, the folded bias and scaled weights in the parameters'.
 
     Args:
-        x: (N, I, *positions), or (..., I) for ``LINEAR``.
-        weight: (O, I/groups, *kernel), or (O, I).
-        pre_bias, bias: (I,), or (sections, I); and (O,) or None.
+        x: (N, I, *positions).
+        weight: (O, I/groups, *kernel).
+        pre_bias, bias: (I,); and (O,) or None.
         scale: a number or 0-D tensor, multiplied into the weights.
         input_scale: a layer whose input is s times its nominal input multiplies its biases by s and so gives s times
             its nominal output.
@@ -67,23 +62,35 @@ def biased_product(
             the ends count what is there. The means are made again in backward, not saved.
 
     Returns:
-        (N, O, *positions), or (..., O).
+        (N, O, *positions).
     """
+    dtype = autocast_dtype(x)
+    if dtype is None:
+        return _dispatch(x, weight, pre_bias, bias, scale, input_scale, pool, geometry, weight.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return _dispatch(x.to(dtype), weight, pre_bias, bias, scale, input_scale, pool, geometry, dtype)
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes products of x in (float64 stays); None where it is off."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            x = x.to(dtype) if x.dtype != torch.float64 else x
-            return _dispatch(x, weight, pre_bias, bias, scale, input_scale, pool, geometry, x.dtype)
-    return _dispatch(x, weight, pre_bias, bias, scale, input_scale, pool, geometry, weight.dtype)
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return None
+    return torch.get_autocast_dtype(device) if x.dtype != torch.float64 else x.dtype
+
+
+def in_autograd() -> bool:
+    """Whether a forward is run for a backward of our own; compilers, exporters and functorch want the formula."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not (torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active())
 
 
 def _dispatch(*arguments: Any) -> Tensor:
     """The formula, with the arguments of ``_product``, for whoever runs it: a compiler, autograd, or nobody."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return _product_to_compile(*arguments)
-    plain = torch.compiler.is_exporting() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    return _product(*arguments) if plain or not torch.is_grad_enabled() else _Product.apply(*arguments)
+    return _Product.apply(*arguments) if in_autograd() else _product(*arguments)
 
 
 def _shift_in_forward(x: Tensor, weight: Tensor, scale: Scale, geometry: Geometry) -> bool:
@@ -93,7 +100,7 @@ def _shift_in_forward(x: Tensor, weight: Tensor, scale: Scale, geometry: Geometr
     """
     if any(geometry.padding):
         return True
-    if geometry.sections or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False  # one graph for all sizes
     return 2 * x.numel() <= (1 if scale is None else 3) * weight.numel()
 
@@ -102,8 +109,6 @@ def _shift_in_backward(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     """The same for backward: 3 for each of x against 3 for each of W and 1 for each of y."""
     if any(geometry.padding):
         return True
-    if geometry.sections:
-        return False
     y = x.numel() * weight.shape[0] // (weight.shape[1] * geometry.groups * math.prod(geometry.stride))
     return 3 * x.numel() <= 3 * weight.numel() + y
 
@@ -125,16 +130,14 @@ def _product(
     if _shift_in_forward(x, weight, scale, geometry):
         on_x = x.dtype == weight.dtype  # the scale comes with the shift, unless that would round it to half precision
         x = _shifted(x, pre_bias, scale if on_x else None, input_scale, geometry)
-        kernel = weight if on_x else _times(weight, scale)
+        kernel = weight if on_x else times(weight, scale)
     else:
-        folded = product_bias(weight, pre_bias, geometry.groups, geometry.sections)
+        folded = product_bias(weight, pre_bias, geometry.groups)
         beta = folded if bias is None else folded + bias
-        kernel = _times(weight, scale)
+        kernel = times(weight, scale)
     if beta is not None:
-        beta = _times(_times(beta, input_scale), scale).to(dtype)
-    if not geometry.stride:
-        return F.linear(x, kernel.to(dtype), beta)
-    stride, padding, dilation, groups, _ = geometry
+        beta = times(times(beta, input_scale), scale).to(dtype)
+    stride, padding, dilation, groups = geometry
     return torch.convolution(x, kernel.to(dtype), beta, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
@@ -155,15 +158,10 @@ def _product_to_compile(
     made by a convolution over a single channel of ones.
     """
     x = pooled(x, pool)
-    kernel = _times(weight, scale)
-    stride, padding, dilation, groups, sections = geometry
-    if sections:
-        added = _times(product_bias(kernel, pre_bias, sections=sections), input_scale)
-        if bias is not None:
-            added = added + _times(_times(bias, input_scale), scale)
-        return F.linear(x, kernel.to(dtype)) + added.to(dtype)
+    kernel = times(weight, scale)
+    stride, padding, dilation, groups = geometry
     by_group = kernel.view(groups, -1, *kernel.shape[1:])  # (groups, O/groups, I/groups, *kernel)
-    b = _times(pre_bias, input_scale).view(groups, 1, -1, *[1] * len(stride))
+    b = times(pre_bias, input_scale).view(groups, 1, -1, *[1] * len(stride))
     added = (by_group * b).sum(2).view(kernel.shape[0], 1, *kernel.shape[2:])  # (O, 1, *kernel)
     if any(padding):
         ones = torch.ones(1, 1, *x.shape[2:], dtype=weight.dtype, device=x.device)
@@ -171,9 +169,7 @@ def _product_to_compile(
     else:
         added = added.flatten(1).sum(1).view(-1, *[1] * len(stride))
     if bias is not None:
-        added = added + _times(_times(bias, input_scale), scale).view(-1, *[1] * len(stride))
-    if not stride:
-        return F.linear(x, kernel.to(dtype)) + added.to(dtype)
+        added = added + times(times(bias, input_scale), scale).view(-1, *[1] * len(stride))
     y = torch.convolution(x, kernel.to(dtype), None, stride, padding, dilation, False, [0] * len(stride), groups)
     return y + added.to(dtype)
 
@@ -203,7 +199,7 @@ class _Product(torch.autograd.Function):
         grad_x, grad_w = _product_backward(
             grad,
             _shifted(x, pre_bias, scale if on_h else None, ctx.input_scale, ctx.geometry) if shift else x,
-            (weight if on_h else _times(weight, scale)).to(ctx.dtype),
+            (weight if on_h else times(weight, scale)).to(ctx.dtype),
             ctx.geometry,
             need_x or (shift and need_b) or (on_h and need_scale),
             need_w or (need_scale and not on_h),
@@ -214,29 +210,29 @@ class _Product(torch.autograd.Function):
         if grad_w is not None:
             grad_w = grad_w.to(weight.dtype)
         if not shift or need_bias or (need_scale and bias is not None):
-            grad_beta = _times(_sum_to_channels(grad, ctx.geometry, weight.dtype), ctx.input_scale)
+            grad_beta = times(_sum_to_channels(grad, weight.dtype), ctx.input_scale)
         if not shift:
-            grad_b = _times(_transposed(weight, grad_beta, ctx.geometry), scale)
+            grad_b = times(_transposed(weight, grad_beta, ctx.geometry.groups), scale)
             if grad_w is not None:
-                grad_w = _add_outer(grad_w, grad_beta, pre_bias, ctx.geometry)
+                grad_w = _add_outer(grad_w, grad_beta, pre_bias, ctx.geometry.groups)
         elif need_b or (on_h and need_scale):
-            grad_b = _times(_sum_to_channels(grad_x, ctx.geometry, weight.dtype), ctx.input_scale)
+            grad_b = times(_sum_to_channels(grad_x, weight.dtype), ctx.input_scale)
         if need_scale:
             grad_scale = _inner(x, grad_x) + torch.dot(grad_b, pre_bias) if on_h else _inner(weight, grad_w)
             if bias is not None:
                 grad_scale = grad_scale + torch.dot(grad_beta, bias)
         if on_h:
-            grad_b = None if grad_b is None else _times(grad_b, scale)
-            grad_x = _times_in_place(grad_x, scale) if need_x else None
+            grad_b = None if grad_b is None else times(grad_b, scale)
+            grad_x = times_in_place(grad_x, scale) if need_x else None
         elif scale is not None and need_w:
-            grad_w = _times_in_place(grad_w, scale)
+            grad_w = times_in_place(grad_w, scale)
         if need_x and ctx.pool:
             grad_x = _pooled_backward(grad_x, whole, ctx.pool)
         return (
             grad_x if need_x else None,
             grad_w if need_w else None,
             grad_b if need_b else None,
-            _times(grad_beta, scale) if need_bias else None,
+            times(grad_beta, scale) if need_bias else None,
             grad_scale,
             *[None] * 5,
         )
@@ -246,10 +242,7 @@ def _product_backward(
     grad: Tensor, h: Tensor, kernel: Tensor, geometry: Geometry, need_h: bool, need_kernel: bool
 ) -> tuple[Any, Any]:
     """Gradients of the bare product; None for what is not needed."""
-    if not geometry.stride:
-        rows = grad.reshape(-1, grad.shape[-1])
-        return grad @ kernel if need_h else None, rows.t() @ h.reshape(-1, h.shape[-1]) if need_kernel else None
-    stride, padding, dilation, groups, _ = geometry
+    stride, padding, dilation, groups = geometry
     # without the bias: oneDNN takes twice as long for it as a sum does
     mask = [need_h, need_kernel, False]
     return _convolution_backward(
@@ -257,10 +250,8 @@ def _product_backward(
     )[:2]
 
 
-def product_bias(weight: Tensor, pre_bias: Tensor, groups: int = 1, sections: tuple[int, ...] = ()) -> Tensor:
-    """W b for each output channel: (O, I/groups, ...) and (I,), or (sections, I) -> (O,)."""
-    if sections:
-        return torch.cat([torch.mv(part, b) for part, b in zip(weight.split(sections), pre_bias, strict=True)])
+def product_bias(weight: Tensor, pre_bias: Tensor, groups: int = 1) -> Tensor:
+    """W b for each output channel: (O, I/groups, ...) and (I,) -> (O,)."""
     summed = _sum_positions(weight)
     if groups == 1:
         return torch.mv(summed, pre_bias)
@@ -272,11 +263,9 @@ def per_channel(bias: Tensor, x: Tensor) -> Tensor:
     return bias.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
 
 
-def _sum_to_channels(grad: Tensor, geometry: Geometry, dtype: torch.dtype) -> Tensor:
-    """(N, C, *positions), or (..., C) without positions -> (C,)."""
-    positions = len(geometry.stride)
-    dims = (0, *range(2, grad.ndim)) if positions else tuple(range(grad.ndim - 1))
-    return grad.sum(dims, dtype=dtype)
+def _sum_to_channels(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, C, *positions) -> (C,)."""
+    return grad.sum((0, *range(2, grad.ndim)), dtype=dtype)
 
 
 def _shifted(x: Tensor, pre_bias: Tensor, scale: Scale, input_scale: float, geometry: Geometry) -> Tensor:
@@ -284,7 +273,7 @@ def _shifted(x: Tensor, pre_bias: Tensor, scale: Scale, input_scale: float, geom
     bias = pre_bias.view(-1, *[1] * len(geometry.stride))
     if scale is None:
         return torch.add(x, bias.to(x.dtype), alpha=input_scale)
-    bias = _times(_times(bias, input_scale), scale).to(x.dtype)
+    bias = times(times(bias, input_scale), scale).to(x.dtype)
     if isinstance(scale, float):
         return torch.add(bias, x, alpha=scale)
     return torch.addcmul(bias, x, scale)
@@ -318,7 +307,7 @@ def _whole(x: Tensor) -> Tensor:
     return x.float() if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def _times(tensor: Tensor, scale: Scale) -> Tensor:
+def times(tensor: Tensor, scale: Scale) -> Tensor:
     """The product; factors None and 1 cost nothing."""
     return tensor if scale is None or (isinstance(scale, float) and scale == 1) else tensor * scale
 
@@ -330,28 +319,17 @@ def _sum_positions(weight: Tensor) -> Tensor:
     return weight.sum(tuple(range(2, weight.ndim)))
 
 
-def _transposed(weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """Gradient (I,), or (sections, I), of b, from the gradient (O,) of W b."""
-    if geometry.sections:
-        parts = zip(weight.split(geometry.sections), grad.split(geometry.sections), strict=True)
-        return torch.stack([torch.mv(part.t(), g) for part, g in parts])
-    summed, groups = _sum_positions(weight), geometry.groups
+def _transposed(weight: Tensor, grad: Tensor, groups: int) -> Tensor:
+    """Gradient (I,) of b, from the gradient (O,) of W b."""
+    summed = _sum_positions(weight)
     if groups == 1:
         return torch.mv(summed.t(), grad)
     return (summed.view(groups, -1, summed.shape[1]) * grad.view(groups, -1, 1)).sum(1).flatten()
 
 
-def _add_outer(grad_w: Tensor, grad: Tensor, pre_bias: Tensor, geometry: Geometry) -> Tensor:
+def _add_outer(grad_w: Tensor, grad: Tensor, pre_bias: Tensor, groups: int) -> Tensor:
     """What comes to W through W b, the same at every kernel position, added to its gradient."""
     in_place = not torch.is_grad_enabled()  # it is on where the gradient is to be differentiated again
-    groups, sections = geometry.groups, geometry.sections
-    if sections:
-        parts = zip(grad_w.split(sections), grad.split(sections), pre_bias, strict=True)
-        if in_place:
-            for part, g, b in parts:
-                part.addr_(g, b)
-            return grad_w
-        return torch.cat([part.addr(g, b) for part, g, b in parts])
     if groups == 1 and grad_w.shape[2:].numel() == 1:
         matrix = grad_w.view(grad_w.shape[:2])
         return (matrix.addr_(grad, pre_bias) if in_place else matrix.addr(grad, pre_bias)).view(grad_w.shape)
@@ -360,7 +338,8 @@ def _add_outer(grad_w: Tensor, grad: Tensor, pre_bias: Tensor, geometry: Geometr
     return grad_w.add_(outer) if in_place else grad_w + outer
 
 
-def _times_in_place(grad: Tensor, scale: Tensor | float) -> Tensor:
+def times_in_place(grad: Tensor, scale: Tensor | float) -> Tensor:
+    """The product; in place unless the gradient is to be differentiated again."""
     return grad * scale if torch.is_grad_enabled() else grad.mul_(scale)
 
 

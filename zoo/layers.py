@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.functional import LINEAR, Geometry, Scale, biased_product, per_channel, pooled
+from zoo.functional import Geometry, Scale, biased_product, per_channel, pooled
+from zoo.linear import biased_linear
 
 
 class Calibrated(nn.Module):
@@ -184,10 +185,8 @@ class BiasedLinear(Calibrated, nn.Linear):
         self.pre_bias = nn.Parameter(torch.zeros(in_features))
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
-        """scale * (W (x + pre_bias) + bias); see ``zoo.functional.biased_product``."""
-        return biased_product(
-            x, self.weight, self.pre_bias, self.bias, LINEAR, scale=scale, input_scale=self.input_scale
-        )
+        """scale * (W (x + pre_bias) + bias); see ``zoo.linear.biased_linear``."""
+        return biased_linear(x, self.weight, self.pre_bias, self.bias, scale=scale, input_scale=self.input_scale)
 
 
 class BiasedProjections(Calibrated, nn.Linear):
@@ -201,13 +200,13 @@ class BiasedProjections(Calibrated, nn.Linear):
     def __init__(self, in_features: int, sizes: tuple[int, ...], *, post_bias: bool = True) -> None:
         nn.Linear.__init__(self, in_features, sum(sizes), bias=post_bias)
         self.pre_bias = nn.Parameter(torch.zeros(len(sizes) * in_features))
-        self.geometry = LINEAR._replace(sections=sizes)
+        self.sizes = sizes
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
-        """scale * (W_i (x + pre_bias_i) + bias_i) for each part i; see ``zoo.functional.biased_product``."""
+        """scale * (W_i (x + pre_bias_i) + bias_i) for each part i; see ``zoo.linear.biased_linear``."""
         pre_bias = self.pre_bias.view(-1, self.in_features)
-        return biased_product(
-            x, self.weight, pre_bias, self.bias, self.geometry, scale=scale, input_scale=self.input_scale
+        return biased_linear(
+            x, self.weight, pre_bias, self.bias, scale=scale, input_scale=self.input_scale, sections=self.sizes
         )
 
     @property
@@ -215,7 +214,7 @@ class BiasedProjections(Calibrated, nn.Linear):
         return self.in_features
 
     def calibrate_(self, means: Tensor) -> None:
-        super().calibrate_(means.repeat(len(self.geometry.sections)))
+        super().calibrate_(means.repeat(len(self.sizes)))
 
 
 class FeatureBias(Calibrated):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.functional import autocast_dtype
+
 SLICE = 1 << 21  # logits made at a time: 8 MiB in float32
 
 
@@ -29,12 +31,11 @@ def linear_cross_entropy(
     Returns:
         The loss, and the negative log likelihood without a gradient: two 0-D tensors.
     """
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            return _LinearCrossEntropy.apply(x, weight, targets, label_smoothing, dtype)
-    return _LinearCrossEntropy.apply(x, weight, targets, label_smoothing, x.dtype)
+    dtype = autocast_dtype(x)
+    if dtype is None:
+        return _LinearCrossEntropy.apply(x, weight, targets, label_smoothing, x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return _LinearCrossEntropy.apply(x, weight, targets, label_smoothing, dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
