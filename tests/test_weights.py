@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 import zoo
 from tasks.classification.data import folder_images
 from tasks.classification.evaluate import evaluate_weights
-from tasks.demo import watch_shapes
+from tasks.demo import translate_captions, watch_shapes
 from tasks.detection.coco import load_coco
 from tasks.detection.detector import create_detector
 from tasks.detection.predict import detect_image
@@ -164,3 +164,13 @@ def test_the_demos_video(tmp_path):
         "triangle.annotated.mp4",
         "predictions.json",
     }
+
+
+def test_the_demos_translation(tmp_path):
+    """Words that any translation of the captions has."""
+    report = "\n".join(translate_captions(tmp_path))
+    rows = dict(row.strip("| ").split(" | ") for row in report.splitlines() if row.startswith("| ") and "." in row)
+    assert len(rows) == 5
+    for english, german in {"dog": "Hund", "Two children": "Zwei Kinder", "hat": "Hut", "kitchen": "Küche"}.items():
+        assert [german in translation for caption, translation in rows.items() if english in caption] == [True]
+    assert (tmp_path / "attention.png").stat().st_size > 10_000
