@@ -1,5 +1,7 @@
 """Our nets inside fairseq: it trains and generates with them, checkpoints convert (``make test-interop``)."""
 
+import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -169,10 +171,11 @@ def hypotheses(log):
     return {int(n): text for n, text in re.findall(r"^H-(\d+)\t\S+\t(.*)$", log, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("scheme", ["rescale", "pre_ln"])
-def test_fairseq_trains_and_generates(data, tmp_path, scheme):
+@pytest.mark.parametrize(("scheme", "options"), [("rescale", {"decoder_c": 1.0}), ("pre_ln", {})])
+def test_fairseq_trains_and_generates(data, tmp_path, scheme, options):
     user = ["--user-dir", USER_DIR]
-    log = train(data, tmp_path, *user, "--arch", "rescale_transformer_wmt_en_de", "--scheme", scheme)
+    named = ["--scheme", scheme, "--scheme-options", json.dumps(options)]
+    log = train(data, tmp_path, *user, "--arch", "rescale_transformer_wmt_en_de", *named)
     losses = [float(x) for x in re.findall(r"valid \| .*?\| loss ([\d.]+)", log)]
     assert losses[-1] < losses[0]
     path = tmp_path / "checkpoint_last.pt"
@@ -180,6 +183,7 @@ def test_fairseq_trains_and_generates(data, tmp_path, scheme):
     assert bleu > 20  # words are copied
     model = from_fairseq(path)
     assert model.scheme.name == scheme
+    assert dataclasses.asdict(model.scheme).items() >= options.items()
     assert all(m.calibrated for m in model.modules() if isinstance(m, zoo.layers.Calibrated))
     known = read_dictionary(data / "bin/dict.en.txt")
     ids = {symbol: number for number, symbol in enumerate(known)}
@@ -212,10 +216,12 @@ def test_the_plugin_has_fairseqs_logits_for_fairseqs_own_checkpoints(data, tmp_p
     assert generate(data, tmp_path / "plugin.pt", "--user-dir", USER_DIR)[0] == bleu
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_exported_weights_run_in_fairseq(data, tmp_path, scheme):
+@pytest.mark.parametrize(
+    ("scheme", "options"), [*((s, {}) for s in SCHEMES), ("rescale", {"decoder_c": 1, "encoder_c": 9})]
+)
+def test_exported_weights_run_in_fairseq(data, tmp_path, scheme, options):
     vocabulary = train_vocabulary((data / "train.en").read_text().splitlines(), 40, "bpe")
-    model = net(scheme, len(vocabulary))
+    model = net(scheme, len(vocabulary), **options)
     transform = zoo.TextTransform.of(("en", "de"), vocabulary, vocabulary)
     zoo.save_weights(model, tmp_path / "w.safetensors", transform=transform, classes=())
     result = export_fairseq(zoo.get_weights(str(tmp_path / "w.safetensors")), tmp_path / "out")

@@ -5,6 +5,8 @@ fairseq imports this module by itself, outside of the package ``zoo``; the nets 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
@@ -125,6 +127,7 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
         parser.add_argument("--max-source-positions", type=int, metavar="N")
         parser.add_argument("--max-target-positions", type=int, metavar="N")
         parser.add_argument("--scheme", choices=list(TRANSFORMER_SCHEMES), help="what stands in for normalization")
+        parser.add_argument("--scheme-options", type=json.loads, metavar="JSON", help='of it, as in {"decoder_c": 1}')
 
     @classmethod
     def build_model(cls, args: Namespace, task: Any) -> RescaleTransformer:
@@ -151,7 +154,11 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
             target_vocabulary=len(task.target_dictionary),
             max_length=max(args.max_source_positions, args.max_target_positions),
         )
-        net = Transformer(layout, TRANSFORMER_SCHEMES[args.scheme]())
+        scheme, options = TRANSFORMER_SCHEMES[args.scheme], dict(args.scheme_options)
+        known = [field.name for field in dataclasses.fields(scheme)]
+        if unknown := sorted(options.keys() - set(known)):
+            raise ValueError(f"--scheme-options: {args.scheme} has no {unknown[0]!r} (known: {', '.join(known)})")
+        net = Transformer(layout, scheme(**options))
         return cls(net, task.source_dictionary, task.target_dictionary)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, **kwargs: Any) -> Any:
@@ -196,6 +203,7 @@ def base_architecture(args: Namespace) -> None:
         max_source_positions=1024,
         max_target_positions=1024,
         scheme="rescale",
+        scheme_options={},
     )
 
 
