@@ -53,9 +53,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits = (part @ kernel.t()).to(precise)
             chosen = logits.gather(1, target)
             picked += chosen.sum()
-            top, where = logits.max(1, keepdim=True)
+            top = logits.amax(1, keepdim=True)
             share = torch.softmax(logits, 1)
-            likelihood += (top - share.gather(1, where).log() - chosen).sum()  # top - log(share) is the log of the sum
+            likelihood += (top - share.amax(1, keepdim=True).log() - chosen).sum()  # top - log: the log of the sum
             if need_x or need_w:
                 share.scatter_add_(1, target, share.new_full((), smoothing - 1).expand(target.shape))
                 share = share.to(dtype)
