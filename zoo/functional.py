@@ -174,6 +174,19 @@ def _product_to_compile(
     return y + added.to(dtype)
 
 
+def keep_inputs(ctx: Any, x: Tensor, weight: Tensor, pre_bias: Tensor, bias: Tensor | None, scale: Scale) -> None:
+    """What a backward of our own needs of its forward; ``kept_inputs`` gives it back."""
+    learned = isinstance(scale, Tensor)
+    ctx.scale = None if learned else scale
+    ctx.save_for_backward(x, weight, pre_bias, bias, scale if learned else None)
+
+
+def kept_inputs(ctx: Any) -> tuple[Any, ...]:
+    """x, weight, pre_bias, bias and scale, as ``keep_inputs`` got them."""
+    *tensors, scale = ctx.saved_tensors
+    return *tensors, ctx.scale if scale is None else scale
+
+
 class _Product(torch.autograd.Function):
     """``_product`` that saves its inputs only. Can be differentiated twice."""
 
@@ -181,17 +194,14 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, weight, pre_bias, bias, scale, ctx.input_scale, ctx.pool, ctx.geometry, ctx.dtype = args
-        learned = isinstance(scale, Tensor)
-        ctx.scale = None if learned else scale
-        ctx.save_for_backward(x, weight, pre_bias, bias, scale if learned else None)
+        keep_inputs(ctx, x, weight, pre_bias, bias, scale)
         return _product(*args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
-        whole, weight, pre_bias, bias, scale = ctx.saved_tensors
+        whole, weight, pre_bias, bias, scale = kept_inputs(ctx)
         x = pooled(whole, ctx.pool)
-        scale = ctx.scale if scale is None else scale
         need_x, need_w, need_b, need_bias, need_scale = ctx.needs_input_grad[:5]
         # y = K h + beta: h is x + b (shift) or x; the scale is on h or on W, which gives K; beta has the rest
         shift = _shift_in_backward(x, weight, ctx.geometry)
@@ -218,7 +228,7 @@ class _Product(torch.autograd.Function):
         elif need_b or (on_h and need_scale):
             grad_b = times(_sum_to_channels(grad_x, weight.dtype), ctx.input_scale)
         if need_scale:
-            grad_scale = _inner(x, grad_x) + torch.dot(grad_b, pre_bias) if on_h else _inner(weight, grad_w)
+            grad_scale = inner(x, grad_x) + torch.dot(grad_b, pre_bias) if on_h else inner(weight, grad_w)
             if bias is not None:
                 grad_scale = grad_scale + torch.dot(grad_beta, bias)
         if on_h:
@@ -343,7 +353,7 @@ def times_in_place(grad: Tensor, scale: Tensor | float) -> Tensor:
     return grad * scale if torch.is_grad_enabled() else grad.mul_(scale)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def inner(a: Tensor, b: Tensor) -> Tensor:
     """The sum of products, without a copy where both lie in memory in the same order."""
     order = sorted(range(a.ndim), key=a.stride, reverse=True)
     return torch.dot(a.permute(order).flatten(), b.permute(order).flatten())

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.functional import Scale, autocast_dtype, in_autograd, times, times_in_place
+from zoo.functional import (
+    Scale,
+    autocast_dtype,
+    in_autograd,
+    inner,
+    keep_inputs,
+    kept_inputs,
+    times,
+    times_in_place,
+)
 
 Sections = tuple[int, ...]
 
@@ -85,15 +94,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         x, weight, pre_bias, bias, scale, ctx.input_scale, ctx.sections, ctx.dtype = args
-        learned = isinstance(scale, Tensor)
-        ctx.scale = None if learned else scale
-        ctx.save_for_backward(x, weight, pre_bias, bias, scale if learned else None)
+        keep_inputs(ctx, x, weight, pre_bias, bias, scale)
         return _linear(*args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, weight, pre_bias, bias, scale = ctx.saved_tensors
-        scale = ctx.scale if scale is None else scale
+        x, weight, pre_bias, bias, scale = kept_inputs(ctx)
         need_x, need_w, need_b, need_bias, need_scale = ctx.needs_input_grad[:5]
         rows = grads[0].reshape(-1, weight.shape[0])
         kernel = times(weight, scale)
@@ -109,7 +115,7 @@ class _Linear(torch.autograd.Function):
             product = (rows.t() @ x.reshape(-1, weight.shape[1])).to(weight.dtype)
             product = _add_outer(product, summed, pre_bias, ctx.sections)
             if need_scale:
-                grad_scale = torch.dot(weight.flatten(), product.flatten())
+                grad_scale = inner(weight, product)
                 if bias is not None:
                     grad_scale = grad_scale + torch.dot(summed, bias)
             if need_w:

@@ -5,7 +5,6 @@ fairseq imports this module by itself, outside of the package ``zoo``; the nets 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from argparse import ArgumentParser, Namespace
 from typing import Any
@@ -155,8 +154,8 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
             max_length=max(args.max_source_positions, args.max_target_positions),
         )
         scheme, options = TRANSFORMER_SCHEMES[args.scheme], dict(args.scheme_options)
-        known = [field.name for field in dataclasses.fields(scheme)]
-        if unknown := sorted(options.keys() - set(known)):
+        known = Transformer.scheme_options(args.scheme)
+        if unknown := sorted(options.keys() - known.keys()):
             raise ValueError(f"--scheme-options: {args.scheme} has no {unknown[0]!r} (known: {', '.join(known)})")
         net = Transformer(layout, scheme(**options))
         return cls(net, task.source_dictionary, task.target_dictionary)
