@@ -92,3 +92,16 @@ def train_and_kill(arguments: list[str], state: Path, after: int) -> dict[str, i
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return torch.load(state, weights_only=True)["position"]
+
+
+def on_two_processes(*arguments: object) -> str:
+    """Run ``rescalenet`` with these arguments through torchrun on two processes.
+
+    Returns:
+        What they say on standard output.
+    """
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tasks.cli"]
+    launch += map(str, arguments)
+    done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import environment, shared
+from conftest import on_two_processes, shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,7 +31,6 @@ from tasks.plots import read_log
 from tasks.run import check, make_task, resolve
 
 KINDS = ("bbox", "segm")
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tasks.cli"]
 
 
 def real(name, check="none"):
@@ -172,13 +169,12 @@ def test_two_processes_evaluate_as_one(weights, tmp_path, capsys):
         "--out",
         tmp_path / "two",
     ]
-    done = subprocess.run([*TWO, *map(str, arguments)], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    said = on_two_processes(*arguments)
     for kind in KINDS:
         a, b = (json.loads((tmp_path / n / f"results_{kind}.json").read_text()) for n in ("one", "two"))
         assert len(a) > 100
         assert a == b
-    assert done.stdout.count("maxDets=100 ]") == 2 * 10  # one process reports, boxes and masks
+    assert said.count("maxDets=100 ]") == 2 * 10  # one process reports, boxes and masks
     for kind in KINDS:
         assert alone(data, tmp_path / "two" / f"results_{kind}.json", kind) == pytest.approx(one[kind].stats, abs=1e-12)
 
@@ -463,8 +459,7 @@ def test_two_processes_train(sample_config, tmp_path):
     """Under torchrun; what both measured at the end is what one process measures on the weights they saved."""
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(sample_config(train__epochs=1, data__holdout=None)))
-    done = subprocess.run([*TWO, "train", str(path)], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    on_two_processes("train", path)
     (measured,) = [r for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "epoch"]
     path = str(tmp_path / "run/checkpoints/last.safetensors")
     model = create_detector("mask_rcnn_rescalenet18_fpn", path)

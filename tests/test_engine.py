@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import environment, train_and_kill
+from conftest import environment, on_two_processes, train_and_kill
 from PIL import Image
 
 import zoo
@@ -224,10 +224,7 @@ def test_two_processes_equal_one(images, tmp_path, scheme):
     fit(images, tmp_path / "one", **settings)
     path = tmp_path / "config.yaml"
     path.write_text(engine.cfg.dump(config(images, tmp_path / "two", **settings)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch += ["-m", "tasks.cli", "train", str(path)]
-    done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    on_two_processes("train", path)
     assert torch.load(tmp_path / "two/checkpoints/last.pt", weights_only=True)["ranks"] == 2
     one, two = (read_log(tmp_path / run / "log.jsonl") for run in ("one", "two"))
     assert len(one) == len(two)

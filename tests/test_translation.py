@@ -16,7 +16,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import environment, train_and_kill
+from conftest import environment, on_two_processes, train_and_kill
 from test_cli import call
 from test_transformer import VOCABULARY, batch, make
 
@@ -727,10 +727,7 @@ def test_two_processes_equal_one_and_steps_are_weighted_by_tokens(prepared, tmp_
     import tasks.config as cfg
 
     path.write_text(cfg.dump(config(prepared, tmp_path / "two", **settings, batch_size=600, calibration_batches=2)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch += ["-m", "tasks.cli", "train", str(path)]
-    done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    on_two_processes("train", path)
     first, second = (read_log(tmp_path / run / "log.jsonl") for run in ("one", "two"))
     assert len(first) == len(second)
     compared = 0
@@ -884,11 +881,7 @@ def test_two_processes_evaluate_as_one(capsys, monkeypatch, prepared, weights, t
     """Batches of three sentences on one process, of one or two on each of two."""
     arguments = ["eval", weights, prepared / "text/test", "--beam", "2", "--batch-size", "3", "--out"]
     _, out, _ = call(capsys, monkeypatch, *arguments, tmp_path / "one")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch += ["-m", "tasks.cli", *map(str, arguments), str(tmp_path / "two")]
-    done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == out  # one process reports
+    assert on_two_processes(*arguments, tmp_path / "two") == out  # one process reports
     for name in ("hypotheses.txt", "metrics.json"):
         assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
 

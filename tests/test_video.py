@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import environment
+from conftest import environment, on_two_processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import call
@@ -462,10 +462,7 @@ def test_two_processes_give_what_one_gives(moving, tmp_path):
     fit(root, tmp_path / "one", **settings)
     path = tmp_path / "config.yaml"
     path.write_text(engine_cfg.dump(config(root, tmp_path / "two", **settings)))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    launch += ["-m", "tasks.cli", "train", str(path)]
-    done = subprocess.run(launch, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    on_two_processes("train", path)
     one, two = (read_log(tmp_path / run / "log.jsonl") for run in ("one", "two"))
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):
