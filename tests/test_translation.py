@@ -150,14 +150,16 @@ def test_sets_of_sacrebleu_and_of_the_hub(tmp_path, monkeypatch):
 
     def load(*arguments, **options):
         calls.append((arguments, options))
-        return [{"translation": {"de": "b", "en": "a"}}, {"translation": {"de": "d"}}]
+        rows = [{"de": "b", "en": "a"}, {"de": "c\r\nd", "en": "e\nf"}, {"de": "d"}]
+        return [{"translation": row} for row in rows]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
     read = find_pairs(tmp_path, "hf:wmt/wmt14@de-en:train[:1%]", ("en", "de"))
     rows = read()
     assert next(rows) == ("a", "b")
+    assert next(rows) == ("e f", "c d")
     assert calls == [(("wmt/wmt14", "de-en"), {"split": "train[:1%]", "streaming": True})]
-    with pytest.raises(DataError, match="row 1: no 'translation' with en and de"):
+    with pytest.raises(DataError, match="row 2: no 'translation' with en and de"):
         next(rows)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"needs the package datasets \(pip install datasets\)"):
@@ -261,6 +263,17 @@ def test_other_settings_are_refused(tmp_path):
     (tmp_path / "corpus/corpus.json").write_text(json.dumps({**info, "version": 99}))
     with pytest.raises(DataError, match="a corpus of version 99; prepare it again"):
         Corpus(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"test": {"t": "none"}}, "none has no pairs"), ({"holdout": 10**6}, "holdout=1000000: one of 1000000 pairs")],
+)
+def test_a_set_without_pairs(tmp_path, change, message):
+    root = toy(tmp_path / "text")
+    lines(root / "none.en"), lines(root / "none.de")
+    with pytest.raises(DataError, match=message):
+        prepare(section(root, **change), tmp_path / "corpus")
 
 
 @pytest.mark.parametrize("where", ["train_vocabulary", "write_json"])
@@ -833,6 +846,41 @@ def test_predict(capsys, monkeypatch, weights, tmp_path):
     code, _, err = call(capsys, monkeypatch, "predict", weights, "-")
     assert code == 1
     assert "error: standard input, line 2: not UTF-8" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sample", "--temperature", "0"], "temperature=0.0: must be greater than 0"),
+        (["--sample", "--top-p", "0"], "top_p=0.0: must be in (0, 1]"),
+        (["--sample", "--beam", "3"], "--beam is for beam search, not with --sample"),
+        (["--top-k", "3"], "--top-k is for --sample"),
+        (["--nbest", "3", "--beam", "2"], "--nbest 3: more than --beam 2 gives"),
+    ],
+)
+def test_options_of_predict_that_do_not_go_together(capsys, monkeypatch, weights, options, message):
+    code, out, err = call(capsys, monkeypatch, "predict", weights, "one two", *options)
+    assert code == 1
+    assert f"error: {message}" in err
+    assert not out
+
+
+def test_more_hypotheses_than_the_usual_beam(capsys, monkeypatch, weights):
+    _, out, _ = call(capsys, monkeypatch, "predict", weights, "one two", "--nbest", "7")
+    assert len(out.splitlines()) == 7
+
+
+def test_a_sentence_too_long_for_the_name_of_a_file(capsys, monkeypatch, weights):
+    _, short, _ = call(capsys, monkeypatch, "predict", weights, "one " * 50)
+    code, long, _ = call(capsys, monkeypatch, "predict", weights, "one " * 50 + " " * 300)
+    assert (code, long) == (0, short)
+
+
+def test_eval_of_an_empty_set(capsys, monkeypatch, weights, tmp_path):
+    lines(tmp_path / "none.en"), lines(tmp_path / "none.de")
+    code, _, err = call(capsys, monkeypatch, "eval", weights, tmp_path / "none")
+    assert code == 1
+    assert "none: no sentences" in err
 
 
 def test_eval_export_info_prepare(capsys, monkeypatch, prepared, weights, tmp_path):

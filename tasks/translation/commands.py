@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import typer
 
 import zoo
 from tasks.devices import process
-from tasks.errors import UserError
+from tasks.errors import DataError, UserError
 from tasks.progress import say
 from tasks.run import load_model
 from tasks.translation.evaluate import Score, as_dict, score, tokens_within, translate_ids
@@ -70,6 +72,8 @@ def evaluate(
     named = str(data).startswith(("sacrebleu:", "hf:"))
     root, name = (Path(), str(data)) if named else (data.parent, data.name)
     pairs = list(find_pairs(root, name, (transform.source, transform.target))())
+    if not pairs:
+        raise DataError(f"{data}: no sentences")
     settings = Beam(beam=beam, length_penalty=length_penalty)
     scores, texts = evaluate_pairs(
         entry, pairs, settings, batch_size=batch_size or 64, tokenized=tokenized, progress=True
@@ -89,34 +93,55 @@ def _lines(inputs: list[str]) -> Iterator[str]:
     for argument in inputs:
         if argument == "-":
             yield from decode_lines(sys.stdin.buffer, "standard input")
-        elif Path(argument).is_file():
+        elif os.path.isfile(argument):  # Path.is_file raises at a sentence too long for a name
             yield from read_lines(Path(argument))
         else:
             yield argument
+
+
+def _settings(nbest: int, sample: bool, searching: dict[str, Any], sampling: dict[str, Any]) -> Beam | Sampling:
+    """How to translate, from the options that were given (not None)."""
+    chosen, other = (sampling, searching) if sample else (searching, sampling)
+    for key in (key for key, value in other.items() if value is not None):
+        flag = f"--{key.replace('_', '-')}"
+        raise UserError(f"{flag} is for beam search, not with --sample" if sample else f"{flag} is for --sample")
+    given = {key: value for key, value in chosen.items() if value is not None}
+    if sample:
+        return Sampling(count=nbest, **given)
+    given.setdefault("beam", max(nbest, 5))
+    if nbest > given["beam"]:
+        raise UserError(f"--nbest {nbest}: more than --beam {given['beam']} gives")
+    return Beam(**given)
 
 
 def predict(
     entry: zoo.Weights,
     inputs: list[str],
     out: Path | None,
-    beam: int = 5,
-    length_penalty: float = 1.0,
     nbest: int = 1,
+    beam: int | None = None,
+    length_penalty: float | None = None,
     sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
     batch_size: int = 64,
     attention: bool = False,
 ) -> bool:
     """Translations on standard output, in order, as soon as they are there.
 
     One line each; with ``nbest`` as many a sentence, of its number, score and text, separated by tabs.
+
+    Raises:
+        UserError: an option of the beam search with ``sample``, one of sampling without, or a value out of range.
     """
-    settings: Beam | Sampling = Beam(beam=max(beam, nbest), length_penalty=length_penalty)
-    if sample:
-        settings = Sampling(count=nbest, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    settings = _settings(
+        nbest,
+        sample,
+        {"beam": beam, "length_penalty": length_penalty},
+        {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed},
+    )
     inputs = inputs or ["-"]
     model, coder = deployed(entry)
     interactive = inputs == ["-"] and sys.stdin.isatty()

@@ -166,10 +166,14 @@ def _fill(section: CorpusSection, folder: Path, settings: dict[str, Any]) -> Non
     def find(entry: str) -> Source:
         return find_pairs(root, entry, languages)
 
-    training = [find(entry) for entry in section.train]  # all is found before the long work
-    evaluation = {name: find(entry) for name, entry in section.test.items()}
+    training = [find(entry) for entry in section.train]
+    evaluation = dict(section.test)
     if not section.holdout:
-        evaluation["val"] = find(section.val)
+        evaluation["val"] = section.val
+    scored = {name: list(find(entry)()) for name, entry in evaluation.items()}  # before the long work: it may be wrong
+    for name, pairs in scored.items():
+        if not pairs:
+            raise DataError(f"{root}: {evaluation[name]} has no pairs")
 
     def raw() -> Iterator[Pair]:
         for read in training:
@@ -185,6 +189,8 @@ def _fill(section: CorpusSection, folder: Path, settings: dict[str, Any]) -> Non
     if not kept:
         raise DataError(f"{root}: no pair is left of the training text ({cleaner})")
     held = section.holdout
+    if kept < held:
+        raise DataError(f"holdout={held}: one of {held} pairs, and there are {kept}")
 
     def cleaned(part: str) -> Iterator[Pair]:
         for number, line in enumerate(read_lines(folder / "train.tsv"), 1):
@@ -213,7 +219,6 @@ def _fill(section: CorpusSection, folder: Path, settings: dict[str, Any]) -> Non
         say(f"{name}: {count} pairs, {writers[0].size} source and {writers[1].size} target tokens")
 
     write("train", cleaned("train"), drop_empty=True)
-    scored = {name: list(read()) for name, read in evaluation.items()}
     if held:
         scored["val"] = list(cleaned("val"))
     write("val", scored["val"], drop_empty=False)

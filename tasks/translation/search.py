@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tasks.errors import UserError
 from zoo.text import EOS, PAD
 from zoo.transformer import Cache, Transformer
 
@@ -56,6 +57,10 @@ class Beam(Lengths):
     beam: int = 4
     length_penalty: float = 1.0
     min_length: int = 1
+
+    def __post_init__(self) -> None:
+        if self.beam < 1:
+            raise UserError(f"beam={self.beam}: must be at least 1")
 
 
 @torch.inference_mode()
@@ -138,6 +143,14 @@ class Sampling(Lengths):
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.top_k < 0:
+            raise UserError(f"count={self.count}, top_k={self.top_k}: must be at least 1 and 0")
+        if not self.temperature > 0:
+            raise UserError(f"temperature={self.temperature}: must be greater than 0; beam 1 takes the best token")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p}: must be in (0, 1]")
 
 
 @torch.inference_mode()

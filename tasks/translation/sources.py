@@ -62,9 +62,9 @@ def _hub(name: str, languages: tuple[str, str]) -> Source:
 
     def read() -> Iterator[Pair]:
         for number, row in enumerate(rows):
-            try:
-                yield Pair(*(row["translation"][language] for language in languages))
-            except (KeyError, TypeError):
+            try:  # a text may have line breaks; a sentence of a corpus is a line
+                yield Pair(*(" ".join(row["translation"][language].splitlines()) for language in languages))
+            except (KeyError, TypeError, AttributeError):
                 raise DataError(
                     f"hf:{name}, row {number}: no 'translation' with {' and '.join(languages)} in {sorted(row)}"
                 ) from None
