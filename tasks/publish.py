@@ -29,8 +29,8 @@ from tasks.detection.evaluate import figures
 from tasks.errors import UserError
 from tasks.run import load_model, task_of
 from tasks.translation.commands import evaluate_pairs
+from tasks.translation.commands import read_set as read_pairs
 from tasks.translation.search import Beam
-from tasks.translation.sources import find_pairs
 from tasks.video.commands import read_set
 from tasks.video.evaluate import evaluate_weights as evaluate_video
 from tasks.video.index import Index
@@ -59,9 +59,7 @@ def evaluate(
     if task == "classification":
         return evaluate_weights(model, entry, folder_images(evaluation)).metrics()
     if task == "translation":
-        root, languages = evaluation.parent, (entry.transform.source, entry.transform.target)  # type: ignore[union-attr]
-        pairs = list(find_pairs(root, evaluation.name, languages)())
-        scores, _ = evaluate_pairs(entry, pairs, Beam(beam=5))
+        scores, _ = evaluate_pairs(entry, read_pairs(entry, evaluation), Beam(beam=5))
         return {"bleu": scores[0].value, "chrf": scores[1].value}
     if task == "video":
         videos, root = read_set(evaluation, subset=subset)

@@ -37,6 +37,24 @@ def _transform(entry: zoo.Weights) -> TextTransform:
     return entry.transform
 
 
+def read_set(entry: zoo.Weights, data: Path) -> list[Pair]:
+    """The pairs of a set to evaluate, in the languages of the weights.
+
+    Args:
+        data: files, as ``tasks.translation.sources.find_files`` names them, or ``sacrebleu:`` and ``hf:`` names.
+
+    Raises:
+        DataError: no such set, or one without sentences.
+    """
+    transform = _transform(entry)
+    named = str(data).startswith(("sacrebleu:", "hf:"))
+    root, name = (Path(), str(data)) if named else (data.parent, data.name)
+    pairs = list(find_pairs(root, name, (transform.source, transform.target))())
+    if not pairs:
+        raise DataError(f"{data}: no sentences")
+    return pairs
+
+
 def evaluate_pairs(
     entry: zoo.Weights,
     pairs: list[Pair],
@@ -68,12 +86,7 @@ def evaluate(
     tokenized: bool = False,
 ) -> None:
     """BLEU and chrF with signatures; ``hypotheses.txt`` and ``metrics.json``."""
-    transform = _transform(entry)
-    named = str(data).startswith(("sacrebleu:", "hf:"))
-    root, name = (Path(), str(data)) if named else (data.parent, data.name)
-    pairs = list(find_pairs(root, name, (transform.source, transform.target))())
-    if not pairs:
-        raise DataError(f"{data}: no sentences")
+    pairs = read_set(entry, data)
     settings = Beam(beam=beam, length_penalty=length_penalty)
     scores, texts = evaluate_pairs(
         entry, pairs, settings, batch_size=batch_size or 64, tokenized=tokenized, progress=True
@@ -102,8 +115,8 @@ def _lines(inputs: list[str]) -> Iterator[str]:
 def _settings(nbest: int, sample: bool, searching: dict[str, Any], sampling: dict[str, Any]) -> Beam | Sampling:
     """How to translate, from the options that were given (not None)."""
     chosen, other = (sampling, searching) if sample else (searching, sampling)
-    for key in (key for key, value in other.items() if value is not None):
-        flag = f"--{key.replace('_', '-')}"
+    if stray := [key for key, value in other.items() if value is not None]:
+        flag = f"--{stray[0].replace('_', '-')}"
         raise UserError(f"{flag} is for beam search, not with --sample" if sample else f"{flag} is for --sample")
     given = {key: value for key, value in chosen.items() if value is not None}
     if sample:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -214,6 +215,23 @@ def test_the_plugin_has_fairseqs_logits_for_fairseqs_own_checkpoints(data, tmp_p
     }
     torch.save(content, tmp_path / "plugin.pt")
     assert generate(data, tmp_path / "plugin.pt", "--user-dir", USER_DIR)[0] == bleu
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder_d": 1}, r"no option 'decoder_d' \(did you mean decoder_c"),
+        ({"decoder_c": "much"}, "option decoder_c='much': Input should be a valid number"),
+        ({"dim": 64}, "--scheme-options: 'dim' is not one of a scheme"),
+    ],
+)
+def test_scheme_options_that_are_none(options, message):
+    from zoo.export.fairseq.rescalenet_fairseq import RescaleTransformer
+
+    known = symbols()
+    task = SimpleNamespace(source_dictionary=known, target_dictionary=known)
+    with pytest.raises(ValueError, match=message):
+        RescaleTransformer.build_model(Namespace(scheme_options=options, share_all_embeddings=True), task)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ from fairseq.utils import convert_padding_direction
 from torch import Tensor
 
 import zoo
-from zoo.transformer import PAD, Cache, Memory, Transformer, TransformerLayout
+from zoo.backbone import ModelConfig
+from zoo.registry import build_model
+from zoo.transformer import PAD, Cache, Memory, Transformer
 from zoo.transformer_schemes import TRANSFORMER_SCHEMES
 
 
@@ -135,29 +137,26 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
             ids = (dictionary.bos(), dictionary.pad(), dictionary.eos(), dictionary.unk())
             if ids != (0, 1, 2, 3):
                 raise ValueError(f"<s>, padding, </s> and unknown have ids {ids}; (0, 1, 2, 3) are needed")
-        share: Any = (
-            "all" if args.share_all_embeddings else "decoder" if args.share_decoder_input_output_embed else "none"
-        )
-        layout = TransformerLayout(
-            dim=args.encoder_embed_dim,
-            hidden=args.encoder_ffn_embed_dim,
-            heads=args.encoder_attention_heads,
-            encoder_layers=args.encoder_layers,
-            decoder_layers=args.decoder_layers,
-            activation=args.activation_fn,
-            drop_rate=args.dropout,
-            attention_drop_rate=args.attention_dropout,
-            hidden_drop_rate=args.activation_dropout,
-            share=share,
-            source_vocabulary=len(task.source_dictionary),
-            target_vocabulary=len(task.target_dictionary),
-            max_length=max(args.max_source_positions, args.max_target_positions),
-        )
-        scheme, options = TRANSFORMER_SCHEMES[args.scheme], dict(args.scheme_options)
-        known = Transformer.scheme_options(args.scheme)
-        if unknown := sorted(options.keys() - known.keys()):
-            raise ValueError(f"--scheme-options: {args.scheme} has no {unknown[0]!r} (known: {', '.join(known)})")
-        net = Transformer(layout, scheme(**options))
+        share = "all" if args.share_all_embeddings else "decoder" if args.share_decoder_input_output_embed else "none"
+        sizes = {
+            "dim": args.encoder_embed_dim,
+            "hidden": args.encoder_ffn_embed_dim,
+            "heads": args.encoder_attention_heads,
+            "encoder_layers": args.encoder_layers,
+            "decoder_layers": args.decoder_layers,
+            "activation": args.activation_fn,
+            "drop_rate": args.dropout,
+            "attention_drop_rate": args.attention_dropout,
+            "hidden_drop_rate": args.activation_dropout,
+            "share": share,
+            "source_vocabulary": len(task.source_dictionary),
+            "target_vocabulary": len(task.target_dictionary),
+            "max_length": max(args.max_source_positions, args.max_target_positions),
+        }
+        if taken := sorted(sizes.keys() & args.scheme_options.keys()):
+            raise ValueError(f"--scheme-options: {taken[0]!r} is not one of a scheme; fairseq has an argument for it")
+        options = {**sizes, **args.scheme_options}
+        net: Any = build_model(ModelConfig("rescale_transformer_base", args.scheme, 0, 0, options))
         return cls(net, task.source_dictionary, task.target_dictionary)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, **kwargs: Any) -> Any:
