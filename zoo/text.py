@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # fairseq's ids
+_LANGUAGE = re.compile(r"[A-Za-z0-9_-]{1,20}")
 
 
 class Vocabulary:
@@ -89,7 +91,7 @@ class TextTransform:
     """What a translation net expects: its languages and vocabularies.
 
     Attributes:
-        source, target: languages, as in ``en``.
+        source, target: languages, as in ``en``: letters, digits, - and _, at most 20. Exports name files after them.
         source_model, target_model: sentencepiece models, base64; ``target_model`` None for a joint vocabulary.
     """
 
@@ -97,6 +99,13 @@ class TextTransform:
     target: str
     source_model: str = field(repr=False)
     target_model: str | None = field(repr=False)
+
+    def __post_init__(self) -> None:
+        for key in ("source", "target"):  # a weights file may come from anywhere, and its languages name files
+            if not _LANGUAGE.fullmatch(getattr(self, key)):
+                raise ZooError(
+                    f"language {key}={getattr(self, key)!r}: must be 1 to 20 letters, digits, - or _, as in 'en'"
+                )
 
     @classmethod
     def of(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:

@@ -306,9 +306,7 @@ def _broken(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> s
     if segmentation is None:
         return "annotations without a segmentation, which Mask R-CNN needs" if masks else None
     if isinstance(segmentation, list):
-        if not all(isinstance(part, list) for part in segmentation):
-            return "annotations whose polygons are not lists of numbers"
-        return None
+        return _broken_polygons(segmentation, image)
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
         return "annotations whose segmentation is neither polygons nor RLE"
     if list(segmentation["size"]) != [image.height, image.width]:
@@ -318,6 +316,31 @@ def _broken(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> s
         counts = rle_counts(counts)
     if sum(counts) != image.height * image.width or min(counts, default=0) < 0:
         return "annotations whose RLE counts do not fill the image"
+    return None
+
+
+def _broken_polygons(parts: list[Any], image: ImageRecord) -> str | None:
+    """Return why polygons cannot be rasterised, if they cannot.
+
+    pycocotools walks along each edge in steps of a fifth of a pixel and checks nothing: NaN and huge coordinates end
+    the process with a segmentation fault (cocoapi issue 380). Polygons may reach beyond the image, as far as
+    annotation tools write them.
+    """
+    reach = 2 * max(image.width, image.height, 1000)  # pixels
+    for part in parts:
+        if not isinstance(part, list):
+            return "annotations whose polygons are not lists of numbers"
+        try:
+            values = np.asarray(part)
+        except ValueError:  # lists of unequal length within the polygon
+            return "annotations whose polygons are not lists of numbers"
+        if not len(part):
+            continue
+        if values.ndim != 1 or values.dtype.kind not in "iuf":
+            return "annotations whose polygons are not lists of numbers"
+        for coordinates, side in ((values[0::2], image.width), (values[1::2], image.height)):
+            if not ((coordinates >= -reach) & (coordinates <= side + reach)).all():  # NaN compares as False
+                return "annotations whose polygons have points that are not finite or far outside of the image"
     return None
 
 

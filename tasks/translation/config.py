@@ -8,6 +8,8 @@ from pydantic import Field
 
 from tasks.config import ModelSection, RunConfig, Strict
 
+_LANGUAGE = r"^[A-Za-z0-9_-]{1,20}$"  # as zoo.TextTransform takes it
+
 
 class CleanSection(Strict):
     """Which training pairs are dropped."""
@@ -31,8 +33,8 @@ class CorpusSection(Strict):
     """Where the text is, and what ``rescalenet prepare`` makes of it."""
 
     root: str = Field(description="folder of the text")
-    source: str = Field(description="source language, as in the files' names")
-    target: str = Field(description="target language")
+    source: str = Field(pattern=_LANGUAGE, description="source language, as in the files' names")
+    target: str = Field(pattern=_LANGUAGE, description="target language")
     train: tuple[str, ...] = Field(min_length=1, description="names below root: tasks.translation.sources.find_pairs")
     val: str
     test: dict[str, str] = Field({}, description="further sets by name, kept as text")
