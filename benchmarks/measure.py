@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from zoo.checkpoint import write_json
+from zoo.files import write_json
 
 # glibc returns freed memory to the system and takes it again page by page; a step then measures the kernel. With
 # these it keeps what it has, as tcmalloc and jemalloc do. OpenMP's workers fall asleep between two operations and take

@@ -11,11 +11,13 @@ import torchvision
 from torch import Tensor, nn
 
 import zoo
-from zoo.backbone import Backbone
-from zoo.fold import Nominal
-from zoo.functional import per_channel, pooled
-from zoo.layers import Calibrated, RescaledAdd, _BiasedConvNd, _StemConvNd
-from zoo.residual import Block
+from zoo.calibration import HasDataBias
+from zoo.fold import Unscale
+from zoo.joins import RescaledAdd
+from zoo.layers import _BiasedConvNd, _StemConvNd
+from zoo.nets.base import Backbone
+from zoo.nets.residual import Block
+from zoo.products import per_channel, pooled
 
 # our name, torchvision's, timm's normalizer-free ResNet of the same layout
 NETS = {
@@ -60,11 +62,11 @@ def naive(model: Backbone) -> nn.Module:
     """A copy of a RescaleNet that computes what the paper writes, operation by operation."""
     model = copy.deepcopy(model)
     for module in model.modules():
-        if isinstance(module, Calibrated):
+        if isinstance(module, HasDataBias):
             module.input_scale = 1.0
         if isinstance(module, _StemConvNd):
             module.output_scale = 1.0
-        if isinstance(module, Nominal):
+        if isinstance(module, Unscale):
             module.scale = 1.0
     for name, module in list(model.named_modules()):
         if isinstance(module, _BiasedConvNd):

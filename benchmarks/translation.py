@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import zoo
 from benchmarks import measure
 from benchmarks.memory import kept_bytes
-from tasks.progress import say
+from tasks.progress import print_line
 from tasks.translation.search import Beam, beam_search
 from tasks.translation.text import read_lines
 from zoo.text import EOS, PAD, padded
@@ -85,7 +85,7 @@ class TorchTransformer(nn.Module):
         self.embedding = nn.Embedding(sizes.vocabulary, sizes.dim)
         nn.init.normal_(self.embedding.weight, std=sizes.dim**-0.5)
         self.positions: Tensor
-        self.register_buffer("positions", zoo.transformer.sinusoids(1024, sizes.dim))
+        self.register_buffer("positions", zoo.nets.transformer.sinusoids(1024, sizes.dim))
         self.body = nn.Transformer(
             sizes.dim,
             sizes.heads,
@@ -295,7 +295,7 @@ def has(package: str) -> bool:
     """Whether a rival's package is installed; if not, it is said."""
     there = importlib.util.find_spec(package) is not None
     if not there:
-        say(f"{package} is not installed: left out")
+        print_line(f"{package} is not installed: left out")
     return there
 
 

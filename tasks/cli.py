@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from tasks.errors import UserError, dead_worker
-from tasks.progress import say
+from tasks.progress import print_line
 
 app = typer.Typer(
     name="rescalenet",
@@ -32,8 +32,8 @@ def list_(
     import fnmatch
 
     import zoo
-    from zoo.checkpoint import weight_tags
     from zoo.registry import Takes
+    from zoo.weights import weight_tags
 
     if takes not in (None, *get_args(Takes)):
         raise UserError(f"--takes {takes}: {', '.join(get_args(Takes))} are what nets take")
@@ -67,7 +67,7 @@ def train(
     trainer = Trainer(make_task(resolved), resume=resume)
     metrics = trainer.fit()
     if trainer.accelerator.is_main_process:
-        say(f"{resolved.output}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+        print_line(f"{resolved.output}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
 
 
 @app.command()
@@ -207,7 +207,7 @@ def predict(
         raise UserError("no input: name pictures or videos, or folders of them")
     folder = out or _PREDICT_OUT
     read = run(entry, inputs, folder)
-    say(f"written to {folder}")
+    print_line(f"written to {folder}")
     if not read:
         raise typer.Exit(1)
 
@@ -302,12 +302,12 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (UserError, ZooError, OSError) as error:
-        say(f"error: {_last_line(error)}")
+        print_line(f"error: {_last_line(error)}")
         raise SystemExit(1) from None
     except RuntimeError as error:
         if (reason := dead_worker(error)) is None:
             raise
-        say(f"error: {reason}")
+        print_line(f"error: {reason}")
         raise SystemExit(1) from None
 
 

@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field
 
 from tasks.errors import ConfigError, DataError
-from zoo.errors import near
+from zoo.errors import suggestion
 
 
 class Strict(pydantic.BaseModel):
@@ -155,7 +155,7 @@ def find_config(name: str) -> Path:
     if path := find_file(name, f"{short}.yaml"):
         return path
     known = sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
-    raise ConfigError(f"no config file {name!r}{near(short, known)}")
+    raise ConfigError(f"no config file {name!r}{suggestion(short, known)}")
 
 
 def find_file(name: str, shipped: str | None = None) -> Path | None:
@@ -259,7 +259,7 @@ def _explain(error: Any, schema: type[pydantic.BaseModel]) -> str:
     dotted = ".".join([*shown, key])
     if error["type"] == "extra_forbidden":
         known = list(section.model_fields) if _is_section(section) else []
-        return f"unknown key {dotted!r}{near(key, known)}"
+        return f"unknown key {dotted!r}{suggestion(key, known)}"
     if error["type"] == "missing":
         return f"key {dotted!r} is missing"
     if error["type"].startswith("union_tag"):

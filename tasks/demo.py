@@ -17,16 +17,16 @@ from tasks.detection.detector import create_detector
 from tasks.detection.predict import predict as detect
 from tasks.engine import Trainer
 from tasks.errors import UserError
-from tasks.progress import say
+from tasks.progress import print_line
 from tasks.run import load_model, make_task, resolve
 from tasks.translation.attention import attention_picture
-from tasks.translation.commands import deployed
+from tasks.translation.commands import load_folded
 from tasks.translation.predict import Translator
 from tasks.translation.search import Beam
 from tasks.video.encode import write_video
 from tasks.video.predict import predict as watch
-from zoo.checkpoint import atomic_write, write_text
 from zoo.export.onnx import export_onnx
+from zoo.files import atomic_write, write_text
 
 NET = "rescalenet20_cifar"
 DETECTOR = "mask_rcnn_rescalenet18_fpn.nuclei"
@@ -51,7 +51,7 @@ def run(out: Path) -> None:
         raise UserError(f"the demo needs {error.name}: pip install 'rescalenet-zoo[demo]'") from None
     report = ["# RescaleNet demo", ""]
 
-    say(f"1/7 classifying photographs with {RIVALS['rescale']}")
+    print_line(f"1/7 classifying photographs with {RIVALS['rescale']}")
     sources = {name: Path(skimage.__file__).parent / "data" / name for name in _SKIMAGE}
     sources |= {Path(f).name: Path(f) for f in datasets.load_sample_images().filenames}
     weights = zoo.get_weights(RIVALS["rescale"])
@@ -72,7 +72,7 @@ def run(out: Path) -> None:
 
     digits = out / "digits"
     counts = write_digits(digits)
-    say(f"2/7 fine-tuning on {counts['train']} handwritten digits at batch size 2, rescale and bn")
+    print_line(f"2/7 fine-tuning on {counts['train']} handwritten digits at batch size 2, rescale and bn")
     results: dict[str, Result] = {}
     for scheme, name in RIVALS.items():
         folder = out / scheme
@@ -83,7 +83,7 @@ def run(out: Path) -> None:
         )
         Trainer(make_task(config)).fit()
 
-    say("3/7 evaluating both")
+    print_line("3/7 evaluating both")
     for scheme in RIVALS:
         path = str(out / scheme / "checkpoints" / "last.safetensors")
         entry = zoo.get_weights(path)
@@ -100,25 +100,25 @@ def run(out: Path) -> None:
         report.append(f"| {scheme} | {result.metrics()['top1']:.2f} % | {float(result.per_class().min()):.1%} |")
     report += ["", "![curves](curves.png)", "", "![confusion](rescale/confusion.png)", ""]
 
-    say("4/7 exporting to ONNX")
+    print_line("4/7 exporting to ONNX")
     path = str(out / "rescale" / "checkpoints" / "last.safetensors")
     verified = export_onnx(zoo.fold(zoo.create_model(NET, path)), out / "rescalenet20_digits.onnx", input_size=32)
     report += ["## Export", "", str(verified), ""]
 
-    say(f"5/7 finding cell nuclei with {DETECTOR}, in tiles")
+    print_line(f"5/7 finding cell nuclei with {DETECTOR}, in tiles")
     report += find_nuclei(Path(skimage.__file__).parent / "data" / "ihc.png", out / "nuclei")
 
-    say(f"6/7 watching a video with {VIDEO}")
+    print_line(f"6/7 watching a video with {VIDEO}")
     report += watch_shapes(out / "video")
 
-    say(f"7/7 translating captions with {TRANSLATOR}")
+    print_line(f"7/7 translating captions with {TRANSLATOR}")
     report += translate_captions(out / "translation")
     report.append(f"Took {time.monotonic() - start:.0f} s.")
     write_text("\n".join(report) + "\n", out / "report.md")
     for line in report:
         if line.startswith("|") or "agrees" in line or "nuclei, of" in line or "are recognised" in line:
-            say(line)
-    say(f"see {out / 'report.md'}")
+            print_line(line)
+    print_line(f"see {out / 'report.md'}")
 
 
 def find_nuclei(slide: Path, out: Path) -> list[str]:
@@ -217,7 +217,7 @@ def translate_captions(out: Path) -> list[str]:
     Returns:
         What the report says of it.
     """
-    model, coder = deployed(zoo.get_weights(TRANSLATOR))
+    model, coder = load_folded(zoo.get_weights(TRANSLATOR))
     start = time.monotonic()
     german = [result.texts[0] for result in Translator(model, coder, Beam(beam=5))(CAPTIONS)]
     seconds = time.monotonic() - start

@@ -18,7 +18,7 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def process() -> PartialState:
+def process_state() -> PartialState:
     """Which of the processes this one is, before there is an Accelerator; ``device`` is its device."""
     return PartialState(cpu=not torch.accelerator.is_available())  # else it ignores torchrun, as an Accelerator does
 

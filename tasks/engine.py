@@ -33,9 +33,9 @@ import zoo
 from tasks import config as cfg
 from tasks.devices import make_accelerator
 from tasks.errors import TrainingError, dead_worker
-from tasks.progress import Progress, say
-from zoo.checkpoint import atomic_write, write_text
-from zoo.rescale import branch_statistics
+from tasks.progress import Progress, print_line
+from zoo.files import atomic_write, write_text
+from zoo.method import branch_statistics
 
 # what writing says where there is no room: disk full, quota, file size limit, read-only
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -127,7 +127,7 @@ class EpochBatches(BatchSampler):
 
     def _order(self) -> list[int]:
         """The epoch's samples in random order."""
-        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(seed_from(self.seed, self.epoch))
         if self.repeats is None:
             return torch.randperm(self.length, generator=generator).tolist()
         # Systematic resampling: each sample floor or ceil of its share, always the same number in all.
@@ -151,7 +151,7 @@ class EpochBatches(BatchSampler):
         return batches + [rest[i : i + self.batch_size] for i in range(0, len(rest), self.batch_size)]
 
 
-def mix(*numbers: int) -> int:
+def seed_from(*numbers: int) -> int:
     """One seed from several numbers, the same on every machine (splitmix64)."""
     state = 0
     for number in numbers:
@@ -357,7 +357,7 @@ class Trainer:
             except Exception as error:
                 raise TrainingError(f"{self.state_path}: not a complete checkpoint ({error})") from None
             if state["ranks"] != self.accelerator.num_processes:
-                say(f"resuming a run of {state['ranks']} processes on {self.accelerator.num_processes}")
+                print_line(f"resuming a run of {state['ranks']} processes on {self.accelerator.num_processes}")
         return state
 
     def _calibrate(self) -> None:
@@ -376,7 +376,7 @@ class Trainer:
             reduce=lambda t: self.accelerator.reduce(t, "sum"),
         )
         if report.calibrated and self.accelerator.is_main_process:
-            say(f"calibration on {count} batches: {report}")
+            print_line(f"calibration on {count} batches: {report}")
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -449,7 +449,7 @@ class Trainer:
         """One optimizer step. Returns the terms of the loss, of this rank: their mean over ranks is the step's."""
         at, train = self.at, self.train
         usable = self.steps_per_epoch * train.accumulate
-        set_seed(mix(train.seed, at.step, self.accelerator.process_index) % 2**32)
+        set_seed(seed_from(train.seed, at.step, self.accelerator.process_index) % 2**32)
         epoch = at.epoch + at.batch / usable
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * rate(train.schedule, epoch, train.epochs, self.steps_per_epoch)

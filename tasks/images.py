@@ -13,7 +13,7 @@ from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tasks.errors import DataError
-from tasks.progress import say
+from tasks.progress import print_line
 
 EXTENSIONS = datasets.folder.IMG_EXTENSIONS
 
@@ -43,12 +43,12 @@ def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> list[
     return found
 
 
-def say_unread(failed: Mapping[str, str], total: int) -> None:
+def report_unread(failed: Mapping[str, str], total: int) -> None:
     """Tell which of ``total`` files could not be read: file -> reason."""
     for reason in failed.values():
-        say(f"skipped: {reason}")
+        print_line(f"skipped: {reason}")
     if failed:
-        say(f"{len(failed)} of {total} files could not be read")
+        print_line(f"{len(failed)} of {total} files could not be read")
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
-from zoo.checkpoint import atomic_write
+from zoo.files import atomic_write
 
 
 def _figure(width: float, height: float) -> Any:

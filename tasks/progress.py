@@ -13,7 +13,7 @@ _console = Console(stderr=True)
 _LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
-def say(message: str) -> None:
+def print_line(message: str) -> None:
     """One line to the user, on stderr."""
     _console.print(message, highlight=False, markup=False, soft_wrap=True)
 
@@ -60,9 +60,9 @@ class Progress:
             self.bar.update(self.row, completed=done, description=text)
         else:
             self.spoke = now
-            say(text)
+            print_line(text)
 
     def message(self, text: str) -> None:
         """A line that stays."""
         if self.enabled:
-            say(text)
+            print_line(text)

@@ -34,7 +34,8 @@ from tasks.translation.search import Beam
 from tasks.video.commands import read_set
 from tasks.video.evaluate import evaluate_weights as evaluate_video
 from tasks.video.index import Index
-from zoo.checkpoint import weights_dir, write_json
+from zoo.files import write_json
+from zoo.weights import weights_dir
 
 LIMIT = 12_000_000  # bytes of one file
 

@@ -15,7 +15,7 @@ from tasks.engine import Task
 from tasks.errors import ConfigError, UserError
 from tasks.translation.config import TranslationConfig
 from tasks.video.config import VideoConfig
-from zoo.errors import near
+from zoo.errors import suggestion
 
 SCHEMAS: dict[str, type[cfg.RunConfig]] = {
     "classification": ClassificationConfig,
@@ -40,7 +40,7 @@ def check(content: dict[str, object], source: str) -> cfg.RunConfig:
     """The typed config of whatever task the content names."""
     task = content.get("task")
     if task not in SCHEMAS:
-        raise ConfigError(f"{source}: task={task!r}{near(str(task), SCHEMAS)}")
+        raise ConfigError(f"{source}: task={task!r}{suggestion(str(task), SCHEMAS)}")
     return cfg.check(content, SCHEMAS[str(task)], source)
 
 

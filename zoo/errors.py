@@ -18,7 +18,7 @@ class ExportError(ZooError):
     """An export that failed, or whose outputs differ from the model's."""
 
 
-def near(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
     """' (did you mean a, b?)', or what is known if nothing is near."""
     known = list(known)
     matches = difflib.get_close_matches(word, known, n=3, cutoff=0.5)

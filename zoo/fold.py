@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zoo.errors import ZooError
-from zoo.functional import product_bias
 from zoo.layers import BiasedLinear, BiasedProjections, Conv3d, _BiasedConvNd, _RepeatsFrames, _StemConvNd
-from zoo.linear import folded_bias
+from zoo.nets.base import Net
+from zoo.products import folded_bias, product_bias
 
 log = logging.getLogger("rescalenet")
 
@@ -40,8 +40,6 @@ def fold(model: Model) -> Model:
     Raises:
         ZooError: there is no net of the zoo in it.
     """
-    from zoo.backbone import Net
-
     model = copy.deepcopy(model).eval()
     bodies = [module for module in model.modules() if isinstance(module, Net)]
     if not bodies:
@@ -71,7 +69,7 @@ class ChannelMax(nn.Module):
         return x.clamp_min_(self.floor.view(-1, *[1] * (x.ndim - 2)))
 
 
-class Nominal(nn.Module):
+class Unscale(nn.Module):
     """The nominal feature map (N, C, ...) of one that the net holds as scale * x + shift (C,)."""
 
     shift: Tensor | None
@@ -108,8 +106,8 @@ def folded_conv(
     norm: nn.Module,
     *,
     gain: float | Tensor = 1.0,
-    arriving: Shift = None,
-    leaving: Shift = None,
+    input_shift: Shift = None,
+    output_shift: Shift = None,
 ) -> tuple[nn.Conv2d | nn.Conv3d, nn.Module]:
     """A convolution with what follows it, and with all that can be folded in it.
 
@@ -117,8 +115,8 @@ def folded_conv(
         conv: ``nn.Conv2d``, ``nn.Conv3d`` or one of ours.
         norm: what follows: a BatchNorm, which is folded, or something that stays.
         gain: factor on the output.
-        arriving: shift of the input that arrives, (I,).
-        leaving: shift that the output shall have, (O,).
+        input_shift: shift of the input that arrives, (I,).
+        output_shift: shift that the output shall have, (O,).
 
     Returns:
         The plain convolution, and what is left of the norm.
@@ -138,10 +136,10 @@ def folded_conv(
         missing = weight.new_zeros(conv.in_channels)
         if isinstance(conv, _BiasedConvNd):
             missing += conv.pre_bias.double() * conv.input_scale
-        if arriving is not None:
-            missing -= arriving
+        if input_shift is not None:
+            missing -= input_shift
         beta += product_bias(weight, missing, conv.groups)
-    elif arriving is not None and not isinstance(conv, _BiasedConvNd):
+    elif input_shift is not None and not isinstance(conv, _BiasedConvNd):
         raise ZooError("fold: a shifted map arrives at a padded convolution without a bias before it")
     if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d | FrozenBatchNorm2d):
         mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
@@ -149,10 +147,10 @@ def folded_conv(
         weight = weight * factor.view(-1, *[1] * (weight.ndim - 1))
         beta = (beta - mean) * factor + norm.bias.double()
         norm = nn.Identity()
-    if leaving is not None:
+    if output_shift is not None:
         if not isinstance(norm, nn.Identity):
             raise ZooError(f"fold: a shift cannot go through {type(norm).__name__}")
-        beta = beta + leaving
+        beta = beta + output_shift
     make: Any = nn.Conv2d if isinstance(conv, nn.Conv2d) else Conv3d
     plain = make(
         conv.in_channels,

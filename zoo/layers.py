@@ -4,75 +4,23 @@ y = W (x + b): b has one value per *input* channel and is initialised from data 
 to minus the channel mean of x (METHOD of RescaleNet, section 3.1 of the paper). All biases and
 multipliers are 0-D or 1-D parameters, so the usual "no weight decay for ndim <= 1" rule holds.
 
-Every forward is a pure function of parameters and input: no counters and no buffers.
-"""
+Every forward is a pure function of parameters and input: no counters and no buffers."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo.calibration import HasDataBias
 from zoo.errors import ZooError
-from zoo.functional import Geometry, Scale, biased_product, per_channel, pooled
-from zoo.linear import biased_linear
-
-
-class Calibrated(nn.Module):
-    """Mixin of the layers that hold a bias initialised from data.
-
-    ``calibrated`` is True once a checkpoint or ``zoo.calibrate`` has supplied that bias; the forward
-    never reads it.
-    """
-
-    data_bias_name = "pre_bias"
-    channel_dim = 1
-    calibrated = False
-    input_scale = 1.0  # the input is this times the nominal one, and so is the output (``RescaledAdd.hold``)
-
-    @property
-    def data_bias(self) -> nn.Parameter:
-        """The (C,) parameter that calibration sets."""
-        return getattr(self, self.data_bias_name)
-
-    @property
-    def calibrated_channels(self) -> int:
-        """C."""
-        return self.data_bias.numel()
-
-    def calibration_input(self, x: Tensor) -> Tensor:
-        """The tensor whose channel mean the bias removes, given the layer's input."""
-        return x if self.input_scale == 1 else x / self.input_scale
-
-    def calibration_sums(self, x: Tensor) -> Tensor:
-        """What calibration adds up over inputs x: float64 sums, and last how many values each of them has.
-
-        Raises:
-            ZooError: x has a wrong number of channels.
-        """
-        x = self.calibration_input(x)
-        dim = self.channel_dim % x.ndim
-        if x.shape[dim] != self.calibrated_channels:
-            raise ZooError(f"calibrate: an input has {x.shape[dim]} channels, the layer {self.calibrated_channels}")
-        sums = x.sum(dim=[d for d in range(x.ndim) if d != dim], dtype=torch.float64)
-        return torch.cat([sums, sums.new_tensor([x.numel() // x.shape[dim]])])
-
-    def calibrate_(self, means: Tensor) -> None:
-        """Initialise from the sums over their number."""
-        self.data_bias.data.copy_(-means)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        if prefix + self.data_bias_name in state_dict:
-            self.calibrated = True
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
+from zoo.products import Geometry, Scale, biased_linear, biased_product, per_channel, pooled
 
 Size = int | tuple[int, ...]
 
 
-class _BiasedConvNd(Calibrated):
+class _BiasedConvNd(HasDataBias):
     """Shared by BiasedConv2d and BiasedConv3d, which also derive from torch's convolution."""
 
     weight: Tensor
@@ -80,7 +28,7 @@ class _BiasedConvNd(Calibrated):
     stride: tuple[int, ...]
     padding: Any
     dilation: tuple[int, ...]
-    pool: tuple[int, ...] = ()  # windows to average over first (``zoo.functional.biased_product``)
+    pool: tuple[int, ...] = ()  # windows to average over first (``zoo.products.biased_product``)
 
     def __init__(
         self,
@@ -102,7 +50,7 @@ class _BiasedConvNd(Calibrated):
         self.geometry = Geometry(self.stride, self.padding, self.dilation, groups)
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
-        """scale * (W pad(x + pre_bias) + bias); see ``zoo.functional.biased_product``."""
+        """scale * (W pad(x + pre_bias) + bias); see ``zoo.products.biased_product``."""
         batch = x if x.ndim == self.weight.ndim else x[None]
         out = biased_product(
             batch,
@@ -172,7 +120,7 @@ class BiasedConv3d(_BiasedConvNd, _RepeatsFrames, nn.Conv3d):
         return super().forward(self.lengthened(x), scale)
 
 
-class BiasedLinear(Calibrated, nn.Linear):
+class BiasedLinear(HasDataBias, nn.Linear):
     """Linear layer of x + b over the last dimension: (..., I) -> (..., O).
 
     Parameters: ``weight`` (O, I), ``pre_bias`` (I,), and ``bias`` (O,) if ``post_bias``.
@@ -185,11 +133,11 @@ class BiasedLinear(Calibrated, nn.Linear):
         self.pre_bias = nn.Parameter(torch.zeros(in_features))
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
-        """scale * (W (x + pre_bias) + bias); see ``zoo.linear.biased_linear``."""
+        """scale * (W (x + pre_bias) + bias); see ``zoo.products.biased_linear``."""
         return biased_linear(x, self.weight, self.pre_bias, self.bias, scale=scale, input_scale=self.input_scale)
 
 
-class BiasedProjections(Calibrated, nn.Linear):
+class BiasedProjections(HasDataBias, nn.Linear):
     """Linear layers of the same input packed into one, each with a bias before it: (..., I) -> (..., sum of sizes).
 
     Parameters: ``weight`` (sum of sizes, I), ``pre_bias`` (number of sizes * I,), and ``bias`` if ``post_bias``.
@@ -203,21 +151,21 @@ class BiasedProjections(Calibrated, nn.Linear):
         self.sizes = sizes
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
-        """scale * (W_i (x + pre_bias_i) + bias_i) for each part i; see ``zoo.linear.biased_linear``."""
+        """scale * (W_i (x + pre_bias_i) + bias_i) for each part i; see ``zoo.products.biased_linear``."""
         pre_bias = self.pre_bias.view(-1, self.in_features)
         return biased_linear(
             x, self.weight, pre_bias, self.bias, scale=scale, input_scale=self.input_scale, sections=self.sizes
         )
 
     @property
-    def calibrated_channels(self) -> int:
+    def data_bias_channels(self) -> int:
         return self.in_features
 
     def calibrate_(self, means: Tensor) -> None:
         super().calibrate_(means.repeat(len(self.sizes)))
 
 
-class FeatureBias(Calibrated):
+class FeatureBias(HasDataBias):
     """x / input_scale + b over the last dimension, b (C,) initialised from data: (..., C) -> the same shape."""
 
     data_bias_name = "bias"
@@ -235,7 +183,7 @@ class FeatureBias(Calibrated):
         return str(self.bias.numel())
 
 
-class _StemConvNd(Calibrated):
+class _StemConvNd(HasDataBias):
     """Shared by StemConv2d and StemConv3d, which also derive from torch's convolution."""
 
     output_scale = 1.0
@@ -271,7 +219,7 @@ class StemConv3d(_StemConvNd, _RepeatsFrames, nn.Conv3d):
     """The same for clips (N, I, T, H, W)."""
 
 
-class ChannelBias(Calibrated):
+class ChannelBias(HasDataBias):
     """x + b with b (C,) initialised from data: (N, C, ...) -> the same shape."""
 
     data_bias_name = "bias"
@@ -287,7 +235,7 @@ class ChannelBias(Calibrated):
         return str(self.bias.numel())
 
 
-class InputGain(Calibrated):
+class InputGain(HasDataBias):
     """1 / sqrt(E[x^2]) of a feature map x, measured by calibration and fixed then: x (N, C, ...) -> 0-D tensor.
 
     The feature levels of a net without normalization differ by orders of magnitude in power at init. What reads them
@@ -329,90 +277,3 @@ class GainedConv(nn.Module):
         if isinstance(self.conv, BiasedConv2d):
             return self.conv(x, gain)
         return self.conv._conv_forward(x, self.conv.weight * gain, self.conv.bias)
-
-
-class ResidualAdd(nn.Module):
-    """x + F(x), the plain residual connection."""
-
-    alpha = before = after = 1.0
-
-    def hold(self, before: float, after: float) -> None:
-        """Nothing to hold: the trunk is at scale 1 throughout."""
-        assert before == after == 1
-
-    def product(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The last product of the branch."""
-        return layer(x)
-
-    def projection(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The product of a projection shortcut."""
-        return layer(x)
-
-    def forward(self, shortcut: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
-        """Adds the shortcut to the branch in place."""
-        return branch.add_(shortcut)
-
-
-class RescaledAdd(nn.Module):
-    """alpha x + scale m F(x), the rescaled residual connection (paper, equations 5 and 8).
-
-    Args:
-        alpha: weight of the trunk.
-        scale: constant weight of the branch: 1/sqrt(c) with a multiplier, beta_k without.
-        multiplier: whether the learnable scalar m_k (1 at init) is there.
-
-    The branch's weight is applied to the weights of its last layer (``product``), that of a projection shortcut to
-    the projection's (``projection``). That of an identity shortcut would cost a pass over the trunk's gradient, so a
-    net may ``hold`` its trunk at a scale s_k that takes it up.
-    """
-
-    def __init__(self, alpha: float, scale: float, multiplier: bool) -> None:
-        super().__init__()
-        self.alpha, self.scale = alpha, scale
-        self.multiplier = nn.Parameter(torch.ones(())) if multiplier else None
-        self.hold(1.0, 1.0)
-
-    def hold(self, before: float, after: float) -> None:
-        """Let the trunk hold ``before`` times the nominal x_{k-1} and ``after`` times the nominal x_k.
-
-        As ReLUs are positively homogeneous, s F(x) is the branch of s x with its biases times s. With
-        before = alpha * after an identity shortcut is added as it is.
-        """
-        self.before, self.after = before, after
-        self.gain = round(self.alpha * after / before, 15)  # exactly 1 costs autograd nothing
-
-    def branch_gain(self) -> Tensor | float:
-        """The branch's weight, as the trunk is held."""
-        scale = self.scale * self.after / self.before
-        return scale if self.multiplier is None else self.multiplier * scale
-
-    def product(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The last product of the branch, times the branch's weight."""
-        return layer(x, self.branch_gain())
-
-    def projection(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The product of a projection shortcut, times the trunk's weight."""
-        return layer(x, self.gain)
-
-    def forward(self, shortcut: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
-        """Adds the shortcut to the branch in place, weighted unless it was ``projected``."""
-        return branch.add_(shortcut) if projected else branch.add_(shortcut, alpha=self.gain)
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha:.6g}, scale={self.scale:.6g}, multiplier={self.multiplier is not None}"
-
-
-def he_normal_(weight: Tensor, *, gain: float = math.sqrt(2), mode: str = "fan_in", factor: float = 1.0) -> Tensor:
-    """Normal init with std factor * gain / sqrt(fan) (He et al. 2015; gain 1 is Kaiming with a = 1).
-
-    The fan counts the weights that meet one output (``fan_in``) or one input (``fan_out``),
-    kernel positions included; groups are already in the weight's shape for fan_in.
-
-    Raises:
-        ZooError: if mode is neither.
-    """
-    if mode not in ("fan_in", "fan_out"):
-        raise ZooError(f"mode={mode!r}: 'fan_in' or 'fan_out' expected")
-    fan = weight[0].numel() if mode == "fan_in" else weight.numel() // weight.shape[1]
-    with torch.no_grad():
-        return weight.normal_(0.0, factor * gain / math.sqrt(fan))

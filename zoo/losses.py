@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.functional import autocast_dtype
+from zoo.products import autocast_dtype
 
 SLICE = 1 << 21  # logits made at a time: 8 MiB in float32
 

@@ -11,41 +11,23 @@ from typing import Any, Literal, overload
 
 import pydantic
 
-from zoo import checkpoint
-from zoo.backbone import Backbone, FeatureExtractor, ModelConfig, Net
-from zoo.errors import ZooError, near
+from zoo.errors import ZooError, suggestion
+from zoo.nets import resnet, resnet3d, transformer, vgg  # noqa: F401  (importing them registers their nets)
+from zoo.nets.base import Backbone, FeatureExtractor, ModelConfig, Net
+from zoo.specs import MODELS, ModelSpec, Takes, get_spec, register_model
+from zoo.weights import adapt, get_weights, load_state, weight_tags
 
-Takes = Literal["images", "clips", "text"]
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A registered net: its class, the layout of the family, and defaults.
-
-    Attributes:
-        family: the class; its ``build`` is called.
-        layout: the family's config; its ``OPTIONS`` are what ``create_model`` lets users change.
-        num_classes, input_size: defaults; min_size: smallest input side that works. 0 for nets that take text.
-        schemes: those that it supports; None for all of the family.
-        frames: default length of a clip; None for nets that take no clips.
-        takes: its input.
-    """
-
-    name: str
-    family: type[Net]
-    layout: Any
-    num_classes: int
-    input_size: int
-    min_size: int
-    paper: str
-    schemes: tuple[str, ...] | None = None
-    frames: int | None = None
-    takes: Takes = "images"
-
-    @property
-    def supported(self) -> tuple[str, ...]:
-        """Names of the schemes."""
-        return tuple(self.family.schemes) if self.schemes is None else self.schemes
+__all__ = [
+    "ModelInfo",
+    "ModelSpec",
+    "Takes",
+    "build_model",
+    "create_model",
+    "get_spec",
+    "list_models",
+    "model_info",
+    "register_model",
+]
 
 
 @dataclass(frozen=True)
@@ -77,28 +59,6 @@ class ModelInfo:
     paper: str
 
 
-_MODELS: dict[str, ModelSpec] = {}
-
-
-def register_model(spec: ModelSpec) -> None:
-    """Add a net to the registry.
-
-    Raises:
-        ZooError: if the name is taken, or has the dot that separates names from tags.
-    """
-    if spec.name in _MODELS:
-        raise ZooError(f"a model named {spec.name!r} is registered already")
-    if "." in spec.name:
-        raise ZooError(f"model name {spec.name!r}: the dot is for weight tags")
-    _MODELS[spec.name] = spec
-
-
-def _spec(name: str) -> ModelSpec:
-    if name not in _MODELS:
-        raise ZooError(f"unknown model {name!r}{near(name, sorted(_MODELS))}")
-    return _MODELS[name]
-
-
 def list_models(filter: str = "*", *, pretrained: bool = False, takes: Takes | None = None) -> list[str]:
     """Sorted names of the registered nets that match the shell pattern ``filter``.
 
@@ -106,8 +66,8 @@ def list_models(filter: str = "*", *, pretrained: bool = False, takes: Takes | N
         pretrained: only nets that have weights by name.
         takes: only nets with this input.
     """
-    names = [n for n in fnmatch.filter(sorted(_MODELS), filter) if takes in (None, _MODELS[n].takes)]
-    return [n for n in names if checkpoint.weight_tags(n)] if pretrained else names
+    names = [n for n in fnmatch.filter(sorted(MODELS), filter) if takes in (None, MODELS[n].takes)]
+    return [n for n in names if weight_tags(n)] if pretrained else names
 
 
 def model_info(name: str) -> ModelInfo:
@@ -116,14 +76,14 @@ def model_info(name: str) -> ModelInfo:
     Raises:
         ZooError: unknown name, with near matches.
     """
-    spec = _spec(name)
+    spec = get_spec(name)
     return ModelInfo(
         name=name,
         family=spec.family.__name__,
         schemes=spec.supported,
         options={key: getattr(spec.layout, key) for key in spec.layout.OPTIONS},
         scheme_options={s: {f.name: f.default for f in spec.family.scheme_options(s).values()} for s in spec.supported},
-        weights=checkpoint.weight_tags(name),
+        weights=weight_tags(name),
         takes=spec.takes,
         num_classes=spec.num_classes,
         input_size=spec.input_size,
@@ -151,10 +111,10 @@ def build_model(config: ModelConfig) -> Net:
     Raises:
         ZooError: unknown name, scheme or option (with near matches).
     """
-    spec = _spec(config.name)
+    spec = get_spec(config.name)
     known_schemes = spec.family.schemes
     if config.scheme not in known_schemes:
-        raise ZooError(f"unknown scheme {config.scheme!r}{near(config.scheme, known_schemes)}")
+        raise ZooError(f"unknown scheme {config.scheme!r}{suggestion(config.scheme, known_schemes)}")
     if config.scheme not in spec.supported:
         raise ZooError(f"{config.name} does not support scheme {config.scheme!r}; it does: {', '.join(spec.supported)}")
     for key, value in {"num_classes": config.num_classes, "in_chans": config.in_chans}.items():
@@ -169,7 +129,7 @@ def build_model(config: ModelConfig) -> Net:
     known = [*spec.layout.OPTIONS, *of_scheme]
     for key in config.options:
         if key not in known:
-            raise ZooError(f"{config.name} with scheme {config.scheme!r} has no option {key!r}{near(key, known)}")
+            raise ZooError(f"{config.name} with scheme {config.scheme!r} has no option {key!r}{suggestion(key, known)}")
     cls = known_schemes[config.scheme]
     split = {k: v for k, v in config.options.items() if k in of_scheme}
     scheme = cls(**_checked(split, cls, config.name))
@@ -241,7 +201,7 @@ def create_model(
         ZooError: unknown name, scheme or option (with near matches), or one that contradicts the weights.
         zoo.WeightsError: weights that are missing, damaged or do not fit.
     """
-    spec = _spec(name)
+    spec = get_spec(name)
     if out_indices is not None and not features_only:
         raise ZooError("out_indices is for features_only=True")
     if features_only and not issubclass(spec.family, Backbone):
@@ -254,7 +214,7 @@ def create_model(
         usual = 0 if spec.takes == "text" else 3
         model: Any = build_model(ModelConfig(name, scheme, classes, usual if in_chans is None else in_chans, options))
     else:
-        entry = checkpoint.get_weights(weights, model=name)
+        entry = get_weights(weights, model=name)
         stored = entry.config
         scheme = entry.scheme_for(scheme)
         info = model_info(name)
@@ -273,7 +233,7 @@ def create_model(
             {**stored.options, **options},
         )
         model = build_model(config)
-        state = checkpoint.adapt(entry.load(), stored, model)
+        state = adapt(entry.load(), stored, model)
         new_head = config.num_classes != stored.num_classes
-        checkpoint.load_state(model, state, entry.name, fresh=("fc.",) if new_head else ())
+        load_state(model, state, entry.name, fresh=("fc.",) if new_head else ())
     return FeatureExtractor(model, out_indices) if features_only else model

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import functools
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +12,6 @@ from torch import Tensor
 from zoo.errors import ZooError
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # fairseq's ids
-_LANGUAGE = re.compile(r"[A-Za-z0-9_-]{1,20}")
 
 
 class Vocabulary:
@@ -71,7 +65,7 @@ def padded(rows: Sequence[Any]) -> Tensor:
     return torch.from_numpy(out)
 
 
-class Coder:
+class Tokenizer:
     """Sentences to what a net takes, and its tokens to text. Made by ``TextTransform.build``."""
 
     def __init__(self, source: Vocabulary, target: Vocabulary) -> None:
@@ -84,48 +78,3 @@ class Coder:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of target tokens."""
         return self.target.decode(tokens)
-
-
-@dataclass(frozen=True)
-class TextTransform:
-    """What a translation net expects: its languages and vocabularies.
-
-    Attributes:
-        source, target: languages, as in ``en``: letters, digits, - and _, at most 20. Exports name files after them.
-        source_model, target_model: sentencepiece models, base64; ``target_model`` None for a joint vocabulary.
-    """
-
-    source: str
-    target: str
-    source_model: str = field(repr=False)
-    target_model: str | None = field(repr=False)
-
-    def __post_init__(self) -> None:
-        for key in ("source", "target"):  # a weights file may come from anywhere, and its languages name files
-            if not _LANGUAGE.fullmatch(getattr(self, key)):
-                raise ZooError(
-                    f"language {key}={getattr(self, key)!r}: must be 1 to 20 letters, digits, - or _, as in 'en'"
-                )
-
-    @classmethod
-    def of(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:
-        """The transform of a pair of languages and their vocabularies."""
-        models = [base64.b64encode(v.model).decode() for v in (source, target)]
-        return cls(*languages, models[0], models[1] if models[1] != models[0] else None)
-
-    def build(self) -> Coder:
-        """A callable: sentences -> int64 (B, S).
-
-        Raises:
-            ZooError: a vocabulary that is not a sentencepiece model.
-        """
-        source = _vocabulary(self.source_model)
-        return Coder(source, source if self.target_model is None else _vocabulary(self.target_model))
-
-
-@functools.lru_cache(maxsize=4)
-def _vocabulary(model: str) -> Vocabulary:
-    try:
-        return Vocabulary(base64.b64decode(model, validate=True))
-    except binascii.Error as error:
-        raise ZooError(f"vocabulary: not base64 ({error})") from None

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from tasks.classification.config import CentreCrop, DataSection, PadCrop
 from tasks.config import read_holdout
-from tasks.engine import Key, mix
+from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.images import EXTENSIONS, Pixels, read_image
 
@@ -112,7 +112,7 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
         epoch, index = key
         image = self.pixels[index]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mix(self.seed, epoch, index))
+            torch.default_generator.manual_seed(seed_from(self.seed, epoch, index))
             return self.transform(image), self.images.labels[index]
 
 

@@ -17,8 +17,8 @@ from tasks.classification.data import EvalSet, Images
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tasks.plots import confusion_matrix
-from zoo.checkpoint import write_json
-from zoo.errors import near
+from zoo.errors import suggestion
+from zoo.files import write_json
 
 
 @dataclass
@@ -113,7 +113,7 @@ def class_numbers(names: Sequence[str], weights: zoo.Weights) -> list[int]:
     index = {name: i for i, name in enumerate(weights.classes)}
     for name in names:
         if name not in index:
-            raise DataError(f"class {name!r} is not one of {weights.name}{near(name, weights.classes)}")
+            raise DataError(f"class {name!r} is not one of {weights.name}{suggestion(name, weights.classes)}")
     return [index[name] for name in names]
 
 

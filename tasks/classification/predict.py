@@ -12,10 +12,10 @@ from PIL import Image
 import zoo
 from tasks.devices import best_device
 from tasks.errors import DataError
-from tasks.images import read_image, say_unread
+from tasks.images import read_image, report_unread
 from tasks.plots import contact_sheet
 from tasks.progress import Progress
-from zoo.checkpoint import write_json
+from zoo.files import write_json
 
 SHEET_LIMIT = 60  # pictures on a contact sheet
 
@@ -73,7 +73,7 @@ def predict(
                 for name, row, indices in zip(names, scores.tolist(), order.tolist(), strict=True):
                     predictions.append(Prediction(name, [classes[i] for i in indices], row))
             progress.step(min(start + batch_size, len(files)))
-    say_unread(failed, len(files))
+    report_unread(failed, len(files))
     if out is not None:
         content = {
             "weights": weights.name,

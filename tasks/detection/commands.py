@@ -12,10 +12,10 @@ from tasks.detection.coco import load_coco
 from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import evaluate_weights
 from tasks.detection.predict import predict as detect
-from tasks.devices import process
+from tasks.devices import process_state
 from tasks.errors import UserError
 from tasks.images import find_images
-from tasks.progress import say
+from tasks.progress import print_line
 
 
 def evaluate(
@@ -33,9 +33,9 @@ def evaluate(
     model = create_detector(entry.config.name, entry.name)
     coco = load_coco(data, images, masks=model.has_masks, check="header")
     for line in coco.report():
-        say(line)
+        print_line(line)
     reports = evaluate_weights(model, entry, coco, out=out, fast=fast, batch_size=batch_size or 1, workers=workers)
-    if not process().is_main_process:
+    if not process_state().is_main_process:
         return
     for kind, report in reports.items():
         typer.echo(f"{kind}\n{report.text}")

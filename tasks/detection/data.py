@@ -16,10 +16,10 @@ from torchvision.transforms import v2
 from tasks.config import read_holdout
 from tasks.detection.coco import Coco, ImageRecord, clipped_box, decode_mask, load_coco
 from tasks.detection.config import Augment, DataSection, LargeScaleJitter
-from tasks.engine import Key, mix
+from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.images import Pixels
-from tasks.progress import say
+from tasks.progress import print_line
 
 Target = dict[str, Tensor]
 IMAGENET_GREY = (124, 116, 104)  # ImageNet's mean in 0..255: padding that is about 0 once standardised
@@ -36,7 +36,7 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
     def load(annotations: str, images: str) -> Coco:
         loaded = load_coco(root / annotations, root / images, masks=masks, check=section.check)
         for line in loaded.report():
-            say(line)
+            print_line(line)
         return loaded
 
     train = load(section.train_annotations, section.train_images)
@@ -52,7 +52,9 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
         count = len(train)
         train = train.subset(lambda image: bool(train.objects(image, masks=masks)))
         if len(train) < count:
-            say(f"{train.path}: {count - len(train)} images without objects to train on, skipped (data.empty=skip)")
+            print_line(
+                f"{train.path}: {count - len(train)} images without objects to train on, skipped (data.empty=skip)"
+            )
     if not len(train):
         raise DataError(f"{train.path}: no images to train on")
     return train, val
@@ -94,15 +96,15 @@ class TrainSet(Dataset[tuple[Tensor, Target]]):
         image = tv_tensors.Image(self.pixels[index])
         target = make_target(self.data, record, masks=self.masks)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mix(self.seed, epoch, index))
+            torch.default_generator.manual_seed(seed_from(self.seed, epoch, index))
             image, target = self.transform(image, target)
-        return image.as_subclass(Tensor), tidy(target)
+        return image.as_subclass(Tensor), clean_target(target)
 
     def _read(self, index: int) -> Image.Image:
         return self.data.read(self.data.images[index])
 
 
-def tidy(target: Target) -> Target:
+def clean_target(target: Target) -> Target:
     """Plain tensors; boxes that follow what cropping left of the masks; objects that are gone left out."""
     boxes = target["boxes"].as_subclass(Tensor)
     keep = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)

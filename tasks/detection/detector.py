@@ -26,8 +26,9 @@ from torchvision.ops import MultiScaleRoIAlign
 import zoo
 from tasks.detection.fpn import BodyWithFPN
 from tasks.detection.heads import ConvsLinear, HeadStyle, TwoLinear, box_predictor, conv_stack, mask_predictor
-from zoo.checkpoint import AnyTransform, DetectionTransform, frozen_statistics, load_state
-from zoo.errors import ZooError, near
+from zoo.errors import ZooError, suggestion
+from zoo.transforms import AnyTransform, DetectionTransform
+from zoo.weights import frozen_statistics, load_state
 
 log = logging.getLogger("rescalenet")
 
@@ -223,7 +224,7 @@ class Detector(GeneralizedRCNN):
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay."""
-        return zoo.backbone.no_weight_decay(self)
+        return zoo.nets.base.no_weight_decay(self)
 
 
 def is_detector(name: str) -> bool:
@@ -252,7 +253,7 @@ def _options(name: str, values: dict[str, Any]) -> DetectorOptions:
     known = [field.name for field in dataclasses.fields(DetectorOptions)]
     for key in values:
         if key not in known:
-            raise ZooError(f"{name} has no option {key!r}{near(key, known)}")
+            raise ZooError(f"{name} has no option {key!r}{suggestion(key, known)}")
     try:
         return pydantic.TypeAdapter(DetectorOptions).validate_python(values)
     except pydantic.ValidationError as error:

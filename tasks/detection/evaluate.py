@@ -26,8 +26,8 @@ from tasks.detection.detector import Detector
 from tasks.devices import make_accelerator
 from tasks.errors import DataError, UserError
 from tasks.progress import Progress
-from zoo.checkpoint import write_json
-from zoo.errors import near
+from zoo.errors import suggestion
+from zoo.files import write_json
 
 Kind = Literal["bbox", "segm"]
 Result = dict[str, Any]  # a detection in COCO's results format
@@ -89,7 +89,7 @@ def categories_of(data: Coco, classes: Sequence[str], source: str) -> list[int |
     ids = dict(zip(data.names, data.categories, strict=True))
     for name in data.names:
         if name not in classes:
-            raise DataError(f"{data.path}: category {name!r} is not one of {source}{near(name, classes)}")
+            raise DataError(f"{data.path}: category {name!r} is not one of {source}{suggestion(name, classes)}")
     return [ids.get(name) for name in classes]
 
 

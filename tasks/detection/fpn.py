@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
-from zoo.layers import GainedConv, he_normal_
-from zoo.schemes import Scheme
+from zoo.layers import GainedConv
+from zoo.method import he_normal_
+from zoo.schemes.vision import Scheme
 
 
 class FPN(nn.Module):

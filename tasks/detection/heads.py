@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
-from zoo.layers import he_normal_
-from zoo.schemes import Scheme
+from zoo.method import he_normal_
+from zoo.schemes.vision import Scheme
 
 HeadStyle = Literal["2fc", "4conv1fc"]
 

@@ -21,10 +21,10 @@ from tasks.detection.detector import Detector
 from tasks.detection.evaluate import Result
 from tasks.devices import best_device
 from tasks.errors import DataError, UserError
-from tasks.images import read_image, say_unread
+from tasks.images import read_image, report_unread
 from tasks.plots import draw_instances
-from tasks.progress import Progress, say
-from zoo.checkpoint import write_json
+from tasks.progress import Progress, print_line
+from zoo.files import write_json
 
 CLIPPED = 0.5  # a part of an object that a tile cut is dropped where this share of it lies in a whole one
 
@@ -234,9 +234,11 @@ def predict(
                 names.add(name)
                 draw_instances(image, found, out / f"{name}.png")
             progress.step(i)
-    say_unread(failed, len(files))
+    report_unread(failed, len(files))
     if shrunk:
-        say(f"{shrunk} pictures were shrunk to less than half to fit the net; give a tile size to see small objects")
+        print_line(
+            f"{shrunk} pictures were shrunk to less than half to fit the net; give a tile size to see small objects"
+        )
     if out is not None:
         content = {
             "weights": weights.name,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoint import atomic_write
-from zoo.text import EOS, Coder
-from zoo.transformer import CrossAttention, Transformer
+from zoo.files import atomic_write
+from zoo.nets.transformer import CrossAttention, Transformer
+from zoo.text import EOS, Tokenizer
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def cross_attention(model: Transformer, source: Tensor, target: Tensor) -> Tenso
     return torch.stack(found)
 
 
-def attention_picture(model: Transformer, coder: Coder, source: str, target: str, path: Path) -> None:
+def attention_picture(model: Transformer, coder: Tokenizer, source: str, target: str, path: Path) -> None:
     """A PNG of the cross-attention, the mean over heads and layers: source pieces across, target pieces down."""
     from matplotlib.figure import Figure
 

@@ -12,22 +12,23 @@ from typing import Any
 import typer
 
 import zoo
-from tasks.devices import process
+from tasks.devices import process_state
 from tasks.errors import DataError, UserError
-from tasks.progress import say
+from tasks.progress import print_line
 from tasks.run import load_model
 from tasks.translation.evaluate import Score, as_dict, score, tokens_within, translate_ids
 from tasks.translation.predict import Translated, Translator
 from tasks.translation.search import Beam, Sampling
 from tasks.translation.sources import find_pairs
 from tasks.translation.text import Pair, decode_lines, read_lines
-from zoo.checkpoint import write_json, write_text
-from zoo.text import Coder, TextTransform
+from zoo.files import write_json, write_text
+from zoo.text import Tokenizer
+from zoo.transforms import TextTransform
 
 
-def deployed(entry: zoo.Weights) -> tuple[zoo.Transformer, Coder]:
+def load_folded(entry: zoo.Weights) -> tuple[zoo.Transformer, Tokenizer]:
     """The net of weights, folded, on this process's device, and what makes its input."""
-    model = zoo.fold(load_model(entry)).to(process().device)
+    model = zoo.fold(load_model(entry)).to(process_state().device)
     assert isinstance(model, zoo.Transformer)
     return model, _transform(entry).build()
 
@@ -65,11 +66,11 @@ def evaluate_pairs(
     progress: bool = False,
 ) -> tuple[list[Score], list[str]]:
     """Scores and translations of a set: see ``tasks.translation.evaluate.score``."""
-    model, coder = deployed(entry)
+    model, coder = load_folded(entry)
     limit = model.layout.max_length - 1
     sources, cut = tokens_within(limit, coder.source.encode([pair.source for pair in pairs]))
-    if cut and process().is_main_process:
-        say(f"{cut} sources have more than the {limit} tokens that the net takes: cut there")
+    if cut and process_state().is_main_process:
+        print_line(f"{cut} sources have more than the {limit} tokens that the net takes: cut there")
     found = translate_ids(model, sources, settings, batch_size, progress=progress)
     texts = [coder.decode(hypotheses[0].tokens) for hypotheses in found]
     return score(texts, [pair.target for pair in pairs], tokenized=tokenized), texts
@@ -91,7 +92,7 @@ def evaluate(
     scores, texts = evaluate_pairs(
         entry, pairs, settings, batch_size=batch_size or 64, tokenized=tokenized, progress=True
     )
-    if not process().is_main_process:
+    if not process_state().is_main_process:
         return
     typer.echo(f"{len(pairs)} sentences, beam {beam}, length penalty {length_penalty:g}")
     for line in scores:
@@ -156,13 +157,13 @@ def predict(
         {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed},
     )
     inputs = inputs or ["-"]
-    model, coder = deployed(entry)
+    model, coder = load_folded(entry)
     interactive = inputs == ["-"] and sys.stdin.isatty()
     translator = Translator(model, coder, settings, window=1 if interactive else 8 * batch_size, batch_size=batch_size)
     if attention and out is None:
         raise UserError("--attention writes pictures: say where with --out FOLDER")
     if interactive:
-        say(f"{entry.name}: type sentences, one a line; end with Ctrl-D")
+        print_line(f"{entry.name}: type sentences, one a line; end with Ctrl-D")
     done: list[Translated] = []
     for number, result in enumerate(translator(_lines(inputs)), 1):
         for text, value in list(zip(result.texts, result.scores, strict=True))[:nbest]:
@@ -176,7 +177,7 @@ def predict(
             attention_picture(model, coder, result.source, result.texts[0], out / f"attention_{number}.png")
     if out is not None:
         write_json([_record(result, nbest) for result in done], out / "translations.json")
-        say(f"written to {out}")
+        print_line(f"written to {out}")
     return True
 
 

@@ -19,14 +19,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tasks.errors import DataError
-from tasks.progress import say
+from tasks.progress import print_line
 from tasks.translation.clean import Cleaner
 from tasks.translation.config import CorpusSection
 from tasks.translation.sources import Source, find_pairs
 from tasks.translation.text import Pair, read_lines, read_pairs
 from tasks.translation.vocabulary import train_vocabulary
-from zoo.checkpoint import get_weights, write_json
-from zoo.text import TextTransform, Vocabulary
+from zoo.files import write_json
+from zoo.text import Vocabulary
+from zoo.transforms import TextTransform
+from zoo.weights import get_weights
 
 _CHUNK = 20_000  # pairs that are tokenised at a time
 VERSION = 1
@@ -144,7 +146,7 @@ def prepare(section: CorpusSection, folder: Path) -> Corpus:
     if folder.exists():
         found = Corpus(folder)
         found.expect(section)
-        say(f"{folder}: prepared already")
+        print_line(f"{folder}: prepared already")
         return found
     folder.parent.mkdir(parents=True, exist_ok=True)
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # a kill in the middle of writing
@@ -184,7 +186,7 @@ def _fill(section: CorpusSection, folder: Path, settings: dict[str, Any]) -> Non
     with (folder / "train.tsv").open("w", encoding="utf-8") as clean:  # what both passes below read
         for pair in cleaner(raw()):
             clean.write("\t".join(pair) + "\n")
-    say(f"training text: {cleaner}")
+    print_line(f"training text: {cleaner}")
     kept = cleaner.counts["kept"]
     if not kept:
         raise DataError(f"{root}: no pair is left of the training text ({cleaner})")
@@ -216,7 +218,7 @@ def _fill(section: CorpusSection, folder: Path, settings: dict[str, Any]) -> Non
         for writer in writers:
             writer.close()
         counts[name] = count
-        say(f"{name}: {count} pairs, {writers[0].size} source and {writers[1].size} target tokens")
+        print_line(f"{name}: {count} pairs, {writers[0].size} source and {writers[1].size} target tokens")
 
     write("train", cleaned("train"), drop_empty=True)
     if held:
@@ -260,7 +262,7 @@ def _vocabularies(
     def trained(name: str, texts: Iterable[str]) -> Vocabulary:
         vocabulary = train_vocabulary(texts, wanted.size, wanted.kind, coverage=wanted.coverage)
         (folder / f"{name}.model").write_bytes(vocabulary.model)
-        say(f"{name} vocabulary: {len(vocabulary)} {wanted.kind} pieces")
+        print_line(f"{name} vocabulary: {len(vocabulary)} {wanted.kind} pieces")
         return vocabulary
 
     if wanted.share == "joint":

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.engine import EpochBatches, Key, mix
+from tasks.engine import EpochBatches, Key, seed_from
 from tasks.errors import DataError
 from tasks.translation.corpus import Sentences
 from zoo.text import EOS, padded
@@ -100,7 +100,7 @@ class TokenBatches(EpochBatches):
         return self.count
 
     def __iter__(self) -> Iterator[list[Key]]:  # type: ignore[override]
-        generator = np.random.default_rng(mix(self.seed, self.epoch))
+        generator = np.random.default_rng(seed_from(self.seed, self.epoch))
         ties = generator.random(self.keys.shape[1])
         order = np.lexsort((ties, self.keys[1], self.keys[0]))
         for number in generator.permutation(len(self.bounds) - 1)[self.start : self.count]:

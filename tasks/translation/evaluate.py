@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from accelerate.utils import gather_object
 
-from tasks.devices import process
+from tasks.devices import process_state
 from tasks.progress import Progress
 from tasks.translation.search import Beam, Hypothesis, beam_search
+from zoo.nets.transformer import Transformer
 from zoo.text import EOS, padded
-from zoo.transformer import Transformer
 
 
 class Score(NamedTuple):
@@ -77,7 +77,7 @@ def translate_ids(
         batch_size: sentences of all ranks together.
         progress: show how far it is.
     """
-    device, own = model.encoder_embedding.weight.device, process()
+    device, own = model.encoder_embedding.weight.device, process_state()
     order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
     size = max(1, batch_size // own.num_processes)
     starts = range(0, len(order), size)[own.process_index :: own.num_processes]

@@ -12,15 +12,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import zoo
-from tasks.devices import process
+from tasks.devices import process_state
 from tasks.errors import ConfigError, DataError
-from tasks.progress import say
+from tasks.progress import print_line
 from tasks.translation.config import TranslationConfig
 from tasks.translation.corpus import Corpus
 from tasks.translation.data import Batch, Pairs, TokenBatches, collate
 from tasks.translation.evaluate import score, tokens_within, translate_ids
 from tasks.translation.search import Beam
-from zoo.checkpoint import write_text
+from zoo.files import write_text
 
 
 class Translation:
@@ -37,14 +37,16 @@ class Translation:
         self.config = config
         self.corpus = Corpus(Path(config.data.folder))
         self.corpus.expect(config.data.corpus)
-        self.main = process().is_main_process
+        self.main = process_state().is_main_process
         self.source, self.target = self.corpus.sentences("train")
         lengths = np.stack([self.source.lengths, self.target.lengths]) + 1
         self.chosen = np.flatnonzero(lengths.max(0) <= config.data.max_length)
         self.lengths = lengths[:, self.chosen]
         left = lengths.shape[1] - len(self.chosen)
         if left and self.main:
-            say(f"{left} of {lengths.shape[1]} training pairs have more than {config.data.max_length} tokens: left out")
+            print_line(
+                f"{left} of {lengths.shape[1]} training pairs have more than {config.data.max_length} tokens: left out"
+            )
         if not len(self.chosen):
             raise DataError(f"data.max_length={config.data.max_length}: no training pair is as short")
 
@@ -74,7 +76,7 @@ class Translation:
         return Pairs(self.source, self.target, self.chosen)
 
     def batches(self, batch_size: int, seed: int) -> TokenBatches:
-        ranks = process().num_processes
+        ranks = process_state().num_processes
         source, target = self.lengths
         return TokenBatches(source, target, batch_size // ranks, seed, ranks)
 
@@ -104,7 +106,7 @@ class Translation:
         sources, cut = tokens_within(limit, [source[i].tolist() for i in range(len(source))])
         targets, _ = tokens_within(limit, [target[i].tolist() for i in range(len(target))])
         if cut and self.main:
-            say(f"evaluation: {cut} sources have more than {limit} tokens: cut there")
+            print_line(f"evaluation: {cut} sources have more than {limit} tokens: cut there")
         likelihood, count = torch.zeros((), dtype=torch.float64, device=accelerator.device), 0
         own = sorted(range(rank, len(source), ranks), key=lambda i: len(targets[i]))
         size = max(1, data.eval_batch_size // ranks)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from tasks.progress import say
+from tasks.progress import print_line
 from tasks.translation.clean import without_control
 from tasks.translation.search import Beam, Hypothesis, Sampling, beam_search, sample
-from zoo.text import EOS, Coder, padded
-from zoo.transformer import Transformer
+from zoo.nets.transformer import Transformer
+from zoo.text import EOS, Tokenizer, padded
 
 
 class Translated(NamedTuple):
@@ -35,7 +35,7 @@ class Translator:
     def __init__(
         self,
         model: Transformer,
-        coder: Coder,
+        coder: Tokenizer,
         settings: Beam | Sampling,
         *,
         window: int = 512,
@@ -63,7 +63,9 @@ class Translator:
         for number, line in enumerate(lines, first):
             parts = self.parts(without_control(line))
             if len(parts) > 1:
-                say(f"line {number}: more than the net's {self.longest} tokens, translated in {len(parts)} parts")
+                print_line(
+                    f"line {number}: more than the net's {self.longest} tokens, translated in {len(parts)} parts"
+                )
             owners.append(range(len(pieces), len(pieces) + len(parts)))
             pieces += parts
         found = self._search(pieces)

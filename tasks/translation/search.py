@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from tasks.errors import UserError
+from zoo.nets.transformer import Cache, Transformer
 from zoo.text import EOS, PAD
-from zoo.transformer import Cache, Transformer
 
 
 class Hypothesis(NamedTuple):

@@ -9,10 +9,10 @@ import typer
 import zoo
 from tasks.classification.commands import show_result
 from tasks.config import read_holdout
-from tasks.devices import process
+from tasks.devices import process_state
 from tasks.errors import DataError
 from tasks.run import load_model
-from tasks.video.data import say_failures
+from tasks.video.data import report_failures
 from tasks.video.evaluate import evaluate_weights
 from tasks.video.index import Index
 from tasks.video.predict import predict as classify
@@ -66,9 +66,9 @@ def evaluate(
         batch_size=batch_size or 8,
         workers=workers,
     )
-    if not process().is_main_process:
+    if not process_state().is_main_process:
         return
-    say_failures(result.failures, len(found), "evaluation")
+    report_failures(result.failures, len(found), "evaluation")
     show_result(result.table(), result.metrics(), "videos")
 
 

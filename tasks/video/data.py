@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from tasks.config import read_holdout
 from tasks.devices import make_accelerator
-from tasks.engine import Key, mix
+from tasks.engine import Key, seed_from
 from tasks.errors import DataError
-from tasks.progress import say
+from tasks.progress import print_line
 from tasks.video.config import DataSection
 from tasks.video.decode import VideoInfo, read_frames
 from tasks.video.index import Index
@@ -115,14 +115,14 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
     return Indexed(videos.classes, tuple(items), tuple(infos), failures)
 
 
-def say_failures(failures: dict[str, str], total: int, what: str) -> None:
+def report_failures(failures: dict[str, str], total: int, what: str) -> None:
     """Tell how many of ``total`` videos failed, and the first of them."""
     if not failures:
         return
     for reason in list(failures.values())[:SHOWN]:
-        say(f"failed: {reason}")
+        print_line(f"failed: {reason}")
     more = f", {len(failures) - SHOWN} more not shown" if len(failures) > SHOWN else ""
-    say(f"{what}: {len(failures)} of {total} videos failed ({len(failures) / total:.1%}){more}")
+    print_line(f"{what}: {len(failures)} of {total} videos failed ({len(failures) / total:.1%}){more}")
 
 
 class Batch(NamedTuple):
@@ -156,7 +156,7 @@ class TrainSet(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         epoch, number = key
         video = self.videos.items[number]
-        seed = mix(self.seed, epoch, number)
+        seed = seed_from(self.seed, epoch, number)
         indices = self.sampler.random(self.videos.infos[number], np.random.default_rng(seed), video.segment)
         try:
             frames = self.videos.read(number, indices)

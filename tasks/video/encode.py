@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.checkpoint import atomic_write
+from zoo.files import atomic_write
 
 
 def write_video(

@@ -24,7 +24,7 @@ from tasks.progress import Progress
 from tasks.video.data import EvalSet, Views, index_videos
 from tasks.video.index import Index
 from tasks.video.sources import Video, Videos
-from zoo.checkpoint import atomic_write, write_json
+from zoo.files import atomic_write, write_json
 
 
 @dataclass

@@ -13,9 +13,9 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from tasks.errors import DataError
-from tasks.progress import Progress, say
+from tasks.progress import Progress, print_line
 from tasks.video.decode import VideoInfo, probe
-from zoo.checkpoint import write_json
+from zoo.files import write_json
 
 VERSION = 1
 _SAVE_EVERY = 30.0  # seconds
@@ -65,7 +65,7 @@ class Index:
         stats = {path: _stat(path) for path in paths}
         new = [path for path, stat in stats.items() if self._record(path, stat) is None]
         if new:
-            say(f"{self.path}: looking into {len(new)} of {len(stats)} videos")
+            print_line(f"{self.path}: looking into {len(new)} of {len(stats)} videos")
             self._look_into(new, stats, workers, write)
         found = []
         for path in paths:

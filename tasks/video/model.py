@@ -13,12 +13,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import zoo
-from tasks.devices import process
+from tasks.devices import process_state
 from tasks.engine import EpochBatches
 from tasks.errors import ConfigError, DataError, TrainingError
-from tasks.progress import say
+from tasks.progress import print_line
 from tasks.video.config import VideoConfig
-from tasks.video.data import Batch, EvalSet, Sample, TrainSet, collate, index_videos, load_videos, say_failures
+from tasks.video.data import Batch, EvalSet, Sample, TrainSet, collate, index_videos, load_videos, report_failures
 from tasks.video.evaluate import evaluate, standardised, write_report
 from tasks.video.index import Index
 
@@ -43,8 +43,8 @@ class VideoClassification:
         self.val_videos = index_videos(val, index, workers=config.train.workers)
         self.classes = train.classes
         for videos, name in ((self.train_videos, "training"), (self.val_videos, "evaluation")):
-            if process().is_main_process:
-                say_failures(videos.failures, videos.total, f"{name} set")
+            if process_state().is_main_process:
+                report_failures(videos.failures, videos.total, f"{name} set")
         self._refuse(self.train_videos.failures, "of the training set", DataError)
         self.failures: dict[str, str] = {}  # of this epoch, on this rank
         self.transform = zoo.VideoTransform(
@@ -97,7 +97,9 @@ class VideoClassification:
         scheme = entry.scheme_for(section.scheme)
         images = zoo.create_model(entry.config.name, entry.name, scheme=scheme)
         model = zoo.convert.inflate(images, section.name, kernel=section.inflate, **section.options)
-        say(f"{section.name}: inflated from {entry.name} ({section.inflate}), a new last layer of {len(self.classes)}")
+        print_line(
+            f"{section.name}: inflated from {entry.name} ({section.inflate}), a new last layer of {len(self.classes)}"
+        )
         model.reset_classifier(len(self.classes))
         model.config = dataclasses.replace(model.config, num_classes=len(self.classes))
         return model
@@ -140,7 +142,7 @@ class VideoClassification:
         self.failures = {}
         total = self.train_videos.total
         if accelerator.is_main_process:
-            say_failures(failures, total, "epoch")
+            report_failures(failures, total, "epoch")
         failures = {**self.train_videos.failures, **failures}
         count = len(failures)
         self._refuse(failures, "of this epoch", TrainingError)  # a rank alone saw its part only
@@ -161,7 +163,7 @@ class VideoClassification:
             raise DataError(f"no video of the evaluation set can be read: {next(iter(result.failures.values()))}")
         if accelerator.is_main_process:
             fresh = {k: v for k, v in result.failures.items() if k not in self.val_videos.failures}
-            say_failures(fresh, self.val_videos.total, "evaluation")
+            report_failures(fresh, self.val_videos.total, "evaluation")
             write_report(result, Path(self.config.output) / "evaluation")
         return result.metrics()
 

@@ -16,15 +16,15 @@ from torch import Tensor
 import zoo
 from tasks.devices import best_device
 from tasks.errors import DataError, UserError
-from tasks.images import say_unread
+from tasks.images import report_unread
 from tasks.plots import contact_sheet, timeline
-from tasks.progress import Progress, say
+from tasks.progress import Progress, print_line
 from tasks.video.decode import VideoInfo, decode_all, probe, read_frames
 from tasks.video.encode import write_video
 from tasks.video.evaluate import standardised
 from tasks.video.sampling import ClipSampler
 from tasks.video.transforms import crops
-from zoo.checkpoint import write_json
+from zoo.files import write_json
 
 SHEET_LIMIT = 60  # pictures on a contact sheet
 _TOGETHER = 8  # clips of a forward
@@ -116,7 +116,7 @@ def predict(
                 write_json(content, out / f"{name}.timeline.json")
                 timeline(found.timeline, out / f"{name}.timeline.png")
             progress.step(i)
-    say_unread(failed, len(files))
+    report_unread(failed, len(files))
     if out is not None:
         rows = [{k: v for k, v in asdict(p).items() if k != "timeline"} for p in predictions]
         write_json({"weights": weights.name, "predictions": rows, "failed": failed}, out / "predictions.json")
@@ -212,4 +212,4 @@ def annotated(path: Path, info: VideoInfo, found: Prediction, target: Path) -> N
     rate = Fraction(info.fps).limit_denominator(1001)
     times = ((info.pts - info.first).tolist(), info.time_base)
     write_video(target, captioned(), rate, options={"crf": "20", "preset": "fast"}, times=times)
-    say(f"{target}: {found.duration:.1f} s, annotated")
+    print_line(f"{target}: {found.duration:.1f} s, annotated")

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from zoo.backbone import ModelConfig
-from zoo.checkpoint import load_state
 from zoo.errors import ZooError
-from zoo.registry import build_model, model_info
+from zoo.nets.base import ModelConfig
+from zoo.nets.transformer import Transformer
+from zoo.registry import build_model, list_models, model_info
 from zoo.text import Vocabulary
-from zoo.transformer import Transformer
+from zoo.weights import load_state
 
 PLUGIN = "rescale_transformer"
 _NATIVE = ("post_ln", "pre_ln")
@@ -253,7 +253,6 @@ def _native_scheme(args: dict[str, Any], path: Path) -> str:
 
 def _closest(options: dict[str, Any]) -> str:
     """The registered net whose options differ least: its name tells people what it is like."""
-    from zoo.registry import list_models
 
     def differences(name: str) -> int:
         own = model_info(name).options

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from zoo.backbone import Backbone
-from zoo.checkpoint import load_state
 from zoo.errors import ZooError
+from zoo.nets.base import Backbone
+from zoo.registry import create_model, list_models, model_info
+from zoo.weights import load_state
 
 Kernel = Literal["centre", "mean"]
 
@@ -31,8 +32,6 @@ def inflate(model: Backbone, name: str | None = None, *, kernel: Kernel = "centr
     Raises:
         ZooError: an image net that no video net is an inflation of, or that ``name`` is not.
     """
-    from zoo.registry import create_model, list_models, model_info
-
     config = model.config
     if model.dims != 2:
         raise ZooError(f"inflate: {config.name} takes clips already")

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.backbone import Backbone
-from zoo.checkpoint import load_state
 from zoo.errors import WeightsError
+from zoo.nets.base import Backbone
+from zoo.registry import create_model, get_spec, model_info
+from zoo.weights import load_state
 
 # module of the reference -> parameter of ours; bias modules first, in both ResNets and VGG
 _RESNET_BIASES = {"addbias1": "stem.conv1.bias", "addbias2": "head_bias.bias"}
@@ -32,8 +33,6 @@ def from_reference(state_dict: Mapping[str, Tensor], name: str, **options: Any) 
     Raises:
         zoo.WeightsError: keys that are missing, left over or of the wrong shape.
     """
-    from zoo.registry import create_model, model_info
-
     state = {key.removeprefix("module."): value for key, value in state_dict.items()}
     family = model_info(name).family
     rename = _resnet_name if family == "ResNet" else _VGGNames(name)
@@ -79,9 +78,7 @@ class _VGGNames:
     """Positions in the reference's Sequentials -> our stages; its layout is conv, ReLU, (pool), bias, conv, ..."""
 
     def __init__(self, name: str) -> None:
-        from zoo.registry import _spec
-
-        depths = _spec(name).layout.depths
+        depths = get_spec(name).layout.depths
         self.names: dict[tuple[str, str], str] = {}
         position = 0
         for stage, depth in enumerate(depths, 1):

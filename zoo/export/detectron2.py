@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.errors import ExportError, ZooError, near
+from zoo.errors import ExportError, ZooError, suggestion
 from zoo.layers import GainedConv
 
 try:
@@ -68,7 +68,7 @@ class ZooBackbone(Backbone):
         names = feature_names(net)
         for feature in out_features:
             if feature not in names:
-                raise ZooError(f"{name} has no feature {feature!r}{near(feature, names)}")
+                raise ZooError(f"{name} has no feature {feature!r}{suggestion(feature, names)}")
         indices = sorted(names.index(feature) for feature in out_features)
         self.body = zoo.FeatureExtractor(net, indices)
         self.body.freeze(freeze_at)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.checkpoint import atomic_write
 from zoo.errors import ExportError
+from zoo.files import atomic_write
 
 
 @dataclass(frozen=True)

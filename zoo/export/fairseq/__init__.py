@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 import zoo
-from zoo.checkpoint import atomic_write, write_text
+from zoo.convert.fairseq import dictionary, from_fairseq, to_fairseq
 from zoo.errors import ExportError, ZooError
+from zoo.files import atomic_write, write_text
 
 USER_DIR = str(Path(__file__).parent / "rescalenet_fairseq")
 
@@ -48,8 +49,6 @@ def export_fairseq(weights: zoo.Weights, folder: str | Path) -> FairseqExport:
         ZooError: weights of a net that does not take text.
         ExportError: the file's logits differ from the net's.
     """
-    from zoo.convert.fairseq import dictionary, from_fairseq, to_fairseq
-
     folder, transform = Path(folder), weights.transform
     if not isinstance(transform, zoo.TextTransform):
         raise ZooError(f"{weights.name}: not weights of a translation net; fairseq takes no others")

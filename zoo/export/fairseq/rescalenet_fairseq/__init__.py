@@ -1,6 +1,6 @@
 """Plug-in for fairseq: ``fairseq-train DATA --user-dir THIS_FOLDER --arch rescale_transformer_wmt_en_de ...``.
 
-fairseq imports this module by itself, outside of the package ``zoo``; the nets are ``zoo.transformer``'s.
+fairseq imports this module by itself, outside of the package ``zoo``; the nets are ``zoo.nets.transformer``'s.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from fairseq.utils import convert_padding_direction
 from torch import Tensor
 
 import zoo
-from zoo.backbone import ModelConfig
+from zoo.nets.base import ModelConfig
+from zoo.nets.transformer import PAD, Cache, Memory, Transformer
 from zoo.registry import build_model
-from zoo.transformer import PAD, Cache, Memory, Transformer
-from zoo.transformer_schemes import TRANSFORMER_SCHEMES
+from zoo.schemes.text import TRANSFORMER_SCHEMES
 
 
 class Encoder(FairseqEncoder):
@@ -105,7 +105,7 @@ class Decoder(FairseqIncrementalDecoder):
 
 @register_model("rescale_transformer")
 class RescaleTransformer(FairseqEncoderDecoderModel):
-    """``zoo.transformer.Transformer`` in fairseq. Its biases are calibrated on the first training batch."""
+    """``zoo.nets.transformer.Transformer`` in fairseq. Its biases are calibrated on the first training batch."""
 
     def __init__(self, net: Transformer, source: Any, target: Any) -> None:
         super().__init__(Encoder(source, net), Decoder(target, net))
@@ -161,7 +161,9 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, **kwargs: Any) -> Any:
         """Logits (B, T, V) and fairseq's dictionary."""
-        if self.training and not all(m.calibrated for m in self.net.modules() if isinstance(m, zoo.layers.Calibrated)):
+        if self.training and not all(
+            m.calibrated for m in self.net.modules() if isinstance(m, zoo.calibration.HasDataBias)
+        ):
             self._calibrate(src_tokens, prev_output_tokens)
         return super().forward(src_tokens, src_lengths, prev_output_tokens)
 

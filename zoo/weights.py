@@ -2,8 +2,7 @@
 
 A weights file is a safetensors file whose header carries a JSON entry under ``rescalenet``: model, scheme,
 options, classes, input transform, metrics. So one file is all that is needed to build the model again.
-``weights/index.json`` lists the files that ship, with their sha256.
-"""
+``weights/index.json`` lists the files that ship, with their sha256."""
 
 from __future__ import annotations
 
@@ -12,12 +11,11 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import pydantic
 import torch
@@ -25,150 +23,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from zoo.backbone import ModelConfig, Net
-from zoo.errors import WeightsError, ZooError, near
-from zoo.layers import Calibrated
-from zoo.text import TextTransform
-
-if TYPE_CHECKING:
-    from torchvision.transforms.v2 import Transform
+from zoo.calibration import HasDataBias
+from zoo.errors import WeightsError, ZooError, suggestion
+from zoo.files import atomic_write
+from zoo.nets.base import ModelConfig, Net
+from zoo.transforms import AnyTransform
 
 log = logging.getLogger("rescalenet")
 
 HEADER_KEY = "rescalenet"
-
-
-@dataclass(frozen=True)
-class InputTransform:
-    """What the net expects of an image: resized, centre-cropped, scaled to 0..1 and standardised.
-
-    Attributes:
-        size: side of the square that enters the net, in pixels.
-        resize: length of the short side before the centre crop.
-        mean, std: for each channel in ``channel_order``, on the 0..1 scale.
-        interpolation: bilinear, bicubic or nearest.
-    """
-
-    size: int
-    resize: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bilinear"
-    channel_order: Literal["RGB", "BGR"] = "RGB"
-
-    def __post_init__(self) -> None:
-        if self.channel_order not in ("RGB", "BGR"):
-            raise ZooError(f"channel_order={self.channel_order!r}: RGB or BGR")
-
-    def build(self) -> Transform:
-        """PIL image or uint8 tensor (C, H, W) -> float32 tensor (C, size, size); grey images become RGB."""
-        from torchvision.transforms import v2
-
-        steps = [
-            v2.RGB(),
-            v2.ToImage(),
-            v2.Resize(self.resize, interpolation=v2.InterpolationMode(self.interpolation), antialias=True),
-            v2.CenterCrop(self.size),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(self.mean), list(self.std)),
-        ]
-        if self.channel_order == "BGR":
-            steps.insert(-1, ReverseChannels())
-        return v2.Compose(steps)
-
-
-@dataclass(frozen=True)
-class DetectionTransform:
-    """What a detector expects of an image. It resizes and standardises by itself, as torchvision's do.
-
-    Attributes:
-        min_size: length that the short side is resized to, in pixels.
-        max_size: limit of the long side; the short side then stays below ``min_size``.
-        mean, std: for each channel in ``channel_order``, on the 0..1 scale.
-    """
-
-    min_size: int
-    max_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    channel_order: Literal["RGB", "BGR"] = "RGB"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_size <= self.max_size:
-            raise ZooError(f"min_size={self.min_size}, max_size={self.max_size}: 0 < min_size <= max_size is needed")
-
-    def build(self) -> Transform:
-        """PIL image or uint8 tensor (C, H, W) -> float32 RGB tensor (C, H, W) in 0..1."""
-        from torchvision.transforms import v2
-
-        return v2.Compose([v2.RGB(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
-
-
-@dataclass(frozen=True)
-class VideoTransform:
-    """What a net expects of a video: which frames make a clip, and what is done with them.
-
-    Attributes:
-        frames: of a clip.
-        interval: time from one frame of a clip to the next, in frames at ``fps``; None: the clip's frames are spread
-            evenly over the whole video.
-        fps: None for the video's own average rate.
-        size: side of the square that enters the net, in pixels.
-        resize: length of the short side before the centre crop.
-        mean, std: for each channel, RGB, on the 0..1 scale.
-        crop_mode: ``center`` as above; ``squash``: frames are resized to a square of side ``resize``, whatever their
-            shape, so that nothing beside the centre is lost.
-    """
-
-    frames: int
-    interval: float | None
-    fps: float | None
-    size: int
-    resize: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_mode: Literal["center", "squash"] = "center"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.size <= self.resize:
-            raise ZooError(f"size={self.size}, resize={self.resize}: 0 < size <= resize is needed")
-        if self.frames < 1 or any(value is not None and not value > 0 for value in (self.interval, self.fps)):
-            raise ZooError(f"frames={self.frames}, interval={self.interval}, fps={self.fps}: greater than 0 is needed")
-
-    def build(self) -> Transform:
-        """uint8 clip (T, 3, H, W) -> float32 tensor (3, T, size, size)."""
-        from torchvision.transforms import v2
-
-        return v2.Compose(
-            [
-                v2.Resize(self.resized(self.resize), antialias=True),
-                v2.CenterCrop(self.size),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(self.mean), list(self.std)),
-                TimeAfterChannels(),
-            ]
-        )
-
-    def resized(self, side: int) -> list[int]:
-        """What torchvision's resize is given for a side."""
-        return [side, side] if self.crop_mode == "squash" else [side]
-
-
-class TimeAfterChannels(nn.Module):
-    """(..., T, C, H, W) -> (..., C, T, H, W)."""
-
-    def forward(self, clip: Tensor) -> Tensor:
-        return clip.transpose(-4, -3)
-
-
-AnyTransform = InputTransform | DetectionTransform | VideoTransform | TextTransform
-
-
-class ReverseChannels(nn.Module):
-    """RGB (..., 3, H, W) -> BGR."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        return image.flip(-3)
 
 
 @dataclass(frozen=True)
@@ -266,7 +129,7 @@ def get_weights(name: str, *, model: str | None = None) -> Weights:
     else:
         full = name if "." in name or model is None else f"{model}.{name}"
         if full not in _index():
-            hint = near(full, list_weights())
+            hint = suggestion(full, list_weights())
             raise WeightsError(f"unknown weights {name!r}{hint}; a file's path ends in .safetensors")
         record = _index()[full]
         entry = dataclasses.replace(_from_file(weights_dir() / record["file"]), name=full, sha256=record["sha256"])
@@ -296,31 +159,6 @@ def _from_file(path: Path) -> Weights:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(repr(error).split())
         raise WeightsError(f"{path}: its {HEADER_KEY!r} header entry is not valid ({reason})") from None
-
-
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it: never half a file under the name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(text: str, path: Path) -> None:
-    """A text file, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    atomic_write(path, write)
-
-
-def write_json(content: Any, path: Path) -> None:
-    """A JSON file, whole or not at all."""
-    write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
 
 
 class Named(Protocol):
@@ -424,7 +262,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fr
     needed = own.keys() - kept.keys()
     missing = sorted(needed - state.keys())
     if unexpected := sorted(state.keys() - needed):
-        hint = near(unexpected[0], missing) if missing else ""
+        hint = suggestion(unexpected[0], missing) if missing else ""
         raise WeightsError(f"{source}: {len(unexpected)} unexpected keys, the first {unexpected[0]!r}{hint}")
     if missing:
         raise WeightsError(f"{source}: {len(missing)} keys are missing, the first {missing[0]!r}")
@@ -434,5 +272,5 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fr
             raise WeightsError(f"{source}: {key} has {shapes}")
     model.load_state_dict({**kept, **state})
     for name, module in model.named_modules():
-        if isinstance(module, Calibrated) and f"{name}.{module.data_bias_name}" in kept:
+        if isinstance(module, HasDataBias) and f"{name}.{module.data_bias_name}" in kept:
             module.calibrated = False  # its own initialization was put back, no checkpoint's

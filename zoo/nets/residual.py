@@ -12,12 +12,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from zoo.backbone import Backbone, FeatureLevel
+from zoo.calibration import HasDataBias
 from zoo.errors import ZooError
-from zoo.fold import Nominal, Shift, activation, folded_conv, needed_shift
-from zoo.functional import fitting, pooled
-from zoo.layers import Calibrated, RescaledAdd, ResidualAdd, _BiasedConvNd, _StemConvNd
-from zoo.schemes import Branch, Extent, Scheme, dimensions
+from zoo.fold import Shift, Unscale, activation, folded_conv, needed_shift
+from zoo.joins import RescaledAdd, ResidualAdd
+from zoo.layers import _BiasedConvNd, _StemConvNd
+from zoo.nets.base import Backbone, FeatureLevel
+from zoo.products import clipped_window, pooled
+from zoo.schemes.vision import Branch, Extent, Scheme, dimensions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,7 @@ class FramePool(nn.Module):
         self.stride = (size, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        window = fitting((self.size, 1, 1), x)
+        window = clipped_window((self.size, 1, 1), x)
         return nn.functional.max_pool3d(x, window, window, ceil_mode=True)
 
     def extra_repr(self) -> str:
@@ -180,37 +182,39 @@ class Block(nn.Module):
         before = 1.0 if self.downsample is not None else self.join.alpha * after
         self.join.hold(before, after)
         for module in self.modules():
-            if isinstance(module, Calibrated):
+            if isinstance(module, HasDataBias):
                 module.input_scale = before
         return before
 
-    def fold_(self, arriving: Shift, leaving: Shift) -> None:
-        """Deployment form; ``arriving`` and ``leaving`` are the shifts of input and output."""
+    def fold_(self, input_shift: Shift, output_shift: Shift) -> None:
+        """Deployment form; ``input_shift`` and ``output_shift`` are the shifts of input and output."""
         join = self.join
-        shift = arriving
+        shift = input_shift
         for i, (name, norm_name, act_name) in enumerate(self.inner):
             conv = getattr(self, name)
             out = needed_shift(getattr(self, self.branch_layers[i + 1]))
-            folded, norm = folded_conv(conv, getattr(self, norm_name), arriving=shift, leaving=out)
+            folded, norm = folded_conv(conv, getattr(self, norm_name), input_shift=shift, output_shift=out)
             setattr(self, name, folded)
             setattr(self, norm_name, norm)
             setattr(self, act_name, activation(out, conv.weight))
             shift = out
         gain, branch_gain = (join.gain, join.branch_gain()) if isinstance(join, RescaledAdd) else (1.0, 1.0)
-        end = leaving
+        end = output_shift
         if self.downsample is not None:
             shortcut = self.downsample
             if isinstance(shortcut.conv, _BiasedConvNd) and shortcut.conv.pool:
                 shortcut.pool = average_pool(shortcut.conv.pool)
-            shortcut.conv, shortcut.norm = folded_conv(shortcut.conv, shortcut.norm, gain=gain, arriving=arriving)
-        elif arriving is not None:
-            end = -arriving if end is None else end - arriving
+            shortcut.conv, shortcut.norm = folded_conv(shortcut.conv, shortcut.norm, gain=gain, input_shift=input_shift)
+        elif input_shift is not None:
+            end = -input_shift if end is None else end - input_shift
         name, norm_name = self.last
         conv = getattr(self, name)
-        folded, norm = folded_conv(conv, getattr(self, norm_name), gain=branch_gain, arriving=shift, leaving=end)
+        folded, norm = folded_conv(
+            conv, getattr(self, norm_name), gain=branch_gain, input_shift=shift, output_shift=end
+        )
         setattr(self, name, folded)
         setattr(self, norm_name, norm)
-        self.act = activation(leaving, conv.weight)
+        self.act = activation(output_shift, conv.weight)
         self.join, self.drop = ResidualAdd(), nn.Identity()
 
 
@@ -233,13 +237,13 @@ class Stem(nn.Sequential):
         for conv in last:
             conv.output_scale = after
 
-    def fold_(self, leaving: Shift) -> None:
-        """Deployment form; ``leaving`` is the shift of the output."""
+    def fold_(self, output_shift: Shift) -> None:
+        """Deployment form; ``output_shift`` is the shift of the output."""
         count = len(self) // 3
         for i in range(1, count + 1):
-            conv, out = self.get_submodule(f"conv{i}"), leaving if i == count else None
+            conv, out = self.get_submodule(f"conv{i}"), output_shift if i == count else None
             assert isinstance(conv, nn.Conv2d | nn.Conv3d)
-            folded, norm = folded_conv(conv, self.get_submodule(f"norm{i}"), leaving=out)
+            folded, norm = folded_conv(conv, self.get_submodule(f"norm{i}"), output_shift=out)
             setattr(self, f"conv{i}", folded)
             setattr(self, f"norm{i}", norm)
             setattr(self, f"act{i}", activation(out, conv.weight))
@@ -298,7 +302,7 @@ class ResidualNet(Backbone):
         total = sum(len(stage.blocks) for stage in stages)
         index = 0
         self.stage_names = [f"layer{i + 1}" for i in range(len(stages))]
-        self.exits = nn.ModuleList()  # from what the net holds to the feature maps
+        self.to_features = nn.ModuleList()  # from what the net holds to the feature maps
         one: Extent = 1 if self.dims == 2 else (1, 1, 1)
         for name, stage in zip(self.stage_names, stages, strict=True):
             blocks: list[Block] = []
@@ -320,9 +324,9 @@ class ResidualNet(Backbone):
                 scale = block.hold_trunk(scale)
             if index == len(blocks):  # the first stage
                 self.stem.hold_trunk(scale)
-                self.exits.append(Nominal(scale))
+                self.to_features.append(Unscale(scale))
             self.add_module(name, nn.Sequential(*blocks))
-            self.exits.append(Nominal())
+            self.to_features.append(Unscale())
             steps = [strides(stage.stride)]
             if stage.pool is not None:
                 steps.append(strides(stage.pool.stride))  # type: ignore[arg-type]
@@ -336,13 +340,13 @@ class ResidualNet(Backbone):
         self.reset_classifier(num_classes)
 
     def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
-        wanted = range(len(self.exits)) if indices is None else indices
+        wanted = range(len(self.to_features)) if indices is None else indices
         x = self.stem(x)
-        maps = [self.exits[0](x)] if 0 in wanted else []
+        maps = [self.to_features[0](x)] if 0 in wanted else []
         for level, name in enumerate(self.stage_names, 1):
             x = getattr(self, name)(self.pools[level - 1](x))
             if level in wanted:
-                maps.append(self.exits[level](x))
+                maps.append(self.to_features[level](x))
         return maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -354,7 +358,7 @@ class ResidualNet(Backbone):
         for name in self.stage_names[level:]:
             delattr(self, name)
         self.stage_names = self.stage_names[:level]
-        self.exits, self.pools = self.exits[: level + 1], self.pools[:level]
+        self.to_features, self.pools = self.to_features[: level + 1], self.pools[:level]
         self.head_bias, self.drop, self.fc, self.num_classes = nn.Identity(), nn.Identity(), nn.Identity(), 0
 
     def fold_(self) -> None:
@@ -362,13 +366,13 @@ class ResidualNet(Backbone):
         blocks = [block for stage in stages for block in stage]
         shifts = [needed_shift(block.conv1) for block in blocks] + [None]  # before each block, and at the end
         self.stem.fold_(shifts[0])  # max pooling lets a shift through
-        for block, arriving, leaving in zip(blocks, shifts[:-1], shifts[1:], strict=True):
-            block.fold_(arriving, leaving)
+        for block, input_shift, output_shift in zip(blocks, shifts[:-1], shifts[1:], strict=True):
+            block.fold_(input_shift, output_shift)
         ends = [0]
         for stage in stages:
             ends.append(ends[-1] + len(stage))
         for level, end in enumerate(ends):
-            exit = self.exits[level]
-            assert isinstance(exit, Nominal)
+            exit = self.to_features[level]
+            assert isinstance(exit, Unscale)
             exit.hold(shifts[end], next(self.parameters()))
         self.drop = nn.Identity()

@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from zoo.errors import ZooError
-from zoo.registry import ModelSpec, register_model
-from zoo.residual import Conv, Layout, ResidualNet, Stage
-from zoo.schemes import Scheme
+from zoo.nets.residual import Conv, Layout, ResidualNet, Stage
+from zoo.schemes.vision import Scheme
+from zoo.specs import ModelSpec, register_model
 
 
 @dataclass(frozen=True)

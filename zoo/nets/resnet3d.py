@@ -13,9 +13,9 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from zoo.layers import _RepeatsFrames
-from zoo.registry import ModelSpec, register_model
-from zoo.residual import Conv, FramePool, Layout, ResidualNet, Stage
-from zoo.schemes import Scheme
+from zoo.nets.residual import Conv, FramePool, Layout, ResidualNet, Stage
+from zoo.schemes.vision import Scheme
+from zoo.specs import ModelSpec, register_model
 
 
 @dataclass(frozen=True)

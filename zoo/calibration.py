@@ -1,13 +1,7 @@
-"""The method: coefficients, branch initialization and data-dependent calibration.
-
-Shao, Hu, Wang, Xue, Raj, "Is normalization indispensable for training deep neural networks?",
-NeurIPS 2020. Letters follow the paper: k counts residual branches through the whole net,
-L is their number, c the constant of the decay (c = L unless said otherwise).
-"""
+"""Biases initialised from data (paper, section 3.1): the layers that have them, and ``calibrate``."""
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -20,37 +14,55 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.layers import Calibrated, RescaledAdd
 
 
-def coefficients(k: int, c: float) -> tuple[float, float]:
-    """Weights (alpha_k, beta_k) of trunk and branch in the k-th rescaled residual connection.
+class HasDataBias(nn.Module):
+    """Mixin of the layers that hold a bias initialised from data.
 
-    x_k = alpha_k x_{k-1} + beta_k F_k(x_{k-1}),  alpha_k = sqrt((k-1+c)/(k+c)),  beta_k = sqrt(1/(k+c))
-
-    so that alpha_k^2 + beta_k^2 = 1 and every branch reaches the output with the same weight
-    (paper, section 3.2). ``k = 0`` is accepted: the authors' code counts from there.
-
-    Raises:
-        ZooError: if k is negative, c is not positive, or k-1+c is negative.
+    ``calibrated`` is True once a checkpoint or ``zoo.calibrate`` has supplied that bias; the forward
+    never reads it.
     """
-    if k < 0 or c <= 0 or k - 1 + c < 0:
-        raise ZooError(f"coefficients(k={k}, c={c}): k must be >= 0, c > 0 and k - 1 + c >= 0")
-    return math.sqrt((k - 1 + c) / (k + c)), math.sqrt(1 / (k + c))
 
+    data_bias_name = "pre_bias"
+    channel_dim = 1
+    calibrated = False
+    input_scale = 1.0  # the input is this times the nominal one, and so is the output (``RescaledAdd.hold``)
 
-def init_factor(k: int, c: float, layers: int) -> float:
-    """Factor on the He standard deviation of each of a branch's ``layers`` linear layers.
+    @property
+    def data_bias(self) -> nn.Parameter:
+        """The (C,) parameter that calibration sets."""
+        return getattr(self, self.data_bias_name)
 
-    With the learnable multiplier the forward uses m_k/sqrt(c) instead of beta_k; the missing
-    sqrt(c/(k+c)) goes into the weights, shared equally: ((k+c)/c)^(-1/(2n)) (paper, section 3.3).
+    @property
+    def data_bias_channels(self) -> int:
+        """C."""
+        return self.data_bias.numel()
 
-    Raises:
-        ZooError: if k is negative, c not positive or ``layers`` less than 1.
-    """
-    if k < 0 or c <= 0 or layers < 1:
-        raise ZooError(f"init_factor(k={k}, c={c}, layers={layers}): k >= 0, c > 0 and layers >= 1 are needed")
-    return ((k + c) / c) ** (-1 / (2 * layers))
+    def calibration_input(self, x: Tensor) -> Tensor:
+        """The tensor whose channel mean the bias removes, given the layer's input."""
+        return x if self.input_scale == 1 else x / self.input_scale
+
+    def calibration_sums(self, x: Tensor) -> Tensor:
+        """What calibration adds up over inputs x: float64 sums, and last how many values each of them has.
+
+        Raises:
+            ZooError: x has a wrong number of channels.
+        """
+        x = self.calibration_input(x)
+        dim = self.channel_dim % x.ndim
+        if x.shape[dim] != self.data_bias_channels:
+            raise ZooError(f"calibrate: an input has {x.shape[dim]} channels, the layer {self.data_bias_channels}")
+        sums = x.sum(dim=[d for d in range(x.ndim) if d != dim], dtype=torch.float64)
+        return torch.cat([sums, sums.new_tensor([x.numel() // x.shape[dim]])])
+
+    def calibrate_(self, means: Tensor) -> None:
+        """Initialise from the sums over their number."""
+        self.data_bias.data.copy_(-means)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if prefix + self.data_bias_name in state_dict:
+            self.calibrated = True
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 @dataclass
@@ -78,7 +90,7 @@ _POSITIONS: ContextVar[Tensor | None] = ContextVar("positions", default=None)
 
 
 @contextmanager
-def positions(keep: Tensor) -> Iterator[None]:
+def only_positions(keep: Tensor) -> Iterator[None]:
     """While it lasts, calibration looks at the positions of layers' inputs where ``keep`` (B, T) is True.
 
     Padding tells nothing of the data. Nothing but ``calibrate`` reads it.
@@ -175,7 +187,7 @@ def calibrate(
     batches = list(batches)
     if not batches:
         raise ZooError("calibrate needs at least one batch")
-    names = {module: name for name, module in model.named_modules() if isinstance(module, Calibrated)}
+    names = {module: name for name, module in model.named_modules() if isinstance(module, HasDataBias)}
     report = CalibrationReport(supplied=[n for m, n in names.items() if m.calibrated and not force])
     pending = {m for m in names if force or not m.calibrated}
     if not pending:
@@ -186,7 +198,7 @@ def calibrate(
     def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
         if layer not in pending:
             return
-        assert isinstance(layer, Calibrated)
+        assert isinstance(layer, HasDataBias)
         runner = current[threading.get_ident()]
         first_seen.setdefault(layer, len(report.calibrated))
         x, keep = args[0], _POSITIONS.get()
@@ -222,7 +234,7 @@ def calibrate(
                 where = sorted(names[m] if m is not None else "the end" for m in layers)  # type: ignore[index]
                 raise ZooError(f"calibrate: batches take different ways through the net ({', '.join(where)})")
             (layer,) = layers
-            assert isinstance(layer, Calibrated)
+            assert isinstance(layer, HasDataBias)
             total = torch.stack([stop[1] for stop in stops if stop]).sum(0)
             if reduce is not None:
                 total = reduce(total)
@@ -263,22 +275,3 @@ def _count_calls(layers: Collection[nn.Module], forward: Callable[[], Any]) -> C
         for handle in handles:
             handle.remove()
     return calls
-
-
-def branch_statistics(model: nn.Module) -> list[dict[str, Any]]:
-    """For each residual block in order: its multiplier m_k and the Frobenius norms of its branch weights.
-
-    Training makes m_k grow while weight decay shrinks the weights; the product of m_k and the
-    norms tells whether the two cancel. ``m`` is None where the scheme has no multiplier.
-    """
-    rows: list[dict[str, Any]] = []
-    for name, module in model.named_modules():
-        branch = getattr(module, "branch_layers", None)
-        if branch is None:
-            continue
-        join = module.join
-        multiplier = join.multiplier if isinstance(join, RescaledAdd) else None
-        norms = [float(torch.linalg.vector_norm(getattr(module, layer).weight.detach())) for layer in branch]
-        m = None if multiplier is None else float(multiplier.detach())
-        rows.append({"block": name, "m": m, "weight_norms": norms})
-    return rows

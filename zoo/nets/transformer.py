@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.backbone import ModelConfig, Net
+from zoo.calibration import only_positions
 from zoo.errors import ZooError
 from zoo.fold import folded_linear
+from zoo.joins import Join, RescaledJoin
 from zoo.losses import linear_cross_entropy
-from zoo.registry import ModelSpec, register_model
-from zoo.rescale import positions
+from zoo.nets.base import ModelConfig, Net
+from zoo.schemes.text import TRANSFORMER_SCHEMES, Place, TransformerScheme
+from zoo.specs import ModelSpec, register_model
 from zoo.text import PAD, UNK
-from zoo.transformer_schemes import TRANSFORMER_SCHEMES, Join, Place, RescaledJoin, TransformerScheme
 
 
 @dataclass(frozen=True)
@@ -417,7 +418,7 @@ class Transformer(Net):
             mask = torch.zeros(padding.shape, dtype=x.dtype, device=x.device).masked_fill_(padding, -math.inf)
             mask = mask[:, None, None]
         x = self.drop(x)
-        with positions(~padding):
+        with only_positions(~padding):
             for layer in self.encoder:
                 x = layer(x, mask)
             x = self.encoder_end(x)
@@ -426,7 +427,7 @@ class Transformer(Net):
     def decode(self, target: Tensor, memory: Memory) -> Tensor:
         """Tokens (B, T) that begin with ``EOS``, padded at the end -> features (B, T, d) before the projection."""
         x = self.drop(self.target_embedding(target))
-        with positions(target != PAD):
+        with only_positions(target != PAD):
             for layer, keys_values in zip(self.decoder, memory.keys_values, strict=True):
                 x = layer.self_attn(x, causal=True)
                 x = layer.cross_attn(x, keys_values, memory.mask)

@@ -12,12 +12,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from zoo.backbone import Backbone, FeatureLevel
 from zoo.errors import ZooError
-from zoo.fold import Nominal, activation, folded_conv, folded_linear, needed_shift
+from zoo.fold import Unscale, activation, folded_conv, folded_linear, needed_shift
 from zoo.layers import ChannelBias
-from zoo.registry import ModelSpec, register_model
-from zoo.schemes import Scheme
+from zoo.nets.base import Backbone, FeatureLevel
+from zoo.schemes.vision import Scheme
+from zoo.specs import ModelSpec, register_model
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ class VGG(Backbone):
         previous, reduction = in_chans, 1
         levels = []
         self.stage_names = [f"stage{i + 1}" for i in range(len(config.depths))]
-        self.exits = nn.ModuleList(Nominal() for _ in config.depths)  # from what the net holds to the feature maps
+        self.to_features = nn.ModuleList(
+            Unscale() for _ in config.depths
+        )  # from what the net holds to the feature maps
         for i, (name, depth) in enumerate(zip(self.stage_names, config.depths, strict=True)):
             channels = max(1, round(min(64 * 2**i, 512) * config.width))
             stage = Stage()
@@ -94,7 +96,7 @@ class VGG(Backbone):
         for level, name in enumerate(self.stage_names):
             x = getattr(self, name)(x if level == 0 else nn.functional.max_pool2d(x, 2, 2))
             if indices is None or level in indices:
-                maps.append(self.exits[level](x))
+                maps.append(self.to_features[level](x))
         last = len(self.levels) - 1
         if len(self.stage_names) == last and (indices is None or last in indices):
             maps.append(self.last_pool(x))
@@ -108,7 +110,7 @@ class VGG(Backbone):
         for name in self.stage_names[level + 1 :]:
             delattr(self, name)
         self.stage_names = self.stage_names[: level + 1]
-        self.exits = self.exits[: level + 1]
+        self.to_features = self.to_features[: level + 1]
         if level < len(self.levels) - 1:
             self.levels = self.levels[: level + 1]
         self.head_bias, self.pool, self.hidden, self.fc = (nn.Identity() for _ in range(4))
@@ -118,16 +120,18 @@ class VGG(Backbone):
         stages = [getattr(self, name) for name in self.stage_names]
         places = [(stage, f"{j}") for stage in stages for j in range(1, len(stage) // 3 + 1)]
         shifts = [needed_shift(stage.get_submodule(f"conv{j}")) for stage, j in places] + [None]
-        for (stage, j), arriving, leaving in zip(places, shifts[:-1], shifts[1:], strict=True):
+        for (stage, j), input_shift, output_shift in zip(places, shifts[:-1], shifts[1:], strict=True):
             conv = stage.get_submodule(f"conv{j}")
-            folded, norm = folded_conv(conv, stage.get_submodule(f"norm{j}"), arriving=arriving, leaving=leaving)
+            folded, norm = folded_conv(
+                conv, stage.get_submodule(f"norm{j}"), input_shift=input_shift, output_shift=output_shift
+            )
             setattr(stage, f"conv{j}", folded)
             setattr(stage, f"norm{j}", norm)
-            setattr(stage, f"act{j}", activation(leaving, conv.weight))
+            setattr(stage, f"act{j}", activation(output_shift, conv.weight))
         end = 0
-        for stage, exit in zip(stages, self.exits, strict=True):
+        for stage, exit in zip(stages, self.to_features, strict=True):
             end += len(stage) // 3
-            assert isinstance(exit, Nominal)
+            assert isinstance(exit, Unscale)
             exit.hold(shifts[end], next(stage.parameters()))  # max pooling lets a shift through
         if not isinstance(self.hidden, nn.Sequential):
             return  # no head

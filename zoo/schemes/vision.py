@@ -2,8 +2,7 @@
 
 A scheme makes the convolutions and linear layers (with their init), whatever follows a convolution,
 the activation, and the join of trunk and branch. Architectures are written once, given a scheme; a new
-scheme is a class here and an entry in ``SCHEMES``.
-"""
+scheme is a class here and an entry in ``SCHEMES``."""
 
 from __future__ import annotations
 
@@ -17,7 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from zoo import layers
 from zoo.errors import ZooError
-from zoo.rescale import coefficients, init_factor
+from zoo.joins import RescaledAdd, ResidualAdd
+from zoo.method import coefficients, he_normal_, init_factor
 
 Extent = int | tuple[int, int, int]  # of a kernel or stride: one number for images, (time, height, width) for clips
 
@@ -42,8 +42,8 @@ class FrozenBatchNorm3d(FrozenBatchNorm2d):
 
 
 def _he(layer: Any, **settings: Any) -> nn.Module:
-    """The layer with He init (``layers.he_normal_``) of its weight and zeros in its ordinary bias, if it has one."""
-    layers.he_normal_(layer.weight, **settings)
+    """The layer with He init (``he_normal_``) of its weight and zeros in its ordinary bias, if it has one."""
+    he_normal_(layer.weight, **settings)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
@@ -115,9 +115,9 @@ class Scheme:
     def activation(self) -> nn.Module:
         return nn.ReLU(inplace=True)
 
-    def join(self, branch: Branch) -> layers.ResidualAdd | layers.RescaledAdd:
+    def join(self, branch: Branch) -> ResidualAdd | RescaledAdd:
         """The residual connection: ``join.product(last_layer, y)``, then ``join(shortcut, branch)``."""
-        return layers.ResidualAdd()
+        return ResidualAdd()
 
     def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
         """A linear layer before a ReLU (VGG's classifier); ``first`` is the one that the features enter."""
@@ -178,10 +178,10 @@ class Rescale(Scheme):
     def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
         return Scheme(self.post_bias).conv(in_channels, out_channels, kernel_size, mode=mode)
 
-    def join(self, branch: Branch) -> layers.RescaledAdd:
+    def join(self, branch: Branch) -> RescaledAdd:
         k, c = self._place(branch)
         alpha, beta = coefficients(k, c)
-        return layers.RescaledAdd(alpha, 1 / math.sqrt(c) if self.multiplier else beta, self.multiplier)
+        return RescaledAdd(alpha, 1 / math.sqrt(c) if self.multiplier else beta, self.multiplier)
 
     def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
         # Without a bias of its own, as published; the first one's input has been shifted by head_bias.

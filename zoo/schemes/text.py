@@ -1,8 +1,7 @@
-"""How a Transformer does without normalization, or with it: one object per scheme, as ``zoo.schemes`` for images.
+"""How a Transformer does without normalization, or with it: one object per scheme.
 
 A scheme makes the linear layers (with their init), the joins of trunk and branch, and the end of a stack. The net is
-written once, in ``zoo.transformer``.
-"""
+written once, in ``zoo.nets.transformer``."""
 
 from __future__ import annotations
 
@@ -16,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.layers import BiasedLinear, BiasedProjections, FeatureBias, RescaledAdd
-from zoo.rescale import coefficients, init_factor
+from zoo.joins import Join, PostNormJoin, PreNormJoin, RescaledJoin
+from zoo.layers import BiasedLinear, BiasedProjections, FeatureBias
+from zoo.method import coefficients, init_factor
 
 Stack = Literal["encoder", "decoder"]
+
 Role = Literal["query", "key", "value", "output", "hidden", "shrink"]
 
 
@@ -36,66 +37,6 @@ class Place:
     total: int
     encoders: int
     decoders: int
-
-
-class Join(nn.Module):
-    """x + F(x). A branch ``enter``s from the trunk and hands its last layer and that layer's input to the join.
-
-    A join may hold its trunk at another scale than the nominal one: ``before`` and ``after`` tell (``RescaledAdd``).
-    """
-
-    before = after = 1.0
-
-    def enter(self, x: Tensor) -> Tensor:
-        """What the branch sees of the trunk."""
-        return x
-
-    def forward(self, trunk: Tensor, layer: nn.Module, h: Tensor, drop: nn.Module) -> Tensor:
-        """The trunk after the branch whose last product is ``layer`` of h."""
-        return trunk + drop(layer(h))
-
-
-class PreNormJoin(Join):
-    """x + F(norm(x))."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def enter(self, x: Tensor) -> Tensor:
-        return self.norm(x)
-
-
-class PostNormJoin(Join):
-    """norm(alpha x + F(x))."""
-
-    def __init__(self, norm: nn.Module, alpha: float = 1.0) -> None:
-        super().__init__()
-        self.norm, self.alpha = norm, alpha
-
-    def forward(self, trunk: Tensor, layer: nn.Module, h: Tensor, drop: nn.Module) -> Tensor:
-        return self.norm(torch.add(drop(layer(h)), trunk, alpha=self.alpha))
-
-
-class RescaledJoin(RescaledAdd):
-    """alpha x + scale m F(x), the branch's weight in its last product."""
-
-    def enter(self, x: Tensor) -> Tensor:
-        """The trunk itself."""
-        return x
-
-    def forward(self, trunk: Tensor, layer: nn.Module, h: Tensor, drop: nn.Module) -> Tensor:  # type: ignore[override]
-        """The trunk after the branch whose last product is ``layer`` of h."""
-        return super().forward(trunk, drop(self.product(layer, h)))
-
-    def product(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The last product of the branch, whose input need not be held as the trunk is."""
-        return layer(x, self.factor(layer))
-
-    def factor(self, layer: Any) -> Any:
-        """The factor on the last product: a number, or a 0-D tensor with a gradient."""
-        factor = self.scale * self.after / layer.input_scale
-        return factor if self.multiplier is None else self.multiplier * factor
 
 
 class DynamicTanh(nn.Module):

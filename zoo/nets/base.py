@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from zoo.calibration import HasDataBias
 from zoo.errors import ZooError
-from zoo.layers import Calibrated, RescaledAdd
-from zoo.schemes import SCHEMES, Scheme
+from zoo.joins import RescaledAdd
+from zoo.schemes.vision import SCHEMES, Scheme
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def param_groups(
         prefix = f"{name}." if name else ""
         if isinstance(module, RescaledAdd) and module.multiplier is not None:
             special[f"{prefix}multiplier"] = "multipliers"
-        elif isinstance(module, Calibrated):
+        elif isinstance(module, HasDataBias):
             special[f"{prefix}{module.data_bias_name}"] = "data_biases"
     settings = {
         "weights": (weight_decay, 1.0),

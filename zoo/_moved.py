@@ -1,0 +1,53 @@
+"""Module paths of version 0.1.0: importing one of them gives the names that moved, with a ``DeprecationWarning``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# old module -> modules that have its names now
+MOVED: dict[str, tuple[str, ...]] = {
+    "zoo.backbone": ("zoo.nets.base",),
+    "zoo.checkpoint": ("zoo.weights", "zoo.transforms", "zoo.files"),
+    "zoo.functional": ("zoo.products",),
+    "zoo.linear": ("zoo.products",),
+    "zoo.rescale": ("zoo.method", "zoo.calibration"),
+    "zoo.residual": ("zoo.nets.residual",),
+    "zoo.resnet": ("zoo.nets.resnet",),
+    "zoo.resnet3d": ("zoo.nets.resnet3d",),
+    "zoo.transformer": ("zoo.nets.transformer",),
+    "zoo.transformer_schemes": ("zoo.schemes.text", "zoo.joins"),
+    "zoo.vgg": ("zoo.nets.vgg",),
+}
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Finds the modules of ``MOVED`` and fills them with the names of their successors."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        old, new = module.__name__, MOVED[module.__name__]
+        warnings.warn(f"{old} has moved to {' and '.join(new)}", DeprecationWarning, stacklevel=2)
+        homes = [importlib.import_module(name) for name in new]
+
+        def lookup(name: str) -> Any:
+            for home in homes:
+                if hasattr(home, name):
+                    return getattr(home, name)
+            raise AttributeError(f"module {old!r} has moved to {' and '.join(new)}, which have no {name!r}")
+
+        module.__getattr__ = lookup  # type: ignore[method-assign]
+
+
+if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
+    sys.meta_path.append(_MovedModules())

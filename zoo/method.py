@@ -1,0 +1,82 @@
+"""The formulas of the paper: coefficients, initialization, statistics of the branches.
+
+Shao, Hu, Wang, Xue, Raj, "Is normalization indispensable for training deep neural networks?", NeurIPS 2020. Letters
+follow the paper: k counts residual branches through the whole net, L is their number, c the constant of the decay
+(c = L by default).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.errors import ZooError
+from zoo.joins import RescaledAdd
+
+
+def coefficients(k: int, c: float) -> tuple[float, float]:
+    """Weights (alpha_k, beta_k) of trunk and branch in the k-th rescaled residual connection.
+
+    x_k = alpha_k x_{k-1} + beta_k F_k(x_{k-1}),  alpha_k = sqrt((k-1+c)/(k+c)),  beta_k = sqrt(1/(k+c))
+
+    so that alpha_k^2 + beta_k^2 = 1 and every branch reaches the output with the same weight
+    (paper, section 3.2). ``k = 0`` is accepted: the authors' code counts from there.
+
+    Raises:
+        ZooError: if k is negative, c is not positive, or k-1+c is negative.
+    """
+    if k < 0 or c <= 0 or k - 1 + c < 0:
+        raise ZooError(f"coefficients(k={k}, c={c}): k must be >= 0, c > 0 and k - 1 + c >= 0")
+    return math.sqrt((k - 1 + c) / (k + c)), math.sqrt(1 / (k + c))
+
+
+def init_factor(k: int, c: float, layers: int) -> float:
+    """Factor on the He standard deviation of each of a branch's ``layers`` linear layers.
+
+    With the learnable multiplier the forward uses m_k/sqrt(c) instead of beta_k; the missing
+    sqrt(c/(k+c)) goes into the weights, shared equally: ((k+c)/c)^(-1/(2n)) (paper, section 3.3).
+
+    Raises:
+        ZooError: if k is negative, c not positive or ``layers`` less than 1.
+    """
+    if k < 0 or c <= 0 or layers < 1:
+        raise ZooError(f"init_factor(k={k}, c={c}, layers={layers}): k >= 0, c > 0 and layers >= 1 are needed")
+    return ((k + c) / c) ** (-1 / (2 * layers))
+
+
+def he_normal_(weight: Tensor, *, gain: float = math.sqrt(2), mode: str = "fan_in", factor: float = 1.0) -> Tensor:
+    """Normal init with std factor * gain / sqrt(fan) (He et al. 2015; gain 1 is Kaiming with a = 1).
+
+    The fan counts the weights that meet one output (``fan_in``) or one input (``fan_out``),
+    kernel positions included; groups are already in the weight's shape for fan_in.
+
+    Raises:
+        ZooError: if mode is neither.
+    """
+    if mode not in ("fan_in", "fan_out"):
+        raise ZooError(f"mode={mode!r}: 'fan_in' or 'fan_out' expected")
+    fan = weight[0].numel() if mode == "fan_in" else weight.numel() // weight.shape[1]
+    with torch.no_grad():
+        return weight.normal_(0.0, factor * gain / math.sqrt(fan))
+
+
+def branch_statistics(model: nn.Module) -> list[dict[str, Any]]:
+    """For each residual block in order: its multiplier m_k and the Frobenius norms of its branch weights.
+
+    Training makes m_k grow while weight decay shrinks the weights; the product of m_k and the
+    norms tells whether the two cancel. ``m`` is None where the scheme has no multiplier.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, module in model.named_modules():
+        branch = getattr(module, "branch_layers", None)
+        if branch is None:
+            continue
+        join = module.join
+        multiplier = join.multiplier if isinstance(join, RescaledAdd) else None
+        norms = [float(torch.linalg.vector_norm(getattr(module, layer).weight.detach())) for layer in branch]
+        m = None if multiplier is None else float(multiplier.detach())
+        rows.append({"block": name, "m": m, "weight_norms": norms})
+    return rows

@@ -1,0 +1,1 @@
+"""How nets do without normalization, or with it: one class a scheme."""
