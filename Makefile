@@ -5,19 +5,24 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 INTEROP := .venv-interop
 PINNED := tests/interop/requirements-detectron2.txt tests/interop/requirements-fairseq.txt
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-full test-interop lint clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-full test-interop lint clean
 
-demo: $(STAMP)
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-14s%s\n' "$$name" "$$text"; done
+
+demo: $(STAMP)  ## run small examples of every task, write out/demo/report.md (a few minutes)
 	$(BIN)/rescalenet demo --out out/demo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+test: $(STAMP)  ## run the tests and the examples in docstrings, without the slow ones
+	$(PYTEST) -m "not slow"
 
-test-full: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test-full: $(STAMP)  ## run all tests and print which lines they do not reach
+	$(PYTEST) --cov --cov-report=term:skip-covered
 
-test-interop: $(INTEROP)/.installed
+test-interop: $(INTEROP)/.installed  ## run the tests inside detectron2 and fairseq (Python 3.11)
 	$(INTEROP)/bin/python -m pytest tests/interop
 
 $(INTEROP)/.installed: $(STAMP) $(PINNED) tests/interop/install_detectron2.py
@@ -29,9 +34,10 @@ $(INTEROP)/.installed: $(STAMP) $(PINNED) tests/interop/install_detectron2.py
 		> $$(echo $(INTEROP)/lib/python3.*/site-packages)/base.pth
 	touch $@
 
-lint: $(STAMP)
+lint: $(STAMP)  ## check style, format, spelling and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
@@ -41,5 +47,5 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
-clean:
-	rm -rf .venv $(INTEROP) out runs build dist *.egg-info
+clean:  ## remove environments, runs, outputs and builds
+	rm -rf .venv $(INTEROP) out runs build dist htmlcov .coverage *.egg-info
