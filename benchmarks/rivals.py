@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.calibration import HasDataBias
-from zoo.fold import Unscale
+from zoo.folding import Unscale
 from zoo.joins import RescaledAdd
 from zoo.layers import _BiasedConvNd, _StemConvNd
 from zoo.nets.base import Backbone

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoo import convert
     from zoo.calibration import CalibrationReport, calibrate
     from zoo.errors import ExportError, WeightsError, ZooError
-    from zoo.fold import fold
+    from zoo.folding import fold
     from zoo.method import branch_statistics, coefficients
     from zoo.nets.base import Backbone, FeatureExtractor, FeatureInfo, ModelConfig, param_groups
     from zoo.nets.transformer import Transformer
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "zoo.calibration": ("CalibrationReport", "calibrate"),
     "zoo.errors": ("ExportError", "WeightsError", "ZooError"),
-    "zoo.fold": ("fold",),
+    "zoo.folding": ("fold",),
     "zoo.method": ("branch_statistics", "coefficients"),
     "zoo.nets.base": ("Backbone", "FeatureExtractor", "FeatureInfo", "ModelConfig", "param_groups"),
     "zoo.nets.transformer": ("Transformer",),

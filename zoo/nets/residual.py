@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoo.calibration import HasDataBias
 from zoo.errors import ZooError
-from zoo.fold import Shift, Unscale, activation, folded_conv, needed_shift
+from zoo.folding import Shift, Unscale, activation, folded_conv, needed_shift
 from zoo.joins import RescaledAdd, ResidualAdd
 from zoo.layers import _BiasedConvNd, _StemConvNd
 from zoo.nets.base import Backbone, FeatureLevel

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zoo.calibration import only_positions
 from zoo.errors import ZooError
-from zoo.fold import folded_linear
+from zoo.folding import folded_linear
 from zoo.joins import Join, RescaledJoin
 from zoo.losses import linear_cross_entropy
 from zoo.nets.base import ModelConfig, Net

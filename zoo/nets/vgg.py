@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.fold import Unscale, activation, folded_conv, folded_linear, needed_shift
+from zoo.folding import Unscale, activation, folded_conv, folded_linear, needed_shift
 from zoo.layers import ChannelBias
 from zoo.nets.base import Backbone, FeatureLevel
 from zoo.schemes.vision import Scheme
