@@ -11,7 +11,6 @@ import zoo
 from tasks.detection.detector import create_detector
 from tasks.run import load_model
 from zoo.fingerprint import COUNT, fingerprint, tokens, waves
-from zoo.text import TextTransform
 
 # Relative to the largest of the eight numbers. The kernels of other instruction sets (SSE4.1, AVX2, AVX-512) and other
 # numbers of threads add in another order, which moves them by up to 9e-7; float32 resolves 1.2e-7.
@@ -61,5 +60,5 @@ def test_any_net_has_a_fingerprint():
     detector = create_detector("faster_rcnn_rescalenet18_fpn", num_classes=1, **options)
     assert len(fingerprint(detector, dataclasses.replace(detector.input, min_size=64))) == COUNT
     sizes = {"source_vocabulary": 20, "target_vocabulary": 20}
-    text = TextTransform("en", "de", "", None)
+    text = zoo.TextTransform("en", "de", "", None)
     assert len(fingerprint(zoo.create_model("rescale_transformer_tiny", **sizes), text)) == COUNT
