@@ -35,6 +35,7 @@ from tasks.video.commands import read_set
 from tasks.video.evaluate import evaluate_weights as evaluate_video
 from tasks.video.index import Index
 from zoo.files import write_json
+from zoo.fingerprint import fingerprint
 from zoo.weights import weights_dir
 
 LIMIT = 12_000_000  # bytes of one file
@@ -139,7 +140,13 @@ def publish(
         raise UserError(f"{name} takes more than {LIMIT} bytes")
     shutil.copyfile(run / "log.jsonl", target / f"{name}.log.jsonl")
     index = json.loads((target / "index.json").read_text(encoding="utf-8"))
-    index[name] = {"file": path.name, "sha256": digest, "bytes": path.stat().st_size}
+    shipped = load_model(zoo.get_weights(str(path)))  # half precision rounds: not quite the net of the run
+    index[name] = {
+        "file": path.name,
+        "sha256": digest,
+        "bytes": path.stat().st_size,
+        "logits": fingerprint(shipped, source.transform),
+    }
     write_json(dict(sorted(index.items())), target / "index.json")
     return meta
 

@@ -117,3 +117,32 @@ def test_translation(tmp_path):
         assert results[0]["rival"] == "ours"
         assert results[0]["sentences"] == 3
         assert results[0]["milliseconds"] > 0
+
+
+def test_operations(tmp_path):
+    """Two runs record the same; a difference is shown with its place."""
+    from benchmarks.operations import first_difference
+
+    command = [sys.executable, "-m", "benchmarks.operations", "--only", "video-r3d-rescale", "--shapes", "--out"]
+
+    def record(*arguments):
+        return subprocess.run(
+            [*command, *map(str, arguments)], cwd=ROOT, env=environment(), capture_output=True, text=True
+        )
+
+    done = record(tmp_path / "first")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "first/summary.txt").read_text() == done.stdout
+    file = tmp_path / "first/video-r3d-rescale.txt"
+    lines = file.read_text().splitlines()
+    assert sum(line.startswith("aten.convolution.default 4x3x4x32x32 ") for line in lines) == 1  # the stem
+    forward, backward = (
+        sum(line.startswith(f"aten.convolution{kind}.default ") for line in lines) for kind in ("", "_backward")
+    )
+    assert forward == backward == 12  # four blocks of two, three projections, the stem
+    done = record(tmp_path / "second", "--compare", tmp_path / "first")
+    assert done.returncode == 0, done.stdout
+    found = first_difference("name", lines, [*lines[:9], "aten.other.default", *lines[10:]])
+    assert found.startswith(f"name: operation 10 of {len(lines)}, now of {len(lines)}\n")
+    assert found.endswith(f"  - {lines[9]}\n  + aten.other.default")
+    assert first_difference("name", lines, lines[:-1]).endswith("  + (end)")
