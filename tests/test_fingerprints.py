@@ -12,8 +12,8 @@ from tasks.detection.detector import create_detector
 from tasks.run import load_model
 from zoo.fingerprint import COUNT, fingerprint, tokens, waves
 
-# Relative to the largest of the eight numbers. The kernels of other instruction sets (SSE4.1, AVX2, AVX-512) and other
-# numbers of threads add in another order, which moves them by up to 9e-7; float32 resolves 1.2e-7.
+# Relative to the largest of the eight numbers, which have nine digits. A net of version 0.1.0 in float32 differs by
+# up to 9e-7 from machine to machine; fingerprints are taken in float64.
 TOLERANCE = 1e-6
 INDEX = json.loads((ROOT / "weights" / "index.json").read_text())
 
