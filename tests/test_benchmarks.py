@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
 
 import zoo
+from tests.helpers.commands import environment
+from tests.helpers.paths import ROOT
 
 SMALL = ["--size", "32", "--threads", "1", "--runtime", "tuned"]
 
@@ -95,9 +96,8 @@ def test_saved_memory_of_i3d():
 
 def test_translation(tmp_path):
     """Memory and steps of all schemes; decoding with a random net, whose lengths are fixed."""
-    from test_transformer import make
-
     from tasks.translation.vocabulary import train_vocabulary
+    from tests.helpers.transformers import make
 
     small = ["--net", "tiny", "--sentences", "4", "--length", "8", "--repeats", "2"]
     schemes = ["pre_ln", "rescale", "post_ln", "none", "t_fixup", "deepnorm", "dyt"]

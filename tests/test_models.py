@@ -5,16 +5,15 @@ import copy
 import pytest
 import torch
 import torchvision
-from conftest import NARROW, VISION, narrow, samples
 from torch import nn
 
 import zoo
+from tests.helpers.nets import NARROW, VISION, narrow, samples
 from zoo.backbone import FeatureExtractor
 
 SCHEMES = ["rescale", "bn", "gn", "none"]
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 NORMS += (torchvision.ops.FrozenBatchNorm2d,)
-
 # Parameters in millions with 1000 classes, as measured on the authors' code (two digits).
 REFERENCE = {
     "rescalenet50": 25.53,
@@ -145,6 +144,7 @@ def test_bn_equals_torchvision(theirs):
 
 
 # -- the full matrix on narrow nets -----------------------------------------------------------------
+
 
 matrix = pytest.mark.parametrize(("kind", "scheme"), [(k, s) for k in NARROW for s in SCHEMES])
 

@@ -6,7 +6,6 @@ import tarfile
 
 import pytest
 import torch
-from conftest import ROOT, shared
 from PIL import Image
 from torchvision.ops import box_iou
 
@@ -20,6 +19,7 @@ from tasks.detection.predict import detect_image
 from tasks.plots import read_log
 from tasks.publish import evaluate
 from tasks.run import load_model, task_of
+from tests.helpers.paths import ROOT, shared
 from zoo.export.onnx import export_detector_onnx
 
 WEIGHTS = zoo.list_weights()
