@@ -7,6 +7,8 @@ before you commit it. Helpers are in ``tests/helpers``, fixtures of several file
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,3 +24,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def expected(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with the file of that name below ``tests/expected``; ``--write-expected`` writes it before."""
+
+    def compare(name: str, text: str) -> None:
+        path = Path(__file__).parent / "expected" / name
+        if request.config.getoption("write_expected"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert text.splitlines() == lines, f"tests/expected/{name} differs; pytest --write-expected rewrites it"
+
+    return compare

@@ -5,7 +5,7 @@ import torch
 import zoo
 from zoo.text import EOS, PAD
 
-SCHEMES = ["rescale", "post_ln", "pre_ln", "none", "t_fixup", "deepnorm", "dyt"]
+SCHEMES = zoo.model_info("rescale_transformer_tiny").schemes
 SMALL = {"dim": 32, "hidden": 64, "heads": 4, "encoder_layers": 2, "decoder_layers": 3, "drop_rate": 0.0}
 VOCABULARY = 40
 

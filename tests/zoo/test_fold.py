@@ -18,7 +18,6 @@ from zoo.fold import ChannelMax, Nominal
 from zoo.residual import AvgPool3d, FramePool
 from zoo.schemes import FrozenBatchNorm3d
 
-SCHEMES = ["rescale", "bn", "frozen_bn", "gn", "none"]
 PLAIN = (nn.Conv2d, nn.Linear, nn.ReLU, ChannelMax, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
 PLAIN += (layers.Conv3d, nn.MaxPool3d, AvgPool3d, FramePool)
 
@@ -58,7 +57,9 @@ def relative(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-matrix = pytest.mark.parametrize(("kind", "scheme"), [(k, s) for k in NARROW for s in SCHEMES])
+matrix = pytest.mark.parametrize(
+    ("kind", "scheme"), [(k, s) for k, (name, _) in NARROW.items() for s in zoo.model_info(name).schemes]
+)
 
 
 @matrix
