@@ -34,7 +34,7 @@ DROPS = {  # what the usual recipes set
     "all": {"drop_rate": 0.1, "attention_drop_rate": 0.1, "hidden_drop_rate": 0.1},
 }
 _ZERO = {"drop_rate": 0.0, "attention_drop_rate": 0.0, "hidden_drop_rate": 0.0}
-SCHEMES = ("pre_ln", "rescale", "post_ln", "none", "t_fixup", "deepnorm", "dyt")
+SCHEMES = zoo.model_info("rescale_transformer_tiny").schemes
 
 
 @dataclass(frozen=True)

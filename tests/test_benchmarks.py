@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
 
 import zoo
+from tests.helpers.commands import environment
+from tests.helpers.paths import ROOT
 
 SMALL = ["--size", "32", "--threads", "1", "--runtime", "tuned"]
 
@@ -95,16 +96,15 @@ def test_saved_memory_of_i3d():
 
 def test_translation(tmp_path):
     """Memory and steps of all schemes; decoding with a random net, whose lengths are fixed."""
-    from test_transformer import make
-
     from tasks.translation.vocabulary import train_vocabulary
+    from tests.helpers.transformers import make
 
     small = ["--net", "tiny", "--sentences", "4", "--length", "8", "--repeats", "2"]
-    schemes = ["pre_ln", "rescale", "post_ln", "none", "t_fixup", "deepnorm", "dyt"]
+    schemes = zoo.model_info("rescale_transformer_tiny").schemes
     _, results = run("translation", *small, "--schemes", *schemes, out=tmp_path / "translation.json")
     assert {r["drops"] for r in results if r["mode"] == "memory"} == {"none", "branches", "all"}
     steps = [r["rival"] for r in results if r["mode"] == "train"]
-    assert steps[:8] == [*schemes, "torch"]
+    assert steps[: len(schemes) + 1] == [*schemes, "torch"]
     assert ("fairseq" in steps) == bool(importlib.util.find_spec("fairseq"))
     vocabulary = train_vocabulary(["one two three four five"] * 20, 30, "bpe")
     size = {"source_vocabulary": len(vocabulary), "target_vocabulary": len(vocabulary)}

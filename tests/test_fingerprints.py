@@ -5,23 +5,16 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT, narrow
 
 import zoo
 from tasks.detection.detector import create_detector
 from tasks.run import load_model
+from tests.helpers.nets import narrow
+from tests.helpers.paths import ROOT
+from tests.helpers.weights import TOLERANCE, far
 from zoo.fingerprint import COUNT, fingerprint, tokens, waves
 
-# Relative to the largest of the eight numbers, which have nine digits. A net of version 0.1.0 in float32 differs by
-# up to 9e-7 from machine to machine; fingerprints are taken in float64.
-TOLERANCE = 1e-6
 INDEX = json.loads((ROOT / "weights" / "index.json").read_text())
-
-
-def far(found, expected):
-    """The largest difference over the largest expected number."""
-    assert len(found) == len(expected) == COUNT
-    return max(abs(a - b) for a, b in zip(found, expected, strict=True)) / max(map(abs, expected))
 
 
 @pytest.mark.parametrize("name", zoo.list_weights())

@@ -7,9 +7,10 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, natural_images
 
 import zoo
+from tests.helpers.nets import natural_images
+from tests.helpers.paths import ROOT
 from zoo import coefficients
 
 PAGE = (ROOT / "docs" / "method.md").read_text()

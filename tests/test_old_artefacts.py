@@ -8,8 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from test_fingerprints import TOLERANCE, far
 
 import zoo
 from tasks.run import load_model, task_of
@@ -18,6 +16,8 @@ from tasks.translation.corpus import Corpus, prepare
 from tasks.video import index
 from tasks.video.data import index_videos
 from tasks.video.sources import folder_videos
+from tests.helpers.paths import ROOT
+from tests.helpers.weights import TOLERANCE, far
 from zoo.fingerprint import fingerprint
 
 FOLDER = ROOT / "tests/data/v0.1.0"

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, environment
+
+from tests.helpers.commands import environment
+from tests.helpers.paths import ROOT
 
 CHECK = """
 import importlib.metadata, pathlib, sys

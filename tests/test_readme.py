@@ -2,9 +2,8 @@
 
 import re
 
-from conftest import ROOT
-
 from tasks.config import find_config
+from tests.helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
 

@@ -1,12 +1,10 @@
 """The weights that ship: sizes, cards, and the metric again where the data is present."""
 
-import math
 import re
 import tarfile
 
 import pytest
 import torch
-from conftest import ROOT, shared
 from PIL import Image
 from torchvision.ops import box_iou
 
@@ -20,6 +18,7 @@ from tasks.detection.predict import detect_image
 from tasks.plots import read_log
 from tasks.publish import evaluate
 from tasks.run import load_model, task_of
+from tests.helpers.paths import ROOT, shared
 from zoo.export.onnx import export_detector_onnx
 
 WEIGHTS = zoo.list_weights()
@@ -39,9 +38,11 @@ def test_card_log_and_metadata(name):
     assert set(FACTS) <= entry.meta.keys()
     card = (ROOT / "weights" / f"{name}.md").read_text()
     task = task_of(entry)
-    key, shown, tolerance = {"detection": ("mask_ap", ".3f", 0.003), "translation": ("bleu", ".2f", math.inf)}.get(
+    # A translation's log has the BLEU of the validation set, the card that of a test set of 1000 sentences. The shipped
+    # weights differ by 0.29 to 0.81; the standard error of the difference of two such sets is about 1.
+    key, shown, tolerance = {"detection": ("mask_ap", ".3f", 0.003), "translation": ("bleu", ".2f", 1.5)}.get(
         task, ("top1", ".2f", 0.3)
-    )  # a translation's log has the score of another set
+    )
     assert format(entry.meta["metrics"][key], shown) in card
     for fact in ("command", "commit", "licence"):
         assert entry.meta[fact] in card
@@ -82,9 +83,9 @@ def test_the_figures_of_the_card(name):
     root = shared("data", "nuclei")
     metrics = evaluate(zoo.get_weights(name), root / "instances_val.json", root / "val")
     expected = zoo.get_weights(name).meta["metrics"]
-    assert metrics.keys() == expected.keys()
-    for key, value in metrics.items():
-        assert value == pytest.approx(expected[key], abs=1e-3), key
+    assert expected.keys() <= metrics.keys()
+    for key, value in expected.items():
+        assert metrics[key] == pytest.approx(value, abs=1e-3), key
     assert metrics["mask_ap"] >= 0.35
 
 
@@ -113,9 +114,10 @@ def test_the_scores_of_the_card(name):
     """Beam 5 on test_2016_flickr; a hypothesis within rounding of another may win on another processor."""
     entry = zoo.get_weights(name)
     metrics = evaluate(entry, shared("data", "multi30k") / "test_2016_flickr")
-    assert metrics.keys() == entry.meta["metrics"].keys() == {"bleu", "chrf"}
-    for key, value in metrics.items():
-        assert value == pytest.approx(entry.meta["metrics"][key], abs=0.1), key
+    expected = entry.meta["metrics"]
+    assert {"bleu", "chrf"} <= expected.keys() <= metrics.keys()
+    for key, value in expected.items():
+        assert metrics[key] == pytest.approx(value, abs=0.1), key
 
 
 @pytest.fixture(scope="session")
@@ -133,10 +135,10 @@ def test_the_figures_of_the_video_cards(name, video_sets, tmp_path):
     root, subset = video_sets[name.rpartition(".")[2]]
     metrics = evaluate(zoo.get_weights(name), root, subset=subset, index=tmp_path / "index.json")
     expected = zoo.get_weights(name).meta["metrics"]
-    assert metrics.keys() == expected.keys()
-    for key, value in metrics.items():
+    assert expected.keys() <= metrics.keys()
+    for key, value in expected.items():
         tolerance = 2.7 if key in ("macro_f1", "mean_class") else 0.6
-        assert value == pytest.approx(expected[key], abs=tolerance), key
+        assert metrics[key] == pytest.approx(value, abs=tolerance), key
     assert metrics["failed"] == 0
 
 

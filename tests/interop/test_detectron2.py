@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import standins  # noqa: F401  (before detectron2)
 import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.modeling import build_model

@@ -185,7 +185,7 @@ def test_fairseq_trains_and_generates(data, tmp_path, scheme, options):
     model = from_fairseq(path)
     assert model.scheme.name == scheme
     assert dataclasses.asdict(model.scheme).items() >= options.items()
-    assert all(m.calibrated for m in model.modules() if isinstance(m, zoo.layers.Calibrated))
+    assert all(m.calibrated for m in model.modules() if isinstance(m, zoo.calibration.HasDataBias))
     known = read_dictionary(data / "bin/dict.en.txt")
     ids = {symbol: number for number, symbol in enumerate(known)}
     settings, theirs = Beam(beam=4, max_ratio=0, max_extra=8), hypotheses(log)

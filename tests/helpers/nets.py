@@ -1,0 +1,42 @@
+"""Narrow nets and random inputs for them."""
+
+import torch
+
+import zoo
+
+# One narrow net for each family and block; everything is checked on these, counts and shapes on all nets.
+IMAGES = {
+    "basic": ("rescalenet18", {"width": 0.125}),
+    "bottleneck": ("rescalenet50", {"width": 0.125}),
+    "grouped": ("rescalenext50_32x4d", {"width": 0.25}),
+    "cifar": ("rescalenet20_cifar", {"width": 0.5}),
+    "vgg": ("rescalevgg16", {"width": 0.0625, "drop_rate": 0.0}),
+}
+CLIPS = {
+    "r3d": ("rescale_r3d_18", {"width": 0.125}),
+    "r2plus1d": ("rescale_r2plus1d_18", {"width": 0.125}),
+    "i3d": ("rescale_i3d_r50", {"width": 0.125}),
+    "replicate": ("rescale_r3d_10", {"width": 0.25, "temporal_padding": "replicate"}),
+}
+NARROW = {**IMAGES, **CLIPS}
+VISION = zoo.list_models(takes="images") + zoo.list_models(takes="clips")  # nets of text: test_transformer.py
+
+
+def narrow(kind: str, **extra: object):
+    """A fresh narrow net with 5 classes."""
+    name, options = NARROW[kind]
+    return zoo.create_model(name, num_classes=5, **{**options, **extra})
+
+
+def samples(kind: str, count: int, height: int, width: int | None = None, *, chans: int = 3, **settings):
+    """Random input for a narrow net: images, or clips of 5 frames."""
+    frames = (5,) if kind in CLIPS else ()
+    return torch.randn(count, chans, *frames, height, width or height, **settings)
+
+
+def natural_images(count: int, size: int) -> torch.Tensor:
+    """Images with a 1/f amplitude spectrum, as photographs have, each channel with mean 0 and variance 1."""
+    frequency = torch.fft.fftfreq(size)
+    amplitude = 1 / (frequency[:, None] ** 2 + frequency**2).sqrt().clamp(min=1 / size)
+    x = torch.fft.ifft2(torch.fft.fft2(torch.randn(count, 3, size, size)) * amplitude).real
+    return (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True)

@@ -1,0 +1,17 @@
+"""The naive formula of a biased layer."""
+
+import torch.nn.functional as F
+
+
+def naive(layer, x, scale=None):
+    """scale * (W pad(x + s b) + s post), written out: mean, bias on the activations, zeros, product."""
+    dims = x.ndim - 2
+    scale = 1.0 if scale is None else scale
+    if layer.pool:
+        pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+        x = pool(x, layer.pool, ceil_mode=True, count_include_pad=False)
+    shifted = x + layer.pre_bias.view(-1, *[1] * dims) * layer.input_scale
+    post = None if layer.bias is None else layer.bias * layer.input_scale
+    pad = [p for side in reversed(layer.padding) for p in (side, side)]
+    conv = F.conv2d if dims == 2 else F.conv3d
+    return scale * conv(F.pad(shifted, pad), layer.weight, post, layer.stride, 0, layer.dilation, layer.groups)

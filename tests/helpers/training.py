@@ -1,0 +1,39 @@
+"""Short training runs on three classes of images."""
+
+import zoo
+from tasks.engine import Trainer
+from tasks.run import check, make_task
+
+
+def config(images, output, model=None, data=None, **train):
+    base = {
+        "epochs": 2,
+        "batch_size": 8,
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+        "log_every": 1,
+        "checkpoint_minutes": 0,
+        "calibration_batches": 2,
+    }
+    content = {
+        "task": "classification",
+        "output": str(output),
+        "model": {"name": "rescalenet20_cifar", "options": {"width": 0.25}, **(model or {})},
+        "data": {
+            "root": str(images),
+            "size": 12,
+            "resize": 12,
+            "augment": {"crop": {"name": "pad", "padding": 2}},
+            "eval_batch_size": 4,
+            **(data or {}),
+        },
+        "train": {**base, **train},
+    }
+    return check(content, "test")
+
+
+def fit(*args, resume=False, **kwargs):
+    return Trainer(make_task(config(*args, **kwargs)), resume=resume).fit()
+
+
+def weights_of(folder, name="last"):
+    return zoo.create_model("rescalenet20_cifar", str(folder / "checkpoints" / f"{name}.safetensors")).state_dict()

@@ -1,9 +1,0 @@
-"""detectron2 without its compiled module: what the tests do not call is not missed. Import this before detectron2."""
-
-import sys
-import types
-
-import PIL.Image
-
-PIL.Image.LINEAR = PIL.Image.BILINEAR  # a name that Pillow 10 dropped
-sys.modules["detectron2._C"] = types.ModuleType("detectron2._C")

@@ -1,0 +1,75 @@
+"""Metrics of the classification task."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import zoo
+from tasks.classification.data import folder_images
+from tasks.classification.evaluate import Result, eval_loader, evaluate, evaluate_weights, write_report
+from tasks.devices import make_accelerator
+from tasks.errors import DataError
+
+
+class Table(nn.Module):
+    """Logits by position, to check metrics against scikit-learn's."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def forward(self, index):
+        return self.logits[index]
+
+
+@pytest.mark.parametrize("classes", [3, 12])
+def test_metrics_equal_scikit_learns(classes):
+    from sklearn import metrics
+
+    torch.manual_seed(1)
+    logits, labels = torch.randn(53, classes), torch.randint(0, classes, (53,))
+    data = [(i, int(labels[i])) for i in range(53)]
+    accelerator = make_accelerator()
+    loader = eval_loader(data, accelerator, 7)
+    result = evaluate(Table(logits), loader, classes, accelerator, inputs=lambda batch: batch[0])
+    predictions = logits.argmax(1)
+    assert np.array_equal(result.confusion, metrics.confusion_matrix(labels, predictions, labels=range(classes)))
+    got = result.metrics()
+    assert got["images"] == 53
+    assert got["top1"] == pytest.approx(100 * metrics.accuracy_score(labels, predictions))
+    top5 = metrics.top_k_accuracy_score(labels, logits, k=min(5, classes), labels=range(classes))
+    assert got["top5"] == pytest.approx(100 * top5)
+    assert got["mean_class"] == pytest.approx(100 * metrics.balanced_accuracy_score(labels, predictions))
+    precision, recall, _, support = metrics.precision_recall_fscore_support(
+        labels, predictions, labels=range(classes), zero_division=np.nan
+    )
+    for i, row in enumerate(result.table([str(i) for i in range(classes)])):
+        assert row["images"] == support[i]
+        assert row["recall"] == pytest.approx(recall[i], nan_ok=True)
+        assert row["precision"] is None or row["precision"] == pytest.approx(precision[i])
+
+
+def test_classes_without_images_or_predictions(tmp_path):
+    result = Result(torch.tensor([[2, 1, 0], [0, 0, 0], [0, 0, 3]]), top5=6)
+    rows = result.table(["a", "b", "c"])
+    assert rows[0] == {"class": "a", "images": 3, "recall": 2 / 3, "precision": 1.0, "taken_for": "b"}
+    assert rows[1] == {"class": "b", "images": 0, "recall": None, "precision": 0.0, "taken_for": ""}
+    assert result.metrics()["mean_class"] == pytest.approx(100 * (2 / 3 + 1) / 2)
+    write_report(result, ["a", "b", "c"], tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text())["per_class"] == rows
+    assert Image.open(tmp_path / "confusion.png").size[0] > 100
+
+
+def test_evaluating_weights_matches_classes_by_name(tree, weights):
+    model = zoo.create_model("rescalenet20_cifar", weights.name)
+    (tree / "val" / "ant").rename(tree / "val" / "cow")
+    images = folder_images(tree / "val")
+    result = evaluate_weights(model, weights, images)
+    assert result.confusion.sum(1).tolist() == [0, 2, 2]
+    (tree / "val" / "cow").rename(tree / "val" / "antt")
+    with pytest.raises(DataError, match=r"class 'antt' is not one of .* \(did you mean ant\?\)"):
+        evaluate_weights(model, weights, folder_images(tree / "val"))

@@ -1,0 +1,158 @@
+"""Evaluation against pycocotools."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import zoo
+from tasks.detection.detector import create_detector
+from tasks.detection.evaluate import categories_of, coco_metrics, detect, evaluate_weights, results_of, to_results
+from tasks.devices import make_accelerator
+from tasks.errors import DataError
+from tests.helpers.commands import on_two_processes
+from tests.helpers.detection import KINDS, perfect, real
+from tests.helpers.paths import shared
+
+
+def noisy(data, seed=0):
+    """Ground truth with some objects missing, some doubled, some moved, under random scores."""
+    random = np.random.RandomState(seed)
+    results = []
+    for result in perfect(data):
+        for _ in range(random.randint(0, 3)):
+            size = result["segmentation"]["size"]
+            mask = np.roll(rle.decode(result["segmentation"]), tuple(random.randint(-4, 5, 2)), (0, 1))
+            encoded = rle.encode(np.asfortranarray(mask))
+            moved = [float(v) for v in np.asarray(result["bbox"]) * random.uniform(0.9, 1.1, 4)]
+            segmentation = {"size": size, "counts": encoded["counts"].decode()}
+            results.append({**result, "bbox": moved, "score": float(random.rand()), "segmentation": segmentation})
+    return results
+
+
+@pytest.mark.parametrize("name", ["coco", "nuclei"])
+@pytest.mark.parametrize("fast", [False, True])
+def test_ground_truth_fed_back_has_ap_one(name, fast):
+    reports = coco_metrics(real(name), perfect(real(name)), KINDS, fast=fast)
+    for kind in KINDS:
+        metrics = reports[kind].metrics()
+        prefix = "box" if kind == "bbox" else "mask"
+        for figure in ("ap", "ap50", "ap75", "ar100"):
+            assert metrics[f"{prefix}_{figure}"] == pytest.approx(1, abs=1e-9)
+        assert {round(v, 9) for v in reports[kind].per_category.values()} <= {1.0, -1.0}
+
+
+def alone(data, path, kind):
+    """pycocotools as its documentation uses it: two files."""
+    truth = path.with_name("truth.json")
+    truth.write_text(json.dumps(data.ground_truth()))
+    coco = COCO(str(truth))
+    evaluation = COCOeval(coco, coco.loadRes(str(path)), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats.tolist()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_figures_are_pycocotools(fast, tmp_path, capsys):
+    """On imperfect detections with crowds about; the fast evaluator agrees to 1e-6, the 12 lines are its own."""
+    data = real("coco")
+    results = noisy(data)
+    reports = coco_metrics(data, results, KINDS, fast=fast)
+    for kind in KINDS:
+        (tmp_path / f"{kind}.json").write_text(json.dumps(results_of(results, kind)))
+        capsys.readouterr()
+        expected = alone(data, tmp_path / f"{kind}.json", kind)
+        assert 0.1 < expected[0] < 0.9
+        assert reports[kind].stats == pytest.approx(expected, abs=1e-6)
+        assert reports[kind].text.splitlines() == capsys.readouterr().out.splitlines()[-12:]
+        values = [v for v in reports[kind].per_category.values() if v >= 0]
+        assert np.mean(values) == pytest.approx(expected[0], abs=1e-6)
+
+
+def test_nothing_found():
+    for fast in (False, True):
+        reports = coco_metrics(real("sample"), [], KINDS, fast=fast)
+        assert reports["segm"].metrics()["mask_ap"] == 0
+        assert reports["bbox"].metrics()["box_ar100"] == 0
+
+
+def test_results_of_a_detector():
+    """Boxes as x, y, width, height; COCO's category ids; masks at a probability of one half."""
+    masks = torch.zeros(2, 1, 20, 30)
+    masks[0, 0, 5:10, 8:20] = 0.51
+    masks[1, 0, 0:3, 0:3] = 0.5
+    output = {
+        "boxes": torch.tensor([[8.0, 5.0, 20.0, 10.5], [0.0, 0.0, 3.0, 3.0]]),
+        "labels": torch.tensor([2, 1]),
+        "scores": torch.tensor([0.75, 0.5]),
+        "masks": masks,
+    }
+    first, second = to_results(output, 42, (3, 7))
+    assert (first["image_id"], first["category_id"], first["score"]) == (42, 7, 0.75)
+    assert first["bbox"] == [8, 5, 12, 5.5]
+    assert np.array_equal(rle.decode(first["segmentation"]), masks[0, 0].numpy() > 0.5)
+    assert rle.area(second["segmentation"]) == 0
+    empty = {key: value[:0] for key, value in output.items()}
+    assert to_results(empty, 42, (3, 7)) == []
+
+
+def test_two_processes_evaluate_as_one(weights, tmp_path, capsys):
+    """Their merged results are those of one process, and pycocotools alone says the same of the written file."""
+    data = real("sample")
+    model = create_detector("mask_rcnn_rescalenet18_fpn", str(weights))
+    one = evaluate_weights(model, zoo.get_weights(str(weights)), data, out=tmp_path / "one")
+    root = shared("data", "coco_permissive", "sample")
+    arguments = [
+        "eval",
+        weights,
+        root / "instances_val2017.json",
+        "--images",
+        root / "val2017",
+        "--out",
+        tmp_path / "two",
+    ]
+    said = on_two_processes(*arguments)
+    for kind in KINDS:
+        a, b = (json.loads((tmp_path / n / f"results_{kind}.json").read_text()) for n in ("one", "two"))
+        assert len(a) > 100
+        assert a == b
+    assert said.count("maxDets=100 ]") == 2 * 10  # one process reports, boxes and masks
+    for kind in KINDS:
+        assert alone(data, tmp_path / "two" / f"results_{kind}.json", kind) == pytest.approx(one[kind].stats, abs=1e-12)
+
+
+def test_categories_are_found_by_name(weights):
+    """A set with fewer categories, in another order and with other ids: the rest of what is found does not count."""
+    entry = zoo.get_weights(str(weights))
+    model = create_detector("mask_rcnn_rescalenet18_fpn", str(weights))
+    data = real("sample")
+    keep = [name for name in ("train", "person", "cat") if name in data.names]
+    ids = dict(zip(data.names, data.categories, strict=True))
+    found = detect(model, data, make_accelerator())
+    fewer = dataclasses.replace(data, names=tuple(keep), categories=(900, 17, 5))
+    categories = categories_of(fewer, entry.classes, entry.name)
+    assert len(categories) == len(entry.classes)
+    assert len([c for c in categories if c is not None]) == len(keep)
+    renamed = {ids[name]: id for name, id in zip(keep, (900, 17, 5), strict=True)}
+    expected = [{**r, "category_id": renamed[r["category_id"]]} for r in found if r["category_id"] in renamed]
+    assert detect(model, fewer, make_accelerator(), categories=categories) == expected
+    with pytest.raises(DataError, match="category 'persn' is not one of .* .did you mean person"):
+        evaluate_weights(model, entry, dataclasses.replace(data, names=("persn",), categories=(1,)))
+
+
+def test_evaluation_restores_the_mode_and_takes_any_batch_size(weights):
+    data = real("sample").subset(lambda image: image.id in (5001, 6818, 30213))
+    model = create_detector("mask_rcnn_rescalenet18_fpn", str(weights)).train()
+    accelerator = make_accelerator()
+    one, three = (detect(model, data, accelerator, batch_size=n) for n in (1, 3))
+    assert model.training
+    assert [r["image_id"] for r in one] == [r["image_id"] for r in three]
+    for a, b in zip(one, three, strict=True):
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=0.02)

@@ -1,0 +1,154 @@
+"""Training of detectors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import zoo
+from tasks.detection.detector import create_detector
+from tasks.detection.evaluate import evaluate_weights
+from tasks.engine import Trainer
+from tasks.plots import read_log
+from tasks.run import check, make_task, resolve
+from tests.helpers.commands import on_two_processes
+from tests.helpers.detection import config, real
+from tests.helpers.paths import shared
+
+
+def test_training_evaluates_saves_and_resumes(sample_config, tmp_path):
+    """A run that was interrupted goes on to the bit; what it saves gives what the engine measured."""
+    whole = Trainer(make_task(check(sample_config(), "test")))
+    metrics = whole.fit()
+    assert set(metrics) >= {"box_ap", "box_ap50", "mask_ap", "mask_ar_small"}
+    assert len(list((tmp_path / "run" / "pictures").glob("*.png"))) == 4
+    steps = [r for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "step"]
+    terms = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
+    assert all(sum(r[t] for t in terms) == pytest.approx(r["loss"], rel=1e-5) for r in steps)
+    path = str(tmp_path / "run/checkpoints/last.safetensors")
+    again = create_detector("mask_rcnn_rescalenet18_fpn", path)
+    data = whole.task.val_data
+    assert evaluate_weights(again, zoo.get_weights(path), data)["segm"].metrics()["mask_ar100"] == pytest.approx(
+        metrics["mask_ar100"]
+    )
+
+    content = sample_config()
+    content["output"] = str(tmp_path / "cut")
+    first = Trainer(make_task(check(content, "test")))
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        raise Stop
+
+    first._end_of_epoch = stop
+    with pytest.raises(Stop):
+        first.fit()
+    second = Trainer(make_task(check(content, "test")), resume=True)
+    second.fit()
+    for (name, a), b in zip(whole.bare.state_dict().items(), second.bare.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_accumulation_freezing_and_repeats(sample_config):
+    task = make_task(
+        check(
+            sample_config(
+                train__accumulate=2, train__epochs=1, train__batch_size=1, model__freeze=2, data__repeat_threshold=0.2
+            ),
+            "test",
+        )
+    )
+    trainer = Trainer(task)
+    before = {k: v.clone() for k, v in trainer.bare.state_dict().items()}
+    trainer.fit()
+    assert len(trainer.batches) == int(sum(trainer.batches.repeats)) > len(task.train_data)
+    for key, value in trainer.bare.state_dict().items():
+        if key.startswith(("backbone.body.body.stem", "backbone.body.body.layer1")):
+            assert torch.equal(value, before[key]), key
+    assert not torch.equal(
+        before["rpn.head.cls_logits.weight"], trainer.bare.state_dict()["rpn.head.cls_logits.weight"]
+    )
+
+
+def test_two_processes_train(sample_config, tmp_path):
+    """Under torchrun; what both measured at the end is what one process measures on the weights they saved."""
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(sample_config(train__epochs=1, data__holdout=None)))
+    on_two_processes("train", path)
+    (measured,) = [r for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "epoch"]
+    path = str(tmp_path / "run/checkpoints/last.safetensors")
+    model = create_detector("mask_rcnn_rescalenet18_fpn", path)
+    for report in evaluate_weights(model, zoo.get_weights(path), real("sample")).values():
+        for key, value in report.metrics().items():
+            assert measured[key] == pytest.approx(value, abs=1e-12), key
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp64"])
+def test_precisions(sample_config, precision):
+    metrics = Trainer(make_task(check(sample_config(train__precision=precision, train__epochs=1), "test"))).fit()
+    assert all(np.isfinite(v) for v in metrics.values())
+
+
+@pytest.mark.slow
+def test_overfits_eight_images(tmp_path):
+    """Eight true COCO images with objects of 32 x 32 px and more: box AP50 of 0.9 on them."""
+    root = shared("data", "coco_permissive")
+    content = json.loads((root / "annotations/instances_train2017.json").read_text())
+    large = [a for a in content["annotations"] if a["area"] >= 32**2 and not a["iscrowd"]]
+    ids = sorted({a["image_id"] for a in large})[:8]
+    content["images"] = [i for i in content["images"] if i["id"] in ids]
+    content["annotations"] = [a for a in large if a["image_id"] in ids]
+    path = tmp_path / "eight.json"
+    path.write_text(json.dumps(content))
+    changes = {
+        "model__options": {
+            "body": {"width": 0.5, "projection_gain": 2.0},
+            "fpn_channels": 64,
+            "box_width": 256,
+            "mask_convs": [32, 32],
+            "mask_width": 32,
+            "box_samples": 128,
+            "proposals_train": 300,
+            "proposals_test": 300,
+        },
+        "data__min_size": 256,
+        "data__max_size": 384,
+        "data__augment": {"resize": {"name": "short_side", "sizes": [256], "max_size": 384}, "flip": 0.0},
+        "data__cache": True,
+        "train__epochs": 120,
+        "train__eval_every": 120,
+        "train__optimizer": {"name": "adamw", "lr": 1e-3, "clip_norm": 1.0},
+        "train__checkpoint_minutes": 60,
+    }
+    metrics = Trainer(make_task(check(config(tmp_path / "run", root / "train2017", path, **changes), "test"))).fit()
+    assert metrics["box_ap50"] >= 0.9
+    assert metrics["mask_ap50"] >= 0.8
+
+
+@pytest.mark.slow
+def test_batch_size_one_learns(tmp_path):
+    """One image a step, the nuclei recipe's learning rate: over 300 steps the loss on sixteen images falls.
+
+    The losses of the steps themselves differ more by their images than by what was learnt.
+    """
+    changes = [f"data.root={shared('data', 'nuclei')}", f"output={tmp_path / 'run'}", "data.split=holdout"]
+    changes += ["train.batch_size=1", "train.epochs=1"]
+    task = make_task(resolve("detection/nuclei/mask_rcnn_rescalenet18", changes))
+    trainer = Trainer(task)
+    fixed = [task.collate([task.train_set()[0, i]]) for i in range(16)]
+
+    def loss():
+        torch.manual_seed(0)  # of the sampling of anchors and proposals
+        with torch.no_grad():
+            return np.mean(
+                [float(sum(task.losses(trainer.bare.train(), batch, torch.float32).values())) for batch in fixed]
+            )
+
+    before = loss()
+    trainer.steps_per_epoch = 300
+    trainer.fit()
+    assert loss() < 0.75 * before

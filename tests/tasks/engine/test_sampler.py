@@ -1,0 +1,64 @@
+"""Batches: a function of seed and epoch, grouped, repeated."""
+
+import math
+
+import pytest
+import torch
+
+from tasks.engine import EpochBatches, seed_from
+from tasks.errors import TrainingError
+
+
+def test_batches_are_a_function_of_seed_and_epoch():
+    batches = EpochBatches(10, 3, seed=5)
+    first = list(batches)
+    assert [len(b) for b in first] == [3, 3, 3]
+    assert len({index for b in first for _, index in b}) == 9
+    batches.seek(1, 0)
+    second = list(batches)
+    assert [i for b in second for _, i in b] != [i for b in first for _, i in b]
+    assert all(epoch == 1 for b in second for epoch, _ in b)
+    batches.seek(0, 2)
+    assert list(batches) == first[2:]
+    assert list(EpochBatches(10, 3, seed=6)) != first
+    with pytest.raises(TrainingError, match="2 samples, fewer than one batch of 3"):
+        EpochBatches(2, 3, 0)
+
+
+def test_mixed_seeds_do_not_collide():
+    assert len({seed_from(a, b, c) for a in range(20) for b in range(20) for c in range(20)}) == 8000
+    assert seed_from(1, 2) != seed_from(2, 1)
+
+
+def epoch(batches, number):
+    batches.seek(number, 0)
+    return [[index for _, index in batch] for batch in batches]
+
+
+def test_batches_are_of_one_group():
+    """Groups of 13 and 7 in batches of 4: all but the last are of one group, and nobody comes twice."""
+    groups = [0] * 13 + [1] * 7
+    batches = EpochBatches(20, 4, 0, groups=groups)
+    for number in range(5):
+        seen = epoch(batches, number)
+        assert len(seen) == len(batches) == 5
+        assert sorted(i for batch in seen for i in batch) == list(range(20))
+        assert all(len({groups[i] for i in batch}) == 1 for batch in seen[:-1])
+    assert epoch(batches, 0) != epoch(batches, 1)
+    assert epoch(batches, 1) == epoch(batches, 1)
+    batches.seek(1, 3)
+    assert [[i for _, i in batch] for batch in batches] == epoch(batches, 1)[3:]
+
+
+def test_samples_are_repeated_as_often_as_wanted():
+    """Each epoch floor or ceil of the wanted number, and on average that number."""
+    repeats = [1.0, 1.0, 2.5, 1.25, 3.25]
+    batches = EpochBatches(5, 3, 0, repeats=repeats)
+    assert len(batches) == 3  # 9 samples
+    counts = torch.zeros(5)
+    for number in range(400):
+        seen = torch.bincount(torch.tensor([i for batch in epoch(batches, number) for i in batch]), minlength=5)
+        for got, wanted in zip(seen.tolist(), repeats, strict=True):
+            assert math.floor(wanted) <= got <= math.ceil(wanted)
+        counts += seen
+    assert (counts / 400).tolist() == pytest.approx(repeats, abs=0.08)

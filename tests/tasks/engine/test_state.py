@@ -1,0 +1,132 @@
+"""Checkpoints: exact resume, runs that were killed, full disks."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tasks import engine
+from tasks.engine import Trainer
+from tasks.errors import TrainingError
+from tasks.run import make_task
+from tests.helpers.commands import environment, train_and_kill
+from tests.helpers.training import config, fit, weights_of
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("crash_at", [2, 6, 9, "evaluation"])
+def test_resume_repeats_the_uninterrupted_run_to_the_bit(images, tmp_path, monkeypatch, crash_at):
+    """Crashes in the first epoch, at its last step, in the second epoch, and between evaluation and checkpoint."""
+    settings = {
+        "average": {"name": "ema", "decay": 0.9},
+        "model": {"options": {"width": 0.25, "drop_rate": 0.2, "branch_drop_rate": 0.1}},
+        "data": {"augment": {"crop": {"name": "pad", "padding": 2}, "mixup": 0.2}},
+    }
+    fit(images, tmp_path / "whole", **settings)
+    trainer = Trainer(make_task(config(images, tmp_path / "broken", **settings)))
+    if crash_at == "evaluation":
+        monkeypatch.setattr(engine, "branch_statistics", lambda model: (_ for _ in ()).throw(Crash))
+    else:
+        log_step = trainer._log_step
+
+        def crash(loss):
+            log_step(loss)
+            if trainer.at.step == crash_at:
+                raise Crash
+
+        monkeypatch.setattr(trainer, "_log_step", crash)
+    with pytest.raises(Crash):
+        trainer.fit()
+    trainer.log.flush()  # records past the checkpoint that the resumed run must not repeat
+    monkeypatch.undo()
+    fit(images, tmp_path / "broken", resume=True, **settings)
+    assert (tmp_path / "whole/log.jsonl").read_text() == (tmp_path / "broken/log.jsonl").read_text()
+    for name in ("best", "last"):
+        whole, broken = (weights_of(tmp_path / run, name) for run in ("whole", "broken"))
+        assert all(torch.equal(whole[key], broken[key]) for key in whole)
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "tasks.cli", *map(str, arguments)]
+
+
+def test_kill_9_and_resume(images, tmp_path):
+    path = tmp_path / "config.yaml"
+    settings = config(images, tmp_path / "whole", epochs=6, workers=1)
+    path.write_text(engine.cfg.dump(settings))
+    fit(images, tmp_path / "whole", epochs=6, workers=1)
+    run = tmp_path / "killed"
+    arguments = command("train", path, f"output={run}")
+    at = train_and_kill(arguments, run / "checkpoints" / "last.pt", after=4)
+    assert at["step"] < 36, "it ended before it was killed"
+    refused = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "holds a run already: add --resume" in refused.stderr
+    subprocess.run([*arguments, "--resume"], env=environment(), check=True, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "whole/log.jsonl").read_text() == (run / "log.jsonl").read_text()
+    whole, killed = weights_of(tmp_path / "whole"), weights_of(run)
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
+def test_weights_that_are_not_finite_are_never_saved(images, tmp_path, monkeypatch):
+    """The loss is logged every 50 steps only; the check before each checkpoint catches it."""
+    trainer = Trainer(make_task(config(images, tmp_path / "run", log_every=50)))
+    losses = trainer.task.losses
+
+    def poisoned(*args):
+        factor = math.inf if trainer.at.step == 2 else 1
+        return {name: factor * value for name, value in losses(*args).items()}
+
+    monkeypatch.setattr(trainer.task, "losses", poisoned)
+    with pytest.raises(TrainingError, match="has values that are not finite"):
+        trainer.fit()
+    state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert state["position"]["step"] == 2
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(images, tmp_path, monkeypatch):
+    trainer = Trainer(make_task(config(images, tmp_path / "run")))
+    save = torch.save
+
+    def full(state, file):
+        if state["position"]["step"] == 3:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match=r"No space left on device\); make room .* last good checkpoint is"):
+        trainer.fit()
+    folder = tmp_path / "run/checkpoints"
+    assert [p.name for p in folder.iterdir()] == ["last.pt"]
+    assert torch.load(folder / "last.pt", weights_only=True)["position"]["step"] == 2
+
+
+def test_refusals(images, tmp_path):
+    fit(images, tmp_path / "run", epochs=1)
+    with pytest.raises(TrainingError, match="holds a run already: add --resume, or choose another output"):
+        fit(images, tmp_path / "run", epochs=1)
+    with pytest.raises(TrainingError, match=r"started with another config: train.batch_size was 8, is 4"):
+        fit(images, tmp_path / "run", epochs=1, batch_size=4, resume=True)
+    (tmp_path / "run/checkpoints/last.pt").write_bytes(b"PK half a file")
+    with pytest.raises(TrainingError, match=r"last.pt: not a complete checkpoint"):
+        fit(images, tmp_path / "run", epochs=1, resume=True)
+    with pytest.raises(TrainingError, match=r"train\.accumulate=9: an epoch has only 6 batches"):
+        fit(images, tmp_path / "other", accumulate=9)
+
+
+def test_half_written_files_of_a_killed_run_are_cleared(images, tmp_path):
+    fit(images, tmp_path / "run", epochs=1)
+    folder = tmp_path / "run/checkpoints"
+    (folder / ".last.pt.123.tmp").write_bytes(b"half")
+    fit(images, tmp_path / "run", epochs=1, resume=True)
+    assert sorted(p.name for p in folder.iterdir()) == ["best.safetensors", "last.pt", "last.safetensors"]
+
+
+def test_resuming_nothing_starts_anew(images, tmp_path):
+    assert fit(images, tmp_path / "run", epochs=1, resume=True)["images"] == 15

@@ -1,0 +1,109 @@
+"""The training loop: several processes, accumulation, fine-tuning, and how it fails."""
+
+import math
+
+import pytest
+import torch
+
+import zoo
+from tasks import engine
+from tasks.config import AdamW
+from tasks.engine import Trainer
+from tasks.errors import ConfigError, TrainingError
+from tasks.plots import read_log
+from tasks.run import make_task
+from tests.helpers.commands import on_two_processes
+from tests.helpers.training import config, fit, weights_of
+
+
+@pytest.mark.parametrize("scheme", ["rescale", "gn"])
+def test_two_processes_equal_one(images, tmp_path, scheme):
+    """Same global batch in float64: losses, metrics and weights to 1e-10, through torchrun."""
+    settings = {"precision": "fp64", "average": {"name": "ema", "decay": 0.5}, "model": {"scheme": scheme}}
+    fit(images, tmp_path / "one", **settings)
+    path = tmp_path / "config.yaml"
+    path.write_text(engine.cfg.dump(config(images, tmp_path / "two", **settings)))
+    on_two_processes("train", path)
+    assert torch.load(tmp_path / "two/checkpoints/last.pt", weights_only=True)["ranks"] == 2
+    one, two = (read_log(tmp_path / run / "log.jsonl") for run in ("one", "two"))
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        for key in a.keys() & {"loss", "train_loss", "top1", "top5", "images"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-10)
+    first, second = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-10, atol=1e-10)
+
+
+def test_accumulation_equals_the_large_batch(images, tmp_path):
+    fit(images, tmp_path / "large", precision="fp64", batch_size=8, calibration_batches=2)
+    fit(images, tmp_path / "small", precision="fp64", batch_size=4, calibration_batches=4, accumulate=2)
+    large, small = weights_of(tmp_path / "large"), weights_of(tmp_path / "small")
+    for key in large:
+        torch.testing.assert_close(large[key], small[key], rtol=1e-10, atol=1e-10)
+    losses = [[r["loss"] for r in read_log(tmp_path / run / "log.jsonl") if "loss" in r] for run in ("large", "small")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+
+
+def test_a_remainder_that_fills_no_step_is_left_out(images, tmp_path):
+    fit(images, tmp_path / "run", accumulate=4, epochs=3)  # 6 batches an epoch
+    records = read_log(tmp_path / "run/log.jsonl")
+    assert [(r["epoch"], r["step"]) for r in records if r["event"] == "step"] == [(0, 1), (1, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_it_learns(images, tmp_path, precision):
+    optimizer = {"name": "adamw", "lr": 3e-3, "clip_norm": 1.0}
+    metrics = fit(images, tmp_path / "run", epochs=8, precision=precision, optimizer=optimizer, checkpoint_minutes=10)
+    assert metrics["top1"] > 60  # a third by chance
+
+
+@pytest.mark.slow
+def test_compiled_training_equals_eager(images, tmp_path):
+    """float64: what is left is the order of sums in fused loops."""
+    for compiled in (False, True):
+        fit(images, tmp_path / str(compiled), precision="fp64", compile=compiled, epochs=1, checkpoint_minutes=10)
+    eager, compiled = weights_of(tmp_path / "False"), weights_of(tmp_path / "True")
+    for key in eager:
+        torch.testing.assert_close(eager[key], compiled[key], rtol=1e-9, atol=1e-10)
+
+
+def test_groups_have_their_own_rates(images, tmp_path):
+    optimizer = AdamW(lr=0.1, multiplier_lr=0.5, bias_lr=0.0).model_dump()
+    task = make_task(config(images, tmp_path / "run", optimizer=optimizer, epochs=1))
+    trainer = Trainer(task)
+    before = {name: p.detach().clone() for name, p in trainer.bare.named_parameters()}
+    trainer.fit()
+    moved = {name: not torch.equal(p, before[name]) for name, p in trainer.bare.named_parameters()}
+    for name, changed in moved.items():
+        assert changed == (name == "fc.bias" or not name.endswith("bias")), name
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(images, tmp_path, monkeypatch):
+    task = make_task(config(images, tmp_path / "run"))
+    losses, calls = task.losses, []
+
+    def poisoned(model, batch, dtype):
+        calls.append(1)
+        terms = losses(model, batch, dtype)
+        return {name: value * math.nan for name, value in terms.items()} if len(calls) == 4 else terms
+
+    monkeypatch.setattr(task, "losses", poisoned)
+    with pytest.raises(TrainingError, match=r"step 4: the loss is nan; the last good checkpoint is .*last.pt"):
+        Trainer(task).fit()
+    state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert state["position"]["step"] == 3
+    assert all(v.isfinite().all() for v in state["model"].values())
+
+
+def test_fine_tuning_calibrates_only_the_new_head(images, tmp_path, capsys):
+    model = zoo.create_model("rescalevgg16", num_classes=4, width=0.0625)
+    zoo.calibrate(model, [torch.randn(2, 3, 32, 32)])
+    path = tmp_path / "vgg.safetensors"
+    zoo.save_weights(model, path, transform=zoo.InputTransform(32, 32, (0.5,) * 3, (0.5,) * 3), classes=list("abcd"))
+    section = {"name": "rescalevgg16", "weights": str(path), "options": {}}
+    with pytest.raises(ConfigError, match=r"data.size=12: rescalevgg16 needs at least 32 pixels"):
+        Trainer(make_task(config(images, tmp_path / "small", model=section, epochs=1)))
+    data = {"size": 32, "resize": 32}
+    Trainer(make_task(config(images, tmp_path / "run", model=section, data=data, epochs=1)))
+    assert "1 biases initialised from data, 14 kept from a checkpoint" in " ".join(capsys.readouterr().err.split())

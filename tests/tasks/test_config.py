@@ -1,0 +1,82 @@
+"""Configs: every recipe that ships is valid; mistakes get the nearest valid key."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import zoo
+from tasks import config as cfg
+from tasks.detection.detector import create_detector
+from tasks.errors import ConfigError
+from tasks.run import resolve
+from tests.helpers.paths import ROOT
+
+FOREIGN = "detectron2"  # configs of another project
+RECIPES = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml") if FOREIGN not in p.parts)
+SHIPPED = "classification/cifar10/rescalenet20"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_recipes_are_valid_and_name_real_nets(recipe):
+    config = resolve(str(Path("configs") / recipe))
+    assert recipe.parts[0] == config.task
+    if config.task == "detection":
+        with torch.device("meta"):
+            create_detector(config.model.name, scheme=config.model.scheme, **config.model.options)
+    else:
+        info = zoo.model_info(config.model.name)
+        options = {**info.options, **info.scheme_options[config.model.scheme or "rescale"]}
+        assert config.model.options.keys() <= options.keys()
+    again = yaml.safe_load(cfg.dump(config))
+    assert cfg.check(again, type(config), "dump") == config
+
+
+def test_overrides():
+    config = resolve(SHIPPED, ["train.epochs=3", "model.options={width: 0.5}", "data.root=/x=y", "data.holdout=null"])
+    assert config.train.epochs == 3
+    assert config.model.options == {"width": 0.5}
+    assert config.data.root == "/x=y"
+    assert config.data.holdout is None
+    assert resolve(SHIPPED, ["train.optimizer.lr=1e-3"]).train.optimizer.lr == 1e-3  # YAML 1.1 reads 1e-3 as text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.epoch=3"], r"unknown key 'train.epoch' \(did you mean epochs"),
+        (["trian.epochs=3"], r"unknown key 'trian' \(did you mean train\?\)"),
+        (["train.optimizer.momentun=0.9"], r"unknown key 'train.optimizer.momentun' \(did you mean momentum\?\)"),
+        (["train.schedule.upp=0.9"], r"unknown key 'train.schedule.upp' \(did you mean up"),
+        (["data.augment.crop.paddin=4"], r"unknown key 'data.augment.crop.paddin' \(did you mean padding\?\)"),
+        (["train.optimizer.name=sdg"], r"train.optimizer: .*'sdg'.*'sgd', 'adamw'"),
+        (["train.epochs=0"], r"train.epochs=0: Input should be greater than or equal to 1"),
+        (["train.epochs=many"], r"train.epochs='many': Input should be a valid integer"),
+        (["train.precision=fp8"], r"train.precision='fp8'"),
+        (["train={}"], r"key 'train.epochs' is missing; key 'train.batch_size' is missing"),
+        (["task=clasification"], r"task='clasification' \(did you mean classification"),
+        (["epochs"], r"override 'epochs': section.key=value is expected"),
+        (["train.epochs.more=1"], r"override .*: 'epochs' is a value, not a section"),
+        (["train.epochs=[1"], r"the value is not valid YAML"),
+    ],
+)
+def test_mistakes(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(SHIPPED, overrides)
+
+
+def test_files_that_are_no_configs(tmp_path):
+    with pytest.raises(ConfigError, match=rf"no config file '.*rescalenet2' \(did you mean {SHIPPED}"):
+        resolve("classification/cifar10/rescalenet2")
+    for content in ("- a\n- b\n", "a: [\n", ""):
+        path = tmp_path / "c.yaml"
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=r"c\.yaml: "):
+            resolve(str(path))
+
+
+def test_configs_are_immutable():
+    config = resolve(SHIPPED)
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.epochs = 3

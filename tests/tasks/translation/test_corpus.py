@@ -1,0 +1,128 @@
+"""Prepared corpora."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tasks.errors import DataError
+from tasks.translation import corpus as corpora
+from tasks.translation.corpus import Corpus, prepare
+from tasks.translation.text import read_lines, read_pairs
+from tests.helpers.commands import environment
+from tests.helpers.paths import ROOT
+from tests.helpers.translation import lines, section, toy
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("share", ["joint", "separate"])
+def test_a_corpus_holds_the_cleaned_text(tmp_path, kind, share):
+    root = toy(tmp_path / "text")
+    size = {"bpe": 60, "unigram": 38}[kind] if share == "joint" else {"bpe": 36, "unigram": 24}[kind]
+    wanted = section(root, vocabulary={"kind": kind, "share": share, "size": size}, clean={"duplicates": "keep"})
+    corpus = prepare(wanted, tmp_path / "corpus")
+    assert corpus.info["pairs"] == {"train": 400, "val": 24, "t": 16}
+    assert (corpus.vocabularies[0] is corpus.vocabularies[1]) == (share == "joint")
+    assert [len(v) for v in corpus.vocabularies] == corpus.info["sizes"] == [size, size]
+    for name in ("train", "val"):
+        for sentences, vocabulary, language in zip(
+            corpus.sentences(name), corpus.vocabularies, ("en", "de"), strict=True
+        ):
+            texts = list(read_lines(root / f"{name}.{language}"))
+            assert [vocabulary.decode(sentences[i]) for i in range(len(sentences))] == texts
+            assert [len(sentences[i]) for i in range(len(texts))] == sentences.lengths.tolist()
+    assert corpus.text("t") == list(read_pairs(root / "test.en", root / "test.de", ("en", "de")))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "text"]
+    assert "train.tsv" not in {p.name for p in (tmp_path / "corpus").iterdir()}
+    assert prepare(wanted, tmp_path / "corpus").info == corpus.info
+    assert type(corpus.sentences("train")[0].ids) is np.memmap
+
+
+def test_held_out_pairs(tmp_path):
+    corpus = prepare(section(toy(tmp_path / "text"), holdout=10, clean={"duplicates": "keep"}), tmp_path / "corpus")
+    assert corpus.info["pairs"] == {"train": 360, "val": 40, "t": 16}
+    texts = list(read_pairs(tmp_path / "text/train.en", tmp_path / "text/train.de", ("en", "de")))
+    assert corpus.text("val") == texts[9::10]
+
+
+def test_other_settings_are_refused(tmp_path):
+    root = toy(tmp_path / "text")
+    prepare(section(root), tmp_path / "corpus")
+    with pytest.raises(DataError, match=r"prepared with another data\.corpus \(holdout, vocabulary\); delete it"):
+        prepare(section(root, holdout=5, vocabulary={"size": 50}), tmp_path / "corpus")
+    prepare(section("moved"), tmp_path / "corpus")  # where the text lay does not matter
+    with pytest.raises(DataError, match=r"none: no prepared corpus; make it with: rescalenet prepare CONFIG"):
+        Corpus(tmp_path / "none")
+    ids = tmp_path / "corpus" / "train.source.ids"
+    ids.write_bytes(ids.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"train\.source\.ids: has another size"):
+        Corpus(tmp_path / "corpus").sentences("train")
+    info = json.loads((tmp_path / "corpus/corpus.json").read_text())
+    (tmp_path / "corpus/corpus.json").write_text(json.dumps({**info, "version": 99}))
+    with pytest.raises(DataError, match="a corpus of version 99; prepare it again"):
+        Corpus(tmp_path / "corpus")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"test": {"t": "none"}}, "none has no pairs"), ({"holdout": 10**6}, "holdout=1000000: one of 1000000 pairs")],
+)
+def test_a_set_without_pairs(tmp_path, change, message):
+    root = toy(tmp_path / "text")
+    lines(root / "none.en"), lines(root / "none.de")
+    with pytest.raises(DataError, match=message):
+        prepare(section(root, **change), tmp_path / "corpus")
+
+
+@pytest.mark.parametrize("where", ["train_vocabulary", "write_json"])
+def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch, where):
+    root = toy(tmp_path / "text")
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpora, where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(section(root), tmp_path / "corpus")
+    assert [p.name for p in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_killed_prepare_is_cleared_away(tmp_path):
+    root = toy(tmp_path / "text")
+    script = (
+        "import time\nfrom pathlib import Path\nfrom tasks.translation import corpus\n"
+        "from tests.helpers.translation import section\n"
+        "corpus.train_vocabulary = lambda *a, **k: time.sleep(600)\n"
+        f"corpus.prepare(section({str(root)!r}), Path({str(tmp_path / 'corpus')!r}))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], env={**environment(), "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".corpus.*.tmp/train.tsv")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "corpus").exists()
+    assert len(list(tmp_path.glob(".corpus.*.tmp"))) == 1
+    prepare(section(root), tmp_path / "corpus")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus", "text"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocabulary": {"size": 5000}}, "vocabulary of 5000 bpe pieces: .*set vocabulary.size lower"),
+        ({"train": ["other"]}, r"other\.en: no such file"),
+        ({"test": {"t": "gone"}}, r"gone\.en: no such file"),
+        ({"clean": {"max_words": 1}}, "no pair is left of the training text"),
+    ],
+)
+def test_a_corpus_that_cannot_be_made(tmp_path, change, message):
+    root = toy(tmp_path / "text", 40)
+    with pytest.raises(DataError, match=message):
+        prepare(section(root, **change), tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()

@@ -1,0 +1,131 @@
+"""Training of video nets."""
+
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import zoo
+from tasks.engine import Trainer
+from tasks.engine import cfg as engine_cfg
+from tasks.plots import read_log
+from tasks.run import make_task, task_of
+from tasks.video.evaluate import read_predictions
+from tests.helpers.commands import environment, on_two_processes
+from tests.helpers.video import config, fit
+
+
+def test_it_learns_motion(moving, tmp_path):
+    """It fits its training videos, each of which shows the same bar; a third by chance."""
+    model = {"options": {"width": 0.5, "projection_gain": 2.0}}
+    data = {"clip": {"frames": 8, "interval": None, "fps": None}, "val": "train"}
+    optimizer = {"name": "adamw", "lr": 0.005, "clip_norm": 1.0}
+    metrics = fit(
+        moving,
+        tmp_path / "run",
+        model=model,
+        data=data,
+        optimizer=optimizer,
+        epochs=25,
+        batch_size=4,
+        eval_every=25,
+        checkpoint_minutes=10,
+    )
+    assert metrics["top1"] >= 60
+    assert (tmp_path / "run/curves.png").exists()
+    assert (tmp_path / "run/evaluation/confusion.png").exists()
+    assert read_predictions(tmp_path / "run/evaluation/predictions.npz").metrics() == pytest.approx(metrics)
+    entry = zoo.get_weights(str(tmp_path / "run/checkpoints/last.safetensors"))
+    assert task_of(entry) == "video"
+    assert entry.transform.interval is None
+    assert entry.transform.frames == 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_resumes_to_the_bit(moving, tmp_path, workers):
+    fit(moving, tmp_path / "whole", workers=workers)
+    task = make_task(config(moving, tmp_path / "cut", workers=workers))
+    trainer = Trainer(task)
+    losses = task.losses
+
+    def stop(*arguments):
+        if trainer.at.step == 4:
+            raise KeyboardInterrupt
+        return losses(*arguments)
+
+    task.losses = stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    Trainer(make_task(config(moving, tmp_path / "cut", workers=workers)), resume=True).fit()
+    whole, cut = (read_log(tmp_path / run / "log.jsonl") for run in ("whole", "cut"))
+    assert whole == cut
+    for name in ("last", "best"):
+        a, b = ((tmp_path / run / f"checkpoints/{name}.safetensors") for run in ("whole", "cut"))
+        a, b = (zoo.get_weights(str(path)).load() for path in (a, b))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_two_processes_give_what_one_gives(moving, tmp_path):
+    """Same global batch in float64, three crops of two clips: losses, metrics, predictions and weights."""
+    root = tmp_path / "data"
+    shutil.copytree(moving, root)
+    (root / "val/down/1.mp4").write_bytes(b"broken")
+    settings = {"precision": "fp64", "data": {"eval_clips": 2, "eval_crops": 3}}
+    fit(root, tmp_path / "one", **settings)
+    path = tmp_path / "config.yaml"
+    path.write_text(engine_cfg.dump(config(root, tmp_path / "two", **settings)))
+    on_two_processes("train", path)
+    one, two = (read_log(tmp_path / run / "log.jsonl") for run in ("one", "two"))
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"event", "blocks"}:
+            assert a[key] == pytest.approx(b[key], rel=1e-9), key
+    assert one[-2]["failed"] == 1
+    assert one[-2]["videos"] == 8
+    first, second = (read_predictions(tmp_path / run / "evaluation/predictions.npz") for run in ("one", "two"))
+    assert first.names == second.names
+    assert first.failures == second.failures
+    torch.testing.assert_close(first.multi, second.multi, rtol=1e-8, atol=1e-10)
+
+
+def test_image_weights_are_inflated(moving, tmp_path):
+    source = zoo.create_model("rescalenet50", width=0.125, num_classes=4)
+    zoo.calibrate(source, [torch.randn(2, 3, 64, 64)])
+    path = tmp_path / "images.safetensors"
+    transform = zoo.InputTransform(64, 64, (0.5,) * 3, (0.25,) * 3)
+    zoo.save_weights(source, path, transform=transform, classes=list("abcd"))
+    model = {"name": "rescale_i3d_r50", "weights": str(path), "options": {"drop_rate": 0.1}}
+    task = make_task(config(moving, tmp_path / "run", model=model, data={"size": 16}))
+    net = task.build_model()
+    assert net.fc.out_features == net.config.num_classes == 3
+    assert torch.equal(net.stem.conv1.weight[:, :, 2], source.stem.conv1.weight)
+    assert Trainer(task).fit()["videos"] == 9
+
+
+def test_a_disk_that_fills(moving, tmp_path):
+    """No file may grow beyond what a first checkpoint took: the second cannot be written, the first stays whole."""
+    fit(moving, tmp_path / "run", epochs=1)
+    before = (tmp_path / "run/checkpoints/last.pt").read_bytes()
+    path = tmp_path / "config.yaml"
+    path.write_text(engine_cfg.dump(config(moving, tmp_path / "run", epochs=1)))
+    stored = engine_cfg.read_yaml(tmp_path / "run/config.yaml")
+    stored["train"]["epochs"] = 2  # go on for longer
+    (tmp_path / "run/config.yaml").write_text(engine_cfg.yaml.safe_dump(stored))
+    limit = len(before) // 2
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "-m", "tasks.cli", "train", str(path), "train.epochs=2", "--resume"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, preexec_fn=little_room)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "cannot be written (File too large); make room and go on with --resume" in last
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run/checkpoints/last.pt").read_bytes() == before
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

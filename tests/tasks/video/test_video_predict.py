@@ -1,0 +1,41 @@
+"""Prediction over windows of a video."""
+
+import numpy as np
+import pytest
+import torch
+
+import zoo
+from tasks.errors import UserError
+from tasks.run import load_model
+from tasks.video.decode import probe, read_frames
+from tasks.video.predict import predict
+from tasks.video.sampling import ClipSampler
+from tests.helpers.video import write_bar
+
+
+def test_windows_are_the_clips_they_say(moving, weights, tmp_path):
+    """A window's scores are those of the clip in its middle."""
+    path = tmp_path / "a.mp4"
+    write_bar(path, "down", np.random.RandomState(2), count=40)
+    entry = zoo.get_weights(str(weights))
+    model = load_model(entry).eval()
+    (found,), failed = predict(model, entry, [path], window=2.0, step=1.0)
+    assert not failed
+    info = probe(path)
+    clip = ClipSampler(entry.transform).uniform(info, 1, (1.0, 3.0))[0]
+    frames = torch.from_numpy(read_frames(path, info, clip.tolist())).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        scores = model(entry.transforms()(frames)[None]).softmax(1)[0]
+    window = found.timeline[1]
+    assert (window.begin, window.end) == (1.0, 3.0)
+    assert window.classes[0] == entry.classes[int(scores.argmax())]
+    assert window.scores[0] == pytest.approx(scores.max().item(), rel=1e-4)
+
+
+def test_prediction_refuses_what_makes_no_sense(weights, moving):
+    entry = zoo.get_weights(str(weights))
+    model, file = load_model(entry), moving / "val/down/0.mp4"
+    with pytest.raises(UserError, match="window=0: seconds, greater than 0"):
+        predict(model, entry, [file], window=0)
+    with pytest.raises(UserError, match="annotated copies need a folder"):
+        predict(model, entry, [file], annotate=True)

@@ -1,0 +1,61 @@
+"""Augmentation and crops of clips."""
+
+import pytest
+import torch
+
+import zoo
+from tasks.errors import UserError
+from tasks.video.evaluate import standardised
+from tasks.video.transforms import crops, train_transform
+from tests.helpers.video import layout, section
+
+
+def test_all_frames_of_a_clip_are_treated_alike():
+    """A clip of equal frames stays one, whatever is drawn; and something is drawn."""
+    still = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8).expand(6, -1, -1, -1)
+    transform, seen = train_transform(section(), layout()), set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        clip = transform(still)
+        assert clip.shape == (6, 3, 16, 16)
+        assert torch.equal(clip, clip[:1].expand_as(clip))
+        seen.add(clip[0].sum().item())
+    assert len(seen) == 8
+
+
+def test_squashed_frames_lose_nothing():
+    """The columns at both ends are there; in training too."""
+    clip = torch.zeros(2, 3, 20, 60, dtype=torch.uint8)
+    clip[..., :6] = clip[..., -6:] = 255
+    transform = zoo.VideoTransform(8, None, None, 16, 16, (0.5,) * 3, (0.5,) * 3, "squash")
+    (view,) = crops(clip, transform, 1)
+    assert (view[..., 0] > 200).all()
+    assert (view[..., -1] > 200).all()
+    assert (view[..., 8] < 50).all()
+    assert (crops(clip, layout(), 1) < 50).all()
+    plain = train_transform(section(augment={"short_side": [16, 16], "flip": 0}), transform)
+    assert torch.equal(plain(clip), view)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_three_crops_lie_along_the_long_side(wide):
+    clip = torch.arange(40, dtype=torch.uint8).expand(2, 3, 20, 40)
+    clip = clip if wide else clip.transpose(-1, -2)
+    views = crops(clip, layout(size=16, resize=20), 3)
+    assert views.shape == (3, 2, 3, 16, 16)
+    views = views if wide else views.transpose(-1, -2)
+    assert [int(view[0, 0, 0, 0]) for view in views] == [0, 12, 24]
+    (centre,) = crops(clip, layout(size=16, resize=20), 1)
+    assert torch.equal(views[1], centre if wide else centre.transpose(-1, -2))
+
+
+def test_two_crops_are_refused():
+    with pytest.raises(UserError, match="crops=2: 1 .* or 3"):
+        crops(torch.zeros(1, 3, 20, 20, dtype=torch.uint8), layout(size=16, resize=16), 2)
+
+
+def test_the_weights_transform_is_the_evaluations():
+    clip = torch.randint(0, 256, (4, 3, 30, 50), dtype=torch.uint8)
+    transform = layout(4, None, None, 16, 20)
+    ours = standardised(crops(clip, transform, 1), transform, torch.float32)[0]
+    torch.testing.assert_close(transform.build()(clip), ours)

@@ -1,0 +1,63 @@
+"""Exports run in their target's own runtime."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from tests.helpers.nets import CLIPS, NARROW, narrow, samples
+from zoo.errors import ExportError
+from zoo.export.onnx import export_onnx
+
+
+@pytest.mark.parametrize("scheme", ["rescale", pytest.param("bn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", NARROW)
+def test_onnx_agrees_in_onnxruntime(kind, scheme, tmp_path):
+    model = narrow(kind, scheme=scheme).train()
+    zoo.calibrate(model, [samples(kind, 4, 64)])
+    for parameter in model.parameters():  # far from what zeros and ones would hide
+        if parameter.ndim <= 1:
+            nn.init.normal_(parameter, 0.5, 0.2)
+    # VGG pools to 7x7 and the exporter wants a size that this divides
+    side = 224 if kind == "vgg" else 65
+    size = (5, side, side) if kind in CLIPS else (side, side)
+    verified = export_onnx(model, tmp_path / "net.onnx", input_size=size, batch_sizes=(1, 2, 5))
+    assert verified.max_error <= 1e-4
+    assert model.training
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    assert session.get_inputs()[0].shape[1:] == [3, *size]
+    assert isinstance(session.get_inputs()[0].shape[0], str)  # dynamic
+    x = np.random.RandomState(0).standard_normal((3, 3, *size)).astype(np.float32)
+    expected = model.eval()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(
+        session.run(None, {"clips" if kind in CLIPS else "images": x})[0],
+        expected,
+        rtol=1e-3,
+        atol=1e-4 * abs(expected).max(),
+    )
+
+
+class Different(nn.Module):
+    """A net whose export cannot agree: it notices that it is being exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        y = x.mean((2, 3)) * self.weight
+        return y + 1 if torch.compiler.is_exporting() else y
+
+
+def test_a_file_that_disagrees_is_not_left_behind(tmp_path):
+    with pytest.raises(ExportError, match=r"net.onnx: outputs differ by .* at batch sizes"):
+        export_onnx(Different(), tmp_path / "net.onnx", input_size=8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(ExportError, match=r"needs onnxruntime: pip install 'rescalenet-zoo\[onnx\]'"):
+        export_onnx(Different(), tmp_path / "net.onnx", input_size=8)
