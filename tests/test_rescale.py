@@ -253,7 +253,7 @@ def test_calibration_refuses_batches_that_part_ways():
             return self.a(x) if x.shape[0] == 1 else self.b(x)
 
     with pytest.raises(ValueError, match=r"different ways through the net \(a, b\)"):
-        zoo.calibrate(Forked(), [torch.zeros(1, 2), torch.zeros(2, 2)], forward=lambda net, x: net(x))
+        zoo.calibrate(Forked(), [torch.zeros(1, 2), torch.zeros(2, 2)])
 
 
 # -- signal at init ---------------------------------------------------------------------------------
