@@ -1,10 +1,13 @@
-"""Biases initialised from data (paper, section 3.1): the layers that have them, and ``calibrate``."""
+"""Biases initialised from data (paper, section 3.1): the layers that have them, and ``calibrate`` which sets them.
+
+The order of this file: ``HasDataBias`` (what a layer offers), ``only_positions`` (which positions count),
+``merge_batches``, ``CalibrationReport`` and ``calibrate`` (what users call), and the passes over the data behind it.
+"""
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from zoo.errors import ZooError
 
 
 class HasDataBias(nn.Module):
-    """Mixin of the layers that hold a bias initialised from data.
+    """Mixin of the layers whose bias is initialised from data.
 
     ``calibrated`` is True once a checkpoint or ``zoo.calibrate`` has supplied that bias; the forward
     never reads it.
@@ -26,7 +30,7 @@ class HasDataBias(nn.Module):
     data_bias_name = "pre_bias"
     channel_dim = 1
     calibrated = False
-    input_scale = 1.0  # the input is this times the nominal one, and so is the output (``RescaledAdd.hold``)
+    input_scale = 1.0  # ratio of the layer's input to the published net's, and of its output (``RescaledAdd``)
 
     @property
     def data_bias(self) -> nn.Parameter:
@@ -39,11 +43,11 @@ class HasDataBias(nn.Module):
         return self.data_bias.numel()
 
     def calibration_input(self, x: Tensor) -> Tensor:
-        """The tensor whose channel mean the bias removes, given the layer's input."""
+        """Return the tensor whose channel mean the bias removes, given the layer's input."""
         return x if self.input_scale == 1 else x / self.input_scale
 
     def calibration_sums(self, x: Tensor) -> Tensor:
-        """What calibration adds up over inputs x: float64 sums, and last how many values each of them has.
+        """Return what calibration adds up over inputs x: (C + 1,) float64, the sums and last the values in each.
 
         Raises:
             ZooError: x has a wrong number of channels.
@@ -52,17 +56,69 @@ class HasDataBias(nn.Module):
         dim = self.channel_dim % x.ndim
         if x.shape[dim] != self.data_bias_channels:
             raise ZooError(f"calibrate: an input has {x.shape[dim]} channels, the layer {self.data_bias_channels}")
-        sums = x.sum(dim=[d for d in range(x.ndim) if d != dim], dtype=torch.float64)
-        return torch.cat([sums, sums.new_tensor([x.numel() // x.shape[dim]])])
+        sums = x.sum(dim=[d for d in range(x.ndim) if d != dim], dtype=sum_dtype(x.device))
+        return with_count(sums, x.numel() // x.shape[dim])
 
     def calibrate_(self, means: Tensor) -> None:
-        """Initialise from the sums over their number."""
+        """Set the bias from the sums over their number."""
         self.data_bias.data.copy_(-means)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if prefix + self.data_bias_name in state_dict:
             self.calibrated = True
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the type in which a device adds up one call's input: float64, or float32 on MPS, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def with_count(sums: Tensor, count: int) -> Tensor:
+    """Return (C,) sums and their count as one (C + 1,) float64 tensor, on the CPU if the sums are on MPS."""
+    sums = (sums.cpu() if sums.device.type == "mps" else sums).double()
+    return torch.cat([sums, sums.new_tensor([count])])
+
+
+_POSITIONS: ContextVar[Tensor | None] = ContextVar("positions", default=None)
+
+
+@contextmanager
+def only_positions(keep: Tensor) -> Iterator[None]:
+    """Restrict calibration, inside the ``with`` block, to the positions of layers' inputs where ``keep`` is True.
+
+    The Transformer excludes padding with it. Nothing but ``calibrate`` reads it.
+
+    Args:
+        keep: (B, T) boolean, for inputs (B, T, C).
+    """
+    token = _POSITIONS.set(keep)
+    try:
+        yield
+    finally:
+        _POSITIONS.reset(token)
+
+
+def merge_batches(batches: Iterable[Any]) -> list[Any]:
+    """Concatenate batches into one: a list of one batch, or of the batches as they are if they cannot be merged.
+
+    A batch is a tensor or a nest of tuples, named tuples, lists and dicts of tensors. Dimension 0 of every tensor must
+    count the samples: a detector's list of pictures (C, H, W) is not such a batch. Batches are merged if they have one
+    structure, corresponding tensors have the same trailing sizes, dtype and device, and the tensors of a batch have the
+    same size in dimension 0. Batches that contain anything else (numbers, strings, None) are not merged.
+    """
+    batches = list(batches)
+    if len(batches) < 2:
+        return batches
+    leaves, structures = zip(*(tree_flatten(batch) for batch in batches), strict=True)
+    for batch in leaves:
+        sizes = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim > 0 else None for leaf in batch}
+        if len(sizes) != 1 or None in sizes:
+            return batches
+    kinds = [[(leaf.shape[1:], leaf.dtype, leaf.device) for leaf in batch] for batch in leaves]
+    if any(structure != structures[0] for structure in structures) or any(kind != kinds[0] for kind in kinds):
+        return batches
+    return [tree_unflatten([torch.cat(parts) for parts in zip(*leaves, strict=True)], structures[0])]
 
 
 @dataclass
@@ -86,74 +142,6 @@ class CalibrationReport:
         )
 
 
-_POSITIONS: ContextVar[Tensor | None] = ContextVar("positions", default=None)
-
-
-@contextmanager
-def only_positions(keep: Tensor) -> Iterator[None]:
-    """While it lasts, calibration looks at the positions of layers' inputs where ``keep`` (B, T) is True.
-
-    Padding tells nothing of the data. Nothing but ``calibrate`` reads it.
-    """
-    token = _POSITIONS.set(keep)
-    try:
-        yield
-    finally:
-        _POSITIONS.reset(token)
-
-
-class _Stopped(Exception):
-    """Raised inside a batch's thread to end it after another one failed."""
-
-
-class _Runner(threading.Thread):
-    """One batch on its way through the net. Runs only while the main thread waits for it."""
-
-    def __init__(self, forward: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self._forward = forward
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._stop_requested = False
-        self.at: tuple[nn.Module, Tensor] | None = None  # the layer it waits before, and its statistics
-        self.sums: dict[nn.Module, Tensor] = {}  # of each layer's calls so far
-        self.calls: Counter[nn.Module] = Counter()
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        self._go.acquire()
-        try:
-            with torch.no_grad():  # grad mode belongs to the thread
-                if not self._stop_requested:
-                    self._forward()
-        except _Stopped:
-            pass
-        except BaseException as error:  # handed to the caller of calibrate
-            self.error = error
-        self.at = None
-        self._back.release()
-
-    def wait_before(self, layer: nn.Module, statistics: Tensor) -> None:
-        """Called in the runner's thread by the hook: report and wait for the bias to be set."""
-        self.at = (layer, statistics)
-        self._back.release()
-        self._go.acquire()
-        if self._stop_requested:
-            raise _Stopped
-
-    def advance(self) -> None:
-        """Called in the main thread: let the batch move to its next layer, or to the end."""
-        self._go.release()
-        self._back.acquire()
-        if self.error is not None:
-            raise self.error
-
-    def stop(self) -> None:
-        if self.is_alive():
-            self._stop_requested = True
-            self._go.release()
-            self.join()
-
-
 def calibrate(
     model: nn.Module,
     batches: Iterable[Any],
@@ -164,21 +152,34 @@ def calibrate(
 ) -> CalibrationReport:
     """Set every bias before a product to minus the channel mean of its input (and measure every ``InputGain``).
 
-    All batches move through the net together, layer by layer in forward order: a layer's bias is
-    set from the exact mean over all batches (and ranks) before any batch goes on, so that later
-    layers see calibrated inputs. The model runs in eval mode (dropout off) without gradients and
-    its mode is restored. A layer that a forward calls several times (how often, one more forward of the first batch
-    tells) is set from all its calls, and the batches begin again behind it. Biases that a checkpoint supplied are
-    kept. The activations of all batches at one depth are alive at once: 8 batches need about 8 times a forward's
-    memory.
+    A layer's bias is set from the exact mean over all batches (and ranks) before any later layer's, so that later
+    layers see calibrated inputs. How that is done depends on the number of batches::
+
+        one batch:        count the calls of each layer in one forward
+                          forward: at a layer's last call set its bias, then continue
+                          after a layer with several calls: start the forward again, for what came of its earlier calls
+        several batches:  until all biases are set:
+                              forward of each batch as far as the next layer's last call; add its sums up
+                              set its bias
+
+    One batch takes two forwards, and one more for each layer with several calls. Several batches take about (layers x
+    batches) half forwards. ``merge_batches`` makes one batch of several; that is done here for plain tensors of equal
+    trailing sizes without ``forward``, which assumes that the net treats samples independently in eval mode.
+    A forward's activations of one batch at one depth are alive: for a merged batch, those of all samples.
+
+    A layer with several calls per forward (a head shared by pyramid levels) is set from all its calls. Those were made
+    with its initial bias, so the layers set in between are calibrated again.
+
+    The forward runs repeatedly, in eval mode (dropout off), without gradients, on the inputs' device, and in the
+    caller's autocast context: call ``calibrate`` under ``torch.autocast`` to calibrate in the precision of a run. Sums
+    are float64. Training modes are restored. Biases that a checkpoint supplied are kept.
 
     Args:
         model: any module; its layers with data-initialised biases are found by type.
-        batches: inputs of the model, at least one; ``forward(model, batch)`` (by default
-            ``model(batch)``) is called once for each.
-        forward: how to call the model on a batch.
-        reduce: sums a float64 tensor over ranks (``accelerator.reduce``); called once a layer.
-        force: also reset biases that a checkpoint supplied.
+        batches: inputs of the model, at least one.
+        forward: function that runs the model on a batch; by default ``model(batch)``. It must do the same each time.
+        reduce: sum of a float64 tensor over ranks (``accelerator.reduce``), called each time a layer is set.
+        force: whether to reset biases that a checkpoint supplied, too.
 
     Raises:
         ZooError: no batches, a wrong number of channels, a mean that is not finite, or batches that take
@@ -187,91 +188,133 @@ def calibrate(
     batches = list(batches)
     if not batches:
         raise ZooError("calibrate needs at least one batch")
+    if forward is None and all(isinstance(batch, Tensor) for batch in batches):
+        batches = merge_batches(batches)
     names = {module: name for name, module in model.named_modules() if isinstance(module, HasDataBias)}
-    report = CalibrationReport(supplied=[n for m, n in names.items() if m.calibrated and not force])
     pending = {m for m in names if force or not m.calibrated}
-    if not pending:
-        return report
-    current: dict[int, _Runner] = {}  # by thread id
-    first_seen: dict[nn.Module, int] = {}  # layers calibrated before the first call of a layer, in this pass
-
-    def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        if layer not in pending:
-            return
-        assert isinstance(layer, HasDataBias)
-        runner = current[threading.get_ident()]
-        first_seen.setdefault(layer, len(report.calibrated))
-        x, keep = args[0], _POSITIONS.get()
-        sums = layer.calibration_sums(x if keep is None else x[keep])
-        runner.sums[layer] = runner.sums[layer] + sums if layer in runner.sums else sums
-        runner.calls[layer] += 1
-        if runner.calls[layer] >= calls[layer]:
-            runner.wait_before(layer, runner.sums[layer])
-
-    def start(batch: Any) -> _Runner:
-        runner = _Runner(lambda: forward(model, batch) if forward else model(batch))
-        runner.start()
-        assert runner.ident is not None
-        current[runner.ident] = runner
-        return runner
-
+    supplied = [name for m, name in names.items() if m not in pending]
+    passes = _Passes(names, pending, lambda batch: forward(model, batch) if forward else model(batch), reduce)
     modes = {m: m.training for m in model.modules()}
     model.eval()
-    handles: list[Any] = []
-    runners: list[_Runner] = []
-    try:
-        calls = _count_calls(pending, lambda: forward(model, batches[0]) if forward else model(batches[0]))
-        handles = [m.register_forward_pre_hook(hook) for m in pending]
-        runners = [start(batch) for batch in batches]
-        while True:
-            for runner in runners:
-                runner.advance()
-            stops = [runner.at for runner in runners]
-            if all(stop is None for stop in stops):
-                break
-            layers = {stop[0] if stop else None for stop in stops}
-            if len(layers) != 1:
-                where = sorted(names[m] if m is not None else "the end" for m in layers)  # type: ignore[index]
-                raise ZooError(f"calibrate: batches take different ways through the net ({', '.join(where)})")
-            (layer,) = layers
-            assert isinstance(layer, HasDataBias)
-            total = torch.stack([stop[1] for stop in stops if stop]).sum(0)
-            if reduce is not None:
-                total = reduce(total)
-            mean = total[:-1] / total[-1]
-            if not torch.isfinite(mean).all():
-                raise ZooError(f"calibrate: the input of {names[layer]} has a mean that is not finite")
-            layer.calibrate_(mean)
-            layer.calibrated = True
-            pending.discard(layer)
-            if calls[layer] > 1:  # its earlier calls, and all that came of them, were made without its bias
-                stale = set(report.calibrated[first_seen[layer] :])
-                del report.calibrated[first_seen[layer] :]
-                pending |= {m for m, name in names.items() if name in stale}
-                first_seen.clear()
-                for runner in runners:
-                    runner.stop()
-                runners = [start(batch) for batch in batches]
-            report.calibrated.append(names[layer])
-    finally:
-        for runner in runners:
-            runner.stop()
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    report.unreached = [names[m] for m in names if m in pending]
-    return report
-
-
-def _count_calls(layers: Collection[nn.Module], forward: Callable[[], Any]) -> Counter[nn.Module]:
-    """How often one forward calls each of the layers."""
-    calls: Counter[nn.Module] = Counter()
-    handles = [m.register_forward_pre_hook(lambda layer, _: calls.update([layer])) for m in layers]
     try:
         with torch.no_grad():
-            forward()
+            passes.run(batches)
     finally:
-        for handle in handles:
-            handle.remove()
-    return calls
+        for module, mode in modes.items():
+            module.training = mode
+    return CalibrationReport([names[m] for m in passes.done], supplied, [names[m] for m in names if m in pending])
+
+
+class _Stop(BaseException):
+    """Ends a forward at the last call of a layer. No Exception: ``except Exception`` in a net must not swallow it."""
+
+    def __init__(self, layer: HasDataBias, sums: Tensor) -> None:
+        self.layer, self.sums = layer, sums
+
+
+@dataclass
+class _Passes:
+    """The forwards of one ``calibrate``.
+
+    Attributes:
+        names: qualified names of the layers.
+        pending: layers whose bias is to be set.
+        forward: function that runs a batch.
+        reduce: sum over ranks.
+        done: layers whose bias was set, in order.
+        before: length of ``done`` at a layer's first call; forgotten when a layer with several calls was set.
+    """
+
+    names: dict[HasDataBias, str]
+    pending: set[HasDataBias]
+    forward: Callable[[Any], Any]
+    reduce: Callable[[Tensor], Tensor] | None
+    done: list[HasDataBias] = field(default_factory=list)
+    before: dict[HasDataBias, int] = field(default_factory=dict)
+
+    def run(self, batches: list[Any]) -> None:
+        """Set the bias of every pending layer that the batches reach."""
+        if not self.pending:
+            return
+        counts = [self.count(batch) for batch in batches]
+        while self.pending:
+            # run every batch to the next layer's last call
+            stops = [self.advance(*pair, alone=len(batches) == 1) for pair in zip(batches, counts, strict=True)]
+            layers = {stop.layer if stop else None for stop in stops}
+            if len(layers) > 1:
+                where = sorted(self.names[layer] if layer else "the end" for layer in layers)
+                raise ZooError(f"calibrate: batches take different ways through the net ({', '.join(where)})")
+            (layer,) = layers
+            if layer is None:  # the end: what is still pending is never reached
+                return
+            sums = torch.stack([stop.sums for stop in stops if stop]).sum(0)
+            self.set_bias(layer, sums, max(calls[layer] for calls in counts))
+
+    def count(self, batch: Any) -> Counter[HasDataBias]:
+        """Return how often a forward of a batch calls each layer, which tells the last call."""
+        calls: Counter[HasDataBias] = Counter()
+        self.watch(batch, lambda layer, number, sums: calls.update([layer]))
+        return calls
+
+    def advance(self, batch: Any, calls: Counter[HasDataBias], alone: bool) -> _Stop | None:
+        """Run a batch to the last call of a pending layer, or to the end (None).
+
+        A batch that is alone continues with the new bias if that call is the only one.
+        """
+
+        def at_call(layer: HasDataBias, number: int, sums: Tensor) -> None:
+            self.before.setdefault(layer, len(self.done))
+            if number < calls[layer]:
+                return
+            if not alone or number > 1:
+                raise _Stop(layer, sums)
+            self.set_bias(layer, sums, number)
+
+        return self.watch(batch, at_call)
+
+    def watch(self, batch: Any, at_call: Callable[[HasDataBias, int, Tensor], None]) -> _Stop | None:
+        """Run a batch with ``at_call(layer, number, sums)`` before each call of a pending layer.
+
+        ``number`` counts the layer's calls in this forward from 1, ``sums`` is the total over them.
+        """
+        numbers: Counter[HasDataBias] = Counter()
+        totals: dict[HasDataBias, Tensor] = {}
+
+        def hook(layer: Any, args: tuple[Any, ...]) -> None:
+            if layer in self.pending:
+                x, keep = args[0], _POSITIONS.get()
+                sums = layer.calibration_sums(x if keep is None else x[keep])
+                numbers[layer] += 1
+                totals[layer] = totals[layer] + sums if layer in totals else sums
+                at_call(layer, numbers[layer], totals[layer])
+
+        handles = [layer.register_forward_pre_hook(hook) for layer in self.pending]
+        try:
+            self.forward(batch)
+        except _Stop as stop:
+            return stop.with_traceback(None)  # whose frames keep the batch's activations alive
+        finally:
+            for handle in handles:
+                handle.remove()
+        return None
+
+    def set_bias(self, layer: HasDataBias, sums: Tensor, calls: int) -> None:
+        """Set a layer's bias from its sums on this rank.
+
+        Raises:
+            ZooError: the mean is not finite.
+        """
+        total = sums if self.reduce is None else self.reduce(sums)
+        mean = total[:-1] / total[-1]
+        if not torch.isfinite(mean).all():
+            raise ZooError(f"calibrate: the input of {self.names[layer]} has a mean that is not finite")
+        layer.calibrate_(mean)
+        layer.calibrated = True
+        torch.clear_autocast_cache()  # autocast keeps copies of parameters in its dtype, also of the old bias
+        self.pending.discard(layer)
+        if calls > 1:  # the inputs of the layers set since its first call lacked its bias
+            start = self.before[layer]
+            self.pending.update(self.done[start:])
+            del self.done[start:]
+            self.before.clear()
+        self.done.append(layer)

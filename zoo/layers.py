@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.calibration import HasDataBias
+from zoo.calibration import HasDataBias, sum_dtype, with_count
 from zoo.errors import ZooError
 from zoo.products import Geometry, Scale, biased_linear, biased_product, per_channel, pooled
 
@@ -253,7 +253,7 @@ class InputGain(HasDataBias):
         return self.gain
 
     def calibration_sums(self, x: Tensor) -> Tensor:
-        return torch.stack([x.double().square().sum(), x.new_tensor(x.numel(), dtype=torch.float64)])
+        return with_count(x.to(sum_dtype(x.device)).square().sum()[None], x.numel())
 
     def calibrate_(self, means: Tensor) -> None:
         if not means > 0:
