@@ -141,18 +141,14 @@ def test_calibration_reports_layers_that_the_forward_never_reaches():
     assert zoo.calibrate(model, [torch.randn(2, 3, 5, 5)]).unreached == ["unused"]
 
 
-def test_calibration_ends_all_its_threads_on_an_error():
-    import threading
-
+def test_an_error_leaves_the_model_as_it_was():
     model = TwoLayers()
-    before = threading.active_count()
     with pytest.raises(ValueError, match="an input has 4 channels, the layer 3"):
         zoo.calibrate(model, [torch.randn(2, 3, 5, 5), torch.randn(2, 4, 5, 5)])
     with pytest.raises(ValueError, match="first has a mean that is not finite"):
         zoo.calibrate(model, [torch.full((1, 3, 4, 4), torch.nan)])
     with pytest.raises(ValueError, match="at least one"):
         zoo.calibrate(model, [])
-    assert threading.active_count() == before
     assert model.training
     assert not model.first._forward_pre_hooks
 
@@ -167,7 +163,7 @@ def test_calibration_refuses_batches_that_part_ways():
             return self.a(x) if x.shape[0] == 1 else self.b(x)
 
     with pytest.raises(ValueError, match=r"different ways through the net \(a, b\)"):
-        zoo.calibrate(Forked(), [torch.zeros(1, 2), torch.zeros(2, 2)])
+        zoo.calibrate(Forked(), [torch.zeros(1, 2), torch.zeros(2, 2)], forward=lambda net, x: net(x))
 
 
 def test_calibration_leaves_padding_out():
