@@ -163,8 +163,11 @@ def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_s
         if input_shift is not None:
             missing -= input_shift
         bias += product_bias(weight, missing, conv.groups)
-    elif input_shift is not None and before is None:
-        raise ZooError("fold: a shifted map arrives at a padded convolution without a bias before it")
+    elif (input_shift is None) != (before is None):
+        raise ZooError(
+            "fold: the input of a padded convolution must be shifted by the bias before it; a stem, or the layer after "
+            "a module that lets no shift through, needs its bias after the product"
+        )
     return weight, bias
 
 

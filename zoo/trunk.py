@@ -67,7 +67,9 @@ def set_input_scale(layer: nn.Module, scale: float) -> None:
     if hasattr(layer, "input_scale"):
         setattr(layer, "input_scale", scale)  # noqa: B010  (for mypy a module's attributes are tensors)
     elif scale != 1:
-        raise ZooError(f"{type(layer).__name__} has no input_scale; a trunk at scale {scale} needs one in each layer")
+        raise ZooError(
+            f"{type(layer).__name__} has no input_scale; a trunk at scale {scale:.3g} needs one in each layer"
+        )
 
 
 class PlannedBlock(NamedTuple):

@@ -123,7 +123,8 @@ class VGG(Backbone):
         # each convolution gives the shift that the next one needs; max pooling lets a shift through
         stages = self.stages()
         places = [(stage, number) for stage in stages for number in range(1, stage.depth + 1)]
-        shifts = [*(needed_shift(layer.conv) for stage in stages for layer in stage.layers()), None]
+        convs = [layer.conv for stage in stages for layer in stage.layers()]
+        shifts = [None, *(needed_shift(conv) for conv in convs[1:]), None]
         for (stage, number), input_shift, output_shift in zip(places, shifts[:-1], shifts[1:], strict=True):
             stage.fold_layer_(number, input_shift=input_shift, output_shift=output_shift)
         # each feature level loses the shift for the stage after it
