@@ -11,10 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 import zoo
-from zoo.calibration import HasDataBias
-from zoo.folding import Unscale
-from zoo.joins import RescaledAdd
-from zoo.layers import _BiasedConvNd, _StemConvNd
+from zoo.joins import Join, RescaledJoin
+from zoo.layers import BiasedConvNd
 from zoo.nets.base import Backbone
 from zoo.nets.residual import Block
 from zoo.products import per_channel, pooled
@@ -31,7 +29,7 @@ NETS = {
 class NaiveConv(nn.Module):
     """The bias added to the activations, then the convolution; scales are left to the join."""
 
-    def __init__(self, layer: _BiasedConvNd) -> None:
+    def __init__(self, layer: BiasedConvNd) -> None:
         super().__init__()
         self.layer = layer
 
@@ -41,38 +39,28 @@ class NaiveConv(nn.Module):
         return layer._conv_forward(x + per_channel(layer.pre_bias, x), layer.weight, layer.bias)  # type: ignore[operator]
 
 
-class NaiveAdd(nn.Module):
+class NaiveJoin(Join):
     """alpha x + m/sqrt(c) F(x) on the activations, as the formula reads."""
 
-    def __init__(self, join: RescaledAdd) -> None:
+    def __init__(self, join: RescaledJoin) -> None:
         super().__init__()
-        self.join = join
+        self.alpha, self.scale, self.multiplier = join.alpha, join.scale, join.multiplier
 
-    def product(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return layer(x)
-
-    projection = product
-
-    def forward(self, shortcut: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
-        multiplier = 1.0 if self.join.multiplier is None else self.join.multiplier
-        return self.join.alpha * shortcut + multiplier * self.join.scale * branch
+    def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
+        multiplier = 1.0 if self.multiplier is None else self.multiplier
+        return self.alpha * trunk + multiplier * self.scale * branch
 
 
 def naive(model: Backbone) -> nn.Module:
     """A copy of a RescaleNet that computes what the paper writes, operation by operation."""
     model = copy.deepcopy(model)
-    for module in model.modules():
-        if isinstance(module, HasDataBias):
-            module.input_scale = 1.0
-        if isinstance(module, _StemConvNd):
-            module.output_scale = 1.0
-        if isinstance(module, Unscale):
-            module.scale = 1.0
+    model.trunk_scales = model.trunk_scales.unscaled()
+    model.trunk_scales.apply(model)
     for name, module in list(model.named_modules()):
-        if isinstance(module, _BiasedConvNd):
+        if isinstance(module, BiasedConvNd):
             model.set_submodule(name, NaiveConv(module))
-        elif isinstance(module, Block) and isinstance(module.join, RescaledAdd):
-            module.join = NaiveAdd(module.join)  # type: ignore[assignment]
+        elif isinstance(module, Block) and isinstance(module.join, RescaledJoin):
+            module.join = NaiveJoin(module.join)
     return model
 
 

@@ -30,7 +30,7 @@ class HasDataBias(nn.Module):
     data_bias_name = "pre_bias"
     channel_dim = 1
     calibrated = False
-    input_scale = 1.0  # ratio of the layer's input to the published net's, and of its output (``RescaledAdd``)
+    input_scale = 1.0  # ratio of the layer's input to the published net's, and of its output (``zoo.trunk``)
 
     @property
     def data_bias(self) -> nn.Parameter:

@@ -1,9 +1,9 @@
 """The deployment form of a net: plain convolutions, ReLUs and additions, with the same outputs.
 
-METHOD of RescaleNet gives it for free: ReLUs are positively homogeneous, so every constant and multiplier goes into
-a weight; the bias before an unpadded product becomes that product's own bias. The bias b before a padded product,
-whose zeros go around x + b, moves into the ReLU that makes x: relu(z) + b = max(z + b, b), with z + b from the
-bias of the convolution before. BatchNorm goes into its convolution, as usual.
+ReLUs are positively homogeneous, so every constant and multiplier goes into a weight. The bias before an unpadded
+product becomes that product's own bias. The bias b before a padded product, whose zeros go around x + b, moves into the
+ReLU that makes x: relu(z) + b = max(z + b, b), with z + b from the bias of the convolution before. The map between the
+two is *shifted* by b. BatchNorm goes into its convolution, as usual.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zoo.errors import ZooError
-from zoo.layers import BiasedLinear, BiasedProjections, Conv3d, _BiasedConvNd, _RepeatsFrames, _StemConvNd
+from zoo.layers import BiasedProjections, Conv3d, RepeatsFrames, StemConvNd
 from zoo.nets.base import Net
 from zoo.products import folded_bias, product_bias
+from zoo.trunk import ModuleScales, OnTrunk
 
 log = logging.getLogger("rescalenet")
 
@@ -30,15 +31,15 @@ Shift = Tensor | None
 def fold(model: Model) -> Model:
     """A copy of the model for inference, with every net of the zoo inside it in deployment form.
 
-    Equal outputs at every input size up to rounding, in eval mode, without gradients: its parameters do not train, and
-    its dropout is gone. GroupNorm and LayerNorm depend on the data and stay; the log says how many did. A folded net is
-    folded once: folding it again gives a copy.
+    Its outputs equal the model's at every input size up to rounding. The copy is in eval mode, its parameters do not
+    train, and it has no dropout. GroupNorm and LayerNorm depend on the data and stay; the log reports their number.
+    Folding a folded net gives a copy of it.
 
     Args:
-        model: a net of the zoo, a feature extractor, or any module that holds some.
+        model: net of the zoo, feature extractor, or any module that contains one.
 
     Raises:
-        ZooError: there is no net of the zoo in it.
+        ZooError: a model without a net of the zoo.
     """
     model = copy.deepcopy(model).eval()
     bodies = [module for module in model.modules() if isinstance(module, Net)]
@@ -69,18 +70,21 @@ class ChannelMax(nn.Module):
         return x.clamp_min_(self.floor.view(-1, *[1] * (x.ndim - 2)))
 
 
-class Unscale(nn.Module):
-    """The nominal feature map (N, C, ...) of one that the net holds as scale * x + shift (C,)."""
+class Unscale(OnTrunk):
+    """The feature map (N, C, ...) of the formulas, made of the trunk's scale * x + shift, with the shift (C,)."""
 
     shift: Tensor | None
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale = 1.0
         self.register_buffer("shift", None)
 
-    def hold(self, shift: Shift, like: Tensor) -> None:
-        """Let the map that comes be shifted."""
+    def set_scales(self, scales: ModuleScales) -> None:
+        self.scale = scales.scale_in
+
+    def set_shift(self, shift: Shift, like: Tensor) -> None:
+        """Subtract this shift from now on, in the dtype and on the device of ``like``."""
         self.shift = None if shift is None else shift.to(like)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,15 +93,21 @@ class Unscale(nn.Module):
         return x if self.scale == 1 else x / self.scale
 
 
-def needed_shift(layer: nn.Module) -> Shift:
-    """What must have been added to a layer's input when it arrives: float64 (I,), or None."""
-    if isinstance(layer, _BiasedConvNd) and any(layer.padding):
-        return layer.pre_bias.double() * layer.input_scale
-    return None
+def bias_before(layer: Any) -> Tensor | None:
+    """The bias that a layer adds to its input, one value for each input channel: float64 (I,), or None."""
+    pre_bias = getattr(layer, "pre_bias", None)
+    if pre_bias is None:
+        return None
+    return (pre_bias.double() * getattr(layer, "input_scale", 1.0)).expand(layer.in_channels)
+
+
+def needed_shift(layer: Any) -> Shift:
+    """The shift that the layer before must add for this one: its bias before the product if it is padded, or None."""
+    return bias_before(layer) if any(layer.padding) else None
 
 
 def activation(shift: Shift, like: Tensor) -> nn.Module:
-    """The ReLU whose output is shifted."""
+    """The ReLU whose output is shifted, in the dtype and on the device of ``like``."""
     return nn.ReLU(inplace=True) if shift is None else ChannelMax(shift.to(like))
 
 
@@ -109,48 +119,69 @@ def folded_conv(
     input_shift: Shift = None,
     output_shift: Shift = None,
 ) -> tuple[nn.Conv2d | nn.Conv3d, nn.Module]:
-    """A convolution with what follows it, and with all that can be folded in it.
+    """A plain convolution that computes a convolution and the norm after it.
 
     Args:
-        conv: ``nn.Conv2d``, ``nn.Conv3d`` or one of ours.
-        norm: what follows: a BatchNorm, which is folded, or something that stays.
+        conv: ``nn.Conv2d``, ``nn.Conv3d`` or one of the zoo's.
+        norm: module after it. A BatchNorm is folded, any other stays.
         gain: factor on the output.
-        input_shift: shift of the input that arrives, (I,).
-        output_shift: shift that the output shall have, (O,).
+        input_shift: shift of the input, (I,).
+        output_shift: shift that the output gets, (O,).
 
     Returns:
-        The plain convolution, and what is left of the norm.
+        The plain convolution, and the norm that remains.
 
     Raises:
-        ZooError: a shift that a padded convolution does not want, or one that would have to go through a norm.
+        ZooError: a shift that meets a padded convolution without a bias before it, or a norm that stays.
     """
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
-    weight = conv.weight.double() * gain
-    beta = weight.new_zeros(weight.shape[0])
-    if conv.bias is not None:
-        beta += conv.bias.double() * gain * getattr(conv, "input_scale", 1.0)
-    if isinstance(conv, _StemConvNd):
-        weight, beta = weight * conv.output_scale, beta * conv.output_scale
-    unpadded = not any(conv.padding)
-    if unpadded:
-        missing = weight.new_zeros(conv.in_channels)
-        if isinstance(conv, _BiasedConvNd):
-            missing += conv.pre_bias.double() * conv.input_scale
-        if input_shift is not None:
-            missing -= input_shift
-        beta += product_bias(weight, missing, conv.groups)
-    elif input_shift is not None and not isinstance(conv, _BiasedConvNd):
-        raise ZooError("fold: a shifted map arrives at a padded convolution without a bias before it")
+    weight, bias = _product_and_bias(conv, gain, input_shift)  # float64 (O, I/groups, *kernel) and (O,)
     if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d | FrozenBatchNorm2d):
-        mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
-        factor = norm.weight.double() / (variance + norm.eps).sqrt()
-        weight = weight * factor.view(-1, *[1] * (weight.ndim - 1))
-        beta = (beta - mean) * factor + norm.bias.double()
+        weight, bias = _with_batch_norm(weight, bias, norm)
         norm = nn.Identity()
     if output_shift is not None:
         if not isinstance(norm, nn.Identity):
-            raise ZooError(f"fold: a shift cannot go through {type(norm).__name__}")
-        beta = beta + output_shift
+            raise ZooError(f"fold: a shift cannot go through {type(norm).__name__}; use a scheme without one here")
+        bias = bias + output_shift
+    return _plain_conv(conv, weight, bias), norm
+
+
+def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_shift: Shift) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution with all its factors, for an input with this shift."""
+    weight = conv.weight.double() * gain
+    bias = weight.new_zeros(conv.out_channels)
+    if conv.bias is not None:
+        bias += conv.bias.double() * gain * getattr(conv, "input_scale", 1.0)
+    if isinstance(conv, StemConvNd):
+        weight, bias = weight * conv.output_scale, bias * conv.output_scale
+    before = bias_before(conv)
+    if not any(conv.padding):
+        # the product of what the input lacks: the bias before the product, less the shift that has arrived
+        missing = weight.new_zeros(conv.in_channels)
+        if before is not None:
+            missing += before
+        if input_shift is not None:
+            missing -= input_shift
+        bias += product_bias(weight, missing, conv.groups)
+    elif (input_shift is None) != (before is None):
+        raise ZooError(
+            "fold: the input of a padded convolution must be shifted by the bias before it; a stem, or the layer after "
+            "a module that lets no shift through, needs its bias after the product"
+        )
+    return weight, bias
+
+
+def _with_batch_norm(weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution and the BatchNorm after it."""
+    mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+    scale: Any = norm.weight
+    shift: Any = norm.bias
+    factor = scale.double() / (variance + norm.eps).sqrt()  # type: ignore[operator]
+    return weight * factor.view(-1, *[1] * (weight.ndim - 1)), (bias - mean) * factor + shift.double()
+
+
+def _plain_conv(conv: nn.Conv2d | nn.Conv3d, weight: Tensor, bias: Tensor) -> nn.Conv2d | nn.Conv3d:
+    """The geometry, dtype, device and memory format of ``conv`` with this weight and bias; no bias if it is 0."""
     make: Any = nn.Conv2d if isinstance(conv, nn.Conv2d) else Conv3d
     plain = make(
         conv.in_channels,
@@ -160,41 +191,43 @@ def folded_conv(
         conv.padding,
         conv.dilation,
         conv.groups,
-        bias=bool(beta.any()) or conv.bias is not None,
+        bias=bool(bias.any()) or conv.bias is not None,
         device=conv.weight.device,
         dtype=conv.weight.dtype,
     )
-    if isinstance(conv, _RepeatsFrames):
+    if isinstance(conv, RepeatsFrames):
         plain.repeated = conv.repeated
     layout = torch.channels_last if isinstance(conv, nn.Conv2d) else torch.channels_last_3d
     plain.weight.data = weight.to(conv.weight.dtype)
     if conv.weight.is_contiguous(memory_format=layout):
         plain.weight.data = plain.weight.data.contiguous(memory_format=layout)
     if plain.bias is not None:
-        plain.bias.data = beta.to(conv.weight.dtype)
-    return plain, norm
+        plain.bias.data = bias.to(conv.weight.dtype)
+    return plain
 
 
 def folded_linear(linear: nn.Module, *, gain: float | Tensor = 1.0, missing: Shift = None) -> nn.Module:
-    """A plain linear layer.
+    """A plain linear layer that computes this one; a module that is no linear layer is returned as it is.
 
     Args:
+        linear: linear layer, or the Identity of a net without a head.
         gain: factor on the output.
-        missing: (I,), what was added to its input before and is not any more.
+        missing: bias (I,) that another module added to its input before and no longer adds.
     """
     if not isinstance(linear, nn.Linear):
-        return linear  # no head
+        return linear
     weight = linear.weight.double()
-    beta = weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.double()
+    bias = weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.double()
+    # the bias before the product, at the scale of the input
     if isinstance(linear, BiasedProjections):
         pre_bias = linear.pre_bias.double().view(-1, linear.in_features)
-        beta = beta + folded_bias(weight, pre_bias, linear.sizes)
-    elif isinstance(linear, BiasedLinear):
-        beta = beta + weight @ linear.pre_bias.double()
-    beta = beta * getattr(linear, "input_scale", 1.0)
+        bias = bias + folded_bias(weight, pre_bias, linear.sizes)
+    elif (before := getattr(linear, "pre_bias", None)) is not None:
+        bias = bias + weight @ before.double().expand(linear.in_features)
+    bias = bias * getattr(linear, "input_scale", 1.0)
     if missing is not None:
-        beta = beta + weight @ missing
+        bias = bias + weight @ missing
     plain = nn.Linear(linear.in_features, linear.out_features, device=weight.device, dtype=linear.weight.dtype)
     plain.weight.data = (weight * gain).to(linear.weight.dtype)
-    plain.bias.data = (beta * gain).to(linear.weight.dtype)
+    plain.bias.data = (bias * gain).to(linear.weight.dtype)
     return plain

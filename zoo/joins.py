@@ -1,139 +1,193 @@
-"""Residual connections: how the trunk and a branch are added."""
+"""Joins: how the trunk x and a residual branch F(x) become the next trunk. One protocol for images, clips and text.
+
+A block computes, with its join,
+
+    h = inner layers of join.enter(x)
+    y = join.product(last_layer, h)
+    x = join(x, y)                                                   # identity shortcut
+    x = join(join.projection(layer, x), y, projected=True)           # projection shortcut
+
+A join applies the weight of the branch where it is cheapest: on the weights of the branch's last layer, on the output
+of that layer, or in the addition.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-
-class ResidualAdd(nn.Module):
-    """x + F(x), the plain residual connection."""
-
-    alpha = before = after = 1.0
-
-    def hold(self, before: float, after: float) -> None:
-        """Nothing to hold: the trunk is at scale 1 throughout."""
-        assert before == after == 1
-
-    def product(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The last product of the branch."""
-        return layer(x)
-
-    def projection(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The product of a projection shortcut."""
-        return layer(x)
-
-    def forward(self, shortcut: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
-        """Adds the shortcut to the branch in place."""
-        return branch.add_(shortcut)
+from zoo.errors import ZooError
 
 
-class RescaledAdd(nn.Module):
-    """alpha x + scale m F(x), the rescaled residual connection (paper, equations 5 and 8).
+class FoldedJoin(NamedTuple):
+    """The deployment form of a join.
 
-    Args:
-        alpha: weight of the trunk.
-        scale: constant weight of the branch: 1/sqrt(c) with a multiplier, beta_k without.
-        multiplier: whether the learnable scalar m_k (1 at init) is there.
-
-    The branch's weight is applied to the weights of its last layer (``product``), that of a projection shortcut to
-    the projection's (``projection``). That of an identity shortcut would cost a pass over the trunk's gradient, so a
-    net may ``hold`` its trunk at a scale s_k that takes it up.
+    Attributes:
+        product: factor on the branch's last product.
+        projection: factor on the product of a projection shortcut.
+        join: the join that remains.
     """
 
-    def __init__(self, alpha: float, scale: float, multiplier: bool) -> None:
-        super().__init__()
-        self.alpha, self.scale = alpha, scale
-        self.multiplier = nn.Parameter(torch.ones(())) if multiplier else None
-        self.hold(1.0, 1.0)
-
-    def hold(self, before: float, after: float) -> None:
-        """Let the trunk hold ``before`` times the nominal x_{k-1} and ``after`` times the nominal x_k.
-
-        As ReLUs are positively homogeneous, s F(x) is the branch of s x with its biases times s. With
-        before = alpha * after an identity shortcut is added as it is.
-        """
-        self.before, self.after = before, after
-        self.gain = round(self.alpha * after / before, 15)  # exactly 1 costs autograd nothing
-
-    def branch_gain(self) -> Tensor | float:
-        """The branch's weight, as the trunk is held."""
-        scale = self.scale * self.after / self.before
-        return scale if self.multiplier is None else self.multiplier * scale
-
-    def product(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The last product of the branch, times the branch's weight."""
-        return layer(x, self.branch_gain())
-
-    def projection(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The product of a projection shortcut, times the trunk's weight."""
-        return layer(x, self.gain)
-
-    def forward(self, shortcut: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
-        """Adds the shortcut to the branch in place, weighted unless it was ``projected``."""
-        return branch.add_(shortcut) if projected else branch.add_(shortcut, alpha=self.gain)
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha:.6g}, scale={self.scale:.6g}, multiplier={self.multiplier is not None}"
+    product: Tensor | float
+    projection: Tensor | float
+    join: Join
 
 
 class Join(nn.Module):
-    """x + F(x). A branch ``enter``s from the trunk and hands its last layer and that layer's input to the join.
+    """Base of the joins: x + F(x) unless a method below is overridden.
 
-    A join may hold its trunk at another scale than the nominal one: ``before`` and ``after`` tell (``RescaledAdd``).
+    Attributes:
+        alpha: weight of the trunk which the trunk's scale can take up (``zoo.trunk``); 1 for joins without one.
     """
 
-    before = after = 1.0
+    alpha: float = 1.0
 
-    def enter(self, x: Tensor) -> Tensor:
-        """What the branch sees of the trunk."""
-        return x
+    def enter(self, trunk: Tensor) -> Tensor:
+        """The input of the branch: the trunk, or a norm of it."""
+        return trunk
 
-    def forward(self, trunk: Tensor, layer: nn.Module, h: Tensor, drop: nn.Module) -> Tensor:
-        """The trunk after the branch whose last product is ``layer`` of h."""
-        return trunk + drop(layer(h))
+    def product(self, layer: nn.Module, h: Tensor) -> Tensor:
+        """The last product of the branch, with the branch's weight if the join applies it here."""
+        return layer(h)
+
+    def projection(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """The product of a projection shortcut, with the trunk's weight."""
+        return layer(x)
+
+    def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
+        """The next trunk.
+
+        Args:
+            trunk: trunk before the branch, or its ``projection``.
+            branch: result of ``product``, after a norm and dropout if the block has them.
+            projected: whether ``trunk`` comes from ``projection``.
+        """
+        raise NotImplementedError
+
+    def set_scales(self, scale_in: float, scale_out: float) -> None:
+        """Read scale_in * x_{k-1} and return scale_out * x_k from now on (``zoo.trunk``).
+
+        Raises:
+            ZooError: scales other than 1, in a join that cannot take them.
+        """
+        if not scale_in == scale_out == 1:
+            raise ZooError(f"{type(self).__name__}: trunk scales {scale_in}, {scale_out} must be 1")
+
+    def statistics(self) -> dict[str, float | None]:
+        """The numbers that ``zoo.branch_statistics`` reports of this join: ``m``, its multiplier or None."""
+        return {"m": None}
+
+    def multiplier_parameters(self) -> dict[str, nn.Parameter]:
+        """The learnable multipliers by name, which ``zoo.param_groups`` puts into a group of their own."""
+        return {}
+
+    def fold(self, last: nn.Module) -> FoldedJoin:
+        """The deployment form.
+
+        Args:
+            last: last layer of the branch, before it is folded.
+        """
+        return FoldedJoin(1.0, 1.0, self)
 
 
-class PreNormJoin(Join):
+class PlainJoin(Join):
+    """x + F(x), in a new tensor: its dtype is promoted, so a float32 trunk stays float32 under autocast."""
+
+    def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
+        return trunk + branch
+
+
+class InPlaceJoin(Join):
+    """x + F(x), added to the branch in place: one map less in memory, and the sum has the branch's dtype."""
+
+    def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
+        return branch.add_(trunk)
+
+
+class PreNormJoin(PlainJoin):
     """x + F(norm(x))."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
-    def enter(self, x: Tensor) -> Tensor:
-        return self.norm(x)
+    def enter(self, trunk: Tensor) -> Tensor:
+        return self.norm(trunk)
 
 
 class PostNormJoin(Join):
-    """norm(alpha x + F(x))."""
+    """norm(weight x + F(x)).
 
-    def __init__(self, norm: nn.Module, alpha: float = 1.0) -> None:
+    Args:
+        norm: normalization of the sum.
+        weight: constant weight of the trunk. It is no ``alpha``: the norm removes every scale.
+    """
+
+    def __init__(self, norm: nn.Module, weight: float = 1.0) -> None:
         super().__init__()
-        self.norm, self.alpha = norm, alpha
+        self.norm, self.weight = norm, weight
 
-    def forward(self, trunk: Tensor, layer: nn.Module, h: Tensor, drop: nn.Module) -> Tensor:
-        return self.norm(torch.add(drop(layer(h)), trunk, alpha=self.alpha))
+    def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
+        return self.norm(torch.add(branch, trunk, alpha=self.weight))
 
 
-class RescaledJoin(RescaledAdd):
-    """alpha x + scale m F(x), the branch's weight in its last product."""
+class RescaledJoin(Join):
+    """alpha x + scale m F(x), the rescaled residual connection (paper, equations 5 and 8).
 
-    def enter(self, x: Tensor) -> Tensor:
-        """The trunk itself."""
-        return x
+    The branch's weight multiplies the weights of its last layer, that of a projection shortcut the projection's.
+    The weight of an identity shortcut would cost a pass over the trunk's gradient; the trunk's scale takes it up.
 
-    def forward(self, trunk: Tensor, layer: nn.Module, h: Tensor, drop: nn.Module) -> Tensor:  # type: ignore[override]
-        """The trunk after the branch whose last product is ``layer`` of h."""
-        return super().forward(trunk, drop(self.product(layer, h)))
+    Args:
+        alpha: weight of the trunk.
+        scale: constant weight of the branch: 1/sqrt(c) with a multiplier, beta_k without.
+        multiplier: whether the branch has the learnable scalar m_k (1 at init).
+        folded: join that remains in the deployment form.
+    """
 
-    def product(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The last product of the branch, whose input need not be held as the trunk is."""
-        return layer(x, self.factor(layer))
+    def __init__(
+        self, alpha: float, scale: float, multiplier: bool, folded: type[PlainJoin | InPlaceJoin] = InPlaceJoin
+    ) -> None:
+        super().__init__()
+        self.alpha, self.scale, self.folded = alpha, scale, folded
+        self.multiplier = nn.Parameter(torch.ones(())) if multiplier else None
+        self.set_scales(1.0, 1.0)
 
-    def factor(self, layer: Any) -> Any:
-        """The factor on the last product: a number, or a 0-D tensor with a gradient."""
-        factor = self.scale * self.after / layer.input_scale
-        return factor if self.multiplier is None else self.multiplier * factor
+    def set_scales(self, scale_in: float, scale_out: float) -> None:
+        # s F(x) is the branch of s x with its biases times s, as ReLUs are positively homogeneous. So
+        #     scale_out x_k = (alpha scale_out / scale_in) (scale_in x_{k-1}) + (scale m scale_out / scale_in) F(...)
+        self.scale_in, self.scale_out = scale_in, scale_out
+        self.shortcut_weight = round(self.alpha * scale_out / scale_in, 15)  # exactly 1 costs autograd nothing
+
+    def branch_weight(self, last: Any) -> Tensor | float:
+        """The factor on the last product: a number, or a 0-D tensor with a gradient.
+
+        Args:
+            last: last layer of the branch. Its output has the scale of its input, which need not be the trunk's: the
+                last layer of a cross-attention reads values made of the encoder's output.
+        """
+        weight = self.scale * self.scale_out / last.input_scale
+        return weight if self.multiplier is None else self.multiplier * weight
+
+    def product(self, layer: nn.Module, h: Tensor) -> Tensor:
+        return layer(h, self.branch_weight(layer))
+
+    def projection(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return layer(x, self.shortcut_weight)
+
+    def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
+        return branch.add_(trunk) if projected else branch.add_(trunk, alpha=self.shortcut_weight)
+
+    def statistics(self) -> dict[str, float | None]:
+        return {"m": None if self.multiplier is None else float(self.multiplier.detach())}
+
+    def multiplier_parameters(self) -> dict[str, nn.Parameter]:
+        return {} if self.multiplier is None else {"multiplier": self.multiplier}
+
+    def fold(self, last: nn.Module) -> FoldedJoin:
+        # an identity shortcut's weight is 1: no factor of it remains
+        return FoldedJoin(self.branch_weight(last), self.shortcut_weight, self.folded())
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha:.6g}, scale={self.scale:.6g}, multiplier={self.multiplier is not None}"

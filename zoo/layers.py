@@ -1,10 +1,10 @@
-"""Convolutions and linear layers with the bias before the product, and the rescaled join.
+"""Convolutions and linear layers with the bias before the product.
 
-y = W (x + b): b has one value per *input* channel and is initialised from data (``zoo.calibrate``)
-to minus the channel mean of x (METHOD of RescaleNet, section 3.1 of the paper). All biases and
-multipliers are 0-D or 1-D parameters, so the usual "no weight decay for ndim <= 1" rule holds.
+y = W (x + b): b has one value per *input* channel. ``zoo.calibrate`` initialises it from data to minus the channel mean
+of x (paper, section 3.1). All biases are 1-D parameters, so the usual rule "no weight decay for ndim <= 1" applies.
 
-Every forward is a pure function of parameters and input: no counters and no buffers."""
+Every forward is a pure function of parameters and input: it has no counters, and no buffer but ``InputGain``'s.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from torch import Tensor, nn
 from zoo.calibration import HasDataBias, sum_dtype, with_count
 from zoo.errors import ZooError
 from zoo.products import Geometry, Scale, biased_linear, biased_product, per_channel, pooled
+from zoo.trunk import ModuleScales, OnTrunk
 
 Size = int | tuple[int, ...]
 
 
-class _BiasedConvNd(HasDataBias):
-    """Shared by BiasedConv2d and BiasedConv3d, which also derive from torch's convolution."""
+class BiasedConvNd(HasDataBias):
+    """Base of BiasedConv2d and BiasedConv3d, which also derive from torch's convolutions."""
 
     weight: Tensor
     bias: Tensor | None
     stride: tuple[int, ...]
     padding: Any
     dilation: tuple[int, ...]
-    pool: tuple[int, ...] = ()  # windows to average over first (``zoo.products.biased_product``)
+    pool: tuple[int, ...] = ()  # size of the windows whose means are the input (``zoo.products.biased_product``)
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class _BiasedConvNd(HasDataBias):
         post_bias: bool = False,
     ) -> None:
         if isinstance(padding, str):
-            raise ZooError(f"padding={padding!r}: give the padding as numbers")
+            raise ZooError(f"padding={padding!r}: must be numbers; give the zeros at each side")
         torch_args: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*torch_args, bias=post_bias)
         self.pre_bias = nn.Parameter(torch.zeros(in_channels))
@@ -68,14 +69,14 @@ class _BiasedConvNd(HasDataBias):
         return super().calibration_input(pooled(x, self.pool))
 
 
-class _RepeatsFrames(nn.Module):
+class RepeatsFrames(nn.Module):
     """Mixin of 3D convolutions that can pad a clip in time by repeating its first and last frame instead of zeros."""
 
     repeated = 0  # frames at each end
     padding: Any
 
     def repeat_frames(self) -> None:
-        """From now on the padding in time repeats frames."""
+        """Pad in time by repeated frames from now on."""
         self.repeated = self.padding[0]
         self.padding = (0, *self.padding[1:])
 
@@ -88,11 +89,11 @@ class _RepeatsFrames(nn.Module):
         return super()._conv_forward(self.lengthened(input), weight, bias)  # type: ignore[misc]
 
 
-class Conv3d(_RepeatsFrames, nn.Conv3d):
+class Conv3d(RepeatsFrames, nn.Conv3d):
     """torch.nn.Conv3d that can repeat frames at the ends of a clip."""
 
 
-class BiasedConv2d(_BiasedConvNd, nn.Conv2d):
+class BiasedConv2d(BiasedConvNd, nn.Conv2d):
     """2D convolution of x + b: (N, I, H, W) -> (N, O, H', W').
 
     Parameters: ``weight`` (O, I/groups, kH, kW), ``pre_bias`` (I,), and ``bias`` (O,) if ``post_bias``.
@@ -103,10 +104,10 @@ class BiasedConv2d(_BiasedConvNd, nn.Conv2d):
     """
 
 
-class BiasedConv3d(_BiasedConvNd, _RepeatsFrames, nn.Conv3d):
+class BiasedConv3d(BiasedConvNd, RepeatsFrames, nn.Conv3d):
     """3D convolution of x + b: (N, I, T, H, W) -> (N, O, T', H', W'). Otherwise as BiasedConv2d.
 
-    Frames that are repeated at the ends of a clip (``repeat_frames``) are copied for backward too.
+    Backward keeps a copy of the clip with its repeated frames (``repeat_frames``).
 
     Raises:
         ZooError: for string paddings.
@@ -165,7 +166,7 @@ class BiasedProjections(HasDataBias, nn.Linear):
         super().calibrate_(means.repeat(len(self.sizes)))
 
 
-class FeatureBias(HasDataBias):
+class FeatureBias(HasDataBias, OnTrunk):
     """x / input_scale + b over the last dimension, b (C,) initialised from data: (..., C) -> the same shape."""
 
     data_bias_name = "bias"
@@ -179,12 +180,15 @@ class FeatureBias(HasDataBias):
     def forward(self, x: Tensor) -> Tensor:
         return torch.add(self.bias.to(x.dtype), x, alpha=1 / self.input_scale)
 
+    def set_scales(self, scales: ModuleScales) -> None:
+        self.input_scale = scales.scale_in
+
     def extra_repr(self) -> str:
         return str(self.bias.numel())
 
 
-class _StemConvNd(HasDataBias):
-    """Shared by StemConv2d and StemConv3d, which also derive from torch's convolution."""
+class StemConvNd(HasDataBias):
+    """Base of StemConv2d and StemConv3d, which also derive from torch's convolutions."""
 
     output_scale = 1.0
 
@@ -207,16 +211,16 @@ class _StemConvNd(HasDataBias):
         return self._conv_forward(x, self.weight, None)  # type: ignore[operator]
 
 
-class StemConv2d(_StemConvNd, nn.Conv2d):
+class StemConv2d(StemConvNd, nn.Conv2d):
     """Convolution whose ordinary ``bias`` (O,) is initialised from data: its output has zero channel means.
 
-    The published net puts a bias between the stem convolution and its ReLU; as the bias of the
-    convolution it costs no pass over the activations. The output is ``output_scale`` times the nominal one.
+    The published net puts a bias between the stem convolution and its ReLU. As the bias of the convolution it costs no
+    pass over the activations. The output is multiplied by ``output_scale``, the scale at which the trunk begins.
     """
 
 
-class StemConv3d(_StemConvNd, _RepeatsFrames, nn.Conv3d):
-    """The same for clips (N, I, T, H, W)."""
+class StemConv3d(StemConvNd, RepeatsFrames, nn.Conv3d):
+    """StemConv2d for clips (N, I, T, H, W)."""
 
 
 class ChannelBias(HasDataBias):
@@ -238,8 +242,8 @@ class ChannelBias(HasDataBias):
 class InputGain(HasDataBias):
     """1 / sqrt(E[x^2]) of a feature map x, measured by calibration and fixed then: x (N, C, ...) -> 0-D tensor.
 
-    The feature levels of a net without normalization differ by orders of magnitude in power at init. What reads them
-    multiplies its *weights* by this, so that each level arrives with power 1 and nothing passes over the map.
+    The feature levels of a net without normalization differ by orders of magnitude in power at init. The layer that
+    reads a level multiplies its *weights* by this gain: the level arrives with power 1, without a pass over the map.
     """
 
     data_bias_name = "gain"
@@ -257,7 +261,7 @@ class InputGain(HasDataBias):
 
     def calibrate_(self, means: Tensor) -> None:
         if not means > 0:
-            raise ZooError("calibrate: a feature level is zero everywhere; its gain cannot be measured")
+            raise ZooError("calibrate: a feature level is zero everywhere, so it has no gain; calibrate on real inputs")
         self.gain.copy_(means[0].rsqrt())
 
 
@@ -265,7 +269,7 @@ class GainedConv(nn.Module):
     """A convolution of gain * x, with the gain in its weights: (N, C, h, w) -> (N, O, h', w').
 
     Args:
-        conv: a 2D one without a norm or activation of its own.
+        conv: 2D convolution without a norm or activation of its own.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:

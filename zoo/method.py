@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.joins import RescaledAdd
+from zoo.trunk import TrunkBlock
 
 
 def coefficients(k: int, c: float) -> tuple[float, float]:
@@ -40,10 +40,10 @@ def init_factor(k: int, c: float, layers: int) -> float:
     sqrt(c/(k+c)) goes into the weights, shared equally: ((k+c)/c)^(-1/(2n)) (paper, section 3.3).
 
     Raises:
-        ZooError: if k is negative, c not positive or ``layers`` less than 1.
+        ZooError: if k is negative, c is not positive, or ``layers`` is less than 1.
     """
     if k < 0 or c <= 0 or layers < 1:
-        raise ZooError(f"init_factor(k={k}, c={c}, layers={layers}): k >= 0, c > 0 and layers >= 1 are needed")
+        raise ZooError(f"init_factor(k={k}, c={c}, layers={layers}): k must be >= 0, c > 0 and layers >= 1")
     return ((k + c) / c) ** (-1 / (2 * layers))
 
 
@@ -54,10 +54,10 @@ def he_normal_(weight: Tensor, *, gain: float = math.sqrt(2), mode: str = "fan_i
     kernel positions included; groups are already in the weight's shape for fan_in.
 
     Raises:
-        ZooError: if mode is neither.
+        ZooError: any other mode.
     """
     if mode not in ("fan_in", "fan_out"):
-        raise ZooError(f"mode={mode!r}: 'fan_in' or 'fan_out' expected")
+        raise ZooError(f"mode={mode!r}: must be 'fan_in' or 'fan_out'")
     fan = weight[0].numel() if mode == "fan_in" else weight.numel() // weight.shape[1]
     with torch.no_grad():
         return weight.normal_(0.0, factor * gain / math.sqrt(fan))
@@ -66,17 +66,14 @@ def he_normal_(weight: Tensor, *, gain: float = math.sqrt(2), mode: str = "fan_i
 def branch_statistics(model: nn.Module) -> list[dict[str, Any]]:
     """For each residual block in order: its multiplier m_k and the Frobenius norms of its branch weights.
 
-    Training makes m_k grow while weight decay shrinks the weights; the product of m_k and the
-    norms tells whether the two cancel. ``m`` is None where the scheme has no multiplier.
+    Training makes m_k grow while weight decay shrinks the weights. The product of m_k and the norms shows whether the
+    two cancel. ``m`` is None for schemes without a multiplier. A join of another scheme may add numbers of its own
+    (``Join.statistics``).
     """
     rows: list[dict[str, Any]] = []
-    for name, module in model.named_modules():
-        branch = getattr(module, "branch_layers", None)
-        if branch is None:
-            continue
-        join = module.join
-        multiplier = join.multiplier if isinstance(join, RescaledAdd) else None
-        norms = [float(torch.linalg.vector_norm(getattr(module, layer).weight.detach())) for layer in branch]
-        m = None if multiplier is None else float(multiplier.detach())
-        rows.append({"block": name, "m": m, "weight_norms": norms})
+    for name, block in model.named_modules():
+        if isinstance(block, TrunkBlock):
+            weights: list[Any] = [layer.weight for layer in block.branch_layers()]
+            norms = [float(torch.linalg.vector_norm(weight.detach())) for weight in weights]
+            rows.append({"block": name, **block.join.statistics(), "weight_norms": norms})
     return rows

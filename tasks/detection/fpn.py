@@ -15,19 +15,20 @@ from torch import Tensor, nn
 import zoo
 from zoo.layers import GainedConv
 from zoo.method import he_normal_
-from zoo.schemes.vision import Scheme
+from zoo.schemes.vision import VisionScheme
 
 
 class FPN(nn.Module):
     """Maps of rising stride -> maps of ``out_channels`` at the same strides, and one at twice the last.
 
     Args:
-        in_channels: of each level, finest first.
-        scheme: of the layers: its convolutions and norms. None: plain convolutions with a bias.
-        gains: read each level through an ``InputGain``.
+        in_channels: channels of each level, finest first.
+        out_channels: channels of the pyramid.
+        scheme: scheme of its convolutions and norms; None for plain convolutions with a bias.
+        gains: whether each level is read through an ``InputGain``.
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int, scheme: Scheme | None, gains: bool) -> None:
+    def __init__(self, in_channels: Sequence[int], out_channels: int, scheme: VisionScheme | None, gains: bool) -> None:
         super().__init__()
 
         def conv(channels: int, kernel: int) -> tuple[nn.Module, nn.Module]:
@@ -66,16 +67,17 @@ class BodyWithFPN(nn.Module):
     """Backbone and pyramid as torchvision's detectors want them: images (N, C, H, W) -> {"0": ..., "pool": ...}.
 
     Args:
-        body: a feature extractor of the zoo.
+        body: feature extractor of the zoo.
+        out_channels: channels of the pyramid.
         plain: whether the pyramid's layers are plain, or of the body's scheme.
     """
 
     def __init__(self, body: zoo.FeatureExtractor, out_channels: int, *, plain: bool) -> None:
         super().__init__()
         scheme = body.body.scheme
-        unnormalized = isinstance(scheme.norm(1), nn.Identity)
         self.body = body
-        self.fpn = FPN(body.feature_info.channels(), out_channels, None if plain else scheme, gains=unnormalized)
+        own = None if plain else scheme
+        self.fpn = FPN(body.feature_info.channels(), out_channels, own, gains=not scheme.normalized)
         self.out_channels = out_channels
         strides = body.feature_info.reduction()
         self.strides = [*strides, 2 * strides[-1]]

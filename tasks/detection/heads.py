@@ -17,12 +17,12 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 
 from zoo.method import he_normal_
-from zoo.schemes.vision import Scheme
+from zoo.schemes.vision import VisionScheme
 
 HeadStyle = Literal["2fc", "4conv1fc"]
 
 
-def conv_stack(in_channels: int, channels: Sequence[int], scheme: Scheme | None) -> nn.Sequential:
+def conv_stack(in_channels: int, channels: Sequence[int], scheme: VisionScheme | None) -> nn.Sequential:
     """3x3 convolutions with their norms and ReLUs, as conv1, norm1, act1, ...: (N, C, h, w) -> (N, O, h, w).
 
     Args:
@@ -61,7 +61,7 @@ class TwoLinear(nn.Module):
 class ConvsLinear(nn.Module):
     """3x3 convolutions of a scheme, then a linear layer: RoI features (R, C, s, s) -> (R, width)."""
 
-    def __init__(self, in_channels: int, size: int, channels: Sequence[int], width: int, scheme: Scheme) -> None:
+    def __init__(self, in_channels: int, size: int, channels: Sequence[int], width: int, scheme: VisionScheme) -> None:
         super().__init__()
         self.convs = conv_stack(in_channels, channels, scheme)
         last = channels[-1] if channels else in_channels

@@ -15,6 +15,7 @@ from zoo import layers
 from zoo.errors import ZooError
 from zoo.export.onnx import export_onnx
 from zoo.folding import ChannelMax, Unscale
+from zoo.joins import InPlaceJoin
 from zoo.nets.residual import AvgPool3d, FramePool
 from zoo.schemes.vision import FrozenBatchNorm3d
 
@@ -87,7 +88,7 @@ def test_the_graph_is_plain(kind, scheme):
     model = trained(kind, scheme)
     folded = zoo.fold(model)
     leaves = [m for m in folded.modules() if not list(m.children())]
-    allowed = (*PLAIN, layers.ResidualAdd, Unscale)
+    allowed = (*PLAIN, InPlaceJoin, Unscale)
     if scheme == "gn":
         allowed += (nn.GroupNorm,)
     rest = [m for m in leaves if type(m) not in allowed]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import zoo
 from zoo.errors import ExportError, ZooError, suggestion
@@ -125,7 +125,7 @@ def fpn(bottom_up: ZooBackbone, *, in_features: Sequence[str], out_channels: int
     pyramid = FPN(
         bottom_up, in_features=list(in_features), out_channels=out_channels, norm=norm, top_block=LastLevelMaxPool()
     )
-    if not norm and isinstance(bottom_up.body.body.scheme.norm(1), nn.Identity):
+    if not (norm or bottom_up.body.body.scheme.normalized):
         for name, child in list(pyramid.named_children()):
             if name.startswith("fpn_lateral"):
                 gained = GainedConv(child)

@@ -1,4 +1,4 @@
-"""What every backbone offers: features, head, parameter groups."""
+"""Features, head, scales and parameter groups: the methods that every net has."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from zoo.calibration import HasDataBias
-from zoo.errors import ZooError
-from zoo.joins import RescaledAdd
-from zoo.schemes.vision import SCHEMES, Scheme
+from zoo.errors import ZooError, suggestion
+from zoo.joins import Join
+from zoo.schemes.vision import VISION_SCHEMES, VisionScheme
+from zoo.trunk import TrunkScales
 
 
 @dataclass(frozen=True)
 class FeatureLevel:
-    """One feature map: its channels, its stride to the input (``reduction``) and the module that makes it.
+    """One feature map.
 
-    ``frames`` is its stride in time, of nets that take clips.
+    Attributes:
+        channels: number of its channels.
+        reduction: its stride to the input in space.
+        module: name of the module that makes it.
+        frames: its stride to the input in time; 1 for nets that take images.
     """
 
     channels: int
@@ -56,7 +61,7 @@ class FeatureInfo:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that is needed to build a model again: ``create_model(name, scheme=..., ..., **options)``."""
+    """The arguments that build a model again: ``create_model(name, scheme=..., ..., **options)``."""
 
     name: str
     scheme: str
@@ -66,13 +71,14 @@ class ModelConfig:
 
 
 class Net(nn.Module):
-    """What the registry makes: a net that its config can build again."""
+    """Base of the registered nets: a net that its config can build again."""
 
     schemes: ClassVar[Mapping[str, type[Any]]]  # by name
     residual: ClassVar[bool]  # whether the net has residual branches
-    num_classes: int  # that weights have names of
+    num_classes: int  # number of class names in its weights
     config: ModelConfig  # set by create_model
     folded = False  # whether it is in deployment form (zoo.fold)
+    trunk_scales = TrunkScales()  # the scales at which blocks store the trunk; no rows in nets without a trunk
 
     @classmethod
     def build(cls, layout: Any, scheme: Any, config: ModelConfig) -> Net:
@@ -89,6 +95,28 @@ class Net(nn.Module):
         """Change this net, in eval mode and without gradients, into its deployment form; ``zoo.fold`` calls it."""
         raise NotImplementedError
 
+    def nominal(self, name: str, output: Tensor) -> Tensor:
+        """The value that the plain formulas have at a module's output, given the output that a hook has seen.
+
+        Inside a block the trunk and the branch are stored at a scale (``print(net.trunk_scales)``), which this
+        removes. At the branch's last product and after it, the value is the weighted branch that is added; at a
+        projection, the weighted shortcut.
+
+        Args:
+            name: qualified name of the module, as ``named_modules`` gives it.
+            output: its output.
+
+        Raises:
+            ZooError: a folded net, an unknown name (with near matches), or a module without a single scale.
+        """
+        if self.folded:
+            raise ZooError("nominal: a folded net has its scales in its weights; call it on the net before zoo.fold")
+        names = [known for known, _ in self.named_modules()]
+        if name not in names:
+            raise ZooError(f"nominal: unknown module {name!r}{suggestion(name, names)}")
+        scale = self.trunk_scales.output_scale(self, name)
+        return output if scale == 1 else output / scale
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay: biases, multipliers and norm parameters."""
         return no_weight_decay(self)
@@ -103,10 +131,10 @@ class Backbone(Net):
     ``reset_classifier`` last, and implement ``forward_levels``, ``forward_head`` and ``truncate``.
     """
 
-    schemes = SCHEMES
-    dims: ClassVar[int] = 2  # of its convolutions
+    schemes = VISION_SCHEMES
+    dims: ClassVar[int] = 2  # dimensions of its convolutions
     pooled: ClassVar[bool]  # whether the last layer's input is pooled features
-    scheme: Scheme
+    scheme: VisionScheme
     fc: nn.Module
     levels: tuple[FeatureLevel, ...]
     num_features: int
@@ -130,7 +158,7 @@ class Backbone(Net):
         return self.forward_levels(x, (len(self.levels) - 1,))[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Last feature map (N, C, h, w) -> logits, or what enters the last layer if ``pre_logits``."""
+        """Last feature map (N, C, h, w) -> logits, or the last layer's input if ``pre_logits``."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,7 +186,7 @@ class FeatureExtractor(nn.Module):
         count = len(body.levels)
         indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
         if not indices or sorted(set(indices)) != list(indices) or not 0 <= indices[0] <= indices[-1] < count:
-            raise ZooError(f"out_indices={out_indices!r}: increasing numbers from 0 to {count - 1} expected")
+            raise ZooError(f"out_indices={out_indices!r}: must be increasing numbers from 0 to {count - 1}")
         body.truncate(indices[-1])
         self.body = body
         self.out_indices = indices
@@ -171,13 +199,13 @@ class FeatureExtractor(nn.Module):
         return self.body.forward_levels(x, self.out_indices)
 
     def freeze(self, levels: int) -> None:
-        """Fix what makes the first ``levels`` feature levels: no gradients, statistics or dropout there, for good.
+        """Freeze the modules of the first ``levels`` feature levels for good: no gradients, statistics or dropout.
 
         Raises:
             ZooError: more levels than the net has.
         """
         if not 0 <= levels <= len(self.body.levels):
-            raise ZooError(f"freeze={levels}: {self.config.name} has {len(self.body.levels)} levels to freeze")
+            raise ZooError(f"freeze={levels}: must be 0 to {len(self.body.levels)}, the levels of {self.config.name}")
         for level in self.body.levels[:levels]:
             module = self.body.get_submodule(level.module)
             module.requires_grad_(False).eval()
@@ -205,19 +233,21 @@ def param_groups(
     """Parameter groups for an optimizer: weights with decay; biases, norm parameters and multipliers without.
 
     Args:
-        weight_decay: for the weights of convolutions and linear layers only.
-        multiplier_lr: factor on the learning rate of the multipliers m_k, as ``lr_scale`` in their group.
-        bias_lr: the same for the biases that are initialised from data.
+        model: any module.
+        weight_decay: weight decay of the weights of convolutions and linear layers.
+        multiplier_lr: factor on the learning rate of the joins' multipliers, as ``lr_scale`` in their group.
+        bias_lr: factor on the learning rate of the biases that are initialised from data.
 
     Returns:
-        Groups with ``params``, ``names``, ``group`` (weights, others, data_biases, multipliers), ``weight_decay``
-        and ``lr_scale``; empty ones left out.
+        The groups that are not empty, with ``params``, ``names``, ``group`` (weights, others, data_biases,
+        multipliers), ``weight_decay`` and ``lr_scale``.
     """
+    # the group of each parameter whose module decides it
     special: dict[str, str] = {}
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
-        if isinstance(module, RescaledAdd) and module.multiplier is not None:
-            special[f"{prefix}multiplier"] = "multipliers"
+        if isinstance(module, Join):
+            special |= {f"{prefix}{parameter}": "multipliers" for parameter in module.multiplier_parameters()}
         elif isinstance(module, HasDataBias):
             special[f"{prefix}{module.data_bias_name}"] = "data_biases"
     settings = {
@@ -230,6 +260,7 @@ def param_groups(
         kind: {"params": [], "names": [], "group": kind, "weight_decay": decay, "lr_scale": scale}
         for kind, (decay, scale) in settings.items()
     }
+    # the others: by their number of dimensions
     without_decay = no_weight_decay(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

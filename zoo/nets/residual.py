@@ -1,33 +1,35 @@
-"""Residual nets of any scheme, of images and of clips: what ``resnet.py`` and ``resnet3d.py`` share.
+"""Residual nets of any scheme for images and clips: the code that ``resnet.py`` and ``resnet3d.py`` share.
 
-A family says which convolutions a stem and a block consist of; the blocks, the held trunk (docs/design.md), the
-features, the head and the deployment form are written once, here.
+A family decides which convolutions a stem and a block consist of. The blocks, the scales of the trunk
+(``zoo.trunk``), the features, the head and the deployment form are written once, here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from zoo.calibration import HasDataBias
 from zoo.errors import ZooError
 from zoo.folding import Shift, Unscale, activation, folded_conv, needed_shift
-from zoo.joins import RescaledAdd, ResidualAdd
-from zoo.layers import _BiasedConvNd, _StemConvNd
+from zoo.joins import Join
+from zoo.layers import BiasedConvNd, StemConvNd
 from zoo.nets.base import Backbone, FeatureLevel
+from zoo.nets.stacks import ConvStack
 from zoo.products import clipped_window, pooled
-from zoo.schemes.vision import Branch, Extent, Scheme, dimensions
+from zoo.schemes.base import Place
+from zoo.schemes.vision import Extent, VisionScheme, dimensions
+from zoo.trunk import ModuleScales, OnTrunk, TrunkBlock, TrunkScales, planned, set_input_scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What the layouts of all residual families share.
+    """Base of the layouts of all residual families.
 
     Attributes:
-        shortcut: of a stage's first block: avgpool = average pool then 1x1, conv = strided 1x1; None for
+        shortcut: shortcut of a stage's first block: avgpool = average pool then 1x1, conv = strided 1x1; None for
             the scheme's own (avgpool for rescale, conv for normalized nets).
         width: factor on all channel counts.
         drop_rate: dropout before the classifier.
@@ -72,14 +74,14 @@ class AvgPool3d(nn.Module):
 
 
 def average_pool(size: tuple[int, ...]) -> nn.Module:
-    """Means over windows; those at the ends over what is there, so that odd sizes are rounded up as a 3x3/2 does."""
+    """The means over windows. Incomplete windows at the ends count their own values; odd sizes are rounded up."""
     if len(size) == 2:
         return nn.AvgPool2d((size[0], size[1]), ceil_mode=True, count_include_pad=False)
     return AvgPool3d(size)
 
 
 class FramePool(nn.Module):
-    """Max pool in time, an incomplete window at the end counts too: (N, C, T, H, W) -> (N, C, ceil(T/size), H, W)."""
+    """Max pool in time, with an incomplete window at the end: (N, C, T, H, W) -> (N, C, ceil(T/size), H, W)."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -98,68 +100,78 @@ class Shortcut(nn.Module):
     """Projection shortcut of a stage's first block: (N, C, H, W) -> (N, O, ceil(H/s), ceil(W/s)); clips alike.
 
     Args:
+        scheme: scheme of the net.
+        in_channels: C.
+        out_channels: O.
+        stride: s.
         pooled: average over windows of the stride, then a 1x1 convolution; else a strided 1x1.
     """
 
-    def __init__(self, scheme: Scheme, in_channels: int, out_channels: int, stride: Extent, pooled: bool) -> None:
+    def __init__(self, scheme: VisionScheme, in_channels: int, out_channels: int, stride: Extent, pooled: bool) -> None:
         super().__init__()
         dims = dimensions(stride)
         window = (stride, stride) if isinstance(stride, int) else stride
         one: Extent = 1 if dims == 2 else (1, 1, 1)
         self.pool: nn.Module = nn.Identity()
-        self.conv = scheme.projection(in_channels, out_channels, stride=one if pooled else stride)
+        self.conv: Any = scheme.projection(in_channels, out_channels, stride=one if pooled else stride)
         if pooled and max(window) > 1:
-            if isinstance(self.conv, _BiasedConvNd):
-                self.conv.pool = window  # the layer makes the means again in backward
+            if isinstance(self.conv, BiasedConvNd):
+                self.conv.pool = window  # the layer computes the means again in backward
             else:
                 self.pool = average_pool(window)
         self.norm = scheme.norm(out_channels, dims)
 
-    def forward(self, x: Tensor, join: ResidualAdd | RescaledAdd) -> Tensor:
+    def forward(self, x: Tensor, join: Join) -> Tensor:
         return self.norm(join.projection(self.conv, self.pool(x)))
 
+    def fold_(self, gain: float | Tensor, input_shift: Shift) -> None:
+        """Changes this shortcut into its deployment form (``zoo.fold.folded_conv``)."""
+        if isinstance(self.conv, BiasedConvNd) and self.conv.pool:
+            self.pool = average_pool(self.conv.pool)
+        self.conv, self.norm = folded_conv(self.conv, self.norm, gain=gain, input_shift=input_shift)
 
-class Block(nn.Module):
+
+class Block(ConvStack, TrunkBlock):
     """A residual block: convolutions conv1, norm1, act1, conv2, ..., and a ReLU after the add.
 
     Args:
-        convs: of the branch; the product of their strides is the block's.
-        stride: of the block.
-        place: number of the branch, from 1, and how many the net has.
+        scheme: scheme of the net.
+        in_channels: channels of the trunk before the block.
+        convs: convolutions of the branch; the product of their strides is the block's stride.
+        stride: stride of the block.
+        place: place of the branch in the net.
+        pooled_shortcut: whether a projection shortcut averages before its 1x1.
+        drop_rate: rate of the channel dropout after each convolution.
     """
 
     def __init__(
         self,
-        scheme: Scheme,
+        scheme: VisionScheme,
         in_channels: int,
         convs: Sequence[Conv],
         stride: Extent,
-        place: tuple[int, int],
+        place: Place,
         *,
         pooled_shortcut: bool,
         drop_rate: float,
     ) -> None:
         super().__init__()
-        count, dims = len(convs), dimensions(stride)
-        branch = Branch(*place, layers=count)
+        dims = dimensions(stride)
+        # the branch; its last activation is the one after the add
         channels = in_channels
         for i, conv in enumerate(convs, 1):
             layer = scheme.conv(
-                channels, conv.channels, conv.kernel, stride=conv.stride, groups=conv.groups, branch=branch
+                channels, conv.channels, conv.kernel, stride=conv.stride, groups=conv.groups, place=place
             )
-            self.add_module(f"conv{i}", layer)
-            self.add_module(f"norm{i}", scheme.norm(conv.channels, dims))
+            act = scheme.activation() if i < len(convs) else None
+            self.add_layer(layer, scheme.norm(conv.channels, dims), act)
             channels = conv.channels
         self.out_channels = channels
-        self.branch_layers = tuple(f"conv{i}" for i in range(1, count + 1))
-        self.inner = tuple((f"conv{i}", f"norm{i}", f"act{i}") for i in range(1, count))
-        self.last = (f"conv{count}", f"norm{count}")
         dropout = nn.Dropout2d if dims == 2 else nn.Dropout3d
         self.drop: nn.Module = dropout(drop_rate) if drop_rate > 0 else nn.Identity()
-        for _, _, act in self.inner:
-            self.add_module(act, scheme.activation())
         self.act = scheme.activation()
-        self.join: ResidualAdd | RescaledAdd = scheme.join(branch)
+        self.join = scheme.join(place, channels)
+        # the shortcut
         strided = stride not in (1, (1, 1, 1))
         self.downsample = (
             Shortcut(scheme, in_channels, channels, stride, pooled_shortcut)
@@ -168,96 +180,99 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for conv, norm, act in self.inner:
-            y = getattr(self, act)(self.drop(getattr(self, norm)(getattr(self, conv)(y))))
-        conv, norm = self.last
-        y = self.drop(getattr(self, norm)(self.join.product(getattr(self, conv), y)))
+        *inner, (last_conv, last_norm, _) = self.layers()
+        y = self.join.enter(x)
+        for conv, norm, act in inner:
+            y = act(self.drop(norm(conv(y))))
+        y = self.drop(last_norm(self.join.product(last_conv, y)))
         if self.downsample is None:
             return self.act(self.join(x, y))
         return self.act(self.join(self.downsample(x, self.join), y, projected=True))
 
-    def hold_trunk(self, after: float) -> float:
-        """Let the output be ``after`` times the nominal one; returns the scale the input must have for that."""
-        before = 1.0 if self.downsample is not None else self.join.alpha * after
-        self.join.hold(before, after)
-        for module in self.modules():
-            if isinstance(module, HasDataBias):
-                module.input_scale = before
-        return before
+    def branch_layers(self) -> list[nn.Module]:
+        return [layer.conv for layer in self.layers()]
+
+    def set_scales(self, scales: ModuleScales) -> None:
+        self.join.set_scales(scales.scale_in, scales.scale_out)
+        for conv in self.branch_layers():
+            set_input_scale(conv, scales.scale_in)
+        if self.downsample is not None:
+            set_input_scale(self.downsample.conv, scales.scale_in)
+
+    def output_scales(self, scales: ModuleScales) -> dict[str, float]:
+        # ``drop`` is called after each convolution, at the scales of all of them
+        kinds = ("conv", "norm", "act")
+        inner = {f"{kind}{i}": scales.scale_in for i in range(1, self.depth) for kind in kinds}
+        added = [f"conv{self.depth}", f"norm{self.depth}", "act"]
+        added += [name for name, _ in self.join.named_modules(prefix="join")]
+        if self.downsample is not None:
+            inner["downsample.pool"] = scales.scale_in
+            added += ["downsample", "downsample.conv", "downsample.norm"]
+        return inner | dict.fromkeys(added, scales.scale_out)
 
     def fold_(self, input_shift: Shift, output_shift: Shift) -> None:
-        """Deployment form; ``input_shift`` and ``output_shift`` are the shifts of input and output."""
-        join = self.join
+        """Changes this block into its deployment form.
+
+        Args:
+            input_shift: shift of the block's input, (in_channels,).
+            output_shift: shift that its output gets, (out_channels,).
+        """
+        convs = self.branch_layers()
+        folded = self.join.fold(convs[-1])
+        # inner layers: each gives the shift that the next one needs
         shift = input_shift
-        for i, (name, norm_name, act_name) in enumerate(self.inner):
-            conv = getattr(self, name)
-            out = needed_shift(getattr(self, self.branch_layers[i + 1]))
-            folded, norm = folded_conv(conv, getattr(self, norm_name), input_shift=shift, output_shift=out)
-            setattr(self, name, folded)
-            setattr(self, norm_name, norm)
-            setattr(self, act_name, activation(out, conv.weight))
-            shift = out
-        gain, branch_gain = (join.gain, join.branch_gain()) if isinstance(join, RescaledAdd) else (1.0, 1.0)
-        end = output_shift
+        for number, following in enumerate(convs[1:], 1):
+            needed = needed_shift(following)
+            self.fold_layer_(number, input_shift=shift, output_shift=needed)
+            shift = needed
+        # the sum has output_shift: an identity shortcut brings input_shift, the branch brings the rest
+        branch_shift = output_shift
         if self.downsample is not None:
-            shortcut = self.downsample
-            if isinstance(shortcut.conv, _BiasedConvNd) and shortcut.conv.pool:
-                shortcut.pool = average_pool(shortcut.conv.pool)
-            shortcut.conv, shortcut.norm = folded_conv(shortcut.conv, shortcut.norm, gain=gain, input_shift=input_shift)
+            self.downsample.fold_(folded.projection, input_shift)
         elif input_shift is not None:
-            end = -input_shift if end is None else end - input_shift
-        name, norm_name = self.last
-        conv = getattr(self, name)
-        folded, norm = folded_conv(
-            conv, getattr(self, norm_name), gain=branch_gain, input_shift=shift, output_shift=end
-        )
-        setattr(self, name, folded)
-        setattr(self, norm_name, norm)
-        self.act = activation(output_shift, conv.weight)
-        self.join, self.drop = ResidualAdd(), nn.Identity()
+            branch_shift = -input_shift if output_shift is None else output_shift - input_shift
+        self.fold_layer_(self.depth, gain=folded.product, input_shift=shift, output_shift=branch_shift)
+        self.act = activation(output_shift, self.layers()[-1].conv.weight)
+        self.join, self.drop = folded.join, nn.Identity()
 
 
-class Stem(nn.Sequential):
+class Stem(ConvStack, nn.Sequential, OnTrunk):
     """Entrance convolutions with their norms and ReLUs, as conv1, norm1, act1, conv2, ..."""
 
-    def __init__(self, scheme: Scheme, in_chans: int, convs: Sequence[Conv]) -> None:
+    def __init__(self, scheme: VisionScheme, in_chans: int, convs: Sequence[Conv]) -> None:
         super().__init__()
         previous = in_chans
-        for i, conv in enumerate(convs, 1):
-            self.add_module(f"conv{i}", scheme.stem(previous, conv.channels, conv.kernel, stride=conv.stride))
-            self.add_module(f"norm{i}", scheme.norm(conv.channels, dimensions(conv.kernel)))
-            self.add_module(f"act{i}", scheme.activation())
+        for conv in convs:
+            layer = scheme.stem(previous, conv.channels, conv.kernel, stride=conv.stride)
+            self.add_layer(layer, scheme.norm(conv.channels, dimensions(conv.kernel)), scheme.activation())
             previous = conv.channels
 
-    def hold_trunk(self, after: float) -> None:
-        """Let the output be ``after`` times the nominal one."""
-        last = [module for module in self if isinstance(module, _StemConvNd)][-1:]
-        assert last or after == 1
-        for conv in last:
-            conv.output_scale = after
+    def set_scales(self, scales: ModuleScales) -> None:
+        conv = self.layers()[-1].conv
+        if isinstance(conv, StemConvNd):
+            conv.output_scale = scales.scale_out
+        elif scales.scale_out != 1:
+            raise ZooError(f"{type(conv).__name__} has no output_scale; the stem of this trunk needs StemConv2d or 3d")
+
+    def output_scales(self, scales: ModuleScales) -> dict[str, float]:
+        names = [f"{kind}{i}" for i in range(1, self.depth + 1) for kind in ("conv", "norm", "act")]
+        return dict.fromkeys(names[:-3], 1.0) | dict.fromkeys(names[-3:], scales.scale_out)
 
     def fold_(self, output_shift: Shift) -> None:
-        """Deployment form; ``output_shift`` is the shift of the output."""
-        count = len(self) // 3
-        for i in range(1, count + 1):
-            conv, out = self.get_submodule(f"conv{i}"), output_shift if i == count else None
-            assert isinstance(conv, nn.Conv2d | nn.Conv3d)
-            folded, norm = folded_conv(conv, self.get_submodule(f"norm{i}"), output_shift=out)
-            setattr(self, f"conv{i}", folded)
-            setattr(self, f"norm{i}", norm)
-            setattr(self, f"act{i}", activation(out, conv.weight))
+        """Changes this stem into its deployment form; ``output_shift`` is the shift that its output gets."""
+        for number in range(1, self.depth + 1):
+            self.fold_layer_(number, output_shift=output_shift if number == self.depth else None)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """Plan of one stage.
 
     Attributes:
-        blocks: the convolutions of each block's branch.
-        stride: of its first block; the others have none.
-        pool: max pooling before it, or None.
-        drop_rate: channel dropout after each of its branch convolutions.
+        blocks: convolutions of each block's branch.
+        stride: stride of the first block; the others have none.
+        pool: max pooling before the stage, or None.
+        drop_rate: rate of the channel dropout after each branch convolution.
     """
 
     blocks: tuple[tuple[Conv, ...], ...]
@@ -283,96 +298,118 @@ class ResidualNet(Backbone):
     def _build(
         self,
         layout: Layout,
-        scheme: Scheme,
+        scheme: VisionScheme,
         stem: Sequence[Conv],
         stages: Sequence[Stage],
         num_classes: int,
         in_chans: int,
     ) -> None:
-        """Make all modules."""
-        pooled_shortcut = (layout.shortcut or scheme.default_shortcut) == "avgpool"
+        """Makes all modules, in the order of the forward."""
         self.scheme = scheme
         self.stem = Stem(scheme, in_chans, stem)
         self.pools = nn.ModuleList(stage.pool or nn.Identity() for stage in stages)  # before each stage
-        channels = stem[-1].channels
-        frames, reduction = 1, 1
-        for conv in stem:
-            frames, reduction = frames * strides(conv.stride)[0], reduction * strides(conv.stride)[1]
-        levels = [FeatureLevel(channels, reduction, "stem", frames)]
-        total = sum(len(stage.blocks) for stage in stages)
-        index = 0
-        self.stage_names = [f"layer{i + 1}" for i in range(len(stages))]
-        self.to_features = nn.ModuleList()  # from what the net holds to the feature maps
+        self.to_features = nn.ModuleList(Unscale() for _ in range(len(stages) + 1))  # from the trunk to each level
+        # the stages layer1, layer2, ...
+        pooled_shortcut = (layout.shortcut or scheme.default_shortcut) == "avgpool"
         one: Extent = 1 if self.dims == 2 else (1, 1, 1)
-        for name, stage in zip(self.stage_names, stages, strict=True):
+        total = sum(len(stage.blocks) for stage in stages)
+        index, channels = 0, stem[-1].channels
+        for number, stage in enumerate(stages, 1):
             blocks: list[Block] = []
-            for i, convs in enumerate(stage.blocks):
+            for convs in stage.blocks:
                 index += 1
                 block = Block(
                     scheme,
                     channels,
                     convs,
-                    stage.stride if i == 0 else one,
-                    (index, total),
+                    one if blocks else stage.stride,
+                    Place(index, total, len(convs)),
                     pooled_shortcut=pooled_shortcut,
                     drop_rate=stage.drop_rate,
                 )
                 blocks.append(block)
                 channels = block.out_channels
-            scale = 1.0  # each stage ends at scale 1, so that the features are the nominal ones
-            for block in reversed(blocks):
-                scale = block.hold_trunk(scale)
-            if index == len(blocks):  # the first stage
-                self.stem.hold_trunk(scale)
-                self.to_features.append(Unscale(scale))
-            self.add_module(name, nn.Sequential(*blocks))
-            self.to_features.append(Unscale())
-            steps = [strides(stage.stride)]
-            if stage.pool is not None:
-                steps.append(strides(stage.pool.stride))  # type: ignore[arg-type]
-            for in_time, in_space in steps:
-                frames, reduction = frames * in_time, reduction * in_space
-            levels.append(FeatureLevel(channels, reduction, name, frames))
-        self.levels = tuple(levels)
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        # what follows from them: feature levels, scales of the trunk
+        self.levels = _feature_levels(stem, stages)
+        self.trunk_scales = self._plan_scales()
+        self.trunk_scales.apply(self)
+        # the head
         self.num_features = channels
         self.head_bias = scheme.head_bias(channels)
         self.drop: nn.Module = nn.Dropout(layout.drop_rate) if layout.drop_rate > 0 else nn.Identity()
         self.reset_classifier(num_classes)
 
+    def stages(self) -> list[Any]:
+        """The stages layer1, layer2, ..., each a Sequential of blocks."""
+        return [getattr(self, f"layer{number}") for number in range(1, len(self.pools) + 1)]
+
+    def _plan_scales(self) -> TrunkScales:
+        """The scales of all stages. Each ends at 1, so that its features are those of the formulas."""
+        stages = []
+        for number, blocks in enumerate(self.stages(), 1):
+            plan = [
+                planned(f"layer{number}.{i}", block, projected=block.downsample is not None)
+                for i, block in enumerate(blocks)
+            ]
+            stages.append(TrunkScales.ending_at_one(plan))
+        # a first stage without a projection begins at another scale: the stem gives it, feature level 0 removes it
+        first = stages[0].first
+        scales = TrunkScales().with_end("stem", 1.0, first).with_end("to_features.0", first, 1.0)
+        scales = scales.with_end("pools.0", first, first)
+        for stage in stages:
+            scales += stage
+        return scales
+
     def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
         wanted = range(len(self.to_features)) if indices is None else indices
         x = self.stem(x)
         maps = [self.to_features[0](x)] if 0 in wanted else []
-        for level, name in enumerate(self.stage_names, 1):
-            x = getattr(self, name)(self.pools[level - 1](x))
+        for level, (pool, stage) in enumerate(zip(self.pools, self.stages(), strict=True), 1):
+            x = stage(pool(x))
             if level in wanted:
                 maps.append(self.to_features[level](x))
         return maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        # The published bias before global pooling: pooling is linear, so it acts on the pooled features.
+        # The published bias before global pooling: pooling is linear, so it acts on the pooled features (N, C).
         x = self.drop(self.head_bias(x.mean(tuple(range(2, self.dims + 2)))))
         return x if pre_logits else self.fc(x)
 
     def truncate(self, level: int) -> None:
-        for name in self.stage_names[level:]:
-            delattr(self, name)
-        self.stage_names = self.stage_names[:level]
+        for number in range(level + 1, len(self.pools) + 1):
+            delattr(self, f"layer{number}")
         self.to_features, self.pools = self.to_features[: level + 1], self.pools[:level]
         self.head_bias, self.drop, self.fc, self.num_classes = nn.Identity(), nn.Identity(), nn.Identity(), 0
+        self.trunk_scales = self.trunk_scales.within(name for name, _ in self.named_modules())
 
     def fold_(self) -> None:
-        stages = [list(getattr(self, name)) for name in self.stage_names]
+        stages = [list(stage) for stage in self.stages()]
         blocks = [block for stage in stages for block in stage]
-        shifts = [needed_shift(block.conv1) for block in blocks] + [None]  # before each block, and at the end
+        shifts = [*(needed_shift(block.conv1) for block in blocks), None]  # before each block, and at the end
         self.stem.fold_(shifts[0])  # max pooling lets a shift through
         for block, input_shift, output_shift in zip(blocks, shifts[:-1], shifts[1:], strict=True):
             block.fold_(input_shift, output_shift)
-        ends = [0]
-        for stage in stages:
-            ends.append(ends[-1] + len(stage))
-        for level, end in enumerate(ends):
-            exit = self.to_features[level]
-            assert isinstance(exit, Unscale)
-            exit.hold(shifts[end], next(self.parameters()))
+        # each feature level loses the shift for the block after it
+        end = 0
+        for to_features, stage in zip(self.to_features, [*stages, []], strict=True):
+            assert isinstance(to_features, Unscale)
+            to_features.set_shift(shifts[end], next(self.parameters()))
+            end += len(stage)
         self.drop = nn.Identity()
+
+
+def _feature_levels(stem: Sequence[Conv], stages: Sequence[Stage]) -> tuple[FeatureLevel, ...]:
+    """The feature levels of a net with these convolutions."""
+    frames, reduction = 1, 1
+    for conv in stem:
+        frames, reduction = frames * strides(conv.stride)[0], reduction * strides(conv.stride)[1]
+    levels = [FeatureLevel(stem[-1].channels, reduction, "stem", frames)]
+    for number, stage in enumerate(stages, 1):
+        steps = [strides(stage.stride)]
+        if stage.pool is not None:
+            steps.append(strides(stage.pool.stride))  # type: ignore[arg-type]
+        for in_time, in_space in steps:
+            frames, reduction = frames * in_time, reduction * in_space
+        levels.append(FeatureLevel(stage.blocks[-1][-1].channels, reduction, f"layer{number}", frames))
+    return tuple(levels)

@@ -14,13 +14,13 @@ from torch import nn
 
 from zoo.errors import ZooError
 from zoo.nets.residual import Conv, Layout, ResidualNet, Stage
-from zoo.schemes.vision import Scheme
+from zoo.schemes.vision import VisionScheme
 from zoo.specs import ModelSpec, register_model
 
 
 @dataclass(frozen=True)
 class ResNetConfig(Layout):
-    """A ResNet's layout, beside what ``Layout`` has. The fields named in ``OPTIONS`` may be given to ``create_model``.
+    """A ResNet's layout. ``create_model`` takes the fields named in ``OPTIONS``.
 
     Attributes:
         block: basic (two 3x3) or bottleneck (1x1, 3x3, 1x1).
@@ -76,7 +76,7 @@ def stem(config: ResNetConfig) -> list[Conv]:
 class ResNet(ResidualNet):
     """A ResNet of any scheme: images (N, C, H, W). Feature levels as in ``ResidualNet``."""
 
-    def __init__(self, config: ResNetConfig, scheme: Scheme, num_classes: int, in_chans: int) -> None:
+    def __init__(self, config: ResNetConfig, scheme: VisionScheme, num_classes: int, in_chans: int) -> None:
         super().__init__()
         stages = []
         for i, depth in enumerate(config.depths):

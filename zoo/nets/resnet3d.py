@@ -12,15 +12,15 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from zoo.layers import _RepeatsFrames
+from zoo.layers import RepeatsFrames
 from zoo.nets.residual import Conv, FramePool, Layout, ResidualNet, Stage
-from zoo.schemes.vision import Scheme
+from zoo.schemes.vision import VisionScheme
 from zoo.specs import ModelSpec, register_model
 
 
 @dataclass(frozen=True)
 class ResNet3dConfig(Layout):
-    """A video ResNet's layout, beside what ``Layout`` has. ``create_model`` takes the fields named in ``OPTIONS``.
+    """A video ResNet's layout. ``create_model`` takes the fields named in ``OPTIONS``.
 
     Attributes:
         block: basic (two 3x3x3), factorised (each of them a 1x3x3 and a 3x1x1) or bottleneck (kx1x1, 1x3x3, 1x1x1).
@@ -31,8 +31,8 @@ class ResNet3dConfig(Layout):
             both followed by a max pool in space; cifar = 1x3x3.
         frame_pool: windows of a max pool in time after the first stage.
         base_channels: width of the first stage; doubles with each stage.
-        temporal_padding: what convolutions see before the first and after the last frame: zeros, or replicate for
-            copies of those frames.
+        temporal_padding: padding in time before the first and after the last frame: zeros, or replicate for copies of
+            those frames.
     """
 
     OPTIONS: ClassVar = ("shortcut", "temporal_padding", "width", "drop_rate", "branch_drop_rate")
@@ -54,9 +54,10 @@ def branch(config: ResNet3dConfig, in_channels: int, channels: int, stride: int,
     """The convolutions of a block's branch.
 
     Args:
-        in_channels: of the block, as they are.
-        channels: of the stage, before ``width`` and a bottleneck's factor of 4.
-        stride: of the block in space.
+        config: layout of the net.
+        in_channels: channels of the trunk before the block.
+        channels: channels of the stage, before ``width`` and a bottleneck's factor of 4.
+        stride: stride of the block in space.
         temporal: kernel size in time.
     """
     out = config.channels(channels)
@@ -101,7 +102,7 @@ class ResNet3d(ResidualNet):
 
     dims = 3
 
-    def __init__(self, config: ResNet3dConfig, scheme: Scheme, num_classes: int, in_chans: int) -> None:
+    def __init__(self, config: ResNet3dConfig, scheme: VisionScheme, num_classes: int, in_chans: int) -> None:
         super().__init__()
         stages = []
         channels = config.channels(config.base_channels)
@@ -122,7 +123,7 @@ class ResNet3d(ResidualNet):
         self._build(config, scheme, stem(config), stages, num_classes, in_chans)
         if config.temporal_padding == "replicate":
             for module in self.modules():
-                if isinstance(module, _RepeatsFrames):
+                if isinstance(module, RepeatsFrames):
                     module.repeat_frames()
 
 

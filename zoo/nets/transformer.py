@@ -1,7 +1,9 @@
-"""Encoder-decoder Transformers without normalization, and the same with it: one code path for every scheme.
+"""Encoder-decoder Transformers, written once for every scheme.
 
-Vaswani et al. 2017, "Attention is all you need"; rescaled residuals: RescaleNet's METHOD, translation. Token ids and
+Vaswani et al. 2017, "Attention is all you need"; rescaled residuals: Shao et al. 2020 (``zoo.method``). Token ids and
 sinusoids are fairseq's (id 0 <s>, 1 padding, 2 </s>, 3 unknown; a decoder's input begins with </s>).
+
+In the shapes below, B counts sentences, S and T source and target tokens; d is the width, H the heads, D = d / H.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from torch import Tensor, nn
 from zoo.calibration import only_positions
 from zoo.errors import ZooError
 from zoo.folding import folded_linear
-from zoo.joins import Join, RescaledJoin
 from zoo.losses import linear_cross_entropy
 from zoo.nets.base import ModelConfig, Net
-from zoo.schemes.text import TRANSFORMER_SCHEMES, Place, TransformerScheme
+from zoo.schemes.base import Place
+from zoo.schemes.text import TEXT_SCHEMES, TextScheme
 from zoo.specs import ModelSpec, register_model
 from zoo.text import PAD, UNK
+from zoo.trunk import ModuleScales, TrunkBlock, TrunkScales, planned, set_input_scale
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,15 @@ class TransformerLayout:
     """Sizes of a net.
 
     Attributes:
-        dim: width d; hidden: of the feed-forward layers; heads: of attention.
-        drop_rate: on embeddings and branches; attention_drop_rate on attention weights; hidden_drop_rate after the
-            activation of the feed-forward layers.
+        dim: width d.
+        hidden: width of the feed-forward layers.
+        heads: heads of each attention.
+        drop_rate: dropout on embeddings and branches.
+        attention_drop_rate: dropout on attention weights.
+        hidden_drop_rate: dropout after the activation of the feed-forward layers.
         share: embeddings that are one matrix with the output layer: ``all`` (one vocabulary), ``decoder`` or ``none``.
-        source_vocabulary, target_vocabulary: their numbers of tokens.
-        max_length: of a sentence in tokens, </s> counted.
+        source_vocabulary, target_vocabulary: numbers of tokens.
+        max_length: largest length of a sentence in tokens, </s> counted.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
@@ -83,7 +89,7 @@ class TransformerLayout:
             raise ZooError(f"options source_vocabulary={source}, target_vocabulary={target}: ids 0 to {UNK} are taken")
         if self.share == "all" and source != target:
             raise ZooError(
-                f"option share='all' wants one vocabulary, not source_vocabulary={source} and "
+                f"option share='all' requires one vocabulary, not source_vocabulary={source} and "
                 f"target_vocabulary={target}; use share='decoder'"
             )
 
@@ -93,7 +99,7 @@ class Memory:
     """A batch of encoded sentences, as the decoder reads them.
 
     Attributes:
-        keys_values: of each decoder layer, (B, heads, S, dim / heads) each.
+        keys_values: keys and values for each decoder layer, (B, H, S, D) each.
         mask: (B, 1, 1, S), 0 at tokens and -inf at padding; None without padding.
     """
 
@@ -107,74 +113,84 @@ class Memory:
 
 
 class Cache:
-    """Keys and values of the target tokens so far, of each decoder layer: (rows, tokens, 2, heads, dim / heads).
+    """Keys and values of the target tokens so far, for each decoder layer: (rows, tokens, 2, H, D).
 
-    There is room for more tokens than there are, and rows move between two buffers: a step copies what changes.
+    The buffers are larger than the tokens need. Reordering rows copies between two buffers, so that a step copies only
+    the tokens that there are.
 
     Args:
-        layers: what an earlier cache held.
+        layers: keys and values of each layer, of an earlier cache.
     """
 
     def __init__(self, layers: Sequence[Tensor] = ()) -> None:
         self.length = layers[0].shape[1] if layers else 0
-        self._held = list(layers)
+        self._buffers = list(layers)
         self._spare: list[Tensor | None] = [None] * len(layers)
 
     @property
     def layers(self) -> list[Tensor]:
-        """What each layer holds."""
-        return [held[:, : self.length] for held in self._held]
+        """The keys and values of each layer."""
+        return [buffer[:, : self.length] for buffer in self._buffers]
 
     def extend(self, layer: int, new: Tensor) -> Tensor:
-        """Add the keys and values of new tokens (rows, T, 2, H, D); all of them, old and new."""
+        """Appends the keys and values of new tokens (rows, T, 2, H, D); returns those of all tokens."""
         end = self.length + new.shape[1]
-        if layer == len(self._held):
-            self._held.append(new.new_empty(new.shape[0], max(_ROOM, end), *new.shape[2:]))
+        if layer == len(self._buffers):
+            self._buffers.append(new.new_empty(new.shape[0], max(_FIRST_TOKENS, end), *new.shape[2:]))
             self._spare.append(None)
-        elif end > self._held[layer].shape[1]:
-            old = self._held[layer]
-            self._held[layer] = old.new_empty(old.shape[0], 2 * end, *old.shape[2:])
-            self._held[layer][:, : self.length] = old[:, : self.length]
+        elif end > self._buffers[layer].shape[1]:
+            old = self._buffers[layer]
+            self._buffers[layer] = old.new_empty(old.shape[0], 2 * end, *old.shape[2:])
+            self._buffers[layer][:, : self.length] = old[:, : self.length]
             self._spare[layer] = None
-        held = self._held[layer]
-        held[:, self.length : end] = new
-        return held[:, :end]
+        buffer = self._buffers[layer]
+        buffer[:, self.length : end] = new
+        return buffer[:, :end]
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order."""
+        """Keeps these rows, in this order."""
         count = len(rows)
-        for i, (held, spare) in enumerate(zip(self._held, self._spare, strict=True)):
+        for i, (buffer, spare) in enumerate(zip(self._buffers, self._spare, strict=True)):
             if spare is None or len(spare) < count:
-                spare = held.new_empty(count, *held.shape[1:])
+                spare = buffer.new_empty(count, *buffer.shape[1:])
             moved = spare[:count]
-            torch.index_select(held[:, : self.length], 0, rows, out=moved[:, : self.length])
-            self._held[i], self._spare[i] = moved, held
+            torch.index_select(buffer[:, : self.length], 0, rows, out=moved[:, : self.length])
+            self._buffers[i], self._spare[i] = moved, buffer
 
 
-_ROOM = 32  # tokens
+_FIRST_TOKENS = 32  # size of a new buffer
 
 
-class Branch(nn.Module):
-    """A residual branch: what it computes, its join, and dropout before the join."""
+class Branch(TrunkBlock):
+    """A residual branch with its join, and dropout before the join.
 
-    branch_layers: ClassVar[tuple[str, ...]]  # attribute names of the layers that its values pass, in order
-    linear_layers: ClassVar[tuple[str, ...]]  # of all its linear layers
-    join: Any
+    Subclasses make their layers and list those that the values pass in ``branch_layers``.
+    """
 
-    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, place: Place) -> None:
+    def __init__(self, layout: TransformerLayout, scheme: TextScheme, place: Place) -> None:
         super().__init__()
         self.join = scheme.join(place, layout.dim)
         self.drop = _dropout(layout.drop_rate)
 
+    def add(self, x: Tensor, h: Tensor) -> Tensor:
+        """The next trunk: x (B, T, d) and the branch whose last layer gets h."""
+        return self.join(x, self.drop(self.join.product(self.branch_layers()[-1], h)))
+
+    def set_scales(self, scales: ModuleScales) -> None:
+        self.join.set_scales(scales.scale_in, scales.scale_out)
+
+    def output_scales(self, scales: ModuleScales) -> dict[str, float]:
+        added = ["drop", *(name for name, _ in self.join.named_modules(prefix="join"))]
+        return dict.fromkeys(added, scales.scale_out)
+
     def fold_(self) -> None:
-        """Plain linear layers in place of biased ones, a plain addition in place of a rescaled one, no dropout."""
-        for name in self.linear_layers:
-            layer = getattr(self, name)
-            last = isinstance(self.join, RescaledJoin) and name == self.branch_layers[-1]
-            setattr(self, name, folded_linear(layer, gain=self.join.factor(layer) if last else 1.0))
-        if isinstance(self.join, RescaledJoin):
-            self.join = Join()
-        self.drop = nn.Identity()
+        """Changes this branch into its deployment form: plain linear layers, the join that remains, no dropout."""
+        last = self.branch_layers()[-1]
+        folded = self.join.fold(last)
+        for name, layer in list(self.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(self, name, folded_linear(layer, gain=folded.product if layer is last else 1.0))
+        self.join, self.drop = folded.join, nn.Identity()
 
 
 def _dropout(rate: float) -> nn.Module:
@@ -182,15 +198,20 @@ def _dropout(rate: float) -> nn.Module:
 
 
 class Attention(Branch):
-    """What self- and cross-attention share."""
+    """Base of self- and cross-attention."""
 
-    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, place: Place) -> None:
+    def __init__(self, layout: TransformerLayout, scheme: TextScheme, place: Place) -> None:
         super().__init__(layout, scheme, place)
         self.heads, self.drop_rate = layout.heads, layout.attention_drop_rate
-        self.temperature = (layout.dim // layout.heads) ** -0.5
+        self.head_dim = layout.dim // layout.heads
+        self.set_temperature(1.0)
+
+    def set_temperature(self, scale: float) -> None:
+        """Sets the factor on q k for queries and keys whose product is ``scale`` times that of the formulas."""
+        self.temperature = self.head_dim**-0.5 / scale
 
     def split(self, x: Tensor, parts: int) -> Sequence[Tensor]:
-        """(B, T, parts d) -> for each part (B, H, T, D)."""
+        """(B, T, parts * d) -> for each part (B, H, T, D)."""
         return x.view(*x.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -207,85 +228,115 @@ class Attention(Branch):
 class SelfAttention(Attention):
     """Attention within a sentence."""
 
-    branch_layers = linear_layers = ("qkv", "out")
-
-    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, place: Place) -> None:
+    def __init__(self, layout: TransformerLayout, scheme: TextScheme, place: Place) -> None:
         super().__init__(layout, scheme, place)
-        held = self.join.before
-        self.qkv = scheme.linear(("query", "key", "value"), layout.dim, layout.dim, place, held)
-        self.out = scheme.linear(("output",), layout.dim, layout.dim, place, held)
-        self.temperature /= held**2
+        self.qkv = scheme.linear(("query", "key", "value"), layout.dim, layout.dim, place)
+        self.out = scheme.linear(("output",), layout.dim, layout.dim, place)
+
+    def branch_layers(self) -> list[nn.Module]:
+        return [self.qkv, self.out]
+
+    def set_scales(self, scales: ModuleScales) -> None:
+        super().set_scales(scales)
+        for layer in (self.qkv, self.out):
+            set_input_scale(layer, scales.scale_in)
+        self.set_temperature(scales.scale_in**2)
+
+    def output_scales(self, scales: ModuleScales) -> dict[str, float]:
+        return {"qkv": scales.scale_in, "out": scales.scale_out, **super().output_scales(scales)}
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """(B, T, d) -> (B, T, d)."""
-        q, k, v = self.split(self.qkv(self.join.enter(x)), 3)
-        return self.join(x, self.out, self.attend(q, k, v, mask, causal), self.drop)
+        q, k, v = self.split(self.qkv(self.join.enter(x)), 3)  # (B, H, T, D) each
+        return self.add(x, self.attend(q, k, v, mask, causal))
 
     def step(self, x: Tensor, layer: int, cache: Cache) -> Tensor:
         """The same for the tokens (rows, T, d) that follow those of the cache; T is 1 unless the cache is empty."""
-        qkv = self.qkv(self.join.enter(x)).view(*x.shape[:2], 3, self.heads, -1)
-        k, v = cache.extend(layer, qkv[:, :, 1:]).transpose(1, 3).unbind(2)
-        q = qkv[:, :, 0].transpose(1, 2)
-        return self.join(x, self.out, self.attend(q, k, v, causal=q.shape[2] > 1), self.drop)
+        qkv = self.qkv(self.join.enter(x)).view(*x.shape[:2], 3, self.heads, -1)  # (rows, T, 3, H, D)
+        k, v = cache.extend(layer, qkv[:, :, 1:]).transpose(1, 3).unbind(2)  # (rows, H, all tokens, D) each
+        q = qkv[:, :, 0].transpose(1, 2)  # (rows, H, T, D)
+        return self.add(x, self.attend(q, k, v, causal=q.shape[2] > 1))
 
 
 class CrossAttention(Attention):
-    """Attention of the target to the source.
+    """Attention of the target to the source."""
 
-    Args:
-        memory: what the encoder's output is held at, over its nominal value.
-    """
-
-    branch_layers = ("key_value", "out")
-    linear_layers = ("query", "key_value", "out")
-
-    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, place: Place, memory: float) -> None:
+    def __init__(self, layout: TransformerLayout, scheme: TextScheme, place: Place) -> None:
         super().__init__(layout, scheme, place)
-        held = self.join.before
-        self.query = scheme.linear(("query",), layout.dim, layout.dim, place, held)
-        self.key_value = scheme.linear(("key", "value"), layout.dim, layout.dim, place, memory)
-        self.out = scheme.linear(("output",), layout.dim, layout.dim, place, memory)
-        self.temperature /= held * memory
+        self.query = scheme.linear(("query",), layout.dim, layout.dim, place)
+        self.key_value = scheme.linear(("key", "value"), layout.dim, layout.dim, place)
+        self.out = scheme.linear(("output",), layout.dim, layout.dim, place)
+
+    def branch_layers(self) -> list[nn.Module]:
+        return [self.key_value, self.out]
+
+    def set_scales(self, scales: ModuleScales) -> None:
+        super().set_scales(scales)
+        set_input_scale(self.query, scales.scale_in)
+        for layer in (self.key_value, self.out):  # the mean of the values has the scale of the encoder's output
+            set_input_scale(layer, scales.memory)
+        self.set_temperature(scales.scale_in * scales.memory)
+
+    def output_scales(self, scales: ModuleScales) -> dict[str, float]:
+        inner = {"query": scales.scale_in, "key_value": scales.memory, "out": scales.scale_out}
+        return {**inner, **super().output_scales(scales)}
 
     def remember(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, S, D) of the encoder's output (B, S, d)."""
         key, value = self.split(self.key_value(source), 2)
         return key, value
 
-    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """(B * beams, T, d) -> the same; the beams of a sentence are consecutive rows and share its memory."""
-        key, value = memory
-        (q,) = self.split(self.query(self.join.enter(x)), 1)
+    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """(B * beams, T, d) -> the same shape; the beams of a sentence are consecutive rows with the same keys."""
+        key, value = keys_values  # (B, H, S, D) each
+        (q,) = self.split(self.query(self.join.enter(x)), 1)  # (B * beams, H, T, D)
         rows, heads, length, _ = q.shape
-        if (count := len(key)) != rows:  # beams as further positions of the query
+        if (count := len(key)) != rows:
+            # beams as further positions of the query: (B, beams, H, T, D) -> (B, H, beams * T, D)
             q = q.view(count, -1, heads, length, q.shape[-1]).transpose(1, 2).flatten(2, 3)
-        out = self.attend(q, key, value, mask)
+        out = self.attend(q, key, value, mask)  # (B, beams * T, d)
         if count != rows:
             out = out.view(rows, length, -1)
-        return self.join(x, self.out, out, self.drop)
+        return self.add(x, out)
 
-    def weights(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """The attention that ``forward`` pays, without dropout: (B, H, T, S)."""
+    def weights(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """The attention weights of ``forward`` without dropout: (B, H, T, S)."""
         (q,) = self.split(self.query(self.join.enter(x)), 1)
-        scores = q @ memory[0].transpose(2, 3) * self.temperature
+        scores = q @ keys_values[0].transpose(2, 3) * self.temperature
         return (scores if mask is None else scores + mask).softmax(3)
 
 
 class FeedForward(Branch):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them.
 
-    branch_layers = linear_layers = ("hidden", "shrink")
+    ReLU is positively homogeneous: its output has the scale of its input. GELU needs the value of the formulas, which
+    ``hidden`` then gives: its product is multiplied by ``restore``.
+    """
 
-    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, place: Place) -> None:
+    def __init__(self, layout: TransformerLayout, scheme: TextScheme, place: Place) -> None:
         super().__init__(layout, scheme, place)
-        held = self.join.before
-        # ReLU is positively homogeneous: what it gives is held as its input is. GELU wants the nominal input.
-        self.restore = 1 / held if layout.activation == "gelu" and held != 1 else None
-        self.hidden = scheme.linear(("hidden",), layout.dim, layout.hidden, place, held)
-        inner = held if self.restore is None else 1.0
-        self.shrink = scheme.linear(("shrink",), layout.hidden, layout.dim, place, inner)
+        self.restore: float | None = None
+        self.hidden = scheme.linear(("hidden",), layout.dim, layout.hidden, place)
+        self.shrink = scheme.linear(("shrink",), layout.hidden, layout.dim, place)
         self.activation = nn.ReLU(inplace=True) if layout.activation == "relu" else nn.GELU()
         self.hidden_drop = _dropout(layout.hidden_drop_rate)
+
+    def branch_layers(self) -> list[nn.Module]:
+        return [self.hidden, self.shrink]
+
+    def _inner_scale(self, scales: ModuleScales) -> float:
+        return scales.scale_in if isinstance(self.activation, nn.ReLU) else 1.0
+
+    def set_scales(self, scales: ModuleScales) -> None:
+        super().set_scales(scales)
+        inner = self._inner_scale(scales)
+        set_input_scale(self.hidden, scales.scale_in)
+        set_input_scale(self.shrink, inner)
+        self.restore = None if inner == scales.scale_in else 1 / scales.scale_in
+
+    def output_scales(self, scales: ModuleScales) -> dict[str, float]:
+        inner = dict.fromkeys(("hidden", "activation", "hidden_drop"), self._inner_scale(scales))
+        return {**inner, "shrink": scales.scale_out, **super().output_scales(scales)}
 
     def fold_(self) -> None:
         restore, self.restore = self.restore, None
@@ -298,16 +349,16 @@ class FeedForward(Branch):
         """(B, T, d) -> (B, T, d)."""
         entered = self.join.enter(x)
         h = self.hidden(entered) if self.restore is None else self.hidden(entered, self.restore)
-        return self.join(x, self.shrink, self.hidden_drop(self.activation(h)), self.drop)
+        return self.add(x, self.hidden_drop(self.activation(h)))
 
 
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward branches."""
 
-    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, number: int) -> None:
+    def __init__(self, layout: TransformerLayout, scheme: TextScheme, number: int) -> None:
         super().__init__()
         n, m = layout.encoder_layers, layout.decoder_layers
-        places = [Place("encoder", 2 * number + i, 2 * n, n, m) for i in (1, 2)]
+        places = [Place(2 * number + i, 2 * n, 2, "encoder", n, m) for i in (1, 2)]
         self.self_attn = SelfAttention(layout, scheme, places[0])
         self.ffn = FeedForward(layout, scheme, places[1])
 
@@ -319,12 +370,12 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Self-attention, cross-attention and feed-forward branches."""
 
-    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme, number: int, memory: float) -> None:
+    def __init__(self, layout: TransformerLayout, scheme: TextScheme, number: int) -> None:
         super().__init__()
         n, m = layout.encoder_layers, layout.decoder_layers
-        places = [Place("decoder", 3 * number + i, 3 * m, n, m) for i in (1, 2, 3)]
+        places = [Place(3 * number + i, 3 * m, 2, "decoder", n, m) for i in (1, 2, 3)]
         self.self_attn = SelfAttention(layout, scheme, places[0])
-        self.cross_attn = CrossAttention(layout, scheme, places[1], memory)
+        self.cross_attn = CrossAttention(layout, scheme, places[1])
         self.ffn = FeedForward(layout, scheme, places[2])
 
 
@@ -341,12 +392,12 @@ class Embedding(nn.Embedding):
         self.register_buffer("sinusoids", sinusoids(max_length, dim), persistent=False)
 
     def forward(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """``start`` is the position of the first token."""
+        """(B, T) -> (B, T, d); ``start`` is the position of the first token."""
         end = start + tokens.shape[1]
         if end > self.max_length:
             raise ZooError(f"a sentence of {end} tokens; the net was made for {self.max_length} (option max_length)")
-        where = self.sinusoids[start:end].to(self.weight.dtype)
-        return torch.add(where, super().forward(tokens), alpha=math.sqrt(self.embedding_dim))
+        positions = self.sinusoids[start:end].to(self.weight.dtype)  # (T, d)
+        return torch.add(positions, super().forward(tokens), alpha=math.sqrt(self.embedding_dim))
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
@@ -360,14 +411,15 @@ def sinusoids(length: int, dim: int) -> Tensor:
 class Transformer(Net):
     """An encoder-decoder Transformer: source and target tokens -> logits of the next target token."""
 
-    schemes = TRANSFORMER_SCHEMES
+    schemes = TEXT_SCHEMES
     residual = True
     num_classes = 0  # its outputs are tokens, which the vocabulary names
 
-    def __init__(self, layout: TransformerLayout, scheme: TransformerScheme) -> None:
+    def __init__(self, layout: TransformerLayout, scheme: TextScheme) -> None:
         super().__init__()
         self.layout, self.scheme = layout, scheme
         n, m, dim, length = layout.encoder_layers, layout.decoder_layers, layout.dim, layout.max_length
+        # embeddings
         deviation = scheme.embedding_std(dim, "encoder", n)
         self.encoder_embedding = Embedding(layout.source_vocabulary, dim, length, deviation)
         self.decoder_embedding: Embedding | None = None
@@ -375,15 +427,32 @@ class Transformer(Net):
             deviation = scheme.embedding_std(dim, "decoder", m)
             self.decoder_embedding = Embedding(layout.target_vocabulary, dim, length, deviation)
         self.drop = _dropout(layout.drop_rate)
+        # the two stacks, each with its final norm
         self.encoder: Any = nn.ModuleList(EncoderLayer(layout, scheme, i) for i in range(n))
-        self.encoder_end = scheme.end("encoder", 2 * n, dim)
-        memory = scheme.held_at_end("encoder", 2 * n)
-        self.decoder: Any = nn.ModuleList(DecoderLayer(layout, scheme, i, memory) for i in range(m))
-        self.decoder_end = scheme.end("decoder", 3 * m, dim)
+        self.encoder_end = scheme.final_norm("encoder", dim)
+        self.decoder: Any = nn.ModuleList(DecoderLayer(layout, scheme, i) for i in range(m))
+        self.decoder_end = scheme.final_norm("decoder", dim)
+        # logits
         self.projection: nn.Linear | None = None
         if layout.share == "none":
             self.projection = nn.Linear(dim, layout.target_vocabulary, bias=False)
             nn.init.normal_(self.projection.weight, std=dim**-0.5)
+        self.trunk_scales = self._plan_scales()
+        self.trunk_scales.apply(self)
+
+    def _plan_scales(self) -> TrunkScales:
+        """The scales of both stacks. Each begins at 1, the scale of the embeddings."""
+        blocks = [(name, module) for name, module in self.named_modules() if isinstance(module, TrunkBlock)]
+        plans = {
+            stack: [planned(name, block) for name, block in blocks if name.startswith(f"{stack}.")]
+            for stack in ("encoder", "decoder")
+        }
+        encoder = TrunkScales.beginning_at_one(plans["encoder"])
+        # an Identity hands the trunk on as it is, for the biases of the keys and values; other ends remove its scale
+        memory = encoder.last if isinstance(self.encoder_end, nn.Identity) else 1.0
+        decoder = TrunkScales.beginning_at_one(plans["decoder"], memory=memory)
+        decoder = decoder.with_end("decoder_end", decoder.last, 1.0)
+        return encoder.with_end("encoder_end", encoder.last, memory) + decoder
 
     @classmethod
     def build(cls, layout: Any, scheme: Any, config: ModelConfig) -> Transformer:
@@ -391,12 +460,12 @@ class Transformer(Net):
 
     @property
     def target_embedding(self) -> Embedding:
-        """The decoder's, which may be the encoder's."""
+        """The embedding of target tokens, which may be the encoder's."""
         return self.encoder_embedding if self.decoder_embedding is None else self.decoder_embedding
 
     @property
     def output_weight(self) -> Tensor:
-        """The matrix (target vocabulary, d) that gives logits."""
+        """The matrix (target vocabulary, d) of the output layer."""
         return self.target_embedding.weight if self.projection is None else self.projection.weight
 
     def project(self, x: Tensor) -> Tensor:
@@ -410,7 +479,7 @@ class Transformer(Net):
         self.drop = nn.Identity()
 
     def encode(self, source: Tensor) -> Memory:
-        """Tokens (B, S), padded at the end with ``PAD`` -> what the decoder reads of them."""
+        """Tokens (B, S), padded at the end with ``PAD`` -> the keys and values that the decoder reads."""
         padding = source == PAD
         x = self.encoder_embedding(source)
         mask = None
@@ -451,7 +520,13 @@ class Transformer(Net):
     def forward(
         self, source: Tensor, target: Tensor, labels: Tensor | None = None, label_smoothing: float = 0.0
     ) -> Any:
-        """Logits (B, T, V), or with labels (B, T), ``PAD`` where there is none, the summed loss and likelihood.
+        """Logits (B, T, V), or the summed loss and likelihood if labels are given.
+
+        Args:
+            source: source tokens (B, S).
+            target: target tokens (B, T).
+            labels: next target tokens (B, T); ``PAD`` at positions without one.
+            label_smoothing: weight of the uniform distribution in the loss.
 
         Returns:
             Logits; or two 0-D tensors, see ``zoo.losses.linear_cross_entropy``.
@@ -459,8 +534,8 @@ class Transformer(Net):
         x = self.decode(target, self.encode(source))
         if labels is None:
             return self.project(x)
-        there = labels != PAD
-        return linear_cross_entropy(x[there], self.output_weight, labels[there], label_smoothing=label_smoothing)
+        is_label = labels != PAD
+        return linear_cross_entropy(x[is_label], self.output_weight, labels[is_label], label_smoothing=label_smoothing)
 
 
 _VASWANI = "Vaswani et al. 2017, Attention is all you need; Shao et al. 2020, RescaleNet"

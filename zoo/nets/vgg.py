@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
-from zoo.folding import Unscale, activation, folded_conv, folded_linear, needed_shift
+from zoo.folding import Unscale, folded_linear, needed_shift
 from zoo.layers import ChannelBias
 from zoo.nets.base import Backbone, FeatureLevel
-from zoo.schemes.vision import Scheme
+from zoo.nets.stacks import ConvStack
+from zoo.schemes.vision import VisionScheme
 from zoo.specs import ModelSpec, register_model
 
 
@@ -43,7 +44,7 @@ class VGGConfig:
             raise ZooError(f"option drop_rate={self.drop_rate}: must be in [0, 1)")
 
 
-class Stage(nn.Sequential):
+class VGGStage(ConvStack, nn.Sequential):
     """Convolutions of one resolution as conv1, norm1, act1, ..."""
 
 
@@ -53,30 +54,28 @@ class VGG(Backbone):
     residual = False
     pooled = False
 
-    def __init__(self, config: VGGConfig, scheme: Scheme, num_classes: int, in_chans: int) -> None:
+    def __init__(self, config: VGGConfig, scheme: VisionScheme, num_classes: int, in_chans: int) -> None:
         super().__init__()
         self.scheme = scheme
+        self.to_features = nn.ModuleList(Unscale() for _ in config.depths)  # from the stages to the feature levels
+        # the stages stage1, stage2, ...
         previous, reduction = in_chans, 1
         levels = []
-        self.stage_names = [f"stage{i + 1}" for i in range(len(config.depths))]
-        self.to_features = nn.ModuleList(
-            Unscale() for _ in config.depths
-        )  # from what the net holds to the feature maps
-        for i, (name, depth) in enumerate(zip(self.stage_names, config.depths, strict=True)):
-            channels = max(1, round(min(64 * 2**i, 512) * config.width))
-            stage = Stage()
-            for j in range(1, depth + 1):
-                make = scheme.first_conv if i == 0 and j == 1 else scheme.conv
-                stage.add_module(f"conv{j}", make(previous, channels, 3, mode="fan_out"))
-                stage.add_module(f"norm{j}", scheme.norm(channels))
-                stage.add_module(f"act{j}", scheme.activation())
+        for number, depth in enumerate(config.depths, 1):
+            channels = max(1, round(min(64 * 2 ** (number - 1), 512) * config.width))
+            stage = VGGStage()
+            for _ in range(depth):
+                make = scheme.first_conv if number == 1 and stage.depth == 0 else scheme.conv
+                conv = make(previous, channels, 3, mode="fan_out")
+                stage.add_layer(conv, scheme.norm(channels), scheme.activation())
                 previous = channels
-            self.add_module(name, stage)
-            levels.append(FeatureLevel(channels, reduction, name))
+            self.add_module(f"stage{number}", stage)
+            levels.append(FeatureLevel(channels, reduction, f"stage{number}"))
             reduction *= 2
         self.last_pool: nn.Module = nn.MaxPool2d(2, 2)
         levels.append(FeatureLevel(previous, reduction, "last_pool"))
         self.levels = tuple(levels)
+        # the head
         hidden = max(1, round(4096 * config.width))
         self.num_features = hidden
         self.head_bias = scheme.head_bias(previous)
@@ -91,14 +90,19 @@ class VGG(Backbone):
         )
         self.reset_classifier(num_classes)
 
+    def stages(self) -> list[Any]:
+        """The stages stage1, stage2, ..."""
+        return [getattr(self, f"stage{number}") for number in range(1, len(self.to_features) + 1)]
+
     def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
         maps: list[Tensor] = []
-        for level, name in enumerate(self.stage_names):
-            x = getattr(self, name)(x if level == 0 else nn.functional.max_pool2d(x, 2, 2))
+        stages = self.stages()
+        for level, stage in enumerate(stages):
+            x = stage(x if level == 0 else nn.functional.max_pool2d(x, 2, 2))
             if indices is None or level in indices:
                 maps.append(self.to_features[level](x))
         last = len(self.levels) - 1
-        if len(self.stage_names) == last and (indices is None or last in indices):
+        if len(stages) == last and (indices is None or last in indices):
             maps.append(self.last_pool(x))
         return maps
 
@@ -107,9 +111,8 @@ class VGG(Backbone):
         return x if pre_logits else self.fc(x)
 
     def truncate(self, level: int) -> None:
-        for name in self.stage_names[level + 1 :]:
-            delattr(self, name)
-        self.stage_names = self.stage_names[: level + 1]
+        for number in range(level + 2, len(self.to_features) + 1):
+            delattr(self, f"stage{number}")
         self.to_features = self.to_features[: level + 1]
         if level < len(self.levels) - 1:
             self.levels = self.levels[: level + 1]
@@ -117,34 +120,35 @@ class VGG(Backbone):
         self.num_classes = 0
 
     def fold_(self) -> None:
-        stages = [getattr(self, name) for name in self.stage_names]
-        places = [(stage, f"{j}") for stage in stages for j in range(1, len(stage) // 3 + 1)]
-        shifts = [needed_shift(stage.get_submodule(f"conv{j}")) for stage, j in places] + [None]
-        for (stage, j), input_shift, output_shift in zip(places, shifts[:-1], shifts[1:], strict=True):
-            conv = stage.get_submodule(f"conv{j}")
-            folded, norm = folded_conv(
-                conv, stage.get_submodule(f"norm{j}"), input_shift=input_shift, output_shift=output_shift
-            )
-            setattr(stage, f"conv{j}", folded)
-            setattr(stage, f"norm{j}", norm)
-            setattr(stage, f"act{j}", activation(output_shift, conv.weight))
+        # each convolution gives the shift that the next one needs; max pooling lets a shift through
+        stages = self.stages()
+        places = [(stage, number) for stage in stages for number in range(1, stage.depth + 1)]
+        convs = [layer.conv for stage in stages for layer in stage.layers()]
+        shifts = [None, *(needed_shift(conv) for conv in convs[1:]), None]
+        for (stage, number), input_shift, output_shift in zip(places, shifts[:-1], shifts[1:], strict=True):
+            stage.fold_layer_(number, input_shift=input_shift, output_shift=output_shift)
+        # each feature level loses the shift for the stage after it
         end = 0
-        for stage, exit in zip(stages, self.to_features, strict=True):
-            end += len(stage) // 3
-            assert isinstance(exit, Unscale)
-            exit.hold(shifts[end], next(stage.parameters()))  # max pooling lets a shift through
-        if not isinstance(self.hidden, nn.Sequential):
-            return  # no head
+        for stage, to_features in zip(stages, self.to_features, strict=True):
+            end += stage.depth
+            assert isinstance(to_features, Unscale)
+            to_features.set_shift(shifts[end], next(stage.parameters()))
+        if isinstance(self.hidden, nn.Sequential):
+            self._fold_head_()
+
+    def _fold_head_(self) -> None:
+        """Changes the classifier into its deployment form."""
         missing = None
         if isinstance(self.head_bias, ChannelBias):
-            missing = self.head_bias.bias.double().repeat_interleave(49)
+            missing = self.head_bias.bias.double().repeat_interleave(49)  # (C,) -> (C * 7 * 7,), as flattened
         self.head_bias = nn.Identity()
-        for i, layer in enumerate(self.hidden):
+        hidden: Any = self.hidden
+        for i, layer in enumerate(hidden):
             if isinstance(layer, nn.Linear):
-                self.hidden[i] = folded_linear(layer, missing=missing)
+                hidden[i] = folded_linear(layer, missing=missing)
                 missing = None
             elif isinstance(layer, nn.Dropout):
-                self.hidden[i] = nn.Identity()
+                hidden[i] = nn.Identity()
         self.fc = folded_linear(self.fc)
 
 

@@ -1,8 +1,8 @@
-"""How a net does without normalization, or with it: one object per scheme, one argument ``scheme=``.
+"""The schemes of nets for images and clips.
 
-A scheme makes the convolutions and linear layers (with their init), whatever follows a convolution,
-the activation, and the join of trunk and branch. Architectures are written once, given a scheme; a new
-scheme is a class here and an entry in ``SCHEMES``."""
+A vision scheme makes the convolutions and linear layers (with their init), the norm after a convolution, the
+activation, and the join of trunk and branch.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from zoo import layers
 from zoo.errors import ZooError
-from zoo.joins import RescaledAdd, ResidualAdd
+from zoo.joins import InPlaceJoin, Join, RescaledJoin
 from zoo.method import coefficients, he_normal_, init_factor
+from zoo.schemes.base import Place, Scheme, register_scheme
 
-Extent = int | tuple[int, int, int]  # of a kernel or stride: one number for images, (time, height, width) for clips
+Extent = int | tuple[int, int, int]  # a kernel or stride: one number for images, (time, height, width) for clips
 
 
 def dimensions(extent: Extent) -> int:
@@ -50,16 +51,7 @@ def _he(layer: Any, **settings: Any) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Branch:
-    """A residual branch's place in the net: the ``index``-th (from 1) of ``total``, with ``layers`` linear layers."""
-
-    index: int
-    total: int
-    layers: int
-
-
-@dataclass(frozen=True)
-class Scheme:
+class VisionScheme(Scheme):
     """Plain convolutions with He init and no normalization: the base of the others, and ``none`` itself.
 
     Attributes:
@@ -67,9 +59,8 @@ class Scheme:
     """
 
     name: ClassVar[str] = "none"
-    residual_options: ClassVar[tuple[str, ...]] = ()  # options that mean something only where branches exist
+    registered: ClassVar[dict[str, type[VisionScheme]]] = {}
     default_shortcut: ClassVar[str] = "avgpool"
-    needs_weights: ClassVar[bool] = False
     conv_mode: ClassVar[str] = "fan_in"
 
     post_bias: bool = False
@@ -82,16 +73,21 @@ class Scheme:
         *,
         stride: Extent = 1,
         groups: int = 1,
-        branch: Branch | None = None,
+        place: Place | None = None,
         mode: str | None = None,
     ) -> nn.Module:
-        """A convolution, padded by kernel_size // 2, before a ReLU or at the end of a branch."""
+        """A convolution, padded by kernel_size // 2, before a ReLU or at the end of a branch.
+
+        Args:
+            place: place of the branch that it belongs to; None outside of branches.
+            mode: fan of its init (``he_normal_``); None for the scheme's own.
+        """
         conv = self._make_conv(in_channels, out_channels, kernel_size, stride, groups)
-        factor = 1.0 if branch is None else self.branch_factor(branch)
+        factor = 1.0 if place is None else self.branch_factor(place)
         return _he(conv, mode=mode or self.conv_mode, factor=factor)
 
     def projection(self, in_channels: int, out_channels: int, *, stride: Extent = 1) -> nn.Module:
-        """The 1x1 convolution of a shortcut; no ReLU of its own follows, hence a gain of 1 (Kaiming with a = 1)."""
+        """The 1x1 convolution of a shortcut; no ReLU of its own follows, so its gain is 1 (Kaiming with a = 1)."""
         kernel: Extent = 1 if dimensions(stride) == 2 else (1, 1, 1)
         conv = self._make_conv(in_channels, out_channels, kernel, stride, 1)
         return _he(conv, gain=self.gain_of_projection())
@@ -109,29 +105,28 @@ class Scheme:
         return self.conv(in_channels, out_channels, kernel_size, mode=mode)
 
     def norm(self, channels: int, dims: int = 2) -> nn.Module:
-        """What follows a convolution of ``dims`` dimensions; an Identity where there is no normalization."""
+        """The norm after a convolution of ``dims`` dimensions; an Identity in schemes without normalization."""
         return nn.Identity()
 
     def activation(self) -> nn.Module:
         return nn.ReLU(inplace=True)
 
-    def join(self, branch: Branch) -> ResidualAdd | RescaledAdd:
-        """The residual connection: ``join.product(last_layer, y)``, then ``join(shortcut, branch)``."""
-        return ResidualAdd()
+    def join(self, place: Place, channels: int) -> Join:
+        return InPlaceJoin()
 
     def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
         """A linear layer before a ReLU (VGG's classifier); ``first`` is the one that the features enter."""
         return _he(nn.Linear(in_features, out_features))
 
     def classifier(self, in_features: int, out_features: int, *, pooled: bool) -> nn.Module:
-        """The last linear layer; ``pooled`` where its input is pooled features, which ``head_bias`` shifted."""
+        """The last linear layer. ``pooled``: its input is pooled features, which ``head_bias`` has shifted."""
         return _he(nn.Linear(in_features, out_features), gain=1.0)
 
     def head_bias(self, channels: int) -> nn.Module:
-        """What stands between the last feature map and the classifier: (N, C, ...) -> the same shape."""
+        """The module between the last feature map and the classifier: (N, C, ...) -> the same shape."""
         return nn.Identity()
 
-    def branch_factor(self, branch: Branch) -> float:
+    def branch_factor(self, place: Place) -> float:
         """Factor on the He standard deviation of a branch's layers."""
         return 1.0
 
@@ -141,7 +136,7 @@ class Scheme:
 
 
 @dataclass(frozen=True)
-class Rescale(Scheme):
+class VisionRescale(VisionScheme):
     """RescaleNet: a bias before each product, rescaled residual connections, a learnable multiplier.
 
     Attributes:
@@ -176,12 +171,12 @@ class Rescale(Scheme):
         return _he(make(in_channels, out_channels, kernel_size, stride, _half(kernel_size)))
 
     def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
-        return Scheme(self.post_bias).conv(in_channels, out_channels, kernel_size, mode=mode)
+        return VisionScheme(self.post_bias).conv(in_channels, out_channels, kernel_size, mode=mode)
 
-    def join(self, branch: Branch) -> RescaledAdd:
-        k, c = self._place(branch)
+    def join(self, place: Place, channels: int) -> RescaledJoin:
+        k, c = self._index_and_constant(place)
         alpha, beta = coefficients(k, c)
-        return RescaledAdd(alpha, 1 / math.sqrt(c) if self.multiplier else beta, self.multiplier)
+        return RescaledJoin(alpha, 1 / math.sqrt(c) if self.multiplier else beta, self.multiplier)
 
     def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
         # Without a bias of its own, as published; the first one's input has been shifted by head_bias.
@@ -199,11 +194,12 @@ class Rescale(Scheme):
     def head_bias(self, channels: int) -> nn.Module:
         return layers.ChannelBias(channels)
 
-    def branch_factor(self, branch: Branch) -> float:
-        return init_factor(*self._place(branch), branch.layers) if self.multiplier else 1.0
+    def branch_factor(self, place: Place) -> float:
+        return init_factor(*self._index_and_constant(place), place.layers) if self.multiplier else 1.0
 
-    def _place(self, branch: Branch) -> tuple[int, float]:
-        return branch.index - 1 + self.first_index, float(branch.total if self.c is None else self.c)
+    def _index_and_constant(self, place: Place) -> tuple[int, float]:
+        """k and c of the formulas."""
+        return place.index - 1 + self.first_index, float(place.total if self.c is None else self.c)
 
     def _make_conv(self, in_channels: int, out_channels: int, kernel: Extent, stride: Extent, groups: int) -> Any:
         make: Any = layers.BiasedConv2d if dimensions(kernel) == 2 else layers.BiasedConv3d
@@ -211,9 +207,10 @@ class Rescale(Scheme):
         return make(in_channels, out_channels, kernel, stride, padding, groups=groups, post_bias=self.post_bias)
 
 
-class _Normalized(Scheme):
+class _Normalized(VisionScheme):
     """A normalization after each convolution: torchvision's layout and init."""
 
+    normalized: ClassVar[bool] = True
     default_shortcut: ClassVar[str] = "conv"
     conv_mode: ClassVar[str] = "fan_out"
 
@@ -223,7 +220,7 @@ class _Normalized(Scheme):
 
 @dataclass(frozen=True)
 class BatchNorm(_Normalized):
-    """Batch normalization, the rival (Ioffe and Szegedy 2015)."""
+    """Batch normalization, the baseline (Ioffe and Szegedy 2015)."""
 
     name: ClassVar[str] = "bn"
 
@@ -247,7 +244,7 @@ class GroupNorm(_Normalized):
     """Group normalization (Wu and He 2018).
 
     Attributes:
-        gn_groups: at most this many groups; a layer takes the largest number that divides its channels.
+        gn_groups: largest number of groups; a layer takes its greatest common divisor with the channels.
     """
 
     name: ClassVar[str] = "gn"
@@ -262,6 +259,7 @@ class GroupNorm(_Normalized):
         return nn.GroupNorm(math.gcd(self.gn_groups, channels), channels)
 
 
-SCHEMES: MappingProxyType[str, type[Scheme]] = MappingProxyType(
-    {cls.name: cls for cls in (Rescale, BatchNorm, FrozenBatchNorm, GroupNorm, Scheme)}
-)
+for _cls in (VisionRescale, BatchNorm, FrozenBatchNorm, GroupNorm, VisionScheme):
+    register_scheme(_cls)
+VISION_SCHEMES: MappingProxyType[str, type[VisionScheme]] = MappingProxyType(VisionScheme.registered)
+SCHEMES = VISION_SCHEMES  # name of version 0.1.0

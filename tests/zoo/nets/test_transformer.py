@@ -12,7 +12,7 @@ from benchmarks.translation import Sizes, made_batch, saved_bytes
 from tests.helpers.transformers import SCHEMES, SMALL, VOCABULARY, batch, make
 from zoo.layers import BiasedLinear, BiasedProjections
 from zoo.nets.transformer import Branch, Cache, FeedForward, Transformer, TransformerLayout
-from zoo.schemes.text import TRANSFORMER_SCHEMES, DynamicTanh
+from zoo.schemes.text import TEXT_SCHEMES, DynamicTanh
 from zoo.text import PAD
 
 NETS = zoo.list_models(takes="text")
@@ -221,7 +221,7 @@ def second_moments(model, batches):
 
     def record(name):
         def hook(module, args, out):
-            keep = zoo.method._POSITIONS.get()
+            keep = zoo.calibration._POSITIONS.get()
             value = (out / getattr(module.join, "after", 1.0))[keep].square().mean().item()
             found[name.split(".")[0]].setdefault(name, []).append(value)
 
@@ -433,4 +433,4 @@ def test_saved_memory_against_pre_ln(rates, limit):
 
 def test_layout_is_checked_when_made_by_hand():
     with pytest.raises(zoo.ZooError, match="dim must be a multiple"):
-        Transformer(TransformerLayout(10, 20, 3), TRANSFORMER_SCHEMES["none"]())
+        Transformer(TransformerLayout(10, 20, 3), TEXT_SCHEMES["none"]())

@@ -25,7 +25,7 @@ import zoo
 from zoo.nets.base import ModelConfig
 from zoo.nets.transformer import PAD, Cache, Memory, Transformer
 from zoo.registry import build_model
-from zoo.schemes.text import TRANSFORMER_SCHEMES
+from zoo.schemes.text import TEXT_SCHEMES
 
 
 class Encoder(FairseqEncoder):
@@ -127,7 +127,7 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
         parser.add_argument("--share-decoder-input-output-embed", action="store_true")
         parser.add_argument("--max-source-positions", type=int, metavar="N")
         parser.add_argument("--max-target-positions", type=int, metavar="N")
-        parser.add_argument("--scheme", choices=list(TRANSFORMER_SCHEMES), help="what stands in for normalization")
+        parser.add_argument("--scheme", choices=list(TEXT_SCHEMES), help="what stands in for normalization")
         parser.add_argument("--scheme-options", type=json.loads, metavar="JSON", help='of it, as in {"decoder_c": 1}')
 
     @classmethod

@@ -1,0 +1,87 @@
+"""What the schemes of all nets share: their facts, a branch's place, and the tables by name.
+
+A scheme says how a net does without normalization, or with which. It makes the layers with their init, the norms and
+the joins of trunk and branch; the nets are written once, given a scheme. A new scheme is a frozen dataclass that
+derives from ``VisionScheme`` or ``TextScheme`` and is given to ``register_scheme``; its fields are its options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from zoo.errors import ZooError
+from zoo.joins import Join, PlainJoin
+
+
+@dataclass(frozen=True)
+class Place:
+    """A residual branch's place in its net.
+
+    Attributes:
+        index: number of the branch in its stack, from 1.
+        total: number of branches in the stack.
+        layers: linear layers that the branch's values pass.
+        stack: ``encoder`` or ``decoder`` of a Transformer; ``body`` of a vision net, which is one stack.
+        encoders, decoders: layers of a Transformer's stacks; 0 for vision nets.
+    """
+
+    index: int
+    total: int
+    layers: int
+    stack: str = "body"
+    encoders: int = 0
+    decoders: int = 0
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Base of all schemes.
+
+    Attributes:
+        name: value of ``scheme=`` that chooses it.
+        needs_weights: whether a net of it starts from weights only.
+        normalized: whether its nets contain normalization layers, so that feature maps have power near 1 at init.
+        residual_options: options that mean something only in nets with residual branches.
+        registered: schemes of this kind by name, filled by ``register_scheme``.
+    """
+
+    name: ClassVar[str]
+    needs_weights: ClassVar[bool] = False
+    normalized: ClassVar[bool] = False
+    residual_options: ClassVar[tuple[str, ...]] = ()
+    registered: ClassVar[dict[str, type[Any]]]
+
+    def join(self, place: Place, channels: int) -> Join:
+        """The join of trunk and branch.
+
+        Args:
+            place: place of the branch.
+            channels: channels of the trunk after it.
+        """
+        return PlainJoin()
+
+
+SchemeClass = TypeVar("SchemeClass", bound=type[Scheme])
+
+
+def register_scheme(cls: SchemeClass) -> SchemeClass:
+    """Adds a scheme to the table of its kind, ``VISION_SCHEMES`` or ``TEXT_SCHEMES``; usable as a decorator.
+
+    Returns:
+        The class itself.
+
+    Raises:
+        ZooError: a class that is no frozen dataclass of a kind, or a name that another scheme has.
+    """
+    if not hasattr(cls, "registered"):
+        raise ZooError(f"scheme {cls.__name__}: must derive from VisionScheme or TextScheme")
+    if "__dataclass_fields__" not in vars(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ZooError(f"scheme {cls.__name__}: must be a frozen dataclass; write @dataclass(frozen=True) above it")
+    if without := [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]:
+        raise ZooError(f"scheme {cls.__name__}: option {without[0]!r} must have a default")
+    if cls.name in cls.registered:
+        raise ZooError(f"scheme {cls.__name__}: the name {cls.name!r} is registered already; choose another")
+    cls.registered[cls.name] = cls
+    return cls
