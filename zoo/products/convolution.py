@@ -11,21 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zoo.products.common import (
-    Needed,
-    Scale,
-    add_outer,
-    autocast_dtype,
-    dot,
-    in_autograd,
-    multiply_in_place,
-    multiply_unless_one,
-    pre_bias_gradient,
-    product_bias,
-    save_inputs,
-    saved_inputs,
-    through_scaled_weight,
-)
+from zoo.products import common
+from zoo.products.common import Needed, Scale, multiply_unless_one
 from zoo.products.pooling import pooled, pooled_backward
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -90,7 +77,7 @@ def biased_product(
             [12., 18., 12.],
             [ 8., 12.,  8.]])
     """
-    dtype = autocast_dtype(x)
+    dtype = common.autocast_dtype(x)
     if dtype is None:
         return _dispatch(_Inputs(x, weight, pre_bias, bias, scale, input_scale, pool, geometry, weight.dtype))
     with torch.autocast(x.device.type, enabled=False):
@@ -101,7 +88,7 @@ def _dispatch(inputs: _Inputs) -> Tensor:
     """Compute the product in the form that suits a compiler, eager autograd, or all others."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return _product_to_compile(inputs)
-    return _Product.apply(*inputs) if in_autograd() else _product(inputs)
+    return _Product.apply(*inputs) if common.in_autograd() else _product(inputs)
 
 
 def _shift_in_forward(x: Tensor, weight: Tensor, scale: Scale, geometry: Geometry) -> bool:
@@ -138,7 +125,7 @@ def _product(inputs: _Inputs) -> Tensor:
     if shift:
         x = _shifted(x, pre_bias, scale_of_x, input_scale)
     else:
-        folded = product_bias(weight, pre_bias, geometry.groups)  # (O,)
+        folded = common.product_bias(weight, pre_bias, geometry.groups)  # (O,)
         beta = folded if beta is None else folded + beta
     kernel = multiply_unless_one(weight, scale_of_weight)
     if beta is not None:
@@ -207,12 +194,12 @@ class _Product(torch.autograd.Function):
     # One forward with ctx: torch takes 18 microseconds more for a forward without it and setup_context.
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        save_inputs(ctx, *inputs)
+        common.save_inputs(ctx, *inputs)
         return _product(_Inputs(*inputs))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        inputs, need = _Inputs(*saved_inputs(ctx)), Needed(*ctx.needs_input_grad[:5])
+        inputs, need = _Inputs(*common.saved_inputs(ctx)), Needed(*ctx.needs_input_grad[:5])
         full_x, weight, scale, pool = inputs.x, inputs.weight, inputs.scale, inputs.pool
         if pool:
             inputs = inputs._replace(x=pooled(full_x, pool))
@@ -245,10 +232,10 @@ def _fold_backward(inputs: _Inputs, grad: Tensor, need: Needed) -> tuple[Any, ..
     weight, pre_bias, scale, groups = inputs.weight, inputs.pre_bias, inputs.scale, inputs.geometry.groups
     grad_x, grad_kernel = _bare_backward(inputs, grad, inputs.x, scale, need.x, need.weight or need.scale)
     grad_beta = _sum(inputs, grad)
-    grad_pre_bias = multiply_unless_one(pre_bias_gradient(weight, grad_beta, groups), scale)
+    grad_pre_bias = multiply_unless_one(common.pre_bias_gradient(weight, grad_beta, groups), scale)
     if grad_kernel is not None:
-        grad_kernel = add_outer(grad_kernel, grad_beta, pre_bias, groups)  # G + u b^T
-    grad_weight, grad_scale = through_scaled_weight(grad_kernel, grad_beta, weight, inputs.bias, scale, need)
+        grad_kernel = common.add_outer(grad_kernel, grad_beta, pre_bias, groups)  # G + u b^T
+    grad_weight, grad_scale = common.through_scaled_weight(grad_kernel, grad_beta, weight, inputs.bias, scale, need)
     return grad_x, grad_weight, grad_pre_bias, grad_beta, grad_scale
 
 
@@ -259,7 +246,7 @@ def _shift_backward(inputs: _Inputs, grad: Tensor, need: Needed) -> tuple[Any, .
     grad_h, grad_kernel = _bare_backward(inputs, grad, h, scale, need.x or need.pre_bias, need.weight or need.scale)
     grad_beta = _sum(inputs, grad) if need.bias or (need.scale and bias is not None) else None
     grad_pre_bias = _sum(inputs, grad_h) if need.pre_bias else None
-    grad_weight, grad_scale = through_scaled_weight(grad_kernel, grad_beta, weight, bias, scale, need)
+    grad_weight, grad_scale = common.through_scaled_weight(grad_kernel, grad_beta, weight, bias, scale, need)
     return grad_h, grad_weight, grad_pre_bias, grad_beta, grad_scale
 
 
@@ -274,11 +261,11 @@ def _scaled_shift_backward(inputs: _Inputs, grad: Tensor, need: Needed) -> tuple
     if need.pre_bias or need.scale:
         grad_shift = _sum(inputs, grad_h)
         if need.scale:
-            grad_scale = dot(x, grad_h) + torch.dot(grad_shift, pre_bias)
+            grad_scale = common.dot(x, grad_h) + torch.dot(grad_shift, pre_bias)
             if bias is not None:
                 grad_scale = grad_scale + torch.dot(grad_beta, bias)
         grad_pre_bias = multiply_unless_one(grad_shift, scale)
-    grad_x = multiply_in_place(grad_h, scale) if need.x else None  # last: it may overwrite grad_h
+    grad_x = common.multiply_in_place(grad_h, scale) if need.x else None  # last: it may overwrite grad_h
     return grad_x, grad_weight, grad_pre_bias, grad_beta, grad_scale
 
 

@@ -12,19 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zoo.products.common import (
-    Needed,
-    Scale,
-    add_outer,
-    autocast_dtype,
-    in_autograd,
-    multiply_unless_one,
-    pre_bias_gradient,
-    product_bias,
-    save_inputs,
-    saved_inputs,
-    through_scaled_weight,
-)
+from zoo.products import common
+from zoo.products.common import Needed, Scale, multiply_unless_one
 
 Sections = tuple[int, ...]
 
@@ -58,7 +47,7 @@ def biased_linear(
     >>> biased_linear(x, weight, pre_bias, None, scale=0.5)  # 0.5 * (3 * (1 + 10) + 4 * (2 + 20))
     tensor([[60.5000]])
     """
-    dtype = autocast_dtype(x)
+    dtype = common.autocast_dtype(x)
     if dtype is None:
         return _dispatch(x, weight, pre_bias, bias, scale, input_scale, sections, weight.dtype)
     with torch.autocast(x.device.type, enabled=False):
@@ -67,7 +56,7 @@ def biased_linear(
 
 def _dispatch(*inputs: Any) -> Tensor:
     """Compute ``_linear`` with the backward of this module where autograd runs eagerly, else as it is."""
-    return _Linear.apply(*inputs) if in_autograd() else _linear(*inputs)
+    return _Linear.apply(*inputs) if common.in_autograd() else _linear(*inputs)
 
 
 def _linear(
@@ -94,8 +83,8 @@ def _linear(
 def folded_bias(weight: Tensor, pre_bias: Tensor, sections: Sections = ()) -> Tensor:
     """Return W b: (O, I) and (I,), or (number of sections, I), -> (O,)."""
     if not sections:
-        return product_bias(weight, pre_bias)
-    return torch.cat([product_bias(part, b) for part, b in zip(weight.split(sections), pre_bias, strict=True)])
+        return common.product_bias(weight, pre_bias)
+    return torch.cat([common.product_bias(part, b) for part, b in zip(weight.split(sections), pre_bias, strict=True)])
 
 
 class _Linear(torch.autograd.Function):
@@ -103,13 +92,13 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        save_inputs(ctx, *inputs)
+        common.save_inputs(ctx, *inputs)
         return _linear(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Return the gradients: the row "fold" of the table in ``zoo.products.convolution``, with h = x as a matrix."""
-        x, weight, pre_bias, bias, scale, input_scale, sections, dtype = saved_inputs(ctx)
+        x, weight, pre_bias, bias, scale, input_scale, sections, dtype = common.saved_inputs(ctx)
         need = Needed(*ctx.needs_input_grad[:5])
         grad = grads[0].reshape(-1, weight.shape[0])  # (..., O) -> (rows, O)
         kernel = multiply_unless_one(weight, scale)
@@ -126,22 +115,22 @@ class _Linear(torch.autograd.Function):
             # W's gradient before the scale, through W x and through W b
             grad_weight = (grad.t() @ x.reshape(-1, weight.shape[1])).to(weight.dtype)  # (O, I)
             grad_weight = _add_outer(grad_weight, grad_beta, pre_bias, sections)
-            grad_weight, grad_scale = through_scaled_weight(grad_weight, grad_beta, weight, bias, scale, need)
+            grad_weight, grad_scale = common.through_scaled_weight(grad_weight, grad_beta, weight, bias, scale, need)
         return grad_x, grad_weight if need.weight else None, grad_pre_bias, grad_bias, grad_scale, None, None, None
 
 
 def _add_outer(grad_weight: Tensor, grad: Tensor, pre_bias: Tensor, sections: Sections) -> Tensor:
     """``common.add_outer`` for each section."""
     if not sections:
-        return add_outer(grad_weight, grad, pre_bias)
+        return common.add_outer(grad_weight, grad, pre_bias)
     parts = zip(grad_weight.split(sections), grad.split(sections), pre_bias, strict=True)
-    sums = [add_outer(*part) for part in parts]
+    sums = [common.add_outer(*part) for part in parts]
     return torch.cat(sums) if torch.is_grad_enabled() else grad_weight  # without grad mode the parts changed in place
 
 
 def _pre_bias_gradient(weight: Tensor, grad: Tensor, sections: Sections) -> Tensor:
     """``common.pre_bias_gradient`` for each section: (O, I) and (O,) -> (I,), or (number of sections, I)."""
     if not sections:
-        return pre_bias_gradient(weight, grad)
+        return common.pre_bias_gradient(weight, grad)
     parts = zip(weight.split(sections), grad.split(sections), strict=True)
-    return torch.stack([pre_bias_gradient(*part) for part in parts])
+    return torch.stack([common.pre_bias_gradient(*part) for part in parts])
