@@ -1,0 +1,136 @@
+"""What convolutions and linear layers share: when to use the own backward, what it saves, and the algebra of W b.
+
+No helper launches an operation that its result does not need: factors of 1 are skipped, kernels of one position are
+viewed as matrices, and gradients are changed in place unless they are to be differentiated again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Scale = Tensor | float | None
+
+
+class Needed(NamedTuple):
+    """Whether autograd asks for the gradient of each input."""
+
+    x: bool
+    weight: bool
+    pre_bias: bool
+    bias: bool
+    scale: bool
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return the dtype in which autocast computes products of x (float64 for float64), None if autocast is off."""
+    device = x.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return None
+    return torch.get_autocast_dtype(device) if x.dtype != torch.float64 else x.dtype
+
+
+def in_autograd() -> bool:
+    """Return whether autograd records eager operations, so that a backward of our own is used.
+
+    Compilers, exporters and functorch get ordinary operations, which they differentiate or convert themselves.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return not (torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active())
+
+
+def save_inputs(
+    ctx: Any, x: Tensor, weight: Tensor, pre_bias: Tensor, bias: Tensor | None, scale: Scale, *options: Any
+) -> None:
+    """Save the inputs of a forward for backward; ``options`` are those that are not tensors."""
+    is_tensor = isinstance(scale, Tensor)
+    ctx.save_for_backward(x, weight, pre_bias, bias, scale if is_tensor else None)
+    ctx.scale, ctx.options = None if is_tensor else scale, options
+
+
+def saved_inputs(ctx: Any) -> tuple[Any, ...]:
+    """Return what ``save_inputs`` saved, in the same order."""
+    *tensors, scale = ctx.saved_tensors
+    return *tensors, ctx.scale if scale is None else scale, *ctx.options
+
+
+def product_bias(weight: Tensor, pre_bias: Tensor, groups: int = 1) -> Tensor:
+    """Return W b for each output channel: (O, I/groups, *kernel) and (I,) -> (O,)."""
+    matrix = _sum_positions(weight)  # (O, I/groups)
+    if groups == 1:
+        return torch.mv(matrix, pre_bias)
+    return torch.bmm(matrix.view(groups, -1, matrix.shape[1]), pre_bias.view(groups, -1, 1)).flatten()
+
+
+def pre_bias_gradient(weight: Tensor, grad: Tensor, groups: int = 1) -> Tensor:
+    """Return the gradient (I,) of b, given the gradient (O,) of W b."""
+    matrix = _sum_positions(weight)  # (O, I/groups)
+    if groups == 1:
+        return torch.mv(matrix.t(), grad)
+    return (matrix.view(groups, -1, matrix.shape[1]) * grad.view(groups, -1, 1)).sum(1).flatten()
+
+
+def add_outer(grad_weight: Tensor, grad: Tensor, pre_bias: Tensor, groups: int = 1) -> Tensor:
+    """Add to W's gradient (O, I/groups, *kernel) what reaches W through W b, given the gradient (O,) of W b.
+
+    That is grad b^T, the same at every position of the kernel.
+    """
+    in_place = not torch.is_grad_enabled()
+    if grad_weight.ndim == 2 and groups == 1:
+        return grad_weight.addr_(grad, pre_bias) if in_place else grad_weight.addr(grad, pre_bias)
+    matrix_shape, positions = grad_weight.shape[:2], grad_weight.shape[2:]
+    if groups == 1 and positions.numel() == 1:
+        return add_outer(grad_weight.view(matrix_shape), grad, pre_bias).view(grad_weight.shape)
+    outer = (grad.view(groups, -1, 1) * pre_bias.view(groups, 1, -1)).view(matrix_shape)
+    outer = outer.view(*matrix_shape, *[1] * len(positions))
+    return grad_weight.add_(outer) if in_place else grad_weight + outer
+
+
+def through_scaled_weight(
+    grad_kernel: Any, grad_beta: Any, weight: Tensor, bias: Tensor | None, scale: Scale, need: Needed
+) -> tuple[Any, Any]:
+    """Return the gradients of W and of the scale, given ``grad_kernel`` of scale * W and ``grad_beta`` of the bias.
+
+    With y = scale * (W x + bias), ``grad_beta`` is taken before the scale. What is not needed may be None.
+    """
+    grad_scale = None
+    if need.scale:
+        grad_scale = dot(weight, grad_kernel)
+        if bias is not None:
+            grad_scale = grad_scale + torch.dot(grad_beta, bias)
+    if scale is not None and need.weight:
+        grad_kernel = multiply_in_place(grad_kernel, scale)
+    return grad_kernel, grad_scale
+
+
+def _sum_positions(weight: Tensor) -> Tensor:
+    """(O, I, *kernel) -> (O, I): sum over the positions of the kernel; a view if there is one position."""
+    if weight.ndim == 2:
+        return weight
+    if weight.shape[2:].numel() == 1:
+        return weight.view(weight.shape[:2])
+    return weight.sum(tuple(range(2, weight.ndim)))
+
+
+def per_channel(bias: Tensor, x: Tensor) -> Tensor:
+    """(C,) -> (C, 1, ...), which broadcasts over the positions of x (N, C, *positions), in x's dtype."""
+    return bias.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
+
+
+def multiply_unless_one(tensor: Tensor, scale: Scale) -> Tensor:
+    """Return tensor * scale; if scale is None or the number 1, the tensor itself."""
+    return tensor if scale is None or (isinstance(scale, float) and scale == 1) else tensor * scale
+
+
+def multiply_in_place(grad: Tensor, scale: Tensor | float) -> Tensor:
+    """Return grad * scale, in place unless the gradient is to be differentiated again."""
+    return grad * scale if torch.is_grad_enabled() else grad.mul_(scale)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of a * b, without a copy if both have the same order in memory."""
+    order = sorted(range(a.ndim), key=a.stride, reverse=True)
+    return torch.dot(a.permute(order).flatten(), b.permute(order).flatten())

@@ -1,0 +1,289 @@
+"""Convolutions with the bias before the product: y = scale * (W pad(x + b) + bias), by *fold* or by *shift*.
+
+Fold, shift and the reason for both are in ``zoo.products``; the gradients are derived at ``_Product``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.products import common
+from zoo.products.common import Needed, Scale, multiply_unless_one
+from zoo.products.pooling import pooled, pooled_backward
+
+_convolution_backward = torch.ops.aten.convolution_backward.default
+
+
+class Geometry(NamedTuple):
+    """How a convolution moves over its input: one number for each spatial dimension, and the number of groups."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+class _Inputs(NamedTuple):
+    """The arguments of ``biased_product``, and the dtype in which the product is computed."""
+
+    x: Tensor
+    weight: Tensor
+    pre_bias: Tensor
+    bias: Tensor | None
+    scale: Scale
+    input_scale: float
+    pool: tuple[int, ...]
+    geometry: Geometry
+    dtype: torch.dtype
+
+
+def biased_product(
+    x: Tensor,
+    weight: Tensor,
+    pre_bias: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    *,
+    scale: Scale = None,
+    input_scale: float = 1.0,
+    pool: tuple[int, ...] = (),
+) -> Tensor:
+    """Return the convolution scale * (W pad(x + input_scale * pre_bias) + input_scale * bias).
+
+    Backward saves x and the parameters only. Under autocast the product has autocast's dtype; W b and scale * W are
+    computed in the dtype of the parameters.
+
+    Args:
+        x: input, (N, I, *positions).
+        weight: W, (O, I/groups, *kernel).
+        pre_bias: bias before the product, (I,).
+        bias: bias after the product, (O,), or None.
+        geometry: stride, padding, dilation and groups of the convolution.
+        scale: number or 0-D tensor that is multiplied into the weights; None for 1.
+        input_scale: factor s on both biases, for an input that is s times the x of M7 (docs/method.md, M11).
+        pool: size of the windows over which x is averaged before the bias is added, one number for each spatial
+            dimension (``zoo.products.pooled``); () for none. Backward computes the means again.
+
+    Returns:
+        The output, (N, O, *positions).
+
+    >>> x, weight, pre_bias = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3), torch.tensor([1.0])
+    >>> biased_product(x, weight, pre_bias, None, Geometry((1, 1), (1, 1), (1, 1), 1))[0, 0]  # 2 per position inside
+    tensor([[ 8., 12.,  8.],
+            [12., 18., 12.],
+            [ 8., 12.,  8.]])
+    """
+    dtype = common.autocast_dtype(x)
+    if dtype is None:
+        return _dispatch(_Inputs(x, weight, pre_bias, bias, scale, input_scale, pool, geometry, weight.dtype))
+    with torch.autocast(x.device.type, enabled=False):
+        return _dispatch(_Inputs(x.to(dtype), weight, pre_bias, bias, scale, input_scale, pool, geometry, dtype))
+
+
+def _dispatch(inputs: _Inputs) -> Tensor:
+    """Compute the product in the form that suits a compiler, eager autograd, or all others."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return _product_to_compile(inputs)
+    return _Product.apply(*inputs) if common.in_autograd() else _product(inputs)
+
+
+def _shift_in_forward(x: Tensor, weight: Tensor, scale: Scale, geometry: Geometry) -> bool:
+    """Return whether forward shifts: it must if there is padding, else it does if that moves less memory than fold.
+
+    Shift reads and writes x. Fold reads W once, and reads and writes it before that if there is a scale.
+    """
+    if any(geometry.padding):
+        return True
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False  # the graph must not depend on the size of x
+    return 2 * x.numel() <= (1 if scale is None else 3) * weight.numel()
+
+
+def _shift_in_backward(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Return whether backward shifts: it must if there is padding, else it does if that moves less memory than fold.
+
+    Shift reads and writes x, and reads x's gradient to sum it. Fold reads W, reads and writes W's gradient, and reads
+    y's gradient to sum it.
+    """
+    if any(geometry.padding):
+        return True
+    y = x.numel() * weight.shape[0] // (weight.shape[1] * geometry.groups * math.prod(geometry.stride))
+    return 3 * x.numel() <= 3 * weight.numel() + y
+
+
+def _product(inputs: _Inputs) -> Tensor:
+    """Compute the product with ordinary operations, by fold or by shift (docs/method.md, M9)."""
+    x, weight, pre_bias, beta, scale, input_scale, pool, geometry, dtype = inputs
+    x = pooled(x, pool)
+    shift = _shift_in_forward(x, weight, scale, geometry)
+    # shift multiplies the scale in the pass that adds b, but never rounds it to an x of less precision (autocast)
+    scale_of_x, scale_of_weight = (scale, None) if shift and x.dtype == weight.dtype else (None, scale)
+    if shift:
+        x = _shifted(x, pre_bias, scale_of_x, input_scale)
+    else:
+        folded = common.product_bias(weight, pre_bias, geometry.groups)  # (O,)
+        beta = folded if beta is None else folded + beta
+    kernel = multiply_unless_one(weight, scale_of_weight)
+    if beta is not None:
+        beta = multiply_unless_one(multiply_unless_one(beta, input_scale), scale).to(dtype)
+    return _convolution(x, kernel.to(dtype), beta, geometry)
+
+
+def _product_to_compile(inputs: _Inputs) -> Tensor:
+    """Compute the product with all of the bias after it, where a compiler joins the addition to the ReLU that follows.
+
+    With padding, W pad(b) depends on the position, through the part of the kernel that lies on the padding. It is the
+    same for all images: one convolution over a single channel of ones.
+    """
+    x, weight, pre_bias, bias, scale, input_scale, pool, geometry, dtype = inputs
+    x = pooled(x, pool)
+    kernel = multiply_unless_one(weight, scale)
+    ones = [1] * len(geometry.stride)
+    # what each kernel position adds where it does not lie on the padding: its part of W b
+    by_group = kernel.view(geometry.groups, -1, *kernel.shape[1:])  # (groups, O/groups, I/groups, *kernel)
+    b = multiply_unless_one(pre_bias, input_scale).view(geometry.groups, 1, -1, *ones)  # (groups, 1, I/groups, 1, ...)
+    beta = (by_group * b).sum(2).view(kernel.shape[0], 1, *kernel.shape[2:])  # (O, 1, *kernel)
+    if any(geometry.padding):
+        image = torch.ones(1, 1, *x.shape[2:], dtype=weight.dtype, device=x.device)
+        beta = _convolution(image, beta, None, geometry._replace(groups=1))  # (1, O, *positions of y)
+    else:
+        beta = beta.flatten(1).sum(1).view(-1, *ones)  # (O, 1, ...)
+    if bias is not None:
+        beta = beta + multiply_unless_one(multiply_unless_one(bias, input_scale), scale).view(-1, *ones)
+    return _convolution(x, kernel.to(dtype), None, geometry) + beta.to(dtype)
+
+
+def _convolution(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    return torch.convolution(x, kernel, bias, stride, padding, dilation, False, [0] * len(stride), groups)
+
+
+def _shifted(x: Tensor, pre_bias: Tensor, scale: Scale, input_scale: float) -> Tensor:
+    """Return scale * (x + input_scale * pre_bias), in one pass over x (N, I, *positions)."""
+    bias = pre_bias.view(-1, *[1] * (x.ndim - 2))
+    if scale is None:
+        return torch.add(x, bias.to(x.dtype), alpha=input_scale)
+    bias = multiply_unless_one(multiply_unless_one(bias, input_scale), scale).to(x.dtype)
+    if isinstance(scale, float):
+        return torch.add(bias, x, alpha=scale)
+    return torch.addcmul(bias, x, scale)
+
+
+class _Product(torch.autograd.Function):
+    """``_product`` with a backward that saves only the inputs. It can be differentiated twice.
+
+    y = s (W * pad(x + i b) + i beta), with i for ``input_scale`` and s for ``scale``. Backward computes it as a bare
+    product K * h, to which autograd's own convolution backward gives the gradients H of h (N, I, *positions) and
+    G of K (O, I/groups, *kernel). With u = i sum(dL/dy) over batch and positions, (O,):
+
+    =================  ===========  ===  =====  ===============  ============  ===================================
+    way                h            K    dL/dx  dL/dW            dL/db         dL/ds
+    =================  ===========  ===  =====  ===============  ============  ===================================
+    fold               x            s W  H      s (G + u b^T)    s W^T u       <W, G + u b^T> + <u, beta>
+    shift, scale on W  x + i b      s W  H      s G              i sum(H)      <W, G> + <u, beta>
+    shift, scale on x  s (x + i b)  W    s H    G                s i sum(H)    <x, H> + <b, i sum(H)> + <u, beta>
+    =================  ===========  ===  =====  ===============  ============  ===================================
+
+    dL/dbeta is s u in all rows. u b^T is the same at every kernel position, and W^T u sums over them.
+    """
+
+    # One forward with ctx: torch takes 18 microseconds more for a forward without it and setup_context.
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        common.save_inputs(ctx, *inputs)
+        return _product(_Inputs(*inputs))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        inputs, need = _Inputs(*common.saved_inputs(ctx)), Needed(*ctx.needs_input_grad[:5])
+        full_x, weight, scale, pool = inputs.x, inputs.weight, inputs.scale, inputs.pool
+        if pool:
+            inputs = inputs._replace(x=pooled(full_x, pool))
+        x = inputs.x
+        # shift multiplies the scale into the smaller of x and W, but never into an x of less precision than W
+        if not _shift_in_backward(x, weight, inputs.geometry):
+            backward = _fold_backward
+        elif scale is None or x.dtype != weight.dtype or 2 * x.numel() > 3 * weight.numel():
+            backward = _shift_backward
+        else:
+            backward = _scaled_shift_backward
+        grad_x, grad_weight, grad_pre_bias, grad_beta, grad_scale = backward(inputs, grads[0], need)
+        if need.x and pool:
+            grad_x = pooled_backward(grad_x, full_x, pool)
+        return (
+            grad_x if need.x else None,
+            grad_weight if need.weight else None,
+            grad_pre_bias if need.pre_bias else None,
+            multiply_unless_one(grad_beta, scale) if need.bias else None,
+            grad_scale,
+            *[None] * 4,
+        )
+
+
+# Each way returns dL/dx, dL/dW, dL/db, u and dL/ds; a gradient that is not needed is None or ignored.
+
+
+def _fold_backward(inputs: _Inputs, grad: Tensor, need: Needed) -> tuple[Any, ...]:
+    """Compute the row "fold" of the table at ``_Product``; u is always needed."""
+    weight, pre_bias, scale, groups = inputs.weight, inputs.pre_bias, inputs.scale, inputs.geometry.groups
+    grad_x, grad_kernel = _bare_backward(inputs, grad, inputs.x, scale, need.x, need.weight or need.scale)
+    grad_beta = _sum(inputs, grad)
+    grad_pre_bias = multiply_unless_one(common.pre_bias_gradient(weight, grad_beta, groups), scale)
+    if grad_kernel is not None:
+        grad_kernel = common.add_outer(grad_kernel, grad_beta, pre_bias, groups)  # G + u b^T
+    grad_weight, grad_scale = common.through_scaled_weight(grad_kernel, grad_beta, weight, inputs.bias, scale, need)
+    return grad_x, grad_weight, grad_pre_bias, grad_beta, grad_scale
+
+
+def _shift_backward(inputs: _Inputs, grad: Tensor, need: Needed) -> tuple[Any, ...]:
+    """Compute the row "shift, scale on W" of the table at ``_Product``."""
+    weight, bias, scale, input_scale = inputs.weight, inputs.bias, inputs.scale, inputs.input_scale
+    h = _shifted(inputs.x, inputs.pre_bias, None, input_scale)
+    grad_h, grad_kernel = _bare_backward(inputs, grad, h, scale, need.x or need.pre_bias, need.weight or need.scale)
+    grad_beta = _sum(inputs, grad) if need.bias or (need.scale and bias is not None) else None
+    grad_pre_bias = _sum(inputs, grad_h) if need.pre_bias else None
+    grad_weight, grad_scale = common.through_scaled_weight(grad_kernel, grad_beta, weight, bias, scale, need)
+    return grad_h, grad_weight, grad_pre_bias, grad_beta, grad_scale
+
+
+def _scaled_shift_backward(inputs: _Inputs, grad: Tensor, need: Needed) -> tuple[Any, ...]:
+    """Compute the row "shift, scale on x" of the table at ``_Product``."""
+    x, pre_bias, bias, scale = inputs.x, inputs.pre_bias, inputs.bias, inputs.scale
+    assert scale is not None
+    h = _shifted(x, pre_bias, scale, inputs.input_scale)
+    grad_h, grad_weight = _bare_backward(inputs, grad, h, None, need.x or need.pre_bias or need.scale, need.weight)
+    grad_beta: Any = _sum(inputs, grad) if need.bias or (need.scale and bias is not None) else None
+    grad_pre_bias = grad_scale = None
+    if need.pre_bias or need.scale:
+        grad_shift = _sum(inputs, grad_h)
+        if need.scale:
+            grad_scale = common.dot(x, grad_h) + torch.dot(grad_shift, pre_bias)
+            if bias is not None:
+                grad_scale = grad_scale + torch.dot(grad_beta, bias)
+        grad_pre_bias = multiply_unless_one(grad_shift, scale)
+    grad_x = common.multiply_in_place(grad_h, scale) if need.x else None  # last: it may overwrite grad_h
+    return grad_x, grad_weight, grad_pre_bias, grad_beta, grad_scale
+
+
+def _bare_backward(
+    inputs: _Inputs, grad: Tensor, h: Tensor, scale: Scale, need_h: bool, need_kernel: bool
+) -> tuple[Any, Any]:
+    """Return the gradients H and G of K * h, K = scale * W; None for what is not needed."""
+    stride, padding, dilation, groups = inputs.geometry
+    kernel = multiply_unless_one(inputs.weight, scale).to(inputs.dtype)
+    # no gradient of a bias: oneDNN takes 2.2 ms for it where the separate sum takes 1.0 ms (docs/performance.md)
+    mask = [need_h, need_kernel, False]
+    grad_h, grad_kernel, _ = _convolution_backward(
+        grad, h, kernel, None, stride, padding, dilation, False, [0] * len(stride), groups, mask
+    )
+    return grad_h, None if grad_kernel is None else grad_kernel.to(inputs.weight.dtype)
+
+
+def _sum(inputs: _Inputs, grad: Tensor) -> Tensor:
+    """Return i sum(grad) over batch and positions: (N, C, *positions) -> (C,), in the dtype of the parameters."""
+    total = grad.sum((0, *range(2, grad.ndim)), dtype=inputs.weight.dtype)
+    return multiply_unless_one(total, inputs.input_scale)
