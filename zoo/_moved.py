@@ -15,14 +15,14 @@ from typing import Any
 MOVED: dict[str, tuple[str, ...]] = {
     "zoo.backbone": ("zoo.nets.base",),
     "zoo.checkpoint": ("zoo.weights", "zoo.transforms", "zoo.files"),
-    "zoo.functional": ("zoo.products",),
-    "zoo.linear": ("zoo.products",),
+    "zoo.functional": ("zoo.products", "zoo.products.convolution", "zoo.products.common"),
+    "zoo.linear": ("zoo.products.linear", "zoo.products.common"),
     "zoo.rescale": ("zoo.method", "zoo.calibration"),
     "zoo.residual": ("zoo.nets.residual",),
     "zoo.resnet": ("zoo.nets.resnet",),
     "zoo.resnet3d": ("zoo.nets.resnet3d",),
     "zoo.transformer": ("zoo.nets.transformer",),
-    "zoo.transformer_schemes": ("zoo.schemes.text", "zoo.joins"),
+    "zoo.transformer_schemes": ("zoo.schemes.text", "zoo.schemes.base", "zoo.joins"),
     "zoo.vgg": ("zoo.nets.vgg",),
 }
 

@@ -62,19 +62,19 @@ def test_nets_hold_the_formulas(name, options):
     c = options.get("c", len(blocks))
     for i, block in enumerate(blocks):
         k = i + options.get("first_index", 1)
-        n = len(block.branch_layers)
+        branch = block.branch_layers()
         alpha, beta = math.sqrt((k - 1 + c) / (k + c)), math.sqrt(1 / (k + c))
         assert block.join.alpha == alpha
         if options.get("multiplier", True):
             assert block.join.scale == 1 / math.sqrt(c)
             assert block.join.multiplier.item() == 1
-            factor = ((k + c) / c) ** (-1 / (2 * n))
+            factor = ((k + c) / c) ** (-1 / (2 * len(branch)))
         else:
             assert block.join.scale == beta
             assert block.join.multiplier is None
             factor = 1.0
-        for layer in block.branch_layers:
-            weight = getattr(block, layer).weight
+        for layer in branch:
+            weight = layer.weight
             expected = factor * math.sqrt(2 / weight[0].numel())
             # the standard error of a standard deviation from n samples is sigma / sqrt(2 n); 5 of them
             assert weight.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * weight.numel()))
@@ -104,8 +104,8 @@ def block_ratios(model, x):
 
     def record(block, args, output):
         if block.downsample is None:
-            held = (block.join.after / block.join.before) ** 2  # of the trunk, which is not in the nominal net
-            ratios.append((output.square().mean() / args[0].square().mean() / held).item())
+            scale = (block.join.scale_out / block.join.scale_in) ** 2  # of the trunk, which the formulas do not have
+            ratios.append((output.square().mean() / args[0].square().mean() / scale).item())
 
     for module in model.modules():
         if hasattr(module, "branch_layers"):

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import zoo.products as functional
 from tests.helpers.products import naive
 from zoo import layers
+from zoo.products import convolution
 
 
 @st.composite
@@ -53,11 +53,11 @@ def test_every_way_equals_the_naive_formula(product, way):
     with pytest.MonkeyPatch.context() as patch:
         if way in ("shift", "fold"):
             chosen = way == "shift"
-            patch.setattr(functional, "_shift_in_forward", lambda x, w, s, g: chosen or any(g.padding))
-            patch.setattr(functional, "_shift_in_backward", lambda x, w, g: chosen or any(g.padding))
+            patch.setattr(convolution, "_shift_in_forward", lambda x, w, s, g: chosen or any(g.padding))
+            patch.setattr(convolution, "_shift_in_backward", lambda x, w, g: chosen or any(g.padding))
         elif way != "own":
-            formula = functional._product_to_compile if way == "compile" else functional._product
-            patch.setattr(functional, "_dispatch", formula)
+            formula = convolution._product_to_compile if way == "compile" else convolution._product
+            patch.setattr(convolution, "_dispatch", formula)
         ours = layer(x, scale)
         theirs = naive(layer, x, scale)
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
