@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.helpers.products import naive
-from zoo import layers
+from zoo import layers, method
 from zoo.layers import BiasedLinear, BiasedProjections
 
 CASES_2D = [(k, s, p, g, d) for k, s, p, g, d in itertools.product([1, 3, 7], [1, 2], [0, 1, 3], [1, 2], [1, 2])] + [
@@ -120,10 +120,10 @@ def test_string_padding_is_refused():
 def test_he_normal_fans():
     weight = torch.empty(256, 64, 3, 3)
     for mode, fan in (("fan_in", 64 * 9), ("fan_out", 256 * 9)):
-        std = layers.he_normal_(weight, gain=1.0, mode=mode, factor=3.0).std().item()
+        std = method.he_normal_(weight, gain=1.0, mode=mode, factor=3.0).std().item()
         assert std == pytest.approx(3 / fan**0.5, rel=0.02)
     with pytest.raises(ValueError, match="fan_avg"):
-        layers.he_normal_(weight, mode="fan_avg")
+        method.he_normal_(weight, mode="fan_avg")
 
 
 @pytest.mark.filterwarnings("ignore")
