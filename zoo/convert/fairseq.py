@@ -22,8 +22,8 @@ from zoo.errors import ZooError
 from zoo.nets.base import ModelConfig
 from zoo.nets.transformer import Transformer
 from zoo.registry import build_model, list_models, model_info
+from zoo.states import load_state
 from zoo.text import Vocabulary
-from zoo.weights import load_state
 
 PLUGIN = "rescale_transformer"
 _NATIVE = ("post_ln", "pre_ln")

@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.errors import ZooError
 from zoo.nets.base import Backbone
 from zoo.registry import create_model, list_models, model_info
-from zoo.weights import load_state
+from zoo.states import load_state
 
 Kernel = Literal["centre", "mean"]
 
@@ -42,8 +42,8 @@ def inflate(model: Backbone, name: str | None = None, *, kernel: Kernel = "centr
         if name not in list_models():
             raise ZooError(f"inflate: there is no I3D of {config.name}; give the name of a video net")
     info = model_info(name)
-    if info.takes != "clips":
-        raise ZooError(f"inflate: {name} takes {info.takes}; give the name of a video net")
+    if info.input_kind != "clips":
+        raise ZooError(f"inflate: {name} takes {info.input_kind}; give the name of a video net")
     known = {**info.options, **info.scheme_options[config.scheme]}
     left_out = sorted(set(config.options) - set(known))
     if left_out:

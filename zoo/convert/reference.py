@@ -12,7 +12,7 @@ from torch import Tensor
 from zoo.errors import WeightsError
 from zoo.nets.base import Backbone
 from zoo.registry import create_model, get_spec, model_info
-from zoo.weights import load_state
+from zoo.states import load_state
 
 # module of the reference -> parameter of ours; bias modules first, in both ResNets and VGG
 _RESNET_BIASES = {"addbias1": "stem.conv1.bias", "addbias2": "head_bias.bias"}

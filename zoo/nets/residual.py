@@ -18,6 +18,7 @@ from zoo.fold import Shift, Unscale, activation, folded_conv, needed_shift
 from zoo.joins import RescaledAdd, ResidualAdd
 from zoo.layers import _BiasedConvNd, _StemConvNd
 from zoo.nets.base import Backbone, FeatureLevel
+from zoo.options import free
 from zoo.products import clipped_window, pooled
 from zoo.schemes.vision import Branch, Extent, Scheme, dimensions
 
@@ -36,8 +37,8 @@ class Layout:
 
     shortcut: Literal["avgpool", "conv"] | None = None
     width: float = 1.0
-    drop_rate: float = 0.0
-    branch_drop_rate: float = 0.0
+    drop_rate: float = free(0.0)
+    branch_drop_rate: float = free(0.0)
 
     def __post_init__(self) -> None:
         if not self.width > 0:

@@ -16,6 +16,7 @@ from zoo.errors import ZooError
 from zoo.fold import Unscale, activation, folded_conv, folded_linear, needed_shift
 from zoo.layers import ChannelBias
 from zoo.nets.base import Backbone, FeatureLevel
+from zoo.options import free
 from zoo.schemes.vision import Scheme
 from zoo.specs import ModelSpec, register_model
 
@@ -34,7 +35,7 @@ class VGGConfig:
 
     depths: tuple[int, ...]
     width: float = 1.0
-    drop_rate: float = 0.5
+    drop_rate: float = free(0.5)
 
     def __post_init__(self) -> None:
         if not self.width > 0:
@@ -150,5 +151,15 @@ class VGG(Backbone):
 
 _PAPER = "https://arxiv.org/abs/1409.1556"
 
-register_model(ModelSpec("rescalevgg16", VGG, VGGConfig((2, 2, 3, 3, 3)), 1000, 224, 32, _PAPER))
-register_model(ModelSpec("rescalevgg19", VGG, VGGConfig((2, 2, 4, 4, 4)), 1000, 224, 32, _PAPER))
+for _name, _depths in {"rescalevgg16": (2, 2, 3, 3, 3), "rescalevgg19": (2, 2, 4, 4, 4)}.items():
+    register_model(
+        ModelSpec(
+            name=_name,
+            family=VGG,
+            layout=VGGConfig(_depths),
+            num_classes=1000,
+            input_size=224,
+            min_size=32,
+            paper=_PAPER,
+        )
+    )
