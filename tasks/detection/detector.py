@@ -47,7 +47,7 @@ def _split(name: str) -> tuple[str, str]:
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ZooError(f"unknown detector {name!r}: must be faster_rcnn_BACKBONE_fpn or mask_rcnn_BACKBONE_fpn")
+        raise ZooError(f"unknown detector {name!r}: faster_rcnn_BACKBONE_fpn and mask_rcnn_BACKBONE_fpn are known")
     if (kind := zoo.model_info(match[2]).input_kind) != "images":
         raise ZooError(f"{name}: {match[2]} takes {kind}, not images")
     return match[1], match[2]

@@ -184,7 +184,7 @@ def test_detectors_are_models_like_others():
     [
         ("mask_rcnn_rescalenet19_fpn", {}, r"unknown model 'rescalenet19' \(did you mean rescalenet18"),
         ("mask_rcnn_rescale_r3d_18_fpn", {}, "rescale_r3d_18 takes clips, not images"),
-        ("retina_rcnn_rescalenet18_fpn", {}, "unknown detector .* must be faster_rcnn_BACKBONE_fpn or"),
+        ("retina_rcnn_rescalenet18_fpn", {}, "unknown detector .*: faster_rcnn_BACKBONE_fpn and mask"),
         ("mask_rcn_rescalenet18_fpn", {}, r"unknown model .*\(did you mean mask_rcnn_rescalenet18_fpn"),
         ("mask_rcnn_rescalenet18_fpn", {"features_only": True}, "has no option 'features_only'"),
         ("mask_rcnn_rescalenet18_fpn", {"in_chans": 1}, "has no option 'in_chans'"),
