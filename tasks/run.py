@@ -64,25 +64,16 @@ def make_task(config: cfg.RunConfig) -> Task:
     return Classification(config)
 
 
-_TASKS: dict[type, str] = {
-    zoo.InputTransform: "classification",
-    zoo.DetectionTransform: "detection",
-    zoo.VideoTransform: "video",
-    zoo.TextTransform: "translation",
-}
+_TASKS = {"image": "classification", "detection": "detection", "video": "video", "text": "translation"}
 
 
 def task_of(entry: zoo.Weights) -> str:
-    """The task that weights are for: what they expect as input tells."""
-    return _TASKS[type(entry.transform)]
+    """The task that weights are for, by the kind of input that they expect."""
+    return _TASKS[entry.transform.kind]
 
 
 def load_model(entry: zoo.Weights) -> Any:
-    """The net that weights are of: a ``zoo.Backbone``, a ``zoo.Transformer``, or a detector."""
-    if task_of(entry) == "detection":
-        from tasks.detection.detector import create_detector
-
-        return create_detector(entry.config.name, entry.name)
+    """The model that weights are of: a ``zoo.Backbone``, a ``zoo.Transformer``, or a detector."""
     return zoo.create_model(entry.config.name, entry.name)
 
 

@@ -16,24 +16,48 @@ if TYPE_CHECKING:
     from zoo import convert
     from zoo.calibration import CalibrationReport, calibrate
     from zoo.errors import ExportError, WeightsError, ZooError
+    from zoo.families import Family, register_family
     from zoo.folding import fold
     from zoo.method import branch_statistics, coefficients
-    from zoo.nets.base import Backbone, FeatureExtractor, FeatureInfo, ModelConfig, param_groups
+    from zoo.nets.base import Backbone, FeatureExtractor, FeatureInfo, FeatureLevel, ModelConfig, Net, param_groups
     from zoo.nets.transformer import Transformer
-    from zoo.registry import ModelInfo, build_model, create_model, list_models, model_info
+    from zoo.options import free
+    from zoo.registry import build_model, create_model, list_models, model_info
+    from zoo.schemes import Place, TextScheme, VisionScheme, register_scheme
+    from zoo.specs import ModelInfo, ModelSpec, register_model
     from zoo.transforms import DetectionTransform, InputTransform, TextTransform, VideoTransform
-    from zoo.weights import Weights, get_weights, list_weights, save_weights
+    from zoo.weights import Source, Weights, get_weights, is_weights_name, list_weights, register_source, save_weights
 
-_MODULES = {
+_MODULES: dict[str, tuple[str, ...]] = {
     "zoo.calibration": ("CalibrationReport", "calibrate"),
     "zoo.errors": ("ExportError", "WeightsError", "ZooError"),
+    "zoo.families": ("Family", "register_family"),
     "zoo.folding": ("fold",),
     "zoo.method": ("branch_statistics", "coefficients"),
-    "zoo.nets.base": ("Backbone", "FeatureExtractor", "FeatureInfo", "ModelConfig", "param_groups"),
+    "zoo.nets.base": (
+        "Backbone",
+        "FeatureExtractor",
+        "FeatureInfo",
+        "FeatureLevel",
+        "ModelConfig",
+        "Net",
+        "param_groups",
+    ),
     "zoo.nets.transformer": ("Transformer",),
-    "zoo.registry": ("ModelInfo", "build_model", "create_model", "list_models", "model_info"),
+    "zoo.options": ("free",),
+    "zoo.registry": ("build_model", "create_model", "list_models", "model_info"),
+    "zoo.schemes": ("Place", "TextScheme", "VisionScheme", "register_scheme"),
+    "zoo.specs": ("ModelInfo", "ModelSpec", "register_model"),
     "zoo.transforms": ("DetectionTransform", "InputTransform", "TextTransform", "VideoTransform"),
-    "zoo.weights": ("Weights", "get_weights", "list_weights", "save_weights"),
+    "zoo.weights": (
+        "Source",
+        "Weights",
+        "get_weights",
+        "is_weights_name",
+        "list_weights",
+        "register_source",
+        "save_weights",
+    ),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -42,14 +66,22 @@ __all__ = [
     "CalibrationReport",
     "DetectionTransform",
     "ExportError",
+    "Family",
     "FeatureExtractor",
     "FeatureInfo",
+    "FeatureLevel",
     "InputTransform",
     "ModelConfig",
     "ModelInfo",
+    "ModelSpec",
+    "Net",
+    "Place",
+    "Source",
+    "TextScheme",
     "TextTransform",
     "Transformer",
     "VideoTransform",
+    "VisionScheme",
     "Weights",
     "WeightsError",
     "ZooError",
@@ -61,11 +93,17 @@ __all__ = [
     "convert",
     "create_model",
     "fold",
+    "free",
     "get_weights",
+    "is_weights_name",
     "list_models",
     "list_weights",
     "model_info",
     "param_groups",
+    "register_family",
+    "register_model",
+    "register_scheme",
+    "register_source",
     "save_weights",
 ]
 

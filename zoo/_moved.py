@@ -1,11 +1,11 @@
-"""Module paths of version 0.1.0: importing one of them gives the names that moved, with a ``DeprecationWarning``."""
+"""Names and module paths of version 0.1.0 that have moved: they still work, with a ``DeprecationWarning``."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -14,7 +14,7 @@ from typing import Any
 # old module -> modules that have its names now
 MOVED: dict[str, tuple[str, ...]] = {
     "zoo.backbone": ("zoo.nets.base",),
-    "zoo.checkpoint": ("zoo.weights", "zoo.transforms", "zoo.files"),
+    "zoo.checkpoint": ("zoo.weights", "zoo.states", "zoo.transforms", "zoo.files"),
     "zoo.functional": ("zoo.products", "zoo.products.convolution", "zoo.products.common"),
     "zoo.linear": ("zoo.products.linear", "zoo.products.common"),
     "zoo.rescale": ("zoo.method", "zoo.calibration"),
@@ -27,8 +27,26 @@ MOVED: dict[str, tuple[str, ...]] = {
 }
 
 
+def moved_names(old: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """A ``__getattr__`` for a module that still exists but has lost names to other modules.
+
+    Args:
+        old: name of the module.
+        names: for each name that it has lost, the place of the object: ``module:name``.
+    """
+
+    def lookup(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        module, _, new = names[name].partition(":")
+        warnings.warn(f"{old}.{name} has moved to {module}.{new}", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(module), new)
+
+    return lookup
+
+
 class _MovedModules(MetaPathFinder, Loader):
-    """Finds the modules of ``MOVED`` and fills them with the names of their successors."""
+    """Finds the modules of ``MOVED`` and gives them the names of their successors."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

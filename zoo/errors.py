@@ -1,4 +1,4 @@
-"""Errors that are the caller's to mend: one line that names what is wrong and the nearest right thing."""
+"""Errors that the caller can fix: one line that names what is wrong and the nearest valid value."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ from collections.abc import Iterable
 
 
 class ZooError(ValueError):
-    """A wrong name, option or argument."""
+    """Raised for a wrong name, option or argument."""
 
 
 class WeightsError(ZooError):
-    """Weights that are missing, damaged, or do not fit the model."""
+    """Raised for weights that are missing, damaged, or do not fit the model."""
 
 
 class ExportError(ZooError):
-    """An export that failed, or whose outputs differ from the model's."""
+    """Raised for an export that failed, or whose outputs differ from the model's."""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """' (did you mean a, b?)', or what is known if nothing is near."""
+    """The end of a message about an unknown word: near matches, or all known words if none is near.
+
+    Args:
+        word: word that is not known.
+        known: known words.
+
+    Returns:
+        `` (did you mean a, b?)``, or `` (known: a, b, c)`` for at most 30 known words, or nothing.
+    """
     known = list(known)
     matches = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if matches:

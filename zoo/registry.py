@@ -1,23 +1,29 @@
-"""Models by name: the one registry of the zoo."""
+"""Models by name: the one registry of the zoo.
+
+Nets register with ``register_model``. What is made around them, such as detectors, registers as a family
+(``zoo.families``).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import typing
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, overload
 
-import pydantic
-
 from zoo.errors import ZooError, suggestion
+from zoo.families import Family, all_families, find_family, register_family
 from zoo.nets import resnet, resnet3d, transformer, vgg  # noqa: F401  (importing them registers their nets)
 from zoo.nets.base import Backbone, FeatureExtractor, ModelConfig, Net
-from zoo.specs import MODELS, ModelSpec, Takes, get_spec, register_model
-from zoo.weights import adapt, get_weights, load_state, weight_tags
+from zoo.options import checked, free_options, refuse_contradictions
+from zoo.specs import MODELS, TASKS, InputKind, ModelInfo, ModelSpec, Takes, get_spec, register_model
+from zoo.states import adapt, load_state
+from zoo.weights import get_weights, list_weights, weight_tags
 
 __all__ = [
+    "Family",
+    "InputKind",
     "ModelInfo",
     "ModelSpec",
     "Takes",
@@ -26,56 +32,66 @@ __all__ = [
     "get_spec",
     "list_models",
     "model_info",
+    "register_family",
     "register_model",
 ]
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """What ``model_info`` tells about a net.
-
-    Attributes:
-        schemes: values of ``scheme=`` that it supports.
-        options: options of the architecture, with their defaults.
-        scheme_options: for each scheme, its options with their defaults.
-        weights: tags of the weights that can be loaded by name.
-        takes: images, clips or text.
-        num_classes: default; 0 for nets that take text, whose options tell the sizes of their vocabularies.
-        input_size: side of the square input in pixels the net was designed for; min_size the smallest; 0 for text.
-        frames: length of the clips the net was designed for (any works); None for nets that take none.
-    """
-
-    name: str
-    family: str
-    schemes: tuple[str, ...]
-    options: dict[str, Any]
-    scheme_options: dict[str, dict[str, Any]]
-    weights: tuple[str, ...]
-    takes: Takes
-    num_classes: int
-    input_size: int
-    min_size: int
-    frames: int | None
-    paper: str
-
-
-def list_models(filter: str = "*", *, pretrained: bool = False, takes: Takes | None = None) -> list[str]:
-    """Sorted names of the registered nets that match the shell pattern ``filter``.
+def list_models(
+    filter: str = "*",
+    *,
+    pretrained: bool = False,
+    input_kind: InputKind | None = None,
+    task: str | None = None,
+    takes: InputKind | None = None,
+) -> list[str]:
+    """Sorted names of the models that ``create_model`` makes: registered nets and detectors around them.
 
     Args:
-        pretrained: only nets that have weights by name.
-        takes: only nets with this input.
+        filter: shell pattern that the names match.
+        pretrained: whether only models with weights that can be loaded by name are listed.
+        input_kind: kind of input of the models that are listed: ``images``, ``clips``, ``text``, or ``image_lists`` for
+            detectors; None for all.
+        task: task of the models that are listed: ``classification``, ``video``, ``translation`` or ``detection``; None
+            for all.
+        takes: ``input_kind`` under its name of version 0.1.0; deprecated.
+
+    >>> import zoo
+    >>> zoo.list_models("rescalevgg*")
+    ['rescalevgg16', 'rescalevgg19']
+    >>> zoo.list_models("*rescalenet18*")
+    ['faster_rcnn_rescalenet18_fpn', 'mask_rcnn_rescalenet18_fpn', 'rescalenet18']
+    >>> zoo.list_models(pretrained=True, task="classification")
+    ['rescalenet20_cifar']
     """
-    names = [n for n in fnmatch.filter(sorted(MODELS), filter) if takes in (None, MODELS[n].takes)]
-    return [n for n in names if weight_tags(n)] if pretrained else names
+    if takes is not None:
+        warnings.warn("list_models(takes=...) is named input_kind", DeprecationWarning, stacklevel=2)
+        input_kind = takes
+    names = [*MODELS, *(name for family in all_families() for name in family.names())]
+    if pretrained:
+        names = [name for name in names if weight_tags(name)]
+    found = [model_info(name) for name in sorted(fnmatch.filter(names, filter))]
+    return [info.name for info in found if input_kind in (None, info.input_kind) and task in (None, info.task)]
 
 
 def model_info(name: str) -> ModelInfo:
-    """Schemes, options, weights and defaults of a net.
+    """Schemes, options, weights and defaults of a model.
+
+    Args:
+        name: one of ``list_models()``.
 
     Raises:
         ZooError: unknown name, with near matches.
+
+    >>> import zoo
+    >>> info = zoo.model_info("rescalenet50")
+    >>> info.num_classes, info.options["stem"], info.scheme_options["gn"]["gn_groups"]
+    (1000, 'conv7', 32)
+    >>> zoo.model_info("mask_rcnn_rescalenet50_fpn").task
+    'detection'
     """
+    if family := _family_of(name):
+        return family.info(name)
     spec = get_spec(name)
     return ModelInfo(
         name=name,
@@ -84,7 +100,8 @@ def model_info(name: str) -> ModelInfo:
         options={key: getattr(spec.layout, key) for key in spec.layout.OPTIONS},
         scheme_options={s: {f.name: f.default for f in spec.family.scheme_options(s).values()} for s in spec.supported},
         weights=weight_tags(name),
-        takes=spec.takes,
+        input_kind=spec.input_kind,
+        task=TASKS[spec.input_kind],
         num_classes=spec.num_classes,
         input_size=spec.input_size,
         min_size=spec.min_size,
@@ -93,48 +110,60 @@ def model_info(name: str) -> ModelInfo:
     )
 
 
-def _checked(options: dict[str, Any], owner: Any, where: str) -> dict[str, Any]:
-    """Option values checked against the type hints of the dataclass ``owner``."""
-    hints = typing.get_type_hints(owner if isinstance(owner, type) else type(owner))
-    checked = {}
-    for key, value in options.items():
-        try:
-            checked[key] = pydantic.TypeAdapter(hints[key]).validate_python(value)
-        except pydantic.ValidationError as error:
-            raise ZooError(f"{where}: option {key}={value!r}: {error.errors()[0]['msg']}") from None
-    return checked
+def _family_of(name: str) -> Family | None:
+    """The family that makes the models of a name; None for registered nets.
+
+    Raises:
+        ZooError: a name that is neither a registered net's nor matches a family.
+    """
+    if name in MODELS:
+        return None
+    if family := find_family(name):
+        return family
+    pretrained = {weights.split(".", 1)[0] for weights in list_weights()}
+    if name in pretrained:
+        raise ZooError(
+            f"no installed package makes {name}, although its weights are here: install rescalenet-zoo again "
+            "(in a checkout: pip install -e .), which registers its detectors"
+        )
+    raise ZooError(f"unknown model {name!r}{suggestion(name, sorted({*MODELS, *pretrained}))}")
 
 
 def build_model(config: ModelConfig) -> Net:
-    """A fresh net from its config, whatever its scheme: for code that loads a state into it next.
+    """A fresh net from its config, whatever its scheme: for code that loads a state into the net next.
+
+    Args:
+        config: config of a registered net.
 
     Raises:
         ZooError: unknown name, scheme or option (with near matches).
     """
     spec = get_spec(config.name)
+    # the scheme
     known_schemes = spec.family.schemes
     if config.scheme not in known_schemes:
         raise ZooError(f"unknown scheme {config.scheme!r}{suggestion(config.scheme, known_schemes)}")
     if config.scheme not in spec.supported:
         raise ZooError(f"{config.name} does not support scheme {config.scheme!r}; it does: {', '.join(spec.supported)}")
+    # classes and channels
     for key, value in {"num_classes": config.num_classes, "in_chans": config.in_chans}.items():
-        if spec.takes == "text":
+        if spec.input_kind == "text":
             if value:
                 raise ZooError(f"{config.name} takes text: not {key}, but source_vocabulary and target_vocabulary")
             continue
         least = 0 if key == "num_classes" else 1
         if not isinstance(value, int) or value < least:
-            raise ZooError(f"{config.name}: {key}={value!r}: a whole number of at least {least} is needed")
+            raise ZooError(f"{config.name}: {key}={value!r}: must be a whole number of at least {least}")
+    # options: those of the scheme, and the others, which are the layout's
     of_scheme = spec.family.scheme_options(config.scheme)
     known = [*spec.layout.OPTIONS, *of_scheme]
     for key in config.options:
         if key not in known:
             raise ZooError(f"{config.name} with scheme {config.scheme!r} has no option {key!r}{suggestion(key, known)}")
     cls = known_schemes[config.scheme]
-    split = {k: v for k, v in config.options.items() if k in of_scheme}
-    scheme = cls(**_checked(split, cls, config.name))
+    scheme = cls(**checked({k: v for k, v in config.options.items() if k in of_scheme}, cls, config.name))
     own = {k: v for k, v in config.options.items() if k not in of_scheme}
-    layout = dataclasses.replace(spec.layout, **_checked(own, spec.layout, config.name))
+    layout = dataclasses.replace(spec.layout, **checked(own, spec.layout, config.name))
     model = spec.family.build(layout, scheme, config)
     model.config = config
     return model
@@ -149,9 +178,9 @@ def create_model(
     num_classes: int | None = None,
     in_chans: int | None = None,
     features_only: Literal[False] = False,
-    out_indices: None = None,
+    out_indices: Sequence[int] | None = None,
     **options: Any,
-) -> Backbone: ...
+) -> Any: ...
 
 
 @overload
@@ -178,62 +207,96 @@ def create_model(
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     **options: Any,
-) -> Backbone | FeatureExtractor:
-    """A net by name, fresh or with weights.
+) -> Any:
+    """A model by name, fresh or with weights.
 
     Args:
         name: one of ``list_models()``.
-        weights: a tag (``"cifar10"``), ``"name.tag"`` or a path ending in ``.safetensors``; None for a fresh net.
-        scheme: ``rescale`` (the default without weights), ``bn``, ``frozen_bn``, ``gn`` or ``none``; of nets that take
-            text ``rescale``, ``post_ln``, ``pre_ln``, ``none``, ``t_fixup``, ``deepnorm`` or ``dyt``. With weights it
-            comes from them; a contradiction is an error, except ``frozen_bn`` for ``bn`` weights.
-        num_classes: classes of the last layer, 0 for no head. None: the weights' or the net's own number.
-            Another number than the weights' gives a new last layer, which is logged.
-        in_chans: input channels, 3 by default. Another number than the weights' adapts the stem, which is logged.
-        features_only: return the maps ``out_indices`` (default all levels) as a list; see ``feature_info``.
-        options: options of the net and the scheme (``model_info(name)``).
+        weights: a tag (``"cifar10"``), ``"name.tag"`` or a path ending in ``.safetensors``; None for a fresh model.
+        scheme: one of ``model_info(name).schemes``; None for the weights' own, or ``rescale`` without weights. Another
+            scheme than the weights' is an error, except ``frozen_bn`` for ``bn`` weights.
+        num_classes: number of classes, 0 for no last layer; None for the weights' or the model's own number. Another
+            number than the weights' gives a new last layer, which is logged.
+        in_chans: number of input channels; None for the weights' or 3. Another number than the weights' adapts the
+            stem, which is logged. Not for detectors.
+        features_only: whether to return the maps ``out_indices`` as a list; see ``feature_info``. Not for detectors.
+        out_indices: levels of the feature maps, with ``features_only`` or for detectors; None for all.
+        options: options of the model and the scheme (``model_info(name)``).
 
     Returns:
-        ``Backbone``, or ``FeatureExtractor`` if ``features_only``; for the name of a net that takes text, always a
-        ``zoo.Transformer``.
+        A ``zoo.Backbone`` (images, clips), a ``zoo.Transformer`` (text), or what the name's family makes, for example
+        a ``tasks.detection.detector.Detector``; ``zoo.FeatureExtractor`` if ``features_only``. The name decides, so
+        type checkers see ``Any``.
 
     Raises:
         ZooError: unknown name, scheme or option (with near matches), or one that contradicts the weights.
         zoo.WeightsError: weights that are missing, damaged or do not fit.
+
+    >>> import torch, zoo
+    >>> model = zoo.create_model("rescalenet20_cifar", "cifar10").eval()
+    >>> model(torch.zeros(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
+    >>> features = zoo.create_model("rescalenet20_cifar", features_only=True, out_indices=(1, 2))
+    >>> features.feature_info.channels(), [tuple(x.shape) for x in features(torch.zeros(1, 3, 32, 32))]
+    ([16, 32], [(1, 16, 32, 32), (1, 32, 16, 16)])
     """
+    if family := _family_of(name):
+        named = {"scheme": scheme, "num_classes": num_classes, "in_chans": in_chans, "out_indices": out_indices}
+        given = {key: value for key, value in named.items() if value is not None}
+        if features_only:
+            given["features_only"] = True
+        return family.create(name, weights, **given, **options)
     spec = get_spec(name)
     if out_indices is not None and not features_only:
         raise ZooError("out_indices is for features_only=True")
     if features_only and not issubclass(spec.family, Backbone):
-        raise ZooError(f"features_only: {name} takes {spec.takes} and has no feature maps")
+        raise ZooError(f"features_only: {name} takes {spec.input_kind} and has no feature maps")
     if weights is None:
-        scheme = scheme or "rescale"
-        if scheme in spec.family.schemes and spec.family.schemes[scheme].needs_weights:
-            raise ZooError(f"scheme {scheme!r} needs weights: its statistics are never trained")
-        classes = spec.num_classes if num_classes is None else num_classes
-        usual = 0 if spec.takes == "text" else 3
-        model: Any = build_model(ModelConfig(name, scheme, classes, usual if in_chans is None else in_chans, options))
+        model = _fresh(spec, scheme or "rescale", num_classes, in_chans, options)
     else:
-        entry = get_weights(weights, model=name)
-        stored = entry.config
-        scheme = entry.scheme_for(scheme)
-        info = model_info(name)
-        defaults = {**info.options, **info.scheme_options.get(stored.scheme, {})}  # build_model refuses unknown schemes
-        for key, value in options.items():
-            # what no weight depends on is free; build_model refuses unknown ones
-            if key.endswith("drop_rate") or key == "max_length" or key not in defaults:
-                continue
-            if value != (there := stored.options.get(key, defaults[key])):
-                raise ZooError(f"weights {entry.name} have option {key}={there!r}, not {value!r}; leave it out")
-        config = ModelConfig(
-            name,
-            scheme,
-            stored.num_classes if num_classes is None else num_classes,
-            stored.in_chans if in_chans is None else in_chans,
-            {**stored.options, **options},
-        )
-        model = build_model(config)
-        state = adapt(entry.load(), stored, model)
-        new_head = config.num_classes != stored.num_classes
-        load_state(model, state, entry.name, fresh=("fc.",) if new_head else ())
-    return FeatureExtractor(model, out_indices) if features_only else model
+        model = _pretrained(spec, weights, scheme, num_classes, in_chans, options)
+    if not features_only:
+        return model
+    assert isinstance(model, Backbone)
+    return FeatureExtractor(model, out_indices)
+
+
+def _fresh(spec: ModelSpec, scheme: str, num_classes: int | None, in_chans: int | None, options: dict[str, Any]) -> Net:
+    """A net without weights; the arguments are those of ``create_model``."""
+    if scheme in spec.family.schemes and spec.family.schemes[scheme].needs_weights:
+        raise ZooError(f"scheme {scheme!r} needs weights: its statistics are never trained")
+    classes = spec.num_classes if num_classes is None else num_classes
+    usual = 0 if spec.input_kind == "text" else 3
+    return build_model(ModelConfig(spec.name, scheme, classes, usual if in_chans is None else in_chans, options))
+
+
+def _pretrained(
+    spec: ModelSpec,
+    weights: str,
+    scheme: str | None,
+    num_classes: int | None,
+    in_chans: int | None,
+    options: dict[str, Any],
+) -> Net:
+    """A net with weights; the arguments are those of ``create_model``."""
+    entry = get_weights(weights, model=spec.name)
+    stored = entry.config
+    scheme = entry.scheme_for(scheme)
+    # options that were asked for must be the weights'; build_model refuses unknown schemes and options
+    info, free = model_info(spec.name), free_options(spec.layout)
+    if stored.scheme in info.schemes:
+        free |= free_options(spec.family.schemes[stored.scheme])
+    known = {**info.options, **info.scheme_options.get(stored.scheme, {}), **stored.options}
+    refuse_contradictions(options, known, free, entry.name)
+    # the weights' config, with another last layer or stem where asked for
+    config = ModelConfig(
+        spec.name,
+        scheme,
+        stored.num_classes if num_classes is None else num_classes,
+        stored.in_chans if in_chans is None else in_chans,
+        {**stored.options, **options},
+    )
+    model = build_model(config)
+    state = adapt(entry.load(), stored, model)
+    load_state(model, state, entry.name, fresh=("fc.",) if config.num_classes != stored.num_classes else ())
+    return model

@@ -1,27 +1,44 @@
-"""What is registered: one ``ModelSpec`` a net. ``zoo.registry`` makes nets from it."""
+"""What is registered, one ``ModelSpec`` a net, and what is reported, one ``ModelInfo`` a model.
+
+``zoo.registry`` makes nets from the former.
+"""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from zoo.errors import ZooError, suggestion
 from zoo.nets.base import Net
 
-Takes = Literal["images", "clips", "text"]
+InputKind = Literal["images", "clips", "text", "image_lists"]
+Takes = InputKind  # name of version 0.1.0
+
+TASKS: dict[InputKind, str] = {
+    "images": "classification",
+    "clips": "video",
+    "text": "translation",
+    "image_lists": "detection",
+}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A registered net: its class, the layout of the family, and defaults.
+    """A registered net: its class, its layout and its defaults.
 
     Attributes:
-        family: the class; its ``build`` is called.
-        layout: the family's config; its ``OPTIONS`` are what ``create_model`` lets users change.
-        num_classes, input_size: defaults; min_size: smallest input side that works. 0 for nets that take text.
-        schemes: those that it supports; None for all of the family.
+        name: name of the net, without a dot.
+        family: class of the net; the registry calls its ``build``.
+        layout: dataclass instance with the sizes of the net; the fields named in its ``OPTIONS`` are what
+            ``create_model`` accepts as options.
+        num_classes: default number of classes; 0 for nets that take text.
+        input_size: side in pixels of the square input that the net was designed for; 0 for text.
+        min_size: smallest side in pixels that works; 0 for text.
+        paper: address or citation of the publication.
+        schemes: names of the schemes that the net supports; None for all of the family.
         frames: default length of a clip; None for nets that take no clips.
-        takes: its input.
+        input_kind: kind of input that ``forward`` takes.
     """
 
     name: str
@@ -33,22 +50,74 @@ class ModelSpec:
     paper: str
     schemes: tuple[str, ...] | None = None
     frames: int | None = None
-    takes: Takes = "images"
+    input_kind: InputKind = "images"
+
+    @property
+    def takes(self) -> InputKind:
+        """``input_kind`` under its name of version 0.1.0; deprecated."""
+        warnings.warn("ModelSpec.takes is named input_kind", DeprecationWarning, stacklevel=2)
+        return self.input_kind
 
     @property
     def supported(self) -> tuple[str, ...]:
-        """Names of the schemes."""
+        """Names of the schemes that the net supports."""
         return tuple(self.family.schemes) if self.schemes is None else self.schemes
 
 
-MODELS: dict[str, ModelSpec] = {}
+@dataclass(frozen=True)
+class ModelInfo:
+    """What ``model_info`` returns.
+
+    Attributes:
+        name: name of the model.
+        family: class of the model.
+        schemes: values of ``scheme=`` that the model supports.
+        options: options of the architecture, with their defaults.
+        scheme_options: for each scheme, its options with their defaults.
+        weights: tags of the weights that can be loaded by name.
+        input_kind: ``images``, ``clips``, ``text``, or ``image_lists`` for detectors.
+        task: what the model is for: ``classification``, ``video``, ``translation`` or ``detection``.
+        num_classes: default number of classes; 0 for nets that take text, whose options set the sizes of their
+            vocabularies.
+        input_size: side in pixels of the square input that the net was designed for, or of a detector's short side;
+            0 for text.
+        min_size: smallest side in pixels that works; 0 for text.
+        frames: length of the clips that the net was designed for (any length works); None for nets that take no clips.
+        paper: address or citation of the publication.
+    """
+
+    name: str
+    family: str
+    schemes: tuple[str, ...]
+    options: dict[str, Any]
+    scheme_options: dict[str, dict[str, Any]]
+    weights: tuple[str, ...]
+    input_kind: InputKind
+    task: str
+    num_classes: int
+    input_size: int
+    min_size: int
+    frames: int | None
+    paper: str
+
+    @property
+    def takes(self) -> InputKind:
+        """``input_kind`` under its name of version 0.1.0; deprecated."""
+        warnings.warn("ModelInfo.takes is named input_kind", DeprecationWarning, stacklevel=2)
+        return self.input_kind
+
+
+MODELS: dict[str, ModelSpec] = {}  # by name
 
 
 def register_model(spec: ModelSpec) -> None:
     """Add a net to the registry.
 
+    Args:
+        spec: description of the net.
+
     Raises:
-        ZooError: if the name is taken, or has the dot that separates names from tags.
+        ZooError: a name that is taken, or that has the dot that separates names from tags.
     """
     if spec.name in MODELS:
         raise ZooError(f"a model named {spec.name!r} is registered already")
@@ -58,6 +127,11 @@ def register_model(spec: ModelSpec) -> None:
 
 
 def get_spec(name: str) -> ModelSpec:
+    """The description of a registered net.
+
+    Raises:
+        ZooError: unknown name, with near matches.
+    """
     if name not in MODELS:
         raise ZooError(f"unknown model {name!r}{suggestion(name, sorted(MODELS))}")
     return MODELS[name]

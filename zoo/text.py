@@ -1,4 +1,4 @@
-"""Text to token ids and back: sentencepiece vocabularies, which travel inside the weights."""
+"""Text to token ids and back: sentencepiece vocabularies, which are stored inside the weights."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo._moved import moved_names
 from zoo.errors import ZooError
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # fairseq's ids
 
 
 class Vocabulary:
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     Args:
-        model: a serialised sentencepiece model whose ids 0 to 3 are <s>, padding, </s> and unknown.
-        source: where it comes from, for messages.
+        model: serialised sentencepiece model whose ids 0 to 3 are <s>, padding, </s> and unknown.
+        source: where the model comes from, for messages.
 
     Raises:
-        ZooError: not such a model.
+        ZooError: another kind of model.
     """
 
     def __init__(self, model: bytes, source: str = "vocabulary") -> None:
@@ -45,11 +46,11 @@ class Vocabulary:
         return self._processor.get_piece_size()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without <s> and </s>."""
+        """The ids of each text, without <s> and </s>."""
         return self._processor.encode(list(texts), num_threads=-1 if len(texts) > 1000 else 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids."""
+        """The text of ids."""
         return self._processor.decode([int(i) for i in ids])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -58,7 +59,7 @@ class Vocabulary:
 
 
 def padded(rows: Sequence[Any]) -> Tensor:
-    """Rows of ids (lists or arrays) -> int64 (rows, longest), ``PAD`` at the ends."""
+    """One int64 tensor (rows, longest) of rows of ids (lists or arrays), with ``PAD`` at the ends."""
     out = np.full((len(rows), max(map(len, rows), default=0)), PAD, np.int64)
     for line, row in zip(out, rows, strict=True):
         line[: len(row)] = row
@@ -66,15 +67,23 @@ def padded(rows: Sequence[Any]) -> Tensor:
 
 
 class Tokenizer:
-    """Sentences to what a net takes, and its tokens to text. Made by ``TextTransform.build``."""
+    """Converts sentences to a net's input and its output tokens to text; ``TextTransform.build`` makes it.
+
+    Args:
+        source: vocabulary of the sentences.
+        target: vocabulary of the output tokens.
+    """
 
     def __init__(self, source: Vocabulary, target: Vocabulary) -> None:
         self.source, self.target = source, target
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Sentences -> int64 (B, S), each with </s>, padded at the end."""
+        """The ids of sentences as int64 (B, S), each with </s>, padded at the end."""
         return padded([[*ids, EOS] for ids in self.source.encode(texts)])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of target tokens."""
         return self.target.decode(tokens)
+
+
+__getattr__ = moved_names(__name__, {"TextTransform": "zoo.transforms:TextTransform", "Coder": "zoo.text:Tokenizer"})

@@ -1,34 +1,47 @@
-"""What nets expect of their input: images, pictures with objects, clips, text."""
+"""Input transforms: what a net expects of an image, of an image with objects, of a video or of text.
+
+Weights carry theirs in the header of their file, with its ``kind``.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import functools
-import re
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import pydantic
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, suggestion
+from zoo.files import safe_name
 from zoo.text import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of each channel, RGB, on the 0..1 scale
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class InputTransform:
-    """What the net expects of an image: resized, centre-cropped, scaled to 0..1 and standardised.
+    """What a net expects of an image: resized, centre-cropped, scaled to 0..1 and standardised.
 
     Attributes:
-        size: side of the square that enters the net, in pixels.
-        resize: length of the short side before the centre crop.
-        mean, std: for each channel in ``channel_order``, on the 0..1 scale.
+        size: side in pixels of the square that enters the net.
+        resize: length in pixels of the short side before the centre crop.
+        mean: mean of each channel in ``channel_order``, on the 0..1 scale.
+        std: standard deviation of each channel in ``channel_order``, on the 0..1 scale.
         interpolation: bilinear, bicubic or nearest.
+        channel_order: order of the channels that enter the net.
     """
+
+    kind: ClassVar[str] = "image"
 
     size: int
     resize: int
@@ -37,12 +50,25 @@ class InputTransform:
     interpolation: str = "bilinear"
     channel_order: Literal["RGB", "BGR"] = "RGB"
 
+    @classmethod
+    def imagenet(cls, size: int = 224, resize: int = 256) -> InputTransform:
+        """The transform with ImageNet's mean and standard deviation.
+
+        Args:
+            size: side in pixels of the square that enters the net.
+            resize: length in pixels of the short side before the centre crop.
+        """
+        return cls(size, resize, IMAGENET_MEAN, IMAGENET_STD)
+
     def __post_init__(self) -> None:
         if self.channel_order not in ("RGB", "BGR"):
-            raise ZooError(f"channel_order={self.channel_order!r}: RGB or BGR")
+            raise ZooError(f"channel_order={self.channel_order!r}: must be RGB or BGR")
 
     def build(self) -> Transform:
-        """PIL image or uint8 tensor (C, H, W) -> float32 tensor (C, size, size); grey images become RGB."""
+        """The transform from a PIL image or uint8 tensor (C, H, W) to a float32 tensor (C, size, size).
+
+        Grey images become RGB.
+        """
         from torchvision.transforms import v2
 
         steps = [
@@ -60,13 +86,17 @@ class InputTransform:
 
 @dataclass(frozen=True)
 class DetectionTransform:
-    """What a detector expects of an image. It resizes and standardises by itself, as torchvision's do.
+    """What a detector expects of an image. The detector itself resizes and standardises, as torchvision's do.
 
     Attributes:
-        min_size: length that the short side is resized to, in pixels.
-        max_size: limit of the long side; the short side then stays below ``min_size``.
-        mean, std: for each channel in ``channel_order``, on the 0..1 scale.
+        min_size: length in pixels that the short side is resized to.
+        max_size: limit in pixels of the long side; the short side then stays below ``min_size``.
+        mean: mean of each channel in ``channel_order``, on the 0..1 scale.
+        std: standard deviation of each channel in ``channel_order``, on the 0..1 scale.
+        channel_order: order of the channels that enter the backbone.
     """
+
+    kind: ClassVar[str] = "detection"
 
     min_size: int
     max_size: int
@@ -76,10 +106,10 @@ class DetectionTransform:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_size <= self.max_size:
-            raise ZooError(f"min_size={self.min_size}, max_size={self.max_size}: 0 < min_size <= max_size is needed")
+            raise ZooError(f"min_size={self.min_size}, max_size={self.max_size}: must be 0 < min_size <= max_size")
 
     def build(self) -> Transform:
-        """PIL image or uint8 tensor (C, H, W) -> float32 RGB tensor (C, H, W) in 0..1."""
+        """The transform from a PIL image or uint8 tensor (C, H, W) to a float32 RGB tensor (C, H, W) in 0..1."""
         from torchvision.transforms import v2
 
         return v2.Compose([v2.RGB(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -87,19 +117,22 @@ class DetectionTransform:
 
 @dataclass(frozen=True)
 class VideoTransform:
-    """What a net expects of a video: which frames make a clip, and what is done with them.
+    """What a net expects of a video: which frames make a clip, and how they are resized and standardised.
 
     Attributes:
-        frames: of a clip.
-        interval: time from one frame of a clip to the next, in frames at ``fps``; None: the clip's frames are spread
-            evenly over the whole video.
-        fps: None for the video's own average rate.
-        size: side of the square that enters the net, in pixels.
-        resize: length of the short side before the centre crop.
-        mean, std: for each channel, RGB, on the 0..1 scale.
-        crop_mode: ``center`` as above; ``squash``: frames are resized to a square of side ``resize``, whatever their
-            shape, so that nothing beside the centre is lost.
+        frames: number of frames of a clip.
+        interval: time from one frame of a clip to the next, in frames at ``fps``; None for a clip whose frames are
+            spread evenly over the whole video.
+        fps: frame rate that ``interval`` counts in; None for the video's own average rate.
+        size: side in pixels of the square that enters the net.
+        resize: length in pixels of the short side before the centre crop.
+        mean: mean of each channel, RGB, on the 0..1 scale.
+        std: standard deviation of each channel, RGB, on the 0..1 scale.
+        crop_mode: ``center`` for a resized short side and a centre crop; ``squash`` for a resize to a square of side
+            ``resize`` that loses nothing beside the centre but changes the aspect ratio.
     """
+
+    kind: ClassVar[str] = "video"
 
     frames: int
     interval: float | None
@@ -112,12 +145,12 @@ class VideoTransform:
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= self.resize:
-            raise ZooError(f"size={self.size}, resize={self.resize}: 0 < size <= resize is needed")
+            raise ZooError(f"size={self.size}, resize={self.resize}: must be 0 < size <= resize")
         if self.frames < 1 or any(value is not None and not value > 0 for value in (self.interval, self.fps)):
-            raise ZooError(f"frames={self.frames}, interval={self.interval}, fps={self.fps}: greater than 0 is needed")
+            raise ZooError(f"frames={self.frames}, interval={self.interval}, fps={self.fps}: must be > 0")
 
     def build(self) -> Transform:
-        """uint8 clip (T, 3, H, W) -> float32 tensor (3, T, size, size)."""
+        """The transform from a uint8 clip (T, 3, H, W) to a float32 tensor (3, T, size, size)."""
         from torchvision.transforms import v2
 
         return v2.Compose(
@@ -131,25 +164,22 @@ class VideoTransform:
         )
 
     def resized(self, side: int) -> list[int]:
-        """What torchvision's resize is given for a side."""
+        """The size argument of torchvision's resize for a side in pixels."""
         return [side, side] if self.crop_mode == "squash" else [side]
 
 
 class TimeAfterChannels(nn.Module):
-    """(..., T, C, H, W) -> (..., C, T, H, W)."""
+    """Moves time after the channels: (..., T, C, H, W) -> (..., C, T, H, W)."""
 
     def forward(self, clip: Tensor) -> Tensor:
         return clip.transpose(-4, -3)
 
 
 class ReverseChannels(nn.Module):
-    """RGB (..., 3, H, W) -> BGR."""
+    """Reverses the channels (..., 3, H, W): RGB becomes BGR."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image.flip(-3)
-
-
-_LANGUAGE = re.compile(r"[A-Za-z0-9_-]{1,20}")
 
 
 @dataclass(frozen=True)
@@ -157,9 +187,13 @@ class TextTransform:
     """What a translation net expects: its languages and vocabularies.
 
     Attributes:
-        source, target: languages, as in ``en``: letters, digits, - and _, at most 20. Exports name files after them.
-        source_model, target_model: sentencepiece models, base64; ``target_model`` None for a joint vocabulary.
+        source: source language, as in ``en``: letters, digits, - and _, at most 20. Exports name files after it.
+        target: target language, likewise.
+        source_model: sentencepiece model of the source vocabulary, base64.
+        target_model: sentencepiece model of the target vocabulary, base64; None for a joint vocabulary.
     """
+
+    kind: ClassVar[str] = "text"
 
     source: str
     target: str
@@ -167,20 +201,30 @@ class TextTransform:
     target_model: str | None = field(repr=False)
 
     def __post_init__(self) -> None:
-        for key in ("source", "target"):  # a weights file may come from anywhere, and its languages name files
-            if not _LANGUAGE.fullmatch(getattr(self, key)):
-                raise ZooError(
-                    f"language {key}={getattr(self, key)!r}: must be 1 to 20 letters, digits, - or _, as in 'en'"
-                )
+        # a weights file may come from anywhere, and its languages name files
+        safe_name(self.source, "language source", longest=20)
+        safe_name(self.target, "language target", longest=20)
 
     @classmethod
-    def of(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:
-        """The transform of a pair of languages and their vocabularies."""
+    def from_vocabularies(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:
+        """The transform of a pair of languages.
+
+        Args:
+            languages: source and target language.
+            source: vocabulary of the source language.
+            target: vocabulary of the target language.
+        """
         models = [base64.b64encode(v.model).decode() for v in (source, target)]
         return cls(*languages, models[0], models[1] if models[1] != models[0] else None)
 
+    @classmethod
+    def of(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:
+        """``from_vocabularies`` under its name of version 0.1.0; deprecated."""
+        warnings.warn("TextTransform.of is named from_vocabularies", DeprecationWarning, stacklevel=2)
+        return cls.from_vocabularies(languages, source, target)
+
     def build(self) -> Tokenizer:
-        """A callable: sentences -> int64 (B, S).
+        """The tokenizer from sentences to int64 (B, S).
 
         Raises:
             ZooError: a vocabulary that is not a sentencepiece model.
@@ -198,3 +242,26 @@ def _vocabulary(model: str) -> Vocabulary:
 
 
 AnyTransform = InputTransform | DetectionTransform | VideoTransform | TextTransform
+KINDS: dict[str, type[AnyTransform]] = {
+    cls.kind: cls for cls in (InputTransform, DetectionTransform, VideoTransform, TextTransform)
+}
+
+
+def read_transform(entry: Mapping[str, Any]) -> AnyTransform:
+    """The transform of the header of a weights file.
+
+    Args:
+        entry: fields of the transform with its ``kind``. Files of version 0.1.0 have no kind: the fields alone
+            determine theirs.
+
+    Raises:
+        ZooError: unknown kind.
+        pydantic.ValidationError: fields that are missing or have a wrong type.
+    """
+    if "kind" not in entry:
+        return pydantic.TypeAdapter(AnyTransform).validate_python(entry)
+    if entry["kind"] not in KINDS:
+        raise ZooError(f"transform of kind {entry['kind']!r}{suggestion(str(entry['kind']), KINDS)}")
+    return pydantic.TypeAdapter(KINDS[entry["kind"]]).validate_python(
+        {key: value for key, value in entry.items() if key != "kind"}
+    )

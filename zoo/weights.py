@@ -1,8 +1,9 @@
-"""Weights: entries with metadata and transforms, verified loading, saving.
+"""Weights: entries with metadata and input transforms, sources of them by name, verified loading, saving.
 
-A weights file is a safetensors file whose header carries a JSON entry under ``rescalenet``: model, scheme,
-options, classes, input transform, metrics. So one file is all that is needed to build the model again.
-``weights/index.json`` lists the files that ship, with their sha256."""
+A weights file is a safetensors file whose header has a JSON entry under ``rescalenet``: model, scheme, options,
+classes, input transform, metrics. One file is therefore all that is needed to build the model again.
+``weights/index.json`` lists the files that ship, with their sha256.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +11,11 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pydantic
 import torch
@@ -23,28 +23,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from zoo.calibration import HasDataBias
 from zoo.errors import WeightsError, ZooError, suggestion
 from zoo.files import atomic_write
 from zoo.nets.base import ModelConfig, Net
-from zoo.transforms import AnyTransform
-
-log = logging.getLogger("rescalenet")
+from zoo.transforms import AnyTransform, read_transform
 
 HEADER_KEY = "rescalenet"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """One set of weights: where it is, what it is of, what it expects and what it reaches.
+    """One set of weights: the file, the model, the input that it expects and the metrics that it reaches.
 
     Attributes:
         name: ``model.tag``, or the path of a file.
+        path: path of the safetensors file.
         config: model, scheme, options, classes and input channels.
-        transform: the input it expects.
+        transform: input that the model expects.
         classes: class names in order of the logits.
         meta: everything else: metrics with protocol, data, licence, recipe, number of parameters.
-        sha256: of the file; None for files that no index lists.
+        sha256: hash of the file; None for files that no index lists.
     """
 
     name: str
@@ -56,11 +54,18 @@ class Weights:
     sha256: str | None = None
 
     def transforms(self) -> Callable[..., Any]:
-        """The transform to the net's input: from a PIL image or uint8 tensor, of video nets a clip, or sentences."""
+        """The transform to the model's input.
+
+        Returns:
+            A callable: from a PIL image or uint8 tensor; for video nets from a clip, for text nets from sentences.
+        """
         return self.transform.build()
 
     def scheme_for(self, asked: str | None) -> str:
-        """The scheme to build a net of: the weights' own, or ``frozen_bn`` for ``bn`` weights.
+        """The scheme to build a model of: the weights' own, or ``frozen_bn`` for ``bn`` weights.
+
+        Args:
+            asked: scheme that was asked for; None for the weights' own.
 
         Raises:
             ZooError: any other scheme was asked for.
@@ -71,10 +76,10 @@ class Weights:
         return asked or own
 
     def load(self) -> dict[str, Tensor]:
-        """The state dict, hash checked, in float32 (integers as they are).
+        """The state dict in float32 (integers unchanged), after a check of the file's hash.
 
         Raises:
-            WeightsError: if the file is missing, damaged or has another hash.
+            WeightsError: a file that is missing, damaged or has another hash.
         """
         if self.sha256 is not None:
             with _readable(self.path).open("rb") as file:
@@ -92,53 +97,21 @@ class Weights:
         return {k: v.float() if v.is_floating_point() and v.dtype != torch.float64 else v for k, v in state.items()}
 
 
+# -- entries from files ------------------------------------------------------------------------------
+
+
 def _readable(path: Path) -> Path:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     return path
 
 
-def weights_dir() -> Path:
-    """The folder of the weights that ship, in a checkout as in a wheel."""
-    return Path(str(resources.files("zoo._weights").joinpath("index.json"))).parent
-
-
-@functools.cache
-def _index() -> dict[str, dict[str, Any]]:
-    return json.loads((weights_dir() / "index.json").read_text(encoding="utf-8"))
-
-
-def list_weights() -> list[str]:
-    """Names (``model.tag``) of all weights that can be loaded by name."""
-    return sorted(_index())
-
-
-def weight_tags(model: str) -> tuple[str, ...]:
-    """Tags of the weights of one net."""
-    return tuple(name.split(".", 1)[1] for name in list_weights() if name.split(".", 1)[0] == model)
-
-
-def get_weights(name: str, *, model: str | None = None) -> Weights:
-    """The weights ``name``: ``model.tag``, a tag (with ``model``), or a path ending in ``.safetensors``.
+def _from_file(path: Path) -> Weights:
+    """The entry in a file's header; its tensors are not read.
 
     Raises:
-        WeightsError: unknown name (with near matches), a file that is missing or damaged, or weights of another model.
+        WeightsError: a file that is missing, damaged or has no valid entry.
     """
-    if name.endswith(".safetensors"):
-        entry = _from_file(Path(name))
-    else:
-        full = name if "." in name or model is None else f"{model}.{name}"
-        if full not in _index():
-            hint = suggestion(full, list_weights())
-            raise WeightsError(f"unknown weights {name!r}{hint}; a file's path ends in .safetensors")
-        record = _index()[full]
-        entry = dataclasses.replace(_from_file(weights_dir() / record["file"]), name=full, sha256=record["sha256"])
-    if model is not None and entry.config.name != model:
-        raise WeightsError(f"weights {name!r} are of {entry.config.name}, not of {model}")
-    return entry
-
-
-def _from_file(path: Path) -> Weights:
     try:
         with safe_open(_readable(path), framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER_KEY)
@@ -152,7 +125,7 @@ def _from_file(path: Path) -> Weights:
             name=str(path),
             path=path,
             config=pydantic.TypeAdapter(ModelConfig).validate_python(entry["config"]),
-            transform=pydantic.TypeAdapter(AnyTransform).validate_python(entry["transform"]),
+            transform=read_transform(entry["transform"]),
             classes=tuple(entry["classes"]),
             meta=entry["meta"],
         )
@@ -161,8 +134,118 @@ def _from_file(path: Path) -> Weights:
         raise WeightsError(f"{path}: its {HEADER_KEY!r} header entry is not valid ({reason})") from None
 
 
+# -- the index of the weights that ship --------------------------------------------------------------
+
+
+def weights_dir() -> Path:
+    """The folder of the weights that ship, in a checkout as in a wheel."""
+    return Path(str(resources.files("zoo._weights").joinpath("index.json"))).parent
+
+
+@functools.cache
+def _index() -> dict[str, dict[str, Any]]:
+    return json.loads((weights_dir() / "index.json").read_text(encoding="utf-8"))
+
+
+def _from_index(name: str, model: str | None) -> Weights:
+    full = name if "." in name or model is None else f"{model}.{name}"
+    if full not in _index():
+        hint = suggestion(full, list_weights())
+        raise WeightsError(f"unknown weights {name!r}{hint}; a file's path ends in .safetensors")
+    record = _index()[full]
+    return dataclasses.replace(_from_file(weights_dir() / record["file"]), name=full, sha256=record["sha256"])
+
+
+def list_weights() -> list[str]:
+    """Sorted names (``model.tag``) of all weights that can be loaded by name.
+
+    >>> import zoo
+    >>> [name for name in zoo.list_weights() if name.startswith("rescalenet20_cifar")]
+    ['rescalenet20_cifar.cifar10', 'rescalenet20_cifar.cifar10_bn']
+    """
+    return sorted(_index())
+
+
+def weight_tags(model: str) -> tuple[str, ...]:
+    """Tags of the weights of one model."""
+    return tuple(name.split(".", 1)[1] for name in list_weights() if name.split(".", 1)[0] == model)
+
+
+# -- sources: from a name to an entry ----------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """One way to name weights.
+
+    Attributes:
+        form: what its names look like, for messages.
+        matches: whether a name is of this form.
+        open: function from such a name, and the name of the model that the weights are for (None for any), to the
+            entry; it raises ``WeightsError``.
+    """
+
+    form: str
+    matches: Callable[[str], bool]
+    open: Callable[[str, str | None], Weights]
+
+
+SOURCES = [  # the first that matches a name opens it; a tag alone matches none and belongs to the last
+    Source("PATH.safetensors", lambda name: name.endswith(".safetensors"), lambda name, _: _from_file(Path(name))),
+    Source("MODEL.TAG", lambda name: "." in name, _from_index),  # register_model refuses dots in a model's name
+]
+
+
+def register_source(source: Source) -> None:
+    """Add a source of weights. It comes before the sources that are there, so that it can claim a prefix.
+
+    Args:
+        source: for example ``Source("https://...", lambda name: name.startswith("https://"), download)``.
+
+    Raises:
+        ZooError: a form that is taken.
+    """
+    if source.form in [other.form for other in SOURCES]:
+        raise ZooError(f"a source of weights named {source.form!r} is registered already")
+    SOURCES.insert(0, source)
+
+
+def is_weights_name(name: str) -> bool:
+    """Whether a name is of weights (``model.tag``, a path, ...) rather than of a model; they need not exist.
+
+    >>> import zoo
+    >>> zoo.is_weights_name("rescalenet20_cifar.cifar10"), zoo.is_weights_name("rescalenet20_cifar")
+    (True, False)
+    """
+    return any(source.matches(name) for source in SOURCES)
+
+
+def get_weights(name: str, *, model: str | None = None) -> Weights:
+    """The entry of weights; their tensors are not read.
+
+    Args:
+        name: ``model.tag``, a tag (with ``model``), or a path ending in ``.safetensors``.
+        model: name of the model that the weights must be of; None for any.
+
+    Raises:
+        WeightsError: unknown name (with near matches), a file that is missing or damaged, or weights of another model.
+
+    >>> import zoo
+    >>> weights = zoo.get_weights("rescalenet20_cifar.cifar10")
+    >>> weights.config.scheme, weights.transform.size, weights.classes[:2]
+    ('rescale', 32, ('airplane', 'automobile'))
+    """
+    source = next((source for source in SOURCES if source.matches(name)), SOURCES[-1])
+    entry = source.open(name, model)
+    if model is not None and entry.config.name != model:
+        raise WeightsError(f"weights {name!r} are of {entry.config.name}, not of {model}")
+    return entry
+
+
+# -- saving ------------------------------------------------------------------------------------------
+
+
 class Named(Protocol):
-    """A net that can be built again by name: a backbone, or a task's net around one."""
+    """A model that can be built again by name: a net, or a task's model around one."""
 
     config: ModelConfig
     num_classes: int
@@ -181,18 +264,34 @@ def save_weights(
     meta: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> str:
-    """Write a model as a weights file that ``create_model`` (or its task) loads. Returns the file's sha256.
+    """Write a model as a weights file that ``create_model`` loads.
 
     Args:
-        model: with ``config`` and ``num_classes``.
-        path: must end in ``.safetensors``; written to a temporary file first.
-        classes: names in order of the logits; as many as the model has classes.
+        model: model with ``config`` and ``num_classes``.
+        path: path that ends in ``.safetensors``; a temporary file beside it is written first.
+        transform: input that the model expects.
+        classes: class names in order of the logits, as many as the model has classes.
         meta: metrics, data, licence, recipe.
-        dtype: for floating-point tensors (``torch.float16`` halves the file); None keeps them.
+        dtype: type of the stored floating-point tensors (``torch.float16`` halves the file); None keeps theirs.
+
+    Returns:
+        The file's sha256.
 
     Raises:
         ZooError: wrong ending, wrong number of class names, or a folded net.
+
+    >>> import tempfile, zoo
+    >>> model = zoo.create_model("rescalenet20_cifar", num_classes=2, width=0.25)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/pets.safetensors"
+    ...     sha256 = zoo.save_weights(
+    ...         model, path, transform=zoo.InputTransform.imagenet(32, 36), classes=["cat", "dog"]
+    ...     )
+    ...     again = zoo.create_model("rescalenet20_cifar", path)
+    >>> again.config == model.config
+    True
     """
+    # check before anything is written
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ZooError(f"{path}: the name of a weights file ends in .safetensors")
@@ -202,75 +301,21 @@ def save_weights(
         )
     if len(classes) != model.num_classes:
         raise ZooError(f"{len(classes)} class names for a model with {model.num_classes} classes")
+    # tensors, and the entry for the header
     state = {}
     for key, value in model.state_dict().items():
         convert = dtype if dtype is not None and value.is_floating_point() else value.dtype
         state[key] = value.detach().cpu().to(convert).contiguous()
     entry = {
         "config": dataclasses.asdict(model.config),
-        "transform": dataclasses.asdict(transform),
+        "transform": {"kind": transform.kind, **dataclasses.asdict(transform)},
         "classes": list(classes),
         "meta": dict(meta or {}),
     }
-    header = {HEADER_KEY: json.dumps(entry), "format": "pt"}
-    content = serialize(state, metadata=header)
+    content = serialize(state, metadata={HEADER_KEY: json.dumps(entry), "format": "pt"})
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(content)
 
     atomic_write(path, write)
     return hashlib.sha256(content).hexdigest()
-
-
-def adapt(state: dict[str, Tensor], stored: ModelConfig, model: Net) -> dict[str, Tensor]:
-    """Fit a state dict to a model that differs in head, input channels or frozen statistics; each change is logged."""
-    config = model.config
-    state = dict(state)
-    if config.num_classes != stored.num_classes:
-        dropped = [key for key in state if key.startswith("fc.")]
-        for key in dropped:
-            del state[key]
-        if config.num_classes:
-            log.info("new last layer: %d classes instead of the weights' %d", config.num_classes, stored.num_classes)
-    if config.in_chans != stored.in_chans:
-        key = next(k for k, p in model.named_parameters() if p.ndim >= 4)
-        weight = state[key].mean(1, keepdim=True) * stored.in_chans / config.in_chans
-        state[key] = weight.expand(-1, config.in_chans, *weight.shape[2:]).contiguous()
-        log.info("stem adapted: %d input channels instead of the weights' %d", config.in_chans, stored.in_chans)
-    return frozen_statistics(state, stored.scheme, config.scheme)
-
-
-def frozen_statistics(state: dict[str, Tensor], stored: str, scheme: str) -> dict[str, Tensor]:
-    """A state of scheme ``stored`` for a net of ``scheme``: frozen BatchNorm counts no batches."""
-    if (scheme, stored) != ("frozen_bn", "bn"):
-        return state
-    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fresh: tuple[str, ...] = ()) -> None:
-    """Load every tensor, or raise one error that names what does not fit.
-
-    Args:
-        source: where the state comes from, for the message.
-        fresh: prefixes of keys that keep their initialization.
-
-    Raises:
-        WeightsError: missing or unexpected keys (with near matches) or wrong shapes.
-    """
-    own = model.state_dict()
-    kept = {key: value for key, value in own.items() if key.startswith(fresh)} if fresh else {}
-    needed = own.keys() - kept.keys()
-    missing = sorted(needed - state.keys())
-    if unexpected := sorted(state.keys() - needed):
-        hint = suggestion(unexpected[0], missing) if missing else ""
-        raise WeightsError(f"{source}: {len(unexpected)} unexpected keys, the first {unexpected[0]!r}{hint}")
-    if missing:
-        raise WeightsError(f"{source}: {len(missing)} keys are missing, the first {missing[0]!r}")
-    for key in needed:
-        if state[key].shape != own[key].shape:
-            shapes = f"shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
-            raise WeightsError(f"{source}: {key} has {shapes}")
-    model.load_state_dict({**kept, **state})
-    for name, module in model.named_modules():
-        if isinstance(module, HasDataBias) and f"{name}.{module.data_bias_name}" in kept:
-            module.calibrated = False  # its own initialization was put back, no checkpoint's

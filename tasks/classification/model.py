@@ -42,9 +42,10 @@ class Classification:
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
         info = zoo.model_info(section.name)
-        if info.takes != "images":
+        if info.input_kind != "images":
             raise ConfigError(
-                f"model.name={section.name}: takes {info.takes}, not images; others: rescalenet list --takes images"
+                f"model.name={section.name}: takes {info.input_kind}, not images; "
+                "others: rescalenet list --takes images"
             )
         if self.config.data.size < info.min_size:
             raise ConfigError(

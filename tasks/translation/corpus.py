@@ -101,7 +101,7 @@ class Corpus:
     def transform(self) -> TextTransform:
         """What a net that is trained on it expects."""
         source, target = self.info["languages"]
-        return TextTransform.of((source, target), *self.vocabularies)
+        return TextTransform.from_vocabularies((source, target), *self.vocabularies)
 
     def expect(self, section: CorpusSection) -> None:
         """Refuse a corpus that other settings made; where its text lay does not matter.

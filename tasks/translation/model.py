@@ -53,9 +53,9 @@ class Translation:
     def build_model(self) -> nn.Module:
         section, transform = self.config.model, self.corpus.transform
         info = zoo.model_info(section.name)
-        if info.takes != "text":
+        if info.input_kind != "text":
             raise ConfigError(
-                f"model.name={section.name}: takes {info.takes}, not text; others: rescalenet list --takes text"
+                f"model.name={section.name}: takes {info.input_kind}, not text; others: rescalenet list --takes text"
             )
         if section.weights is not None:
             entry = zoo.get_weights(section.weights, model=section.name)

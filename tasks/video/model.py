@@ -70,9 +70,9 @@ class VideoClassification:
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
         info = zoo.model_info(section.name)
-        if info.takes != "clips":
+        if info.input_kind != "clips":
             raise ConfigError(
-                f"model.name={section.name}: takes {info.takes}, not clips; others: rescalenet list --takes clips"
+                f"model.name={section.name}: takes {info.input_kind}, not clips; others: rescalenet list --takes clips"
             )
         if self.config.train.precision == "bf16" and not torch.accelerator.is_available():
             # oneDNN: a weight gradient is noise or NaN where a clip is shorter than its kernel (docs/video.md)

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects, and nets of this one, become other models of this one."""
+"""Conversion of checkpoints of other projects into nets of this one, and of its nets into others."""
 
 from zoo.convert.fairseq import from_fairseq, to_fairseq
 from zoo.convert.inflate import inflate

@@ -1,8 +1,8 @@
-"""fairseq's Transformer checkpoints, both ways.
+"""Conversion of Transformers from fairseq's checkpoints and to them.
 
-Ours with ``pre_ln`` and ``post_ln`` are fairseq's own ``transformer`` (``--encoder-normalize-before`` and
-``--decoder-normalize-before``, or neither); every scheme is ``rescale_transformer`` of the plug-in
-(``zoo.export.fairseq.USER_DIR``), whose tensors are ours. Token ids, sinusoids and the scale of the embeddings are
+Our nets of scheme ``pre_ln`` and ``post_ln`` are fairseq's own ``transformer`` (``--encoder-normalize-before`` and
+``--decoder-normalize-before``, or neither). Nets of every scheme are ``rescale_transformer`` of the plug-in
+(``zoo.export.fairseq.USER_DIR``), which has our tensors. Token ids, sinusoids and the scale of the embeddings are
 fairseq's, so logits are equal.
 """
 
@@ -21,14 +21,15 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from zoo.errors import ZooError
 from zoo.nets.base import ModelConfig
 from zoo.nets.transformer import Transformer
-from zoo.registry import build_model, list_models, model_info
+from zoo.registry import build_model
+from zoo.specs import MODELS
+from zoo.states import load_state
 from zoo.text import Vocabulary
-from zoo.weights import load_state
 
 PLUGIN = "rescale_transformer"
 _NATIVE = ("post_ln", "pre_ln")
 _IDS = ("<s>", "<pad>", "</s>", "<unk>")
-# what our net does not have, with the only value that it stands for
+# arguments that our net has no option for, with the only value that can be converted
 _FIXED: dict[str, Any] = {
     "encoder_learned_pos": False,
     "decoder_learned_pos": False,
@@ -46,21 +47,24 @@ _FIXED: dict[str, Any] = {
 
 
 def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Arguments and state dict of the fairseq model with the same logits.
+    """The arguments and the state dict of the fairseq model with the same logits.
 
     Args:
-        plugin: whether it is the plug-in's; None: where fairseq itself has no such net.
+        model: net to convert.
+        plugin: whether the plug-in's model is made; None for schemes that fairseq itself does not have.
 
     Raises:
         ZooError: ``plugin=False`` for a scheme that fairseq does not have, or a folded net.
     """
     if model.folded:
         raise ZooError("a folded net has no fairseq form: convert the net before zoo.fold")
+    # native or plug-in
     layout, scheme = model.layout, model.scheme.name
     if plugin is None:
         plugin = scheme not in _NATIVE
     if not plugin and scheme not in _NATIVE:
         raise ZooError(f"fairseq has no Transformer of scheme {scheme!r}: it needs the plug-in (plugin=True)")
+    # arguments of both
     args: dict[str, Any] = {
         "task": "translation",
         "arch": PLUGIN if plugin else "transformer",
@@ -79,6 +83,7 @@ def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[
         args[f"{side}_embed_dim"] = layout.dim
         args[f"{side}_ffn_embed_dim"] = layout.hidden
         args[f"{side}_attention_heads"] = layout.heads
+    # tensors: the plug-in has ours
     state = {key: value.detach().clone() for key, value in model.state_dict().items()}
     if plugin:
         args |= {"scheme": scheme, "scheme_options": dataclasses.asdict(model.scheme)}
@@ -91,24 +96,26 @@ def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[
 
 
 def from_fairseq(path: str | Path) -> Transformer:
-    """The net of a fairseq checkpoint, with the same logits; its token ids are the checkpoint's dictionary's.
+    """The net of a fairseq checkpoint, with the same logits; token ids are those of the checkpoint's dictionary.
 
     Nothing of the file is executed: what is not a tensor or a plain value is read as inert data.
 
     Args:
-        path: a checkpoint of fairseq's ``transformer`` or of the plug-in.
+        path: checkpoint of fairseq's ``transformer`` or of the plug-in.
 
     Raises:
-        ZooError: another file, another architecture, or an option that our net does not have.
+        ZooError: another kind of file, another architecture, or an option that our net does not have.
     """
+    # architecture and scheme
     path = Path(path)
     content = read_checkpoint(path)
     args, state = _arguments(content, path), content["model"]
     arch = str(args.get("_name") or args.get("arch") or "")
     plugin = arch.startswith(PLUGIN)
     if not plugin and not arch.startswith("transformer"):
-        raise ZooError(f"{path}: of arch {arch!r}; transformer and {PLUGIN} can be converted")
+        raise ZooError(f"{path}: of arch {arch!r}; only transformer and {PLUGIN} can be converted")
     scheme = str(args["scheme"]) if plugin else _native_scheme(args, path)
+    # sizes, out of the tensors where they have them
     layers = [
         1 + max(int(key.split(".")[2]) for key in state if key.startswith((f"net.{side}.", f"{side}.layers.")))
         for side in ("encoder", "decoder")
@@ -139,6 +146,7 @@ def from_fairseq(path: str | Path) -> Transformer:
         "target_vocabulary": len(target),
         "max_length": int(max(args.get("max_source_positions") or 1024, args.get("max_target_positions") or 1024)),
     }
+    # the net with the checkpoint's tensors
     own = dict(args.get("scheme_options") or {}) if plugin else {}
     model = build_model(ModelConfig(_closest(options), scheme, 0, 0, {**options, **own}))
     assert isinstance(model, Transformer)
@@ -151,16 +159,16 @@ def from_fairseq(path: str | Path) -> Transformer:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A fairseq checkpoint's content; objects in it, such as its arguments, as inert namespaces.
+    """The content of a fairseq checkpoint, with objects such as its arguments as inert namespaces.
 
     Raises:
-        ZooError: not a checkpoint of fairseq.
+        ZooError: a file that is not a checkpoint of fairseq.
     """
     try:
         stubs: list[Any] = [(Namespace, name) for name in get_unsafe_globals_in_checkpoint(path)]
         with safe_globals(stubs):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling says of a file that is something else
+    except Exception as error:  # unpickling another kind of file raises anything
         raise ZooError(f"{path}: not a checkpoint that can be read safely ({' '.join(str(error).split())})") from None
     if (
         not isinstance(content, dict)
@@ -175,7 +183,7 @@ def read_dictionary(path: str | Path) -> list[str]:
     """The symbols of a fairseq dictionary in order of their ids.
 
     Raises:
-        ZooError: a line that is not 'symbol count'.
+        ZooError: a line of another form than 'symbol count'.
     """
     symbols = list(_IDS)
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
@@ -187,24 +195,27 @@ def read_dictionary(path: str | Path) -> list[str]:
 
 
 def dictionary(vocabulary: Vocabulary) -> str:
-    """The fairseq dictionary whose ids are the vocabulary's."""
+    """The text of the fairseq dictionary with the vocabulary's ids."""
     return "".join(f"{piece} 1\n" for piece in vocabulary.pieces(range(len(_IDS), len(vocabulary))))
 
 
 def with_vocabularies(
     model: Transformer, dictionaries: Sequence[Sequence[str]], vocabularies: Sequence[Vocabulary]
 ) -> tuple[Transformer, int]:
-    """The net for sentencepiece ids in place of those of fairseq dictionaries.
+    """A net for sentencepiece ids, from a net for the ids of fairseq dictionaries.
 
     Args:
-        dictionaries, vocabularies: of source and target.
+        model: net for the dictionaries' ids.
+        dictionaries: symbols of the source and of the target dictionary, in order of their ids.
+        vocabularies: source and target vocabulary.
 
     Returns:
-        The net, and how many pieces of source and target the dictionaries do not have: they behave as unknown.
+        The net, and the number of pieces of both vocabularies that the dictionaries lack; these behave as unknown.
 
     Raises:
-        ZooError: a dictionary of another size than the net's, or two of a net with one.
+        ZooError: a dictionary of another size than the net's, or different ones for a net with one embedding.
     """
+    # for each side the embedding's row of every piece; 3 is unknown
     layout = model.layout
     rows, missing = [], 0
     for side, symbols, vocabulary in zip(("source", "target"), dictionaries, vocabularies, strict=True):
@@ -217,6 +228,7 @@ def with_vocabularies(
         rows.append(torch.tensor([*range(len(_IDS)), *(ids.get(piece, 3) for piece in pieces)]))
     if layout.share == "all" and not torch.equal(rows[0], rows[1]):
         raise ZooError("the net has one embedding for both languages: give one dictionary and one vocabulary")
+    # the same net with those rows
     sizes = {"source_vocabulary": len(rows[0]), "target_vocabulary": len(rows[1])}
     config = model.config
     again = build_model(ModelConfig(config.name, config.scheme, 0, 0, {**config.options, **sizes}))
@@ -228,17 +240,23 @@ def with_vocabularies(
 
 
 def _arguments(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The arguments in a checkpoint, of old and of new fairseq."""
     args = content.get("args")
     if args is None:
         args = content["cfg"].get("model") if isinstance(content["cfg"], dict) else None
     if isinstance(args, Namespace):
         return vars(args)
     if not isinstance(args, dict):
-        raise ZooError(f"{path}: its arguments are in a form that is not known ({type(args).__name__})")
+        raise ZooError(f"{path}: its arguments are of unknown type {type(args).__name__}")
     return args
 
 
 def _native_scheme(args: dict[str, Any], path: Path) -> str:
+    """The scheme of fairseq's own Transformer.
+
+    Raises:
+        ZooError: arguments that our net does not have.
+    """
     for key, value in _FIXED.items():
         if (args.get(key, value) or None) != (value or None):
             raise ZooError(f"{path}: trained with {key}={args[key]!r}, which the zoo's Transformer does not have")
@@ -252,17 +270,17 @@ def _native_scheme(args: dict[str, Any], path: Path) -> str:
 
 
 def _closest(options: dict[str, Any]) -> str:
-    """The registered net whose options differ least: its name tells people what it is like."""
+    """The name of the registered net whose options differ least, so that the name describes the converted net."""
 
     def differences(name: str) -> int:
-        own = model_info(name).options
-        return sum(own[key] != options[key] for key in ("dim", "hidden", "heads"))
+        layout = MODELS[name].layout
+        return sum(getattr(layout, key) != options[key] for key in ("dim", "hidden", "heads"))
 
-    return min(list_models(takes="text"), key=differences)
+    return min(sorted(name for name, spec in MODELS.items() if spec.input_kind == "text"), key=differences)
 
 
 def _pairs(model: Transformer) -> list[tuple[str, str]]:
-    """Names of whole tensors: ours, fairseq's."""
+    """Pairs of our and fairseq's names of the tensors that both have as a whole."""
     names = []
     for side, count in (("encoder", model.layout.encoder_layers), ("decoder", model.layout.decoder_layers)):
         for i in range(count):
@@ -281,7 +299,7 @@ def _pairs(model: Transformer) -> list[tuple[str, str]]:
 
 
 def _packed(model: Transformer) -> list[tuple[str, list[str]]]:
-    """Names of tensors that are packed with us, in parts with fairseq."""
+    """Our names of tensors that fairseq has in parts, with the names of the parts in order."""
     found = []
     for side, count in (("encoder", model.layout.encoder_layers), ("decoder", model.layout.decoder_layers)):
         for i in range(count):
@@ -297,6 +315,7 @@ def _packed(model: Transformer) -> list[tuple[str, list[str]]]:
 
 
 def _to_native(model: Transformer, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of fairseq's own Transformer."""
     theirs = {their: state[ours] for ours, their in _pairs(model)}
     for ours, parts in _packed(model):
         theirs |= zip(parts, state[ours].chunk(len(parts)), strict=True)
@@ -310,6 +329,11 @@ def _to_native(model: Transformer, state: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def _from_native(model: Transformer, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Our state of fairseq's own Transformer.
+
+    Raises:
+        ZooError: tensors that are missing or left over.
+    """
     state = dict(state)
     try:
         ours = {own: state.pop(their) for own, their in _pairs(model)}

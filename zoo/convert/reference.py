@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' ImageNet code (RescaleNet, NeurIPS 2020) become models of this zoo."""
+"""Conversion of checkpoints of the authors' ImageNet code (RescaleNet, NeurIPS 2020)."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from torch import Tensor
 
 from zoo.errors import WeightsError
 from zoo.nets.base import Backbone
-from zoo.registry import create_model, get_spec, model_info
-from zoo.weights import load_state
+from zoo.registry import create_model
+from zoo.specs import get_spec
+from zoo.states import load_state
 
 # module of the reference -> parameter of ours; bias modules first, in both ResNets and VGG
 _RESNET_BIASES = {"addbias1": "stem.conv1.bias", "addbias2": "head_bias.bias"}
 
 
 def from_reference(state_dict: Mapping[str, Tensor], name: str, **options: Any) -> Backbone:
-    """A model of this zoo with the outputs of the authors' code, from their state dict.
+    """A net with the outputs of the authors' code, from their state dict.
 
-    Their bias module computes x + _bias - init_mean; ours holds the difference. Their block counter
-    starts at 0, so the model has ``first_index=0``. A ``module.`` prefix (DataParallel) is removed.
-    The dtype of the state dict is kept.
+    Their bias module computes x + _bias - init_mean; ours stores the difference. Their block counter starts at 0, so
+    the net has ``first_index=0``. A ``module.`` prefix (DataParallel) is removed. The dtype of the state dict is kept.
 
     Args:
-        state_dict: as torch.load(path, weights_only=True)["state_dict"] gives it.
-        name: the net of ours that it is of: rescalenet50, rescalenext50_32x4d, rescalevgg16, ...
+        state_dict: content of ``torch.load(path, weights_only=True)["state_dict"]``.
+        name: name of the net that the state is of: rescalenet50, rescalenext50_32x4d, rescalevgg16, ...
         options: further options of the net (dropout rates).
 
     Raises:
         zoo.WeightsError: keys that are missing, left over or of the wrong shape.
     """
+    # our keys, and one bias in place of _bias and init_mean
     state = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    family = model_info(name).family
+    family = get_spec(name).family.__name__
     rename = _resnet_name if family == "ResNet" else _VGGNames(name)
     out: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -50,6 +51,7 @@ def from_reference(state_dict: Mapping[str, Tensor], name: str, **options: Any) 
             out[rename(module, leaf)] = value.reshape(())
         else:
             out[rename(module, leaf)] = value
+    # a net with as many classes and of the same type
     if "fc.bias" not in out:
         raise WeightsError("reference checkpoint: the bias of the last layer is missing")
     if family == "ResNet":
@@ -61,6 +63,7 @@ def from_reference(state_dict: Mapping[str, Tensor], name: str, **options: Any) 
 
 
 def _resnet_name(module: str, leaf: str) -> str:
+    """Our key of a ResNet's parameter: ``module`` and ``leaf`` are the parts of the reference's."""
     if module in _RESNET_BIASES and leaf == "_bias":
         return _RESNET_BIASES[module]
     if module == "conv1":
@@ -75,7 +78,13 @@ def _resnet_name(module: str, leaf: str) -> str:
 
 
 class _VGGNames:
-    """Positions in the reference's Sequentials -> our stages; its layout is conv, ReLU, (pool), bias, conv, ..."""
+    """Maps positions in the reference's Sequentials to our stages.
+
+    The reference's layout is conv, ReLU, (pool), bias, conv, ...
+
+    Args:
+        name: name of the net.
+    """
 
     def __init__(self, name: str) -> None:
         depths = get_spec(name).layout.depths

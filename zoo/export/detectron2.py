@@ -25,7 +25,7 @@ except ImportError as error:
         f"the detectron2 adapter needs detectron2 ({error}): see its installation notes, and docs/detection.md"
     ) from None
 
-IMAGENET = zoo.InputTransform(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = zoo.InputTransform.imagenet()
 
 
 class ZooBackbone(Backbone):
@@ -60,7 +60,7 @@ class ZooBackbone(Backbone):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if (takes := zoo.model_info(name).takes) != "images":
+        if (takes := zoo.model_info(name).input_kind) != "images":
             raise ZooError(f"{name} takes {takes}, not images")
         transform = IMAGENET if weights is None else zoo.get_weights(weights, model=name).transform
         assert isinstance(transform, zoo.InputTransform | zoo.DetectionTransform)

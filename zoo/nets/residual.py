@@ -18,6 +18,7 @@ from zoo.joins import Join
 from zoo.layers import BiasedConvNd, StemConvNd
 from zoo.nets.base import Backbone, FeatureLevel
 from zoo.nets.stacks import ConvStack
+from zoo.options import free
 from zoo.products import clipped_window, pooled
 from zoo.schemes.base import Place
 from zoo.schemes.vision import Extent, VisionScheme, dimensions
@@ -38,8 +39,8 @@ class Layout:
 
     shortcut: Literal["avgpool", "conv"] | None = None
     width: float = 1.0
-    drop_rate: float = 0.0
-    branch_drop_rate: float = 0.0
+    drop_rate: float = free(0.0)
+    branch_drop_rate: float = free(0.0)
 
     def __post_init__(self) -> None:
         if not self.width > 0:

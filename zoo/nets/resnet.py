@@ -93,13 +93,18 @@ _PAPER = "https://arxiv.org/abs/1512.03385"
 
 
 def _imagenet(name: str, block: Literal["basic", "bottleneck"], depths: tuple[int, ...], **extra: int) -> None:
-    register_model(ModelSpec(name, ResNet, ResNetConfig(block, depths, **extra), 1000, 224, 32, _PAPER))  # type: ignore[arg-type]
+    layout = ResNetConfig(block, depths, **extra)  # type: ignore[arg-type]
+    register_model(
+        ModelSpec(name=name, family=ResNet, layout=layout, num_classes=1000, input_size=224, min_size=32, paper=_PAPER)
+    )
 
 
 def _cifar(depth: int) -> None:
     blocks = (depth - 2) // 6
-    config = ResNetConfig("basic", (blocks,) * 3, base_channels=16, stem="cifar")
-    register_model(ModelSpec(f"rescalenet{depth}_cifar", ResNet, config, 10, 32, 8, _PAPER))
+    name, layout = f"rescalenet{depth}_cifar", ResNetConfig("basic", (blocks,) * 3, base_channels=16, stem="cifar")
+    register_model(
+        ModelSpec(name=name, family=ResNet, layout=layout, num_classes=10, input_size=32, min_size=8, paper=_PAPER)
+    )
 
 
 _imagenet("rescalenet18", "basic", (2, 2, 2, 2))

@@ -132,7 +132,19 @@ _I3D = "https://arxiv.org/abs/1711.07971"
 
 
 def _register(name: str, config: ResNet3dConfig, size: int, frames: int, paper: str) -> None:
-    register_model(ModelSpec(name, ResNet3d, config, 400, size, 16, paper, frames=frames, takes="clips"))
+    register_model(
+        ModelSpec(
+            name=name,
+            family=ResNet3d,
+            layout=config,
+            num_classes=400,
+            input_size=size,
+            min_size=16,
+            paper=paper,
+            frames=frames,
+            input_kind="clips",
+        )
+    )
 
 
 _TWO, _FULL, _NONE = (2, 2, 2, 2), ((3,), (3,), (3,), (3,)), (1,)

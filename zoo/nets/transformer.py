@@ -22,6 +22,7 @@ from zoo.errors import ZooError
 from zoo.folding import folded_linear
 from zoo.losses import linear_cross_entropy
 from zoo.nets.base import ModelConfig, Net
+from zoo.options import free
 from zoo.schemes.base import Place
 from zoo.schemes.text import TEXT_SCHEMES, TextScheme
 from zoo.specs import ModelSpec, register_model
@@ -67,13 +68,13 @@ class TransformerLayout:
     encoder_layers: int = 6
     decoder_layers: int = 6
     activation: Literal["relu", "gelu"] = "relu"
-    drop_rate: float = 0.1
-    attention_drop_rate: float = 0.0
-    hidden_drop_rate: float = 0.0
+    drop_rate: float = free(0.1)
+    attention_drop_rate: float = free(0.0)
+    hidden_drop_rate: float = free(0.0)
     share: Literal["all", "decoder", "none"] = "all"
     source_vocabulary: int = 32000
     target_vocabulary: int = 32000
-    max_length: int = 1024
+    max_length: int = free(1024)
 
     def __post_init__(self) -> None:
         for key in ("dim", "hidden", "heads", "encoder_layers", "decoder_layers", "max_length"):
@@ -546,4 +547,15 @@ _LAYOUTS = {
     "big": TransformerLayout(1024, 4096, 16, drop_rate=0.3),
 }
 for _size, _layout in _LAYOUTS.items():
-    register_model(ModelSpec(f"rescale_transformer_{_size}", Transformer, _layout, 0, 0, 0, _VASWANI, takes="text"))
+    register_model(
+        ModelSpec(
+            name=f"rescale_transformer_{_size}",
+            family=Transformer,
+            layout=_layout,
+            num_classes=0,
+            input_size=0,
+            min_size=0,
+            paper=_VASWANI,
+            input_kind="text",
+        )
+    )

@@ -17,6 +17,7 @@ from zoo.folding import Unscale, folded_linear, needed_shift
 from zoo.layers import ChannelBias
 from zoo.nets.base import Backbone, FeatureLevel
 from zoo.nets.stacks import ConvStack
+from zoo.options import free
 from zoo.schemes.vision import VisionScheme
 from zoo.specs import ModelSpec, register_model
 
@@ -35,7 +36,7 @@ class VGGConfig:
 
     depths: tuple[int, ...]
     width: float = 1.0
-    drop_rate: float = 0.5
+    drop_rate: float = free(0.5)
 
     def __post_init__(self) -> None:
         if not self.width > 0:
@@ -154,5 +155,15 @@ class VGG(Backbone):
 
 _PAPER = "https://arxiv.org/abs/1409.1556"
 
-register_model(ModelSpec("rescalevgg16", VGG, VGGConfig((2, 2, 3, 3, 3)), 1000, 224, 32, _PAPER))
-register_model(ModelSpec("rescalevgg19", VGG, VGGConfig((2, 2, 4, 4, 4)), 1000, 224, 32, _PAPER))
+for _name, _depths in {"rescalevgg16": (2, 2, 3, 3, 3), "rescalevgg19": (2, 2, 4, 4, 4)}.items():
+    register_model(
+        ModelSpec(
+            name=_name,
+            family=VGG,
+            layout=VGGConfig(_depths),
+            num_classes=1000,
+            input_size=224,
+            min_size=32,
+            paper=_PAPER,
+        )
+    )

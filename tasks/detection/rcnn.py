@@ -1,0 +1,250 @@
+"""Faster and Mask R-CNN around a backbone of the zoo.
+
+The framework (anchors, proposals, sampling, losses, post-processing) is torchvision's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
+
+import zoo
+from tasks.detection.fpn import BodyWithFPN
+from tasks.detection.heads import ConvsLinear, HeadStyle, TwoLinear, box_predictor, conv_stack, mask_predictor
+from zoo.errors import ZooError
+from zoo.options import free
+from zoo.transforms import DetectionTransform
+
+Target = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class DetectorOptions:
+    """Options of a detector; the defaults are torchvision's and detectron2's.
+
+    Attributes:
+        heads: style of the heads, ``2fc`` or ``4conv1fc`` (``tasks.detection.heads``).
+        out_indices: feature levels of the backbone; None for the last four strides it has.
+        fpn_channels: channels of the pyramid.
+        box_width: width of the box head's linear layers.
+        box_convs: channels of the box head's convolutions (4conv1fc only).
+        mask_convs: channels of the mask head's convolutions.
+        mask_width: channels of the mask head's upsampling layer.
+        anchor_scale: side of a level's anchors over its stride.
+        aspect_ratios: heights of anchors over their widths.
+        canonical_size: side in pixels of the boxes that are pooled from the level of stride 16.
+        rpn_samples: anchors that each image is trained on.
+        box_samples: proposals that each image is trained on.
+        proposals_train: proposals after the RPN's non-maximum suppression, in training.
+        proposals_test: the same in evaluation.
+        score_thresh: smallest score of a final box.
+        nms_thresh: largest IoU of two final boxes of a class.
+        detections: largest number of final boxes of an image.
+        body: options of the backbone and its scheme, as ``zoo.create_model`` accepts them.
+    """
+
+    heads: HeadStyle = "2fc"
+    out_indices: tuple[int, ...] | None = None
+    fpn_channels: int = 256
+    box_width: int = 1024
+    box_convs: tuple[int, ...] = (256, 256, 256, 256)
+    mask_convs: tuple[int, ...] = (256, 256, 256, 256)
+    mask_width: int = 256
+    anchor_scale: float = 8.0
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    canonical_size: int = 224
+    # sampling and post-processing: no weight depends on them
+    rpn_samples: int = free(256)
+    box_samples: int = free(512)
+    proposals_train: int = free(2000)
+    proposals_test: int = free(1000)
+    score_thresh: float = free(0.05)
+    nms_thresh: float = free(0.5)
+    detections: int = free(100)
+    body: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        sizes = ("fpn_channels", "box_width", "mask_width", "anchor_scale", "canonical_size")
+        counts = ("rpn_samples", "box_samples", "proposals_train", "proposals_test", "detections")
+        for field in sizes + counts:
+            if not getattr(self, field) > 0:
+                raise ZooError(f"option {field}={getattr(self, field)}: must be greater than 0")
+        if not self.mask_convs or not self.aspect_ratios or min(*self.mask_convs, *self.aspect_ratios) <= 0:
+            raise ZooError("options mask_convs and aspect_ratios: at least one value each, greater than 0")
+
+
+class Standardize(GeneralizedRCNNTransform):
+    """torchvision's transform in and out of the net, with a channel order and without resizing in training.
+
+    The augmentation sets the sizes of training images; resizing masks again would blur them.
+
+    Args:
+        transform: sizes, mean, standard deviation and channel order.
+        size_divisible: number that the padded sides of a batch are multiples of.
+    """
+
+    def __init__(self, transform: DetectionTransform, size_divisible: int) -> None:
+        mean, std = list(transform.mean), list(transform.std)
+        super().__init__(transform.min_size, transform.max_size, mean, std, size_divisible, _skip_resize=True)
+        self.reverse = transform.channel_order == "BGR"
+
+    def normalize(self, image: Tensor) -> Tensor:
+        return super().normalize(image.flip(0) if self.reverse else image)
+
+    def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
+        """The image with its short side at ``min_size`` and its long side at most ``max_size``.
+
+        Sizes are computed in integers, so that an exported net rounds as Python does.
+        """
+        if self.training:
+            return image, target
+        tracing = torch.jit.is_tracing()
+        sides = torch._shape_as_tensor(image)[-2:] if tracing else torch.tensor(image.shape[-2:])
+        by_short = sides * self.min_size[-1] // sides.min()
+        size: Any = torch.minimum(by_short, sides * self.max_size // sides.max()).clamp(min=1).unbind()
+        if not tracing:
+            size = [int(side) for side in size]
+        resized = F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+        return resized, target
+
+
+class Detector(GeneralizedRCNN):
+    """A detector of torchvision's form.
+
+    ``model(images, targets)`` in training mode gives a dict of losses, ``model(images)`` in eval mode a list of dicts
+    with ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of the image, ``labels`` (N,) from 1, ``scores`` (N,) and, for
+    Mask R-CNN, ``masks`` (N, 1, H, W) of probabilities. Images are float RGB tensors (3, H, W) in 0..1; targets have
+    ``boxes``, ``labels`` and, for Mask R-CNN, ``masks`` (N, H, W).
+
+    An image's detections do not depend on its batch-mates: in eval mode, images of different sizes go through the
+    net apart, so that none is padded to another's size.
+
+    Attributes:
+        config: name, scheme, classes and options.
+        num_classes: number of classes without the background.
+        input: input transform.
+
+    Args:
+        config: config that ``create_detector`` makes.
+        body: backbone.
+        options: options of the detector.
+        input: input transform.
+        masks: whether it is a Mask R-CNN.
+    """
+
+    backbone: BodyWithFPN
+
+    def __init__(
+        self,
+        config: zoo.ModelConfig,
+        body: zoo.FeatureExtractor,
+        options: DetectorOptions,
+        input: DetectionTransform,
+        *,
+        masks: bool,
+    ) -> None:
+        # backbone with its pyramid; a scheme for the layers around it only with 4conv1fc
+        scheme = body.body.scheme if options.heads == "4conv1fc" else None
+        backbone = BodyWithFPN(body, options.fpn_channels, plain=scheme is None)
+        classes = config.num_classes + 1
+        levels = backbone.names[:-1]
+
+        def pool(size: int) -> MultiScaleRoIAlign:
+            return MultiScaleRoIAlign(levels, size, sampling_ratio=2, canonical_scale=options.canonical_size)
+
+        # region proposals
+        anchors = AnchorGenerator(
+            tuple((int(options.anchor_scale * stride),) for stride in backbone.strides),
+            (options.aspect_ratios,) * len(backbone.strides),
+        )
+        rpn = RegionProposalNetwork(
+            anchors,
+            RPNHead(options.fpn_channels, len(options.aspect_ratios)),
+            fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3,
+            batch_size_per_image=options.rpn_samples,
+            positive_fraction=0.5,
+            pre_nms_top_n={"training": options.proposals_train, "testing": options.proposals_test},
+            post_nms_top_n={"training": options.proposals_train, "testing": options.proposals_test},
+            nms_thresh=0.7,
+        )
+        # heads for boxes and, for Mask R-CNN, masks
+        box_head: nn.Module
+        if scheme is None:
+            box_head = TwoLinear(options.fpn_channels, 7, options.box_width)
+        else:
+            box_head = ConvsLinear(options.fpn_channels, 7, options.box_convs, options.box_width, scheme)
+        heads = RoIHeads(
+            pool(7),
+            box_head,
+            box_predictor(options.box_width, classes),
+            fg_iou_thresh=0.5,
+            bg_iou_thresh=0.5,
+            batch_size_per_image=options.box_samples,
+            positive_fraction=0.25,
+            bbox_reg_weights=None,
+            score_thresh=options.score_thresh,
+            nms_thresh=options.nms_thresh,
+            detections_per_img=options.detections,
+        )
+        if masks:
+            heads.mask_roi_pool = pool(14)
+            heads.mask_head = conv_stack(options.fpn_channels, options.mask_convs, scheme)
+            heads.mask_predictor = mask_predictor(options.mask_convs[-1], options.mask_width, classes)
+        super().__init__(backbone, rpn, heads, Standardize(input, backbone.strides[-2]))
+        self.config, self.num_classes, self.input = config, config.num_classes, input
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether it is a Mask R-CNN."""
+        return self.roi_heads.has_mask()
+
+    def freeze(self, levels: int) -> None:
+        """Freeze the first ``levels`` (0 to 5) of stem and stages; see ``zoo.FeatureExtractor.freeze``."""
+        self.backbone.body.freeze(levels)
+
+    def forward(self, images: Sequence[Tensor], targets: list[Target] | None = None) -> Any:
+        if self.training or len(images) == 1:
+            return super().forward(list(images), targets)
+        sizes = {image.shape for image in images}
+        found: list[Any] = [None] * len(images)
+        for size in sizes:
+            indices = [i for i, image in enumerate(images) if image.shape == size]
+            for i, result in zip(indices, super().forward([images[i] for i in indices]), strict=True):
+                found[i] = result
+        return found
+
+    def calibration_pass(self, images: Sequence[Tensor], targets: list[Target]) -> None:
+        """The forward that ``zoo.calibrate`` observes: heads on true boxes and on the RPN's first 64 proposals.
+
+        Args:
+            images: images in the size of training.
+            targets: true boxes of each image.
+        """
+        self.transform.train()  # training images come in their final size
+        batch, _ = self.transform(list(images))
+        features = self.backbone(batch.tensors)
+        proposals, _ = self.rpn(batch, features)
+        true = [target["boxes"].to(boxes) for target, boxes in zip(targets, proposals, strict=True)]
+        mixed = [torch.cat([boxes, others[:64]]) for boxes, others in zip(true, proposals, strict=True)]
+        heads = self.roi_heads
+        heads.box_predictor(heads.box_head(heads.box_roi_pool(features, mixed, batch.image_sizes)))
+        if self.has_masks:
+            positives = true if sum(map(len, true)) else mixed
+            heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, positives, batch.image_sizes)))
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay."""
+        return zoo.nets.base.no_weight_decay(self)

@@ -1,0 +1,73 @@
+"""Options of nets: which ones may differ from the weights', and the checks of what was given."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pydantic
+
+from zoo.errors import ZooError
+
+
+def free(default: Any) -> Any:
+    """A dataclass field for an option that no weight depends on, such as a dropout rate.
+
+    Args:
+        default: default value of the field.
+    """
+    return dataclasses.field(default=default, metadata={"free": True})
+
+
+def free_options(owner: Any) -> set[str]:
+    """Names of the fields of a dataclass, or of an instance, that ``free`` made."""
+    return {field.name for field in dataclasses.fields(owner) if field.metadata.get("free")}
+
+
+def checked(options: Mapping[str, Any], owner: Any, where: str) -> dict[str, Any]:
+    """Option values, checked against the type hints of the dataclass ``owner`` and converted to them.
+
+    Args:
+        options: values by name; every name is a field of ``owner``.
+        owner: dataclass or instance of one.
+        where: what has the options, for messages.
+
+    Raises:
+        ZooError: a value of the wrong type.
+    """
+    hints = typing.get_type_hints(owner if isinstance(owner, type) else type(owner))
+    converted = {}
+    for key, value in options.items():
+        try:
+            converted[key] = pydantic.TypeAdapter(hints[key]).validate_python(value)
+        except pydantic.ValidationError as error:
+            raise ZooError(f"{where}: option {key}={value!r}: {error.errors()[0]['msg']}") from None
+    return converted
+
+
+def refuse_contradictions(
+    asked: Mapping[str, Any], stored: Mapping[str, Any], free: Collection[str], weights: str
+) -> None:
+    """Check that the options asked for are those of the weights, except free ones.
+
+    Args:
+        asked: options that were given; names that ``stored`` lacks are not checked.
+        stored: options of the weights, with the defaults of those that the weights do not name.
+        free: names of the options that may differ.
+        weights: name of the weights, for the message.
+
+    Raises:
+        ZooError: an option with another value than the weights'.
+    """
+    for key, value in asked.items():
+        if key in stored and key not in free and plain(value) != plain(stored[key]):
+            raise ZooError(f"weights {weights} have option {key}={plain(stored[key])!r}, not {value!r}; leave it out")
+
+
+def plain(value: Any) -> Any:
+    """The value with lists in place of tuples, as JSON has it."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value

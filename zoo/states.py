@@ -1,0 +1,77 @@
+"""State dicts: fitting them to a net that differs from the weights', and loading them without a tensor left over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from zoo.calibration import HasDataBias
+from zoo.errors import WeightsError, suggestion
+from zoo.nets.base import ModelConfig, Net
+
+log = logging.getLogger("rescalenet")
+
+
+def adapt(state: Mapping[str, Tensor], stored: ModelConfig, model: Net) -> dict[str, Tensor]:
+    """Fit a state to a net that differs in last layer, input channels or frozen statistics; each change is logged.
+
+    Args:
+        state: state of a net with the config ``stored``.
+        stored: config of the weights.
+        model: net to load the state into.
+    """
+    config = model.config
+    state = dict(state)
+    # the last layer keeps its initialization
+    if config.num_classes != stored.num_classes:
+        state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+        if config.num_classes:
+            log.info("new last layer: %d classes instead of the weights' %d", config.num_classes, stored.num_classes)
+    # each input channel of the first convolution gets the mean of the old ones; their sum stays
+    if config.in_chans != stored.in_chans:
+        key = next(k for k, p in model.named_parameters() if p.ndim >= 4)
+        weight = state[key].mean(1, keepdim=True) * stored.in_chans / config.in_chans  # (O, 1, kernel)
+        state[key] = weight.expand(-1, config.in_chans, *weight.shape[2:]).contiguous()
+        log.info("stem adapted: %d input channels instead of the weights' %d", config.in_chans, stored.in_chans)
+    return frozen_statistics(state, stored.scheme, config.scheme)
+
+
+def frozen_statistics(state: dict[str, Tensor], stored: str, scheme: str) -> dict[str, Tensor]:
+    """A state of scheme ``stored`` for a net of scheme ``scheme``: frozen BatchNorm counts no batches."""
+    if (scheme, stored) != ("frozen_bn", "bn"):
+        return state
+    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fresh: tuple[str, ...] = ()) -> None:
+    """Load every tensor, or raise one error that names what does not fit.
+
+    Args:
+        model: net to load into.
+        state: tensors by the net's keys.
+        source: where the state comes from, for the message.
+        fresh: prefixes of keys that keep their initialization.
+
+    Raises:
+        WeightsError: missing or unexpected keys (with near matches) or wrong shapes.
+    """
+    own = model.state_dict()
+    kept = {key: value for key, value in own.items() if key.startswith(fresh)} if fresh else {}
+    required = own.keys() - kept.keys()
+    missing = sorted(required - state.keys())
+    if unexpected := sorted(state.keys() - required):
+        hint = suggestion(unexpected[0], missing) if missing else ""
+        raise WeightsError(f"{source}: {len(unexpected)} unexpected keys, the first {unexpected[0]!r}{hint}")
+    if missing:
+        raise WeightsError(f"{source}: {len(missing)} keys are missing, the first {missing[0]!r}")
+    for key in required:
+        if state[key].shape != own[key].shape:
+            shapes = f"shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
+            raise WeightsError(f"{source}: {key} has {shapes}")
+    model.load_state_dict({**kept, **state})
+    # loading marks every bias as calibrated; those that kept their own initialization are not
+    for name, module in model.named_modules():
+        if isinstance(module, HasDataBias) and f"{name}.{module.data_bias_name}" in kept:
+            module.calibrated = False
