@@ -85,7 +85,7 @@ def biased_product(
 
 
 def _dispatch(inputs: _Inputs) -> Tensor:
-    """Compute the product in the form that suits a compiler, eager autograd, or all others."""
+    """Compute the product in the form that suits the caller: a compiler, eager autograd, or neither."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return _product_to_compile(inputs)
     return _Product.apply(*inputs) if common.in_autograd() else _product(inputs)
@@ -201,10 +201,11 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         inputs, need = _Inputs(*common.saved_inputs(ctx)), Needed(*ctx.needs_input_grad[:5])
         full_x, weight, scale, pool = inputs.x, inputs.weight, inputs.scale, inputs.pool
+        # the average before the product, which forward did not save
         if pool:
             inputs = inputs._replace(x=pooled(full_x, pool))
         x = inputs.x
-        # shift multiplies the scale into the smaller of x and W, but never into an x of less precision than W
+        # the row: shift multiplies the scale into the smaller of x and W, but never into an x of less precision than W
         if not _shift_in_backward(x, weight, inputs.geometry):
             backward = _fold_backward
         elif scale is None or x.dtype != weight.dtype or 2 * x.numel() > 3 * weight.numel():
@@ -212,6 +213,7 @@ class _Product(torch.autograd.Function):
         else:
             backward = _scaled_shift_backward
         grad_x, grad_weight, grad_pre_bias, grad_beta, grad_scale = backward(inputs, grads[0], need)
+        # back through the average
         if need.x and pool:
             grad_x = pooled_backward(grad_x, full_x, pool)
         return (
