@@ -11,39 +11,25 @@ from __future__ import annotations
 import errno
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast, set_seed
 from torch import Tensor
 
-from tasks import config as cfg
-from tasks.engine.average import WeightAverage
 from tasks.engine.records import BlocksRecord, EpochRecord, StepRecord
-from tasks.engine.runlog import RunLog, check_sinks, open_log
+from tasks.engine.run import Run
 from tasks.engine.sampler import seed_from
-from tasks.engine.schedule import make_optimizer
-from tasks.engine.setup import (
-    accelerator_for,
-    build_loader,
-    build_model,
-    calibrate,
-    count_calibration_batches,
-    describe,
-)
-from tasks.engine.state import Position, RunFolder
-from tasks.engine.task import Task
 from tasks.errors import TrainingError, dead_worker
 from tasks.plots import curves
-from tasks.progress import Progress, print_line
+from tasks.progress import Progress
 from zoo.method import branch_statistics
 
 # errors of writing that end with more space: disk full, quota, file size limit, read-only
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-class Trainer:
+class Trainer(Run):
     """One run: ``Trainer(task).fit()``. In pseudo-code::
 
         read the folder: refuse another run, load the state of this one if it resumes
@@ -69,87 +55,6 @@ class Trainer:
         ConfigError: the folder's config is not valid any more, or a sink is unknown.
     """
 
-    def __init__(self, task: Task, *, resume: bool = False) -> None:
-        self.task, self.config = task, task.config
-        train: cfg.TrainSection = self.config.train
-        self.train = train
-        check_sinks(train.sinks)
-        self.accelerator = accelerator_for(train)
-        self.files = RunFolder(Path(self.config.output))
-        state = self._read_folder(resume)
-        if self.accelerator.is_main_process:
-            print_line(describe(self.accelerator, train))
-        self.dtype = torch.float64 if train.precision == "fp64" else torch.float32
-        self.bare = build_model(task, train, self.dtype, self.accelerator.device)
-        self._prepare_data()
-        if state is None:
-            self.at = Position()
-            self._calibrate()
-        else:
-            self.at = Position(**state["position"])
-            self.bare.load_state_dict(state["model"])
-        self._prepare_training(state)
-        self.log = self._open_log()
-        self.saved_at = time.monotonic()
-
-    # -- setting up -----------------------------------------------------------------------------
-
-    def _read_folder(self, resume: bool) -> dict[str, Any] | None:
-        """The state to resume from, if any."""
-        self.files.check_config(self.config, resume=resume)
-        state = self.files.load_state() if resume else None
-        if state is not None and state["ranks"] != self.accelerator.num_processes:
-            print_line(f"resuming a run of {state['ranks']} processes on {self.accelerator.num_processes}")
-        return state
-
-    def _prepare_data(self) -> None:
-        """Set the sampler, the loader and the number of optimizer steps of an epoch."""
-        train = self.train
-        self.batches = self.task.batches(train.batch_size, train.seed)
-        self.loader = build_loader(self.task, self.batches, train, self.accelerator)
-        # batches of the sampler that all ranks together take at a time
-        self.shards = self.accelerator.num_processes if self.batches.per_rank else 1
-        self.steps_per_epoch = len(self.batches) // (train.accumulate * self.shards)
-        if not self.steps_per_epoch:
-            raise TrainingError(f"train.accumulate={train.accumulate}: an epoch has only {len(self.batches)} batches")
-
-    def _calibrate(self) -> None:
-        """Initialise the biases that no checkpoint supplied, from the first batches of epoch 0."""
-        self.batches.seek(0, 0)
-        count = count_calibration_batches(self.batches, self.train, self.shards)
-        calibrate(
-            self.task,
-            self.bare,
-            self.loader,
-            count,
-            self.accelerator,
-            lambda model, batch: self.task.calibration_forward(model, batch, self.dtype),
-        )
-
-    def _prepare_training(self, state: dict[str, Any] | None) -> None:
-        """Set model, optimizer and average, and load their state."""
-        train = self.train
-        optimizer = make_optimizer(self.bare, train.optimizer)
-        self.peaks = [train.optimizer.lr * group["lr_scale"] for group in optimizer.param_groups]
-        self.average = WeightAverage(self.bare, train.average, train.epochs)
-        forward = torch.compile(self.bare) if train.compile else self.bare
-        self.model, self.optimizer = self.accelerator.prepare(forward, optimizer)
-        if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.average.load_state_dict(state["average"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-
-    def _open_log(self) -> RunLog:
-        """Write the config and open the log, on the main process."""
-        self.accelerator.wait_for_everyone()  # every rank has read the folder
-        if not self.accelerator.is_main_process:
-            return RunLog()
-        self.files.write_config(self.config)
-        return open_log(self.files.root, self.train.sinks, keep_bytes=self.at.log_bytes, step=self.at.step)
-
-    # -- the loop -------------------------------------------------------------------------------
-
     def fit(self) -> dict[str, float]:
         """Train to the end. Returns the last metrics.
 
@@ -170,7 +75,7 @@ class Trainer:
             if (reason := dead_worker(error)) is None:
                 raise
             raise TrainingError(
-                f"{self._describe_position()}: {reason}; go on with --resume; {self.files.describe_state()}"
+                f"{self.describe_position()}: {reason}; go on with --resume; {self.files.describe_state()}"
             ) from None
 
     def _fit(self) -> dict[str, float]:
@@ -263,7 +168,7 @@ class Trainer:
         named = dict(zip(terms, means, strict=True)) if len(terms) > 1 else {}
         if not math.isfinite(loss):
             parts = ", ".join(f"{name} {mean}" for name, mean in named.items())
-            self._stop_not_finite(f"the loss is {loss}" + (f" ({parts})" if parts else ""))
+            self.stop_not_finite(f"the loss is {loss}" + (f" ({parts})" if parts else ""))
         at.loss_sum, at.loss_count = at.loss_sum + loss, at.loss_count + 1
         lr = self.optimizer.param_groups[0]["lr"]
         self.log.write(StepRecord(step=at.step, epoch=at.epoch, loss=loss, terms=named, lr=lr))
@@ -271,7 +176,7 @@ class Trainer:
     def _end_of_epoch(self, progress: Progress) -> None:
         """Evaluate, log, store weights and state."""
         at, train, main = self.at, self.train, self.accelerator.is_main_process
-        self._check_weights()
+        self.check_weights()
         model = self.average.after_epoch(at.epoch)
         train_loss = at.loss_sum / at.loss_count
         metrics = self.task.end_of_epoch(self.accelerator)
@@ -296,8 +201,6 @@ class Trainer:
         at.epoch, at.batch, at.loss_sum, at.loss_count = at.epoch + 1, 0, 0.0, 0
         self._save()
 
-    # -- checkpoints ----------------------------------------------------------------------------
-
     def _is_time_to_save(self) -> bool:
         """Whether ``train.checkpoint_minutes`` have passed; the main process decides for all."""
         passed = time.monotonic() - self.saved_at >= self.train.checkpoint_minutes * 60
@@ -306,38 +209,3 @@ class Trainer:
         if self.at.step % self.train.log_every:  # asking the other ranks is a synchronisation: as often as logging
             return False
         return bool(broadcast(torch.tensor([int(passed)], device=self.accelerator.device)))
-
-    def _save(self) -> None:
-        """Write the training state, after a check that it is worth keeping."""
-        self._check_weights()
-        self.saved_at = time.monotonic()
-        if not self.accelerator.is_main_process:
-            return
-        self.at.log_bytes = self.log.flush()
-        scaler = self.accelerator.scaler
-        self.files.save_state(
-            {
-                "model": self.bare.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "average": self.average.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-                "position": dict(vars(self.at)),
-                "ranks": self.accelerator.num_processes,
-            }
-        )
-
-    def _check_weights(self) -> None:
-        """Stop the run at a parameter that is not finite."""
-        for name, parameter in self.bare.named_parameters():
-            if not torch.isfinite(parameter).all():
-                self._stop_not_finite(f"{name} has values that are not finite")
-
-    def _stop_not_finite(self, what: str) -> None:
-        self.log.flush()
-        raise TrainingError(
-            f"{self._describe_position()}: {what}; {self.files.describe_state()}. "
-            "Lower train.optimizer.lr, lengthen the warm-up or set train.optimizer.clip_norm"
-        )
-
-    def _describe_position(self) -> str:
-        return f"epoch {self.at.epoch + 1}, step {self.at.step}"
