@@ -12,7 +12,7 @@ from torch import Tensor
 from tasks.engine.records import EpochRecord, StepRecord, read_log, read_records
 from zoo.files import atomic_write
 
-__all__ = [
+__all__ = [  # with read_log, which was defined here
     "confusion_matrix",
     "contact_sheet",
     "curves",
