@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, set_seed
+from torch import nn
+from torch.utils.data import DataLoader
 
+import zoo
 from tasks import config as cfg
+from tasks.devices import make_accelerator
 from tasks.engine.average import WeightAverage
 from tasks.engine.runlog import RunLog, check_sinks, open_log
+from tasks.engine.sampler import EpochSampler
 from tasks.engine.schedule import make_optimizer
-from tasks.engine.setup import (
-    accelerator_for,
-    build_loader,
-    build_model,
-    calibrate,
-    count_calibration_batches,
-    describe,
-)
 from tasks.engine.state import Position, RunFolder
 from tasks.engine.task import Task
 from tasks.errors import TrainingError
@@ -55,13 +55,13 @@ class Run:
         train: cfg.TrainSection = self.config.train
         self.train = train
         check_sinks(train.sinks)
-        self.accelerator = accelerator_for(train)
+        self.accelerator = self._make_accelerator()
         self.files = RunFolder(Path(self.config.output))
         state = self._read_folder(resume)
         if self.accelerator.is_main_process:
-            print_line(describe(self.accelerator, train))
+            print_line(self._describe())
         self.dtype = torch.float64 if train.precision == "fp64" else torch.float32
-        self.bare = build_model(task, train, self.dtype, self.accelerator.device)
+        self.bare = self._build_model()
         self._prepare_data()
         if state is None:
             self.at = Position()
@@ -73,6 +73,25 @@ class Run:
         self.log = self._open_log()
         self.saved_at = time.monotonic()
 
+    def _make_accelerator(self) -> Accelerator:
+        """The accelerator with the run's precision and gradient accumulation."""
+        train = self.train
+        accelerator = make_accelerator(
+            mixed_precision=train.precision if train.precision in ("bf16", "fp16") else "no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(train.accumulate, sync_with_dataloader=False),
+            step_scheduler_with_optimizer=False,
+        )
+        if train.batch_size % (ranks := accelerator.num_processes):
+            raise TrainingError(f"train.batch_size={train.batch_size} must be a multiple of the {ranks} processes")
+        return accelerator
+
+    def _describe(self) -> str:
+        """One line on device, precision, processes and torch."""
+        device, ranks = self.accelerator.device, self.accelerator.num_processes
+        name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+        processes = "1 process" if ranks == 1 else f"{ranks} processes"
+        return f"device {device}{name}, precision {self.train.precision}, {processes}, torch {torch.__version__}"
+
     def _read_folder(self, resume: bool) -> dict[str, Any] | None:
         """The state to resume from, if any."""
         self.files.check_config(self.config, resume=resume)
@@ -81,28 +100,55 @@ class Run:
             print_line(f"resuming a run of {state['ranks']} processes on {self.accelerator.num_processes}")
         return state
 
+    def _build_model(self) -> nn.Module:
+        """The task's model on the device, in the run's dtype and memory layout."""
+        set_seed(self.train.seed)  # the initial weights are the same on every rank
+        model = self.task.build_model().to(self.dtype)
+        if self.train.channels_last:
+            clips = any(p.ndim == 5 for p in model.parameters())
+            model.to(memory_format=torch.channels_last_3d if clips else torch.channels_last)
+        return model.to(self.accelerator.device)
+
     def _prepare_data(self) -> None:
         """Set the sampler, the loader and the number of optimizer steps of an epoch."""
-        train = self.train
+        train, accelerator = self.train, self.accelerator
         self.batches = self.task.batches(train.batch_size, train.seed)
-        self.loader = build_loader(self.task, self.batches, train, self.accelerator)
-        self.shards = self.accelerator.num_processes if self.batches.per_rank else 1
+        if self.batches.per_rank:
+            accelerator.dataloader_config.split_batches = False
+            accelerator.even_batches = False  # there is a batch for each rank
+        loader = DataLoader(
+            self.task.train_set(),
+            batch_sampler=self.batches,
+            num_workers=train.workers,
+            collate_fn=self.task.collate,
+            pin_memory=accelerator.device.type == "cuda",
+            persistent_workers=train.workers > 0,
+            generator=torch.Generator(),
+        )
+        self.loader: Any = accelerator.prepare(loader)
+        self.shards = accelerator.num_processes if self.batches.per_rank else 1
         self.steps_per_epoch = len(self.batches) // (train.accumulate * self.shards)
         if not self.steps_per_epoch:
             raise TrainingError(f"train.accumulate={train.accumulate}: an epoch has only {len(self.batches)} batches")
 
     def _calibrate(self) -> None:
         """Initialise the biases that no checkpoint supplied, from the first batches of epoch 0."""
+
+        def forward(model: nn.Module, batch: Any) -> None:
+            # Entered for each forward: autocast stores converted parameters until its end, and biases change between.
+            with self.accelerator.autocast():
+                self.task.calibration_forward(model, batch, self.dtype)
+
         self.batches.seek(0, 0)
         count = count_calibration_batches(self.batches, self.train, self.shards)
-        calibrate(
-            self.task,
+        report = zoo.calibrate(
             self.bare,
-            self.loader,
-            count,
-            self.accelerator,
-            lambda model, batch: self.task.calibration_forward(model, batch, self.dtype),
+            self.task.merge(list(islice(self.loader, count))),
+            forward=forward,
+            reduce=lambda t: self.accelerator.reduce(t, "sum"),
         )
+        if report.calibrated and self.accelerator.is_main_process:
+            print_line(f"calibration on {count} batches: {report}")
 
     def _prepare_training(self, state: dict[str, Any] | None) -> None:
         """Set model, optimizer and average, and load their state."""
@@ -162,3 +208,19 @@ class Run:
 
     def describe_position(self) -> str:
         return f"epoch {self.at.epoch + 1}, step {self.at.step}"
+
+
+def count_calibration_batches(sampler: EpochSampler, train: cfg.TrainSection, shards: int) -> int:
+    """The number of batches of each rank whose means initialise the biases.
+
+    Whole batches are taken, at least one, at most ``train.calibration_batches``, and as many as have at most
+    ``train.calibration_samples`` samples on all ranks together.
+
+    Args:
+        sampler: sampler of the run, at the first epoch.
+        train: engine's settings.
+        shards: batches of the sampler that all ranks together take at a time.
+    """
+    sizes = [len(batch) for batch in islice(sampler, train.calibration_batches * shards)]
+    totals = list(accumulate(sum(sizes[i : i + shards]) for i in range(0, len(sizes), shards)))
+    return max(1, sum(total <= train.calibration_samples for total in totals))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tasks.config import SGD, TrainSection
 from tasks.engine import EpochBatches, Trainer
-from tasks.engine.setup import count_calibration_batches
+from tasks.engine.run import count_calibration_batches
 from tasks.errors import ConfigError, DataError, TrainingError
 from tasks.run import check, make_task
 from tasks.translation.config import CorpusSection
