@@ -5,7 +5,11 @@ Every field that a recipe may set is declared here (or in the task's config.py),
 
 from __future__ import annotations
 
+import functools
+import math
+import operator
 import typing
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,6 +21,7 @@ from pydantic import Field
 
 from tasks.errors import ConfigError, DataError
 from zoo.errors import suggestion
+from zoo.schemes.vision import SCHEMES
 
 
 class Strict(pydantic.BaseModel):
@@ -30,7 +35,7 @@ class ModelSection(Strict):
 
     name: str = Field(description="a name of zoo.list_models()")
     weights: str | None = Field(None, description="tag, name.tag or path of a safetensors file to start from")
-    scheme: str | None = Field(None, description="rescale, bn, frozen_bn, gn, none; default: the weights' or rescale")
+    scheme: str | None = Field(None, description=f"{', '.join(SCHEMES)}; default: the weights' or rescale")
     options: dict[str, Any] = Field({}, description="further options of the net and the scheme")
 
 
@@ -60,15 +65,68 @@ class AdamW(Strict):
     clip_norm: float | None = Field(None, gt=0)
 
 
-class Cosine(Strict):
+class ScheduleSection(Strict):
+    """Base of the learning-rate schedules. A schedule is a subclass, registered by ``register_schedule``."""
+
+    name: str
+
+    @abstractmethod
+    def factor(self, epoch: float, epochs: int, steps: int = 1) -> float:
+        """The learning rate over its peak.
+
+        Args:
+            epoch: fractional epoch, from 0 at the start of the run.
+            epochs: epochs of the whole run.
+            steps: optimizer steps of an epoch.
+        """
+
+
+SCHEDULES: list[type[ScheduleSection]] = []  # the classes that ``train.schedule`` chooses from, by their ``name``
+AnySchedule = TypeVar("AnySchedule", bound=ScheduleSection)
+
+
+def register_schedule(schedule: type[AnySchedule]) -> type[AnySchedule]:
+    """Decorator that makes a schedule available to ``train.schedule``.
+
+    Its ``name`` is a ``Literal`` whose default is that literal.
+
+    Raises:
+        ValueError: another schedule has the name.
+    """
+    name = schedule.model_fields["name"].default
+    if any(known.model_fields["name"].default == name for known in SCHEDULES):
+        raise ValueError(f"schedule {name!r} is registered already")
+    SCHEDULES.append(schedule)
+    return schedule
+
+
+def _chosen_schedule(value: Any) -> Any:
+    # The union is built at validation, not at import, so that it has the schedules registered since.
+    union: Any = Annotated[functools.reduce(operator.or_, SCHEDULES), Field(discriminator="name")]
+    return pydantic.TypeAdapter(union).validate_python(value)
+
+
+def _after_warmup(epoch: float, warmup_epochs: float, factor: float) -> float:
+    """The factor, or during the linear warm-up the share of the warm-up that is done."""
+    return epoch / warmup_epochs if epoch < warmup_epochs else factor
+
+
+@register_schedule
+class Cosine(ScheduleSection):
     """Linear warm-up, then half a cosine down to ``final`` times the peak."""
 
     name: Literal["cosine"] = "cosine"
     warmup_epochs: float = Field(0.0, ge=0)
     final: float = Field(0.0, ge=0, le=1)
 
+    def factor(self, epoch: float, epochs: int, steps: int = 1) -> float:
+        progress = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-12)
+        decay = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+        return _after_warmup(epoch, self.warmup_epochs, decay)
 
-class MultiStep(Strict):
+
+@register_schedule
+class MultiStep(ScheduleSection):
     """Linear warm-up, then the rate times ``gamma`` at each milestone."""
 
     name: Literal["multistep"] = "multistep"
@@ -76,24 +134,40 @@ class MultiStep(Strict):
     milestones: tuple[float, ...] = Field(description="epochs")
     gamma: float = Field(0.1, gt=0, le=1)
 
+    def factor(self, epoch: float, epochs: int, steps: int = 1) -> float:
+        decay = self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+        return _after_warmup(epoch, self.warmup_epochs, decay)
 
-class OneCycle(Strict):
+
+@register_schedule
+class OneCycle(ScheduleSection):
     """Cosine up over the first ``up`` share of training, then cosine down to zero (Smith 2018)."""
 
     name: Literal["onecycle"] = "onecycle"
     up: float = Field(0.3, gt=0, lt=1)
     start: float = Field(0.04, ge=0, le=1, description="first rate over the peak")
 
+    def factor(self, epoch: float, epochs: int, steps: int = 1) -> float:
+        up = self.up * epochs
+        if epoch < up:
+            return self.start + (1 - self.start) * 0.5 * (1 - math.cos(math.pi * epoch / up))
+        return 0.5 * (1 + math.cos(math.pi * (epoch - up) / (epochs - up)))
 
-class InverseSqrt(Strict):
+
+@register_schedule
+class InverseSqrt(ScheduleSection):
     """Linear warm-up, then the peak times sqrt(warmup_steps / step) (Vaswani et al. 2017)."""
 
     name: Literal["inverse_sqrt"] = "inverse_sqrt"
     warmup_steps: int = Field(4000, ge=1)
 
+    def factor(self, epoch: float, epochs: int, steps: int = 1) -> float:
+        done = (epoch * steps + 1) / self.warmup_steps
+        return done if done < 1 else done**-0.5
+
 
 Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]
-Schedule = Annotated[Cosine | MultiStep | OneCycle | InverseSqrt, Field(discriminator="name")]
+Schedule = Annotated[pydantic.SerializeAsAny[ScheduleSection], pydantic.PlainValidator(_chosen_schedule)]
 
 
 class EMA(Strict):
@@ -127,28 +201,37 @@ class TrainSection(Strict):
     seed: int = Field(0, ge=0)
     average: Average | None = Field(None, description="weights that are averaged, then evaluated and kept")
     calibration_batches: int = Field(8, ge=1, description="batches whose means initialise the biases of a fresh net")
+    calibration_samples: int = Field(
+        1024, ge=1, description="limit on the samples of those batches, all ranks together; at least one batch is taken"
+    )
     workers: int = Field(0, ge=0, description="data loading processes on each rank")
     eval_every: int = Field(1, ge=1, description="epochs")
     checkpoint_minutes: float = Field(10.0, ge=0, description="between checkpoints within an epoch; 0: after each step")
     log_every: int = Field(50, ge=1, description="optimizer steps between records of the loss; an epoch's last is one")
+    sinks: tuple[str, ...] = Field(
+        ("tensorboard",), description="where records go besides log.jsonl: names of tasks.engine.register_sink"
+    )
 
 
 class RunConfig(Strict):
-    """What every task's config has. Tasks add their model and data sections."""
+    """Base of the tasks' configs, which add their model and data sections."""
 
     task: str
     output: str = Field(description="the run's folder")
     train: TrainSection
 
 
-Config = TypeVar("Config", bound=RunConfig)
+Section = TypeVar("Section", bound=Strict)
 
 
 def find_config(name: str) -> Path:
-    """A config file: a path, or the name of one that ships (``classification/cifar10/rescalenet20_cifar``).
+    """The path of a config file, given as a path or as the name of a shipped recipe.
+
+    Args:
+        name: path, or name below ``configs/`` with or without ``.yaml`` (``classification/cifar10/rescalenet20``).
 
     Raises:
-        ConfigError: if there is no such file, with near matches.
+        ConfigError: no such file; the message has near matches.
     """
     root = configs_dir()
     short = name.removeprefix("configs/").removesuffix(".yaml")
@@ -159,7 +242,7 @@ def find_config(name: str) -> Path:
 
 
 def find_file(name: str, shipped: str | None = None) -> Path | None:
-    """The file ``name``, or else the one that ships as ``shipped`` (by default ``name``) below ``configs/``."""
+    """The path of file ``name``, else of ``shipped`` (default: ``name``) below ``configs/``; None without either."""
     for path in (Path(name), configs_dir() / (shipped or name).removeprefix("configs/")):
         if path.is_file():
             return path
@@ -167,17 +250,17 @@ def find_file(name: str, shipped: str | None = None) -> Path | None:
 
 
 def read_holdout(name: str | None, known: Collection[str]) -> set[str]:
-    """The samples that ``data.holdout`` lists, one on each line.
+    """The names that the file ``data.holdout`` lists, one on each line.
 
     Args:
-        name: the file, or one that ships; None is an error, as the list is needed.
+        name: path of the list, or its name below ``configs/``; None is an error.
         known: names of all training samples.
 
     Raises:
         DataError: no list, or names that are not among the training samples.
     """
     if name is None:
-        raise DataError("data.split=holdout needs data.holdout, the list of held-out images")
+        raise DataError("data.split=holdout requires data.holdout, the file that lists the held-out samples")
     listed = find_file(name)
     if listed is None:
         raise DataError(f"data.holdout={name}: no such file")
@@ -203,7 +286,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: a mapping of sections is expected")
+        raise ConfigError(f"{path}: expected key: value sections, found {type(content).__name__}")
     return content
 
 
@@ -211,7 +294,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
     """``train.epochs=3`` style changes; values are YAML (``null``, lists and numbers work).
 
     Raises:
-        ConfigError: an override without ``=``, with a value that is not YAML, or below something that is no section.
+        ConfigError: an override without ``=``, with a value that is not YAML, or below a key that is not a section.
     """
     content = {**content}
     for override in overrides:
@@ -234,8 +317,13 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
     return content
 
 
-def check(content: dict[str, Any], schema: type[Config], source: str) -> Config:
-    """The typed config, or one error that names every key at fault.
+def check(content: dict[str, Any], schema: type[Section], source: str) -> Section:
+    """The typed config. All keys at fault are named in one error.
+
+    Args:
+        content: mapping read from the source.
+        schema: section or whole config that the content must satisfy.
+        source: file or place that messages name.
 
     Raises:
         ConfigError: unknown keys (with the nearest valid one), missing keys, wrong values.
@@ -246,8 +334,12 @@ def check(content: dict[str, Any], schema: type[Config], source: str) -> Config:
         raise ConfigError(f"{source}: " + "; ".join(_explain(e, schema) for e in error.errors())) from None
 
 
-def _explain(error: Any, schema: type[pydantic.BaseModel]) -> str:
-    # Discriminated unions put the chosen variant's tag into the location; users never wrote it.
+def _explain(error: Any, schema: type[Strict]) -> str:
+    """One error of pydantic in the words of the file: the dotted key, and the nearest valid one."""
+    # A location names the keys down to the fault, and behind each discriminated union the variant's tag, which is
+    # not a key of the file:
+    #   ("train", "epoch")                      -> train.epoch
+    #   ("train", "optimizer", "sgd", "momentun") -> train.optimizer.momentun
     location = list(error["loc"])
     section: Any = schema
     shown: list[str] = []
@@ -272,13 +364,19 @@ def _is_section(schema: Any) -> bool:
 
 
 def _step(section: Any, part: Any) -> tuple[Any, bool]:
-    """The schema below ``part``, and whether ``part`` is a key that stands in the file."""
+    """The schema below ``part`` of a location, and whether ``part`` is a key of the file.
+
+    Below a union the schema is the list of its variants: from ``TrainSection``, "optimizer" leads to
+    ``([SGD, AdamW], True)``, and from there the tag "sgd" to ``(SGD, False)``.
+    """
     if _is_section(section) and part in section.model_fields:
-        field = section.model_fields[part]
-        variants = [a for a in typing.get_args(field.annotation) if isinstance(a, type)]
+        annotation = section.model_fields[part].annotation
+        if annotation is ScheduleSection:
+            return SCHEDULES, True
+        variants = [a for a in typing.get_args(annotation) if isinstance(a, type)]
         if any(map(_is_section, variants)):
             return variants, True
-        return field.annotation, True
+        return annotation, True
     if isinstance(section, list):
         for variant in section:
             if _is_section(variant) and "name" in variant.model_fields and variant.model_fields["name"].default == part:

@@ -1,4 +1,4 @@
-"""The one place that makes an Accelerator."""
+"""Devices and processes: the one place that makes an Accelerator."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ def best_device() -> torch.device:
 
 
 def process_state() -> PartialState:
-    """Which of the processes this one is, before there is an Accelerator; ``device`` is its device."""
-    return PartialState(cpu=not torch.accelerator.is_available())  # else it ignores torchrun, as an Accelerator does
+    """This process's rank, the number of processes and the device, also before there is an Accelerator."""
+    # Without ``cpu`` it ignores torchrun on machines without accelerators, as an Accelerator does.
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def make_accelerator(**settings: Any) -> Accelerator:
     """An Accelerator whose batches are split over the ranks, on the machine's accelerator or the CPU.
 
+    Args:
+        settings: further arguments of ``Accelerator``.
+
     Raises:
         TrainingError: the device lacks the precision, or Accelerate does not see the processes torchrun launched.
     """
-    AcceleratorState._reset_state()  # the precision of an earlier run in this process does not bind this one
+    AcceleratorState._reset_state()  # else the precision of an earlier run in this process stays
     try:
         accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # else it ignores torchrun on machines without accelerators
+            cpu=not torch.accelerator.is_available(),  # see process_state
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
             **settings,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +9,17 @@ from typing import Any, Protocol
 from PIL import Image
 from torch import Tensor
 
+from tasks.engine.records import EpochRecord, StepRecord, read_log, read_records
 from zoo.files import atomic_write
+
+__all__ = [  # with read_log, which was defined here
+    "confusion_matrix",
+    "contact_sheet",
+    "curves",
+    "draw_instances",
+    "read_log",
+    "timeline",
+]
 
 
 def _figure(width: float, height: float) -> Any:
@@ -26,20 +35,22 @@ def _save(figure: Any, path: Path) -> None:
     atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a run's ``log.jsonl``."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def curves(log: Path | dict[str, Path], path: Path, metric: str) -> None:
-    """Loss by step and the metric by epoch; several runs in one picture if ``log`` maps names to logs."""
+    """Draw the loss by step and a metric by epoch.
+
+    Args:
+        log: log of a run, or logs of several by the names that the legend gives them.
+        path: PNG file to write.
+        metric: metric of the epoch records.
+    """
     runs = {"": log} if isinstance(log, Path) else log
     figure = _figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     for name, file in runs.items():
-        records = read_log(file)
-        steps = [(r["step"], r["loss"]) for r in records if r["event"] == "step"]
-        epochs = [(r["epoch"] + 1, r[metric]) for r in records if r["event"] == "epoch" and metric in r]
+        records = read_records(file)
+        steps = [(r.step, r.loss) for r in records if isinstance(r, StepRecord)]
+        ends = [r for r in records if isinstance(r, EpochRecord)]
+        epochs = [(r.epoch + 1, r.metrics[metric]) for r in ends if metric in r.metrics]
         if steps:
             left.plot(*zip(*steps, strict=True), label=name or None, linewidth=1)
         if epochs:

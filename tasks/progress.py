@@ -1,4 +1,4 @@
-"""Progress with rate and ETA: a bar on a terminal, a line now and then elsewhere."""
+"""Progress with rate and ETA: a bar on a terminal, a line every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -14,23 +14,31 @@ _LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 def print_line(message: str) -> None:
-    """One line to the user, on stderr."""
+    """Print one line on stderr."""
     _console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
+    """Seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class Progress:
-    """Progress over ``total`` steps of which ``done`` lie behind; ``items`` of ``unit`` pass in each."""
+    """The display of progress over a number of steps, as a context.
+
+    Args:
+        total: steps in all.
+        done: steps done before this process began.
+        items: mean number of items of a step, for the rate.
+        unit: name of the items.
+        enabled: False to print nothing, as on all ranks but the first.
+    """
 
     def __init__(self, total: int, done: int, items: float, *, unit: str = "images", enabled: bool = True) -> None:
         self.total, self.first, self.items, self.unit, self.enabled = total, done, items, unit, enabled
-        self.start = self.spoke = time.monotonic()
+        self.start = self.printed = time.monotonic()
         self.bar: Bar | None = None
         if enabled and _console.is_terminal:
             self.bar = Bar(BarColumn(), TextColumn("{task.description}"), console=_console)
@@ -46,23 +54,28 @@ class Progress:
             self.bar.stop()
 
     def step(self, done: int, **shown: object) -> None:
-        """``done`` steps are done; ``shown`` goes beside the bar."""
+        """Show that ``done`` steps are done.
+
+        Args:
+            done: steps done, those before this process included.
+            shown: values to print in front of the rate.
+        """
         if not self.enabled:
             return
         now = time.monotonic()
-        if self.bar is None and now - self.spoke < _LINE_EVERY:
+        if self.bar is None and now - self.printed < _LINE_EVERY:
             return
-        pace = (now - self.start) / max(done - self.first, 1)  # seconds a step
+        pace = (now - self.start) / max(done - self.first, 1)  # seconds per step
         values = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
         rate = self.items / max(pace, 1e-9)
         text = f"{values}  step {done}/{self.total}  {rate:.4g} {self.unit}/s  ETA {clock(pace * (self.total - done))}"
         if self.bar:
             self.bar.update(self.row, completed=done, description=text)
         else:
-            self.spoke = now
+            self.printed = now
             print_line(text)
 
     def message(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the bar, where it stays."""
         if self.enabled:
             print_line(text)

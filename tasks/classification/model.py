@@ -15,11 +15,11 @@ import zoo
 from tasks.classification.config import ClassificationConfig
 from tasks.classification.data import EvalSet, TrainSet, eval_transform, load_images
 from tasks.classification.evaluate import eval_loader, evaluate
-from tasks.engine import EpochBatches
+from tasks.engine import BaseTask, EpochBatches
 from tasks.errors import ConfigError
 
 
-class Classification:
+class Classification(BaseTask):
     """Loss, data and metrics of a classification run.
 
     Raises:
@@ -77,9 +77,6 @@ class Classification:
     def calibration_forward(self, model: nn.Module, batch: tuple[Tensor, ...], dtype: torch.dtype) -> None:
         model(self.inputs(batch, dtype))
 
-    def weight(self, batch: object) -> None:
-        return None
-
     def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         x, target = self.inputs(batch, dtype), batch[1]
         if self.mixup is not None:
@@ -94,9 +91,6 @@ class Classification:
         return evaluate(
             model, self.eval_loader, len(self.classes), accelerator, inputs=lambda batch: self.inputs(batch, dtype)
         ).metrics()
-
-    def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
-        return {}
 
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         data = self.config.data

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tasks.config import RunConfig, Strict
+from zoo.schemes.vision import SCHEMES
 
 
 class DetectorSection(Strict):
@@ -15,7 +16,7 @@ class DetectorSection(Strict):
     name: str = Field(description="faster_rcnn_BACKBONE_fpn or mask_rcnn_BACKBONE_fpn")
     weights: str | None = Field(None, description="of the whole detector: tag, name.tag or path")
     weights_backbone: str | None = Field(None, description="of the backbone alone: tag, name.tag or path")
-    scheme: str | None = Field(None, description="rescale, bn, frozen_bn, gn, none; default: the weights' or rescale")
+    scheme: str | None = Field(None, description=f"{', '.join(SCHEMES)}; default: the weights' or rescale")
     freeze: int = Field(0, ge=0, le=5, description="how many of stem and stages stay fixed")
     options: dict[str, Any] = Field({}, description="tasks.detection.detector.DetectorOptions")
 

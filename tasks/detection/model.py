@@ -16,12 +16,12 @@ from tasks.detection.data import TrainSet, aspect_groups, load_sets
 from tasks.detection.detector import Detector, Target, create_detector
 from tasks.detection.evaluate import coco_metrics, detect, figures, kinds_of
 from tasks.detection.predict import draw_results
-from tasks.engine import EpochBatches
+from tasks.engine import BaseTask, EpochBatches
 
 Batch = tuple[list[Tensor], list[Target]]
 
 
-class Detection:
+class Detection(BaseTask):
     """Losses, data and metrics of a detection run.
 
     Raises:
@@ -74,12 +74,13 @@ class Detection:
         images = [image.to(dtype) / 255 for image in batch[0]]
         return images, [{**target, "boxes": target["boxes"].to(dtype)} for target in batch[1]]
 
+    def merge(self, batches: list[Batch]) -> list[Batch]:
+        """The batches as they are: pictures of other batches would change the padding, and so what is averaged."""
+        return batches
+
     def calibration_forward(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
         assert isinstance(model, Detector)
         model.calibration_pass(*self.inputs(batch, dtype))
-
-    def weight(self, batch: object) -> None:
-        return None
 
     def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
         return model(*self.inputs(batch, dtype))
@@ -99,9 +100,6 @@ class Detection:
             draw_results(self.val_data, results, Path(self.config.output) / "pictures")
         reports = coco_metrics(self.val_data, results, kinds_of(masks=self.masks), fast=data.fast_eval)
         return figures(reports)
-
-    def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
-        return {}
 
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         assert isinstance(model, Detector)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.config import ModelSection, RunConfig, Strict
+from zoo.schemes.text import TRANSFORMER_SCHEMES
 
 _LANGUAGE = r"^[A-Za-z0-9_-]{1,20}$"  # as zoo.TextTransform takes it
 
@@ -65,7 +66,7 @@ class DataSection(Strict):
 class TranslationModelSection(ModelSection):
     """The net. The sizes of its vocabularies are the corpus's."""
 
-    scheme: str | None = Field(None, description="rescale, post_ln, pre_ln, none, t_fixup, deepnorm, dyt")
+    scheme: str | None = Field(None, description=", ".join(TRANSFORMER_SCHEMES))
 
 
 class TranslationConfig(RunConfig):

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tasks.errors import DataError
+from tasks.config import check
+from tasks.errors import ConfigError, DataError
 from tasks.progress import print_line
 from tasks.translation.clean import Cleaner
 from tasks.translation.config import CorpusSection
@@ -109,9 +110,13 @@ class Corpus:
         Raises:
             DataError: other settings.
         """
-        wanted = section.model_dump(mode="json")
-        differing = [key for key in wanted if key != "root" and wanted[key] != self.info["settings"].get(key)]
-        if differing:
+        # Settings of an earlier version may lack fields: those have their defaults.
+        try:
+            stored = check(self.info["settings"], CorpusSection, str(self.folder / "corpus.json"))
+        except ConfigError as error:
+            raise DataError(f"{error}; delete {self.folder} and prepare again") from None
+        names = [name for name in CorpusSection.model_fields if name != "root"]
+        if differing := [name for name in names if getattr(section, name) != getattr(stored, name)]:
             raise DataError(
                 f"{self.folder}: prepared with another data.corpus ({', '.join(differing)}); "
                 "delete it and prepare again, or choose another data.folder"

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.engine import EpochBatches, Key, seed_from
+from tasks.engine import EpochSampler, Key, seed_from
 from tasks.errors import DataError
 from tasks.translation.corpus import Sentences
-from zoo.text import EOS, padded
+from zoo.text import EOS, PAD, padded
 
 _GRID = 2  # lengths are rounded up to a multiple before pairs are grouped: the coarser, the more pairs mix
 
@@ -57,15 +59,29 @@ def collate(pairs: Sequence[tuple[Any, Any]]) -> Batch:
     )
 
 
-class TokenBatches(EpochBatches):
-    """Batches of (epoch, number) for one rank each, of at most ``budget`` tokens on either side, padding counted.
+def merge(batches: Sequence[Batch]) -> Batch:
+    """One batch with the pairs of all, padded to their common lengths."""
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        length = max(part.shape[1] for part in parts)
+        return torch.cat([F.pad(part, (0, length - part.shape[1]), value=PAD) for part in parts])
+
+    sources, targets, labels, tokens = zip(*batches, strict=True)
+    return Batch(joined(sources), joined(targets), joined(labels), sum(tokens))
+
+
+class TokenBatches(EpochSampler):
+    """Batches for one rank each, of at most ``budget`` tokens on either side, padding counted.
 
     Pairs are sorted by their lengths on a coarse grid; which of equal ones meet in a batch, and the batches' order,
     depends on seed and epoch alone. Every epoch has the same number of batches.
 
     Args:
-        source, target: lengths of the pairs, </s> counted.
-        ranks: batches that are taken at a time; those that are left over at an epoch's end are dropped.
+        source: lengths of the pairs' sources, </s> counted.
+        target: lengths of their targets.
+        budget: tokens of a batch.
+        seed: seed of the run.
+        ranks: batches taken at a time; those that are left over at an epoch's end are dropped.
 
     Raises:
         DataError: a sentence longer than the budget, or fewer batches than ranks.
@@ -91,18 +107,14 @@ class TokenBatches(EpochBatches):
         self.count = (len(self.bounds) - 1) // ranks * ranks
         if not self.count:
             raise DataError(f"{len(order)} pairs make fewer batches of {budget} tokens than there are processes")
-        self.per_batch = float(target.sum()) / (len(self.bounds) - 1)
-        self.seed, self.drop_last = seed, True
-        self.batch_size = None  # type: ignore[assignment]  # they vary; Accelerate asks for it before it shards them
-        self.epoch, self.start = 0, 0
+        super().__init__(seed, batch_size=None, per_batch=float(target.sum()) / (len(self.bounds) - 1))
 
     def __len__(self) -> int:
         return self.count
 
-    def __iter__(self) -> Iterator[list[Key]]:  # type: ignore[override]
+    def index_batches(self) -> Iterator[list[int]]:
         generator = np.random.default_rng(seed_from(self.seed, self.epoch))
         ties = generator.random(self.keys.shape[1])
         order = np.lexsort((ties, self.keys[1], self.keys[0]))
-        for number in generator.permutation(len(self.bounds) - 1)[self.start : self.count]:
-            batch = order[self.bounds[number] : self.bounds[number + 1]]
-            yield [(self.epoch, index) for index in batch.tolist()]
+        for number in generator.permutation(len(self.bounds) - 1):
+            yield order[self.bounds[number] : self.bounds[number + 1]].tolist()

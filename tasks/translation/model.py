@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 import zoo
 from tasks.devices import process_state
+from tasks.engine import BaseTask
 from tasks.errors import ConfigError, DataError
 from tasks.progress import print_line
 from tasks.translation.config import TranslationConfig
 from tasks.translation.corpus import Corpus
-from tasks.translation.data import Batch, Pairs, TokenBatches, collate
+from tasks.translation.data import Batch, Pairs, TokenBatches, collate, merge
 from tasks.translation.evaluate import score, tokens_within, translate_ids
 from tasks.translation.search import Beam
 from zoo.files import write_text
 
 
-class Translation:
+class Translation(BaseTask):
     """Loss, data and metrics of a run of translation.
 
     Raises:
@@ -83,8 +84,12 @@ class Translation:
     def collate(self, samples: list[Any]) -> Batch:
         return collate(samples)
 
+    def merge(self, batches: list[Batch]) -> list[Batch]:
+        return [merge(batches)]
+
     def calibration_forward(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
-        model(batch.source, batch.target)
+        assert isinstance(model, zoo.Transformer)
+        model.decode(batch.target, model.encode(batch.source))  # no layer with a bias from data makes the logits
 
     def weight(self, batch: Batch) -> int:
         return batch.tokens
@@ -92,9 +97,6 @@ class Translation:
     def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
         loss, _ = model(batch.source, batch.target, batch.labels, self.config.label_smoothing)
         return {"loss": loss / batch.tokens}
-
-    def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
-        return {}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         """BLEU and chrF of ``val``, its loss a token without label smoothing, and perplexity."""

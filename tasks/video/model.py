@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import zoo
 from tasks.devices import process_state
-from tasks.engine import EpochBatches
+from tasks.engine import BaseTask, EpochBatches
 from tasks.errors import ConfigError, DataError, TrainingError
 from tasks.progress import print_line
 from tasks.video.config import VideoConfig
@@ -23,7 +23,7 @@ from tasks.video.evaluate import evaluate, standardised, write_report
 from tasks.video.index import Index
 
 
-class VideoClassification:
+class VideoClassification(BaseTask):
     """Loss, data and metrics of a run of video classification.
 
     Raises:
@@ -122,9 +122,6 @@ class VideoClassification:
         if not good.any():
             raise DataError(f"no video of a batch can be read: {next(iter(batch.failures.values()))}")
         model(self.inputs(batch.clips[good], dtype))
-
-    def weight(self, batch: object) -> None:
-        return None
 
     def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
         if batch.failures:

@@ -1,0 +1,62 @@
+"""The one training loop, on Accelerate: the loop, its data order, its state on disk and its log.
+
+The names below are imported when they are first used (PEP 562): ``tasks.plots`` and the data sets read small modules
+of this package, and should not load the trainer.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tasks.engine.records import BlocksRecord, EpochRecord, Record, StepRecord, read_log, read_records
+    from tasks.engine.runlog import JsonlSink, RunLog, Sink, TensorBoardSink, register_sink
+    from tasks.engine.sampler import EpochBatches, EpochSampler, Key, mix, seed_from
+    from tasks.engine.schedule import make_optimizer, rate
+    from tasks.engine.state import Position, RunFolder
+    from tasks.engine.task import BaseTask, Task
+    from tasks.engine.trainer import Trainer
+
+_MODULES = {
+    "records": ("BlocksRecord", "EpochRecord", "Record", "StepRecord", "read_log", "read_records"),
+    "runlog": ("JsonlSink", "RunLog", "Sink", "TensorBoardSink", "register_sink"),
+    "sampler": ("EpochBatches", "EpochSampler", "Key", "mix", "seed_from"),
+    "schedule": ("make_optimizer", "rate"),
+    "state": ("Position", "RunFolder"),
+    "task": ("BaseTask", "Task"),
+    "trainer": ("Trainer",),
+}
+_HOMES = {name: f"tasks.engine.{module}" for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "BaseTask",
+    "BlocksRecord",
+    "EpochBatches",
+    "EpochRecord",
+    "EpochSampler",
+    "JsonlSink",
+    "Key",
+    "Position",
+    "Record",
+    "RunFolder",
+    "RunLog",
+    "Sink",
+    "StepRecord",
+    "Task",
+    "TensorBoardSink",
+    "Trainer",
+    "make_optimizer",
+    "mix",
+    "rate",
+    "read_log",
+    "read_records",
+    "register_sink",
+    "seed_from",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tasks.engine' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,147 @@
+"""The format of ``log.jsonl``: one JSON object a line, of the kinds below, its keys in the order of the fields.
+
+    {"event": "step", "step": 50, "epoch": 0, "loss": 2.1, "loss_mask": 1.2, "loss_box_reg": 0.9, "lr": 0.01}
+    {"event": "epoch", "step": 200, "epoch": 0, "train_loss": 1.7, "top1": 61.5}
+    {"event": "blocks", "step": 200, "epoch": 0, "blocks": [{"block": "layer1.0", "m": 1.0, "weight_norms": [7.9]}]}
+
+A new kind of record is a subclass of ``Record``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tasks.errors import DataError
+
+_SPLICED = {"spliced": True}  # marks a field whose items are keys of the record itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Base of the records.
+
+    Attributes:
+        step: optimizer steps done since the start of the run.
+        epoch: epoch from 0.
+        run: name of the run, in a file with the records of several; absent in a run's own log.
+    """
+
+    event: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Record]]] = {}  # every subclass by its event
+
+    run: str | None = None
+    step: int
+    epoch: int
+
+    def __init_subclass__(cls) -> None:
+        Record.kinds[cls.event] = cls
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys and values of the record's line, in its order."""
+        content: dict[str, Any] = {} if self.run is None else {"run": self.run}
+        content["event"] = self.event
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if each.metadata.get("spliced"):
+                content |= value
+            elif each.name != "run":
+                content[each.name] = value
+        return content
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> Record:
+        """The record of a line.
+
+        Raises:
+            KeyError, TypeError: an event that is unknown, or keys that are missing or have no place in the record.
+        """
+        rest = dict(content)
+        kind = Record.kinds[rest.pop("event")]
+        known = dataclasses.fields(kind)
+        values = {each.name: rest.pop(each.name) for each in known if each.name in rest}
+        spliced = [each.name for each in known if each.metadata.get("spliced")]
+        if spliced:
+            values[spliced[0]] = rest
+        elif rest:
+            raise TypeError(f"unknown keys {', '.join(rest)}")
+        return kind(**values)
+
+    def scalars(self) -> Iterator[tuple[str, float]]:
+        """Tag and value of every curve that the record has a point of."""
+        for key, value in self.as_dict().items():
+            if isinstance(value, int | float) and key not in ("step", "epoch"):
+                yield f"{self.event}/{key}", value
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord(Record):
+    """The loss of one optimizer step.
+
+    Attributes:
+        loss: loss of the step, a mean over all ranks.
+        terms: terms of the loss by name, if there are several.
+        lr: learning rate of the optimizer's first group.
+    """
+
+    event = "step"
+    loss: float
+    terms: dict[str, float] = field(default_factory=dict, metadata=_SPLICED)
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord(Record):
+    """The end of an epoch.
+
+    Attributes:
+        train_loss: mean of the losses of the epoch's step records.
+        metrics: numbers that the task counted in training, and if the epoch was evaluated the task's metrics.
+    """
+
+    event = "epoch"
+    train_loss: float
+    metrics: dict[str, float] = field(default_factory=dict, metadata=_SPLICED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksRecord(Record):
+    """Multipliers and weight norms at the end of an epoch.
+
+    Attributes:
+        blocks: a row for each residual block, see ``zoo.branch_statistics``.
+    """
+
+    event = "blocks"
+    blocks: list[dict[str, Any]]
+
+    def scalars(self) -> Iterator[tuple[str, float]]:
+        for row in self.blocks:
+            if row["m"] is not None:
+                yield f"multiplier/{row['block']}", row["m"]
+            for i, norm in enumerate(row["weight_norms"], 1):
+                yield f"weight_norm/{row['block']}.{i}", norm
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a log.
+
+    Raises:
+        DataError: a line that is not a record.
+    """
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(Record.from_dict(json.loads(line)))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{path}, line {number}: not a record of a run's log ({error!r})") from None
+    return records
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log as they stand in its lines, see ``read_records``."""
+    return [record.as_dict() for record in read_records(path)]

@@ -1,0 +1,226 @@
+"""What a run consists of, built step by step, and its state on disk."""
+
+from __future__ import annotations
+
+import time
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin, set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+
+import zoo
+from tasks import config as cfg
+from tasks.devices import make_accelerator
+from tasks.engine.average import WeightAverage
+from tasks.engine.runlog import RunLog, check_sinks, open_log
+from tasks.engine.sampler import EpochSampler
+from tasks.engine.schedule import make_optimizer
+from tasks.engine.state import Position, RunFolder
+from tasks.engine.task import Task
+from tasks.errors import TrainingError
+from tasks.progress import print_line
+
+
+class Run:
+    """The parts of a run, at the position of its last checkpoint.
+
+    Args:
+        task: task with its config.
+        resume: whether to go on with the run in the config's output folder; without a checkpoint there it starts anew.
+
+    Attributes:
+        accelerator: processes, device and precision.
+        files: the run's folder.
+        at: position of the run.
+        bare: model, as it is evaluated and stored.
+        model: the same as Accelerate wraps it for training.
+        batches: sampler of the training set.
+        loader: this rank's batches.
+        shards: batches of the sampler that all ranks together take at a time.
+        average: averaged weights.
+        log: log of the run; without sinks on all ranks but the first.
+
+    Raises:
+        TrainingError: the folder contains another run, or a batch size or epoch length does not fit the settings.
+        ConfigError: the folder's config is not valid any more, or a sink is unknown.
+    """
+
+    def __init__(self, task: Task, *, resume: bool = False) -> None:
+        self.task, self.config = task, task.config
+        train: cfg.TrainSection = self.config.train
+        self.train = train
+        check_sinks(train.sinks)
+        self.accelerator = self._make_accelerator()
+        self.files = RunFolder(Path(self.config.output))
+        state = self._read_folder(resume)
+        if self.accelerator.is_main_process:
+            print_line(self._describe())
+        self.dtype = torch.float64 if train.precision == "fp64" else torch.float32
+        self.bare = self._build_model()
+        self._prepare_data()
+        if state is None:
+            self.at = Position()
+            self._calibrate()
+        else:
+            self.at = Position(**state["position"])
+            self.bare.load_state_dict(state["model"])
+        self._prepare_training(state)
+        self.log = self._open_log()
+        self.saved_at = time.monotonic()
+
+    def _make_accelerator(self) -> Accelerator:
+        """The accelerator with the run's precision and gradient accumulation."""
+        train = self.train
+        accelerator = make_accelerator(
+            mixed_precision=train.precision if train.precision in ("bf16", "fp16") else "no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(train.accumulate, sync_with_dataloader=False),
+            step_scheduler_with_optimizer=False,
+        )
+        if train.batch_size % (ranks := accelerator.num_processes):
+            raise TrainingError(f"train.batch_size={train.batch_size} must be a multiple of the {ranks} processes")
+        return accelerator
+
+    def _describe(self) -> str:
+        """One line on device, precision, processes and torch."""
+        device, ranks = self.accelerator.device, self.accelerator.num_processes
+        name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+        processes = "1 process" if ranks == 1 else f"{ranks} processes"
+        return f"device {device}{name}, precision {self.train.precision}, {processes}, torch {torch.__version__}"
+
+    def _read_folder(self, resume: bool) -> dict[str, Any] | None:
+        """The state to resume from, if any."""
+        self.files.check_config(self.config, resume=resume)
+        state = self.files.load_state() if resume else None
+        if state is not None and state["ranks"] != self.accelerator.num_processes:
+            print_line(f"resuming a run of {state['ranks']} processes on {self.accelerator.num_processes}")
+        return state
+
+    def _build_model(self) -> nn.Module:
+        """The task's model on the device, in the run's dtype and memory layout."""
+        set_seed(self.train.seed)  # the initial weights are the same on every rank
+        model = self.task.build_model().to(self.dtype)
+        if self.train.channels_last:
+            clips = any(p.ndim == 5 for p in model.parameters())
+            model.to(memory_format=torch.channels_last_3d if clips else torch.channels_last)
+        return model.to(self.accelerator.device)
+
+    def _prepare_data(self) -> None:
+        """Set the sampler, the loader and the number of optimizer steps of an epoch."""
+        train, accelerator = self.train, self.accelerator
+        self.batches = self.task.batches(train.batch_size, train.seed)
+        if self.batches.per_rank:
+            accelerator.dataloader_config.split_batches = False
+            accelerator.even_batches = False  # there is a batch for each rank
+        loader = DataLoader(
+            self.task.train_set(),
+            batch_sampler=self.batches,
+            num_workers=train.workers,
+            collate_fn=self.task.collate,
+            pin_memory=accelerator.device.type == "cuda",
+            persistent_workers=train.workers > 0,
+            generator=torch.Generator(),
+        )
+        self.loader: Any = accelerator.prepare(loader)
+        self.shards = accelerator.num_processes if self.batches.per_rank else 1
+        self.steps_per_epoch = len(self.batches) // (train.accumulate * self.shards)
+        if not self.steps_per_epoch:
+            raise TrainingError(f"train.accumulate={train.accumulate}: an epoch has only {len(self.batches)} batches")
+
+    def _calibrate(self) -> None:
+        """Initialise the biases that no checkpoint supplied, from the first batches of epoch 0."""
+
+        def forward(model: nn.Module, batch: Any) -> None:
+            # Entered for each forward: autocast stores converted parameters until its end, and biases change between.
+            with self.accelerator.autocast():
+                self.task.calibration_forward(model, batch, self.dtype)
+
+        self.batches.seek(0, 0)
+        count = count_calibration_batches(self.batches, self.train, self.shards)
+        report = zoo.calibrate(
+            self.bare,
+            self.task.merge(list(islice(self.loader, count))),
+            forward=forward,
+            reduce=lambda t: self.accelerator.reduce(t, "sum"),
+        )
+        if report.calibrated and self.accelerator.is_main_process:
+            print_line(f"calibration on {count} batches: {report}")
+
+    def _prepare_training(self, state: dict[str, Any] | None) -> None:
+        """Set model, optimizer and average, and load their state."""
+        train = self.train
+        optimizer = make_optimizer(self.bare, train.optimizer)
+        self.peaks = [train.optimizer.lr * group["lr_scale"] for group in optimizer.param_groups]
+        self.average = WeightAverage(self.bare, train.average, train.epochs)
+        forward = torch.compile(self.bare) if train.compile else self.bare
+        self.model, self.optimizer = self.accelerator.prepare(forward, optimizer)
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.average.load_state_dict(state["average"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _open_log(self) -> RunLog:
+        """Write the config and open the log, on the main process."""
+        self.accelerator.wait_for_everyone()  # every rank has read the folder
+        if not self.accelerator.is_main_process:
+            return RunLog()
+        self.files.write_config(self.config)
+        return open_log(self.files.root, self.train.sinks, keep_bytes=self.at.log_bytes, step=self.at.step)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Write the training state, after a check that it is worth keeping."""
+        self.check_weights()
+        self.saved_at = time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
+        self.at.log_bytes = self.log.flush()
+        scaler = self.accelerator.scaler
+        self.files.save_state(
+            {
+                "model": self.bare.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "average": self.average.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+                "position": dict(vars(self.at)),
+                "ranks": self.accelerator.num_processes,
+            }
+        )
+
+    def check_weights(self) -> None:
+        """Stop the run at a parameter that is not finite."""
+        for name, parameter in self.bare.named_parameters():
+            if not torch.isfinite(parameter).all():
+                self.stop_not_finite(f"{name} has values that are not finite")
+
+    def stop_not_finite(self, what: str) -> None:
+        self.log.flush()
+        raise TrainingError(
+            f"{self.describe_position()}: {what}; {self.files.describe_state()}. "
+            "Lower train.optimizer.lr, lengthen the warm-up or set train.optimizer.clip_norm"
+        )
+
+    def describe_position(self) -> str:
+        return f"epoch {self.at.epoch + 1}, step {self.at.step}"
+
+
+def count_calibration_batches(sampler: EpochSampler, train: cfg.TrainSection, shards: int) -> int:
+    """The number of batches of each rank whose means initialise the biases.
+
+    Whole batches are taken, at least one, at most ``train.calibration_batches``, and as many as have at most
+    ``train.calibration_samples`` samples on all ranks together.
+
+    Args:
+        sampler: sampler of the run, at the first epoch.
+        train: engine's settings.
+        shards: batches of the sampler that all ranks together take at a time.
+    """
+    sizes = [len(batch) for batch in islice(sampler, train.calibration_batches * shards)]
+    totals = list(accumulate(sum(sizes[i : i + shards]) for i in range(0, len(sizes), shards)))
+    return max(1, sum(total <= train.calibration_samples for total in totals))

@@ -1,0 +1,129 @@
+"""The order of the training data: a function of the seed and the epoch alone, so that a run can go on anywhere."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch.utils.data import Sampler
+
+from tasks.errors import TrainingError
+
+Key = tuple[int, int]  # (epoch, index): what a sampler asks a training set for
+
+
+def seed_from(*numbers: int) -> int:
+    """One seed from several numbers, the same on every machine (splitmix64)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state & 0x7FFFFFFFFFFFFFFF
+
+
+def mix(*numbers: int) -> int:
+    """Deprecated: the former name of ``seed_from``."""
+    warnings.warn("tasks.engine.mix is now tasks.engine.seed_from", DeprecationWarning, stacklevel=2)
+    return seed_from(*numbers)
+
+
+class EpochSampler(Sampler[list[Key]]):
+    """Base of the samplers: batches of keys for a training set, from any batch of any epoch on.
+
+    Args:
+        seed: seed of the run.
+        batch_size: samples in each batch; None where batches vary.
+        per_batch: mean number of ``Task.unit`` in a batch, for the display of progress.
+
+    Attributes:
+        per_rank: True: the sampler yields one batch per rank. False: each batch is split over all ranks.
+    """
+
+    per_rank = False
+    drop_last = True  # Accelerate reads it and ``batch_size`` before it shards the batches
+
+    def __init__(self, seed: int, *, batch_size: int | None, per_batch: float) -> None:
+        self.seed, self.batch_size, self.per_batch = seed, batch_size, per_batch
+        self.epoch, self.start = 0, 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches of an epoch, the same number in each."""
+
+    @abstractmethod
+    def index_batches(self) -> Iterable[list[int]]:
+        """Batches of sample indices of ``self.epoch``, from its first on; those beyond ``len(self)`` are dropped."""
+
+    def seek(self, epoch: int, start: int) -> None:
+        """Let the next iteration begin at batch ``start`` of ``epoch``."""
+        self.epoch, self.start = epoch, start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for batch in islice(self.index_batches(), self.start, len(self)):
+            yield [(self.epoch, index) for index in batch]
+
+
+class EpochBatches(EpochSampler):
+    """Batches of one size in random order; the remainder of an epoch is dropped.
+
+    Args:
+        length: samples of the data set.
+        batch_size: samples of a batch, all ranks together.
+        seed: seed of the run.
+        groups: group of each sample; the samples of a batch share their group, except in an epoch's last batches.
+        repeats: mean number of times that each sample occurs in an epoch; by default 1.
+
+    Raises:
+        TrainingError: fewer samples than one batch.
+    """
+
+    batch_size: int
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        *,
+        groups: Sequence[int] | None = None,
+        repeats: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(seed, batch_size=batch_size, per_batch=float(batch_size))
+        self.length, self.groups, self.repeats = length, groups, repeats
+        self.samples = length if repeats is None else int(sum(repeats))  # of an epoch
+        if self.samples < batch_size:
+            raise TrainingError(f"the training set has {self.samples} samples, fewer than one batch of {batch_size}")
+
+    def __len__(self) -> int:
+        return self.samples // self.batch_size
+
+    def index_batches(self) -> list[list[int]]:
+        order = self._order()
+        if self.groups is None:
+            return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        # A batch is complete as soon as its group has enough samples; the rest is mixed at the end.
+        waiting: dict[int, list[int]] = {}
+        batches = []
+        for index in order:
+            group = waiting.setdefault(self.groups[index], [])
+            group.append(index)
+            if len(group) == self.batch_size:
+                batches.append(waiting.pop(self.groups[index]))
+        rest = [index for group in waiting.values() for index in group]
+        return batches + [rest[i : i + self.batch_size] for i in range(0, len(rest), self.batch_size)]
+
+    def _order(self) -> list[int]:
+        """The epoch's samples in random order."""
+        generator = torch.Generator().manual_seed(seed_from(self.seed, self.epoch))
+        if self.repeats is None:
+            return torch.randperm(self.length, generator=generator).tolist()
+        # Systematic resampling: each sample occurs floor or ceil of its share times, and their total is constant.
+        ends = torch.tensor(self.repeats, dtype=torch.float64).cumsum(0)
+        points = (torch.arange(self.samples) + torch.rand((), generator=generator, dtype=torch.float64)) / self.samples
+        chosen = torch.searchsorted(ends, points * ends[-1], right=True).clamp(max=self.length - 1)
+        return chosen[torch.randperm(self.samples, generator=generator)].tolist()

@@ -1,0 +1,141 @@
+"""The format of log.jsonl, and the sinks that records go to."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks import plots
+from tasks.engine import BlocksRecord, EpochRecord, RunLog, StepRecord, read_log, read_records, register_sink
+from tasks.engine import runlog as sinks
+from tasks.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parents[3]
+SHIPPED = sorted([*(ROOT / "weights").glob("*.jsonl"), *(ROOT / "docs/records").glob("*.jsonl")])
+STEP = StepRecord(step=3, epoch=0, loss=1.5, lr=0.1)
+
+
+def line(record):
+    return json.dumps(record.as_dict()) + "\n"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_logs_are_read_and_written_byte_for_byte(path):
+    records = read_records(path)
+    assert records
+    assert "".join(map(line, records)) == path.read_text()
+    assert read_log(path) == [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def test_there_are_shipped_logs():
+    assert len(SHIPPED) >= 22
+
+
+def test_lines():
+    assert line(STEP) == '{"event": "step", "step": 3, "epoch": 0, "loss": 1.5, "lr": 0.1}\n'
+    terms = StepRecord(step=3, epoch=0, loss=3.0, terms={"b": 2.0, "a": 1.0}, lr=0.1)
+    assert line(terms) == '{"event": "step", "step": 3, "epoch": 0, "loss": 3.0, "b": 2.0, "a": 1.0, "lr": 0.1}\n'
+    epoch = EpochRecord(step=9, epoch=1, train_loss=0.5, metrics={"top1": 10.0, "images": 15})
+    assert line(epoch) == ('{"event": "epoch", "step": 9, "epoch": 1, "train_loss": 0.5, "top1": 10.0, "images": 15}\n')
+
+
+def test_curves_of_a_record():
+    epoch = EpochRecord(step=9, epoch=1, train_loss=0.5, metrics={"top1": 10.0})
+    assert dict(epoch.scalars()) == {"epoch/train_loss": 0.5, "epoch/top1": 10.0}
+    assert dict(STEP.scalars()) == {"step/loss": 1.5, "step/lr": 0.1}
+    rows = [{"block": "a", "m": 2.0, "weight_norms": [3.0, 4.0]}, {"block": "b", "m": None, "weight_norms": [5.0]}]
+    blocks = BlocksRecord(step=9, epoch=1, blocks=rows)
+    assert dict(blocks.scalars()) == {
+        "multiplier/a": 2.0,
+        "weight_norm/a.1": 3.0,
+        "weight_norm/a.2": 4.0,
+        "weight_norm/b.1": 5.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "\0\0\0",
+        "3",
+        '{"event": "other", "step": 1, "epoch": 0}',
+        '{"event": "step", "step": 1, "epoch": 0, "loss": 1.0}',
+        '{"event": "blocks", "step": 1, "epoch": 0, "blocks": [], "more": 1}',
+    ],
+)
+def test_what_is_no_record_is_reported_with_its_line(tmp_path, text):
+    path = tmp_path / "log.jsonl"
+    path.write_text(f"{line(STEP)}{text}\n")
+    with pytest.raises(DataError, match=r"log.jsonl, line 2: not a record"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"), [(0, ""), (len(line(STEP)), line(STEP)), (2 * len(line(STEP)), 2 * line(STEP))]
+)
+def test_a_resumed_log_is_cut_off_where_the_checkpoint_was(tmp_path, keep, expected):
+    path = tmp_path / "log.jsonl"
+    path.write_text(2 * line(STEP))
+    log = sinks.open_log(tmp_path, [], keep_bytes=keep, step=1)
+    last = EpochRecord(step=4, epoch=0, train_loss=1.0)
+    log.write(last)
+    assert log.flush() == path.stat().st_size
+    log.close()
+    assert path.read_text() == expected + line(last)
+
+
+@pytest.mark.parametrize("text", [None, "", line(STEP)])
+def test_a_log_shorter_than_the_checkpoint_tells_is_not_filled_up(tmp_path, text):
+    path = tmp_path / "log.jsonl"
+    if text is not None:
+        path.write_text(text)
+    log = sinks.open_log(tmp_path, [], keep_bytes=10_000, step=1)
+    log.write(STEP)
+    assert log.flush() == len((text or "") + line(STEP))
+    log.close()
+    assert path.read_text() == (text or "") + line(STEP)
+
+
+def test_a_sink_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks, "SINKS", dict(sinks.SINKS))
+
+    @register_sink("csv")
+    class CsvSink:
+        def __init__(self, folder, step):
+            self.file = (folder / "losses.csv").open("a")
+
+        def write(self, record):
+            if isinstance(record, StepRecord):
+                self.file.write(f"{record.step},{record.loss}\n")
+
+        def flush(self):
+            self.file.flush()
+
+        def close(self):
+            self.file.close()
+
+    log = sinks.open_log(tmp_path, ["csv"], keep_bytes=0, step=0)
+    log.write(STEP)
+    assert log.flush() == len(line(STEP))
+    log.close()
+    assert (tmp_path / "losses.csv").read_text() == "3,1.5\n"
+    with pytest.raises(ValueError, match="sink 'csv' is registered already"):
+        register_sink("csv")
+
+
+def test_unknown_sinks_are_refused():
+    with pytest.raises(ConfigError, match=r"train.sinks: unknown sink 'tensorbord' \(did you mean tensorboard\?\)"):
+        sinks.check_sinks(["tensorbord"])
+
+
+def test_a_log_without_sinks_does_nothing():
+    log = RunLog()
+    log.write(STEP)
+    assert log.flush() == 0
+    log.close()
+
+
+def test_curves_are_drawn_from_a_log(tmp_path):
+    plots.curves({path.name: path for path in SHIPPED[:2]}, tmp_path / "curves.png", "bleu")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
