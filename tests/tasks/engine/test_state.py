@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from tasks import engine
+from tasks import config as cfg
 from tasks.engine import Trainer
 from tasks.errors import TrainingError
 from tasks.run import make_task
@@ -30,7 +30,7 @@ def test_resume_repeats_the_uninterrupted_run_to_the_bit(images, tmp_path, monke
     fit(images, tmp_path / "whole", **settings)
     trainer = Trainer(make_task(config(images, tmp_path / "broken", **settings)))
     if crash_at == "evaluation":
-        monkeypatch.setattr(engine, "branch_statistics", lambda model: (_ for _ in ()).throw(Crash))
+        monkeypatch.setattr("tasks.engine.trainer.branch_statistics", lambda model: (_ for _ in ()).throw(Crash))
     else:
         log_step = trainer._log_step
 
@@ -58,7 +58,7 @@ def command(*arguments):
 def test_kill_9_and_resume(images, tmp_path):
     path = tmp_path / "config.yaml"
     settings = config(images, tmp_path / "whole", epochs=6, workers=1)
-    path.write_text(engine.cfg.dump(settings))
+    path.write_text(cfg.dump(settings))
     fit(images, tmp_path / "whole", epochs=6, workers=1)
     run = tmp_path / "killed"
     arguments = command("train", path, f"output={run}")
@@ -66,7 +66,7 @@ def test_kill_9_and_resume(images, tmp_path):
     assert at["step"] < 36, "it ended before it was killed"
     refused = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
     assert refused.returncode == 1
-    assert "holds a run already: add --resume" in refused.stderr
+    assert "contains a run already: add --resume" in refused.stderr
     subprocess.run([*arguments, "--resume"], env=environment(), check=True, stderr=subprocess.DEVNULL)
     assert (tmp_path / "whole/log.jsonl").read_text() == (run / "log.jsonl").read_text()
     whole, killed = weights_of(tmp_path / "whole"), weights_of(run)
@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(images, tmp_path, monkeypa
 
 def test_refusals(images, tmp_path):
     fit(images, tmp_path / "run", epochs=1)
-    with pytest.raises(TrainingError, match="holds a run already: add --resume, or choose another output"):
+    with pytest.raises(TrainingError, match="contains a run already: add --resume, or choose another output"):
         fit(images, tmp_path / "run", epochs=1)
     with pytest.raises(TrainingError, match=r"started with another config: train.batch_size was 8, is 4"):
         fit(images, tmp_path / "run", epochs=1, batch_size=4, resume=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import zoo
-from tasks import engine
+from tasks import config as cfg
 from tasks.config import AdamW
 from tasks.engine import Trainer
 from tasks.errors import ConfigError, TrainingError
@@ -22,7 +22,7 @@ def test_two_processes_equal_one(images, tmp_path, scheme):
     settings = {"precision": "fp64", "average": {"name": "ema", "decay": 0.5}, "model": {"scheme": scheme}}
     fit(images, tmp_path / "one", **settings)
     path = tmp_path / "config.yaml"
-    path.write_text(engine.cfg.dump(config(images, tmp_path / "two", **settings)))
+    path.write_text(cfg.dump(config(images, tmp_path / "two", **settings)))
     on_two_processes("train", path)
     assert torch.load(tmp_path / "two/checkpoints/last.pt", weights_only=True)["ranks"] == 2
     one, two = (read_log(tmp_path / run / "log.jsonl") for run in ("one", "two"))

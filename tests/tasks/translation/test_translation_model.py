@@ -147,7 +147,7 @@ def test_a_step_is_the_mean_over_all_its_tokens(prepared, tmp_path):
     batches = list(itertools.islice(iter(trainer.loader), 3))
     weights = [trainer.task.weight(b) for b in batches]
     assert len(set(weights)) > 1
-    shares = trainer._shares(batches)
+    shares = trainer._loss_weights(batches)
     assert shares == pytest.approx([3 * w / sum(weights) for w in weights])
     trainer.bare.eval()
     terms = [trainer.task.losses(trainer.bare, b, torch.float64)["loss"] for b in batches]

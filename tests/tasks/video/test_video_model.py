@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import zoo
+from tasks import config as engine_cfg
 from tasks.engine import Trainer
-from tasks.engine import cfg as engine_cfg
 from tasks.plots import read_log
 from tasks.run import make_task, task_of
 from tasks.video.evaluate import read_predictions
