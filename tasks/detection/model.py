@@ -14,7 +14,7 @@ from tasks.detection.coco import repeat_factors
 from tasks.detection.config import DetectionConfig
 from tasks.detection.data import TrainSet, aspect_groups, load_sets
 from tasks.detection.detector import Detector, Target, create_detector
-from tasks.detection.evaluate import coco_metrics, detect, figures, kinds_of
+from tasks.detection.evaluate import all_metrics, coco_metrics, detect, kinds_of
 from tasks.detection.predict import draw_results
 from tasks.engine import EpochBatches
 
@@ -98,7 +98,7 @@ class Detection:
         if accelerator.is_main_process:
             draw_results(self.val_data, results, Path(self.config.output) / "pictures")
         reports = coco_metrics(self.val_data, results, kinds_of(masks=self.masks), fast=data.fast_eval)
-        return figures(reports)
+        return all_metrics(reports)
 
     def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
         return {}
