@@ -8,7 +8,9 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from tasks.errors import UserError, dead_worker
+from tasks.options import takes_task_options
 from tasks.progress import print_line
+from zoo.export import describe_targets, targets_for
 
 app = typer.Typer(
     name="rescalenet",
@@ -17,9 +19,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-_PREDICT_OUT, _DEMO_OUT = Path("out/predict"), Path("out/demo")
 
 
 @app.command("list")
@@ -56,7 +55,7 @@ def train(
 ) -> None:
     """Train by a recipe. Under torchrun: torchrun --no-python --nproc-per-node 2 rescalenet train CONFIG."""
     from tasks import config as cfg
-    from tasks.run import make_task, resolve
+    from tasks.spec import make_task, resolve
 
     resolved = resolve(config, overrides or [])
     if print_config:
@@ -76,7 +75,7 @@ def prepare(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
 ) -> None:
     """Translation: clean the text, train the vocabulary and write the corpus that ``train`` reads."""
-    from tasks.run import resolve
+    from tasks.spec import resolve
     from tasks.translation.config import TranslationConfig
     from tasks.translation.corpus import prepare
 
@@ -89,77 +88,96 @@ def prepare(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="A net, or weights: name.tag or a safetensors file.")],
+    model: Annotated[str | None, typer.Argument(help="A net, or weights: name.tag or a safetensors file.")] = None,
+    env: Annotated[
+        bool, typer.Option("--env", help="Versions, device and optional packages, for bug reports.")
+    ] = False,
 ) -> None:
     """What a net offers, or what weights are: schemes, options, metrics, data, licence."""
-    import dataclasses
+    if env == (model is not None):
+        raise UserError("info takes a net or weights, or --env")
+    if env:
+        from tasks.environment import describe_environment
+
+        for line in describe_environment():
+            typer.echo(line)
+        return
+    assert model is not None
+    if model.endswith(".safetensors") or "." in model:
+        _print_json(_weights_info(model))
+    else:
+        _print_json(_net_info(model))
+
+
+def _print_json(content: dict[str, Any]) -> None:
     import json
+
+    typer.echo(json.dumps(content, indent=1))
+
+
+def _weights_info(name: str) -> dict[str, Any]:
+    import dataclasses
+
+    import zoo
+
+    weights = zoo.get_weights(name)
+    return {
+        "weights": weights.name,
+        **dataclasses.asdict(weights.config),
+        "transform": {k: _short(v) for k, v in dataclasses.asdict(weights.transform).items()},
+        "classes": list(weights.classes),
+        "meta": weights.meta,
+    }
+
+
+def _net_info(name: str) -> dict[str, Any]:
+    import dataclasses
 
     import torch
 
     import zoo
     from tasks.detection.detector import DetectorOptions, create_detector, is_detector
 
-    if model.endswith(".safetensors") or "." in model:
-        weights = zoo.get_weights(model)
-        content: dict[str, Any] = {
-            "weights": weights.name,
-            **dataclasses.asdict(weights.config),
-            "transform": {k: _short(v) for k, v in dataclasses.asdict(weights.transform).items()},
-            "classes": list(weights.classes),
-            "meta": weights.meta,
-        }
-    else:
-        net: torch.nn.Module
-        with torch.device("meta"):
-            if is_detector(model):
-                net = create_detector(model)
-                content = {"options": dataclasses.asdict(DetectorOptions()), "strides": net.backbone.strides}
-            else:
-                content = dataclasses.asdict(zoo.model_info(model))
-                net = zoo.create_model(model)
-        content["parameters"] = sum(p.numel() for p in net.parameters())
-    typer.echo(json.dumps(content, indent=1))
+    net: torch.nn.Module
+    with torch.device("meta"):
+        if is_detector(name):
+            net = create_detector(name)
+            content: dict[str, Any] = {
+                "options": dataclasses.asdict(DetectorOptions()),
+                "strides": net.backbone.strides,
+            }
+        else:
+            content = dataclasses.asdict(zoo.model_info(name))
+            net = zoo.create_model(name)
+    return {**content, "parameters": sum(p.numel() for p in net.parameters())}
 
 
 @app.command("eval")
+@takes_task_options("eval")
 def eval_(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
     data: Annotated[
         Path, typer.Argument(help="A folder for each class, a COCO JSON file, a list of videos, parallel text.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and more.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Default: 256; text 64, video 8, detection 1.")] = None,
-    workers: Annotated[int, typer.Option(min=0)] = 0,
-    images: Annotated[Path | None, typer.Option(help="Detection: folder or zip file of the images.")] = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Detection: compute the figures with faster-coco-eval.")] = False,
-    videos: Annotated[Path | None, typer.Option(help="Video: folder of the videos that a file lists.")] = None,
-    subset: Annotated[str | None, typer.Option(help="Video: file with the names of those to evaluate.")] = None,
-    index: Annotated[Path | None, typer.Option(help="Video: default: video_index.json beside the videos.")] = None,
-    clips: Annotated[int | None, typer.Option(min=1, help="Video: clips of each; 10 is usual.")] = None,
-    crops: Annotated[int | None, typer.Option(min=1, max=3, help="Video: crops of each clip, 1 or 3.")] = None,
-    beam: Annotated[int | None, typer.Option(min=1, help="Translation: default 5; 1 is greedy.")] = None,
-    length_penalty: Annotated[float | None, typer.Option(help="Translation: default 1.")] = None,
-    tokenized: Annotated[bool, typer.Option("--tokenized", help="Translation: the text is Moses-tokenised.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Number of data loading processes.")] = 0,
+    **options: Any,
 ) -> None:
-    """Evaluate weights: accuracy by class of images or videos, COCO's figures of detectors, BLEU of translations."""
+    """Evaluate weights: accuracy by class of images or videos, COCO's metrics of detectors, BLEU of translations."""
     import zoo
-    from tasks.run import command
+    from tasks.devices import process_state
+    from tasks.spec import spec_of
 
     entry = zoo.get_weights(weights)
-    options: dict[str, Any] = {
-        "images": images,
-        "fast": fast or None,
-        "videos": videos,
-        "subset": subset,
-        "index": index,
-    }
-    options |= {"clips": clips, "crops": crops}
-    options |= {"beam": beam, "length_penalty": length_penalty, "tokenized": tokenized or None}
-    command("evaluate", entry, options)(entry, data, out, batch_size, workers)
+    spec = spec_of(entry)
+    found = spec.eval.run(entry, data, out, workers, spec.options("eval", options, entry.name))
+    if process_state().is_main_process:
+        for line in found.lines:
+            typer.echo(line)
 
 
 @app.command()
+@takes_task_options("predict")
 def predict(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
     inputs: Annotated[
@@ -167,67 +185,49 @@ def predict(
         typer.Argument(help="Pictures or videos, and folders of them; sentences, files of them, - for standard input."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help=f"Folder for JSON and pictures; default: {_PREDICT_OUT}, of translations none.")
+        Path | None, typer.Option(help="Folder for JSON and pictures; default: out/predict, of translations none.")
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Classification: classes to report; default 5.")] = None,
-    threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Detection: least score of what is reported; default 0.5.")
-    ] = None,
-    tile: Annotated[int | None, typer.Option(min=1, help="Detection: side of tiles for large pictures.")] = None,
-    overlap: Annotated[int | None, typer.Option(min=0, help="Of tiles, in pixels; default: a quarter.")] = None,
-    clips: Annotated[int | None, typer.Option(min=1, help="Video: clips of each; default 10.")] = None,
-    window: Annotated[float | None, typer.Option(help="Video: seconds of a timeline's windows.")] = None,
-    step: Annotated[float | None, typer.Option(help="Video: seconds between windows; default: half a window.")] = None,
-    annotate: Annotated[bool, typer.Option("--annotate", help="Video: write annotated copies.")] = False,
-    beam: Annotated[int | None, typer.Option(min=1, help="Translation: default 5; 1 is greedy.")] = None,
-    length_penalty: Annotated[float | None, typer.Option(help="Translation: default 1.")] = None,
-    nbest: Annotated[int | None, typer.Option(min=1, help="Translation: number, score and text of this many.")] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Translation: sample, do not search.")] = False,
-    temperature: Annotated[float | None, typer.Option(help="Of samples; default 1.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="Sample from the best k tokens; 0: from all.")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="Sample from the best that hold this mass.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of samples; default 0.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Translation: sentences at a time.")] = None,
-    attention: Annotated[bool, typer.Option("--attention", help="Translation: pictures of where it looked.")] = False,
+    **options: Any,
 ) -> None:
     """Classify pictures or videos, find objects in pictures, translate sentences."""
     import zoo
-    from tasks.run import command, task_of
+    from tasks.spec import spec_of
 
     entry = zoo.get_weights(weights)
-    options: dict[str, Any] = {"top": top, "threshold": threshold, "tile": tile, "overlap": overlap}
-    options |= {"clips": clips, "window": window, "step": step, "annotate": annotate or None}
-    options |= {"beam": beam, "length_penalty": length_penalty, "nbest": nbest, "sample": sample or None}
-    options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed, "batch_size": batch_size}
-    run = command("predict", entry, {**options, "attention": attention or None})
-    if task_of(entry) == "translation":
-        run(entry, inputs or [], out)
-        return
-    if not inputs:
-        raise UserError("no input: name pictures or videos, or folders of them")
-    folder = out or _PREDICT_OUT
-    read = run(entry, inputs, folder)
-    print_line(f"written to {folder}")
-    if not read:
+    spec = spec_of(entry)
+    folder = out or spec.predict_out
+    found = spec.predict.run(entry, inputs or [], folder, spec.options("predict", options, entry.name))
+    if folder is not None:
+        print_line(f"written to {folder}")
+    if not found:
         raise typer.Exit(1)
 
 
 @app.command()
+@takes_task_options("export")
 def export(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
-    to: Annotated[str | None, typer.Option(help="Target: onnx; for translation, fairseq.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File or folder to write; default: NAME.onnx, NAME.fairseq.")] = None,
-    size: Annotated[int | None, typer.Option(min=1, help="Classification: input side; default: the weights'.")] = None,
+    to: Annotated[str | None, typer.Option(help=f"Target, with the input it takes: {describe_targets()}.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File or folder to write; default: NAME.TARGET.")] = None,
     fold: Annotated[bool, typer.Option(help="Export the deployment form (zoo.fold), not the net as trained.")] = True,
+    **options: Any,
 ) -> None:
     """Export weights and verify the file in the target's own runtime."""
     import zoo
-    from tasks.run import command, export_target
+    from tasks.spec import load_model, spec_of
 
     entry = zoo.get_weights(weights)
-    ending = export_target(entry, to)
-    target = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}.{ending}")
-    typer.echo(command("export", entry, {"size": size})(entry, target, fold))
+    spec = spec_of(entry)
+    targets = targets_for(spec.input_kind)
+    if to not in (None, *targets):
+        raise UserError(f"export target {to!r}: {entry.name} is of {spec.name}, which has {', '.join(targets)}")
+    target = targets[to] if to else next(iter(targets.values()))
+    example = spec.export.run(entry, spec.options("export", options, entry.name))
+    model = load_model(entry)
+    path = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}{target.ending}")
+    typer.echo(
+        target.export(spec.input_kind, zoo.fold(model) if fold and target.folded else model, path, example, entry)
+    )
 
 
 @app.command()
@@ -283,9 +283,9 @@ def convert_fairseq(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for pictures, curves and the report.")] = _DEMO_OUT,
+    out: Annotated[Path, typer.Option(help="Folder for pictures, curves and the report.")] = Path("out/demo"),
 ) -> None:
-    """Pretrained nets on real pictures, fine-tuning at batch size 2 beside BatchNorm, ONNX export, cell nuclei."""
+    """Photographs, fine-tuning at batch size 2 beside BatchNorm, ONNX export, cell nuclei, a video, captions."""
     from tasks.demo import run
 
     run(out)

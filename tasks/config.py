@@ -10,8 +10,7 @@ import math
 import operator
 import typing
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,7 +18,9 @@ import pydantic
 import yaml
 from pydantic import Field
 
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError
+from tasks.files import configs_dir, find_file
+from tasks.splits import read_holdout  # noqa: F401  (its place until 0.1.0)
 from zoo.errors import suggestion
 from zoo.schemes.vision import SCHEMES
 
@@ -239,40 +240,6 @@ def find_config(name: str) -> Path:
         return path
     known = sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob("*.yaml"))
     raise ConfigError(f"no config file {name!r}{suggestion(short, known)}")
-
-
-def find_file(name: str, shipped: str | None = None) -> Path | None:
-    """The path of file ``name``, else of ``shipped`` (default: ``name``) below ``configs/``; None without either."""
-    for path in (Path(name), configs_dir() / (shipped or name).removeprefix("configs/")):
-        if path.is_file():
-            return path
-    return None
-
-
-def read_holdout(name: str | None, known: Collection[str]) -> set[str]:
-    """The names that the file ``data.holdout`` lists, one on each line.
-
-    Args:
-        name: path of the list, or its name below ``configs/``; None is an error.
-        known: names of all training samples.
-
-    Raises:
-        DataError: no list, or names that are not among the training samples.
-    """
-    if name is None:
-        raise DataError("data.split=holdout requires data.holdout, the file that lists the held-out samples")
-    listed = find_file(name)
-    if listed is None:
-        raise DataError(f"data.holdout={name}: no such file")
-    held = set(listed.read_text(encoding="utf-8").split("\n")) - {""}
-    if unknown := sorted(held - set(known)):
-        raise DataError(f"{name}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
-    return held
-
-
-def configs_dir() -> Path:
-    """The folder of the configs that ship, in a checkout as in a wheel."""
-    return Path(str(resources.files("zoo._configs").joinpath("README.md"))).parent
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

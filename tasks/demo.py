@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import zoo
 from tasks import plots
 from tasks.classification.data import folder_images
-from tasks.classification.evaluate import Result, evaluate_weights, write_report
-from tasks.classification.predict import predict
-from tasks.detection.detector import create_detector
-from tasks.detection.predict import predict as detect
+from tasks.classification.evaluate import evaluate_weights
+from tasks.classification.predict import classify_images
+from tasks.detection.predict import detect_objects
 from tasks.engine import Trainer
 from tasks.errors import UserError
 from tasks.progress import print_line
-from tasks.run import load_model, make_task, resolve
+from tasks.spec import load_model, make_task, resolve
 from tasks.translation.attention import attention_picture
-from tasks.translation.commands import load_folded
+from tasks.translation.evaluate import load_folded
 from tasks.translation.predict import Translator
 from tasks.translation.search import Beam
 from tasks.video.encode import write_video
-from tasks.video.predict import predict as watch
+from tasks.video.predict import classify_videos
 from zoo.export.onnx import export_onnx
 from zoo.files import atomic_write, write_text
 
@@ -32,13 +33,15 @@ NET = "rescalenet20_cifar"
 DETECTOR = "mask_rcnn_rescalenet18_fpn.nuclei"
 VIDEO = "rescale_r3d_10.shapes"
 TRANSLATOR = "rescale_transformer_tiny.multi30k_en_de"
-RIVALS = {"rescale": f"{NET}.cifar10", "bn": f"{NET}.cifar10_bn"}
+BASELINES = {"rescale": f"{NET}.cifar10", "bn": f"{NET}.cifar10_bn"}
 
 
 def run(out: Path) -> None:
-    """Classify photographs, fine-tune beside BatchNorm at batch size 2, export, find nuclei, watch a video, translate.
+    """Run the main job of each task on real input.
 
-    All goes into ``out``.
+    Photographs, fine-tuning at batch size 2 beside BatchNorm, export, cell nuclei, a video, captions.
+
+    All results, and ``report.md``, are written into ``out``.
 
     Raises:
         UserError: the extra ``demo`` is not installed.
@@ -49,70 +52,27 @@ def run(out: Path) -> None:
         from sklearn import datasets
     except ImportError as error:
         raise UserError(f"the demo needs {error.name}: pip install 'rescalenet-zoo[demo]'") from None
-    report = ["# RescaleNet demo", ""]
-
-    print_line(f"1/7 classifying photographs with {RIVALS['rescale']}")
-    sources = {name: Path(skimage.__file__).parent / "data" / name for name in _SKIMAGE}
-    sources |= {Path(f).name: Path(f) for f in datasets.load_sample_images().filenames}
-    weights = zoo.get_weights(RIVALS["rescale"])
-    model = zoo.create_model(NET, "cifar10")
-    predictions, _ = predict(model, weights, list(sources.values()), out=out / "photographs")
-    report += [
-        f"## Photographs, by `{weights.name}` (CIFAR-10 classes, 32 px)",
-        "",
-        "The net knows ten classes; only the cat's is among them, the other pictures show what it makes of the rest.",
-        "",
-        "| photograph | first | second |",
-        "|---|---|---|",
-    ]
-    for p in predictions:
-        first, second = (f"{c} {s:.0%}" for c, s in zip(p.classes[:2], p.scores[:2], strict=True))
-        report.append(f"| {Path(p.file).name} | {first} | {second} |")
-    report += ["", "![contact sheet](photographs/contact_sheet.png)", ""]
-
+    pictures = Path(skimage.__file__).parent / "data"
+    photographs = [pictures / name for name in _SKIMAGE] + [Path(f) for f in datasets.load_sample_images().filenames]
     digits = out / "digits"
+
+    report = ["# RescaleNet demo", ""]
+    print_line(f"1/7 classifying photographs with {BASELINES['rescale']}")
+    report += classify_photographs(photographs, out / "photographs")
     counts = write_digits(digits)
     print_line(f"2/7 fine-tuning on {counts['train']} handwritten digits at batch size 2, rescale and bn")
-    results: dict[str, Result] = {}
-    for scheme, name in RIVALS.items():
-        folder = out / scheme
-        _forget(folder)
-        config = resolve(
-            "classification/digits/rescalenet20",
-            [f"data.root={digits}", f"output={folder}", f"model.weights={name}", f"model.scheme={scheme}"],
-        )
-        Trainer(make_task(config)).fit()
-
+    fine_tune(digits, out)
     print_line("3/7 evaluating both")
-    for scheme in RIVALS:
-        path = str(out / scheme / "checkpoints" / "last.safetensors")
-        entry = zoo.get_weights(path)
-        results[scheme] = evaluate_weights(zoo.create_model(NET, path), entry, folder_images(digits / "val"))
-        write_report(results[scheme], entry.classes, out / scheme)
-    plots.curves({s: out / s / "log.jsonl" for s in RIVALS}, out / "curves.png", "top1")
-    report += [
-        f"## Fine-tuned on scikit-learn's digits at batch size 2 ({counts['train']} images, {counts['val']} held out)",
-        "",
-        "| scheme | top-1 | worst class |",
-        "|---|---|---|",
-    ]
-    for scheme, result in results.items():
-        report.append(f"| {scheme} | {result.metrics()['top1']:.2f} % | {float(result.per_class().min()):.1%} |")
-    report += ["", "![curves](curves.png)", "", "![confusion](rescale/confusion.png)", ""]
-
+    report += compare_schemes(digits, counts, out)
     print_line("4/7 exporting to ONNX")
-    path = str(out / "rescale" / "checkpoints" / "last.safetensors")
-    verified = export_onnx(zoo.fold(zoo.create_model(NET, path)), out / "rescalenet20_digits.onnx", input_size=32)
-    report += ["## Export", "", str(verified), ""]
-
+    report += export_digits(out)
     print_line(f"5/7 finding cell nuclei with {DETECTOR}, in tiles")
-    report += find_nuclei(Path(skimage.__file__).parent / "data" / "ihc.png", out / "nuclei")
-
+    report += find_nuclei(pictures / "ihc.png", out / "nuclei")
     print_line(f"6/7 watching a video with {VIDEO}")
     report += watch_shapes(out / "video")
-
     print_line(f"7/7 translating captions with {TRANSLATOR}")
     report += translate_captions(out / "translation")
+
     report.append(f"Took {time.monotonic() - start:.0f} s.")
     write_text("\n".join(report) + "\n", out / "report.md")
     for line in report:
@@ -121,11 +81,91 @@ def run(out: Path) -> None:
     print_line(f"see {out / 'report.md'}")
 
 
+def classify_photographs(photographs: Sequence[Path], out: Path) -> list[str]:
+    """Classify photographs by the CIFAR-10 net; contact sheet and JSON into ``out``.
+
+    Returns:
+        Lines of the report.
+    """
+    weights = zoo.get_weights(BASELINES["rescale"])
+    predictions, _ = classify_images(load_model(weights), weights, photographs, out=out)
+    rows = []
+    for p in predictions:
+        first, second = (f"{c} {s:.0%}" for c, s in zip(p.classes[:2], p.scores[:2], strict=True))
+        rows.append(f"| {Path(p.file).name} | {first} | {second} |")
+    return [
+        f"## Photographs, by `{weights.name}` (CIFAR-10 classes, 32 px)",
+        "",
+        "The net knows ten classes; only the cat's is among them, the other pictures show what it makes of the rest.",
+        "",
+        "| photograph | first | second |",
+        "|---|---|---|",
+        *rows,
+        "",
+        "![contact sheet](photographs/contact_sheet.png)",
+        "",
+    ]
+
+
+def fine_tune(digits: Path, out: Path) -> None:
+    """Fine-tune the CIFAR-10 nets on digits, a run for each scheme in ``out/SCHEME``; earlier runs are removed."""
+    for scheme, name in BASELINES.items():
+        folder = out / scheme
+        _forget(folder)
+        config = resolve(
+            "classification/digits/rescalenet20",
+            [f"data.root={digits}", f"output={folder}", f"model.weights={name}", f"model.scheme={scheme}"],
+        )
+        Trainer(make_task(config)).fit()
+
+
+def compare_schemes(digits: Path, counts: Mapping[str, int], out: Path) -> list[str]:
+    """Evaluate the fine-tuned nets; confusion matrices and curves into ``out``.
+
+    Args:
+        digits: folder of the digits.
+        counts: number of digits by split.
+        out: folder of the runs.
+
+    Returns:
+        Lines of the report.
+    """
+    rows = []
+    for scheme in BASELINES:
+        entry = zoo.get_weights(str(_last_weights(out, scheme)))
+        result = evaluate_weights(load_model(entry), entry, folder_images(digits / "val"), out=out / scheme)
+        rows.append(f"| {scheme} | {result.metrics()['top1']:.2f} % | {float(result.per_class().min()):.1%} |")
+    plots.curves({s: out / s / "log.jsonl" for s in BASELINES}, out / "curves.png", "top1")
+    return [
+        f"## Fine-tuned on scikit-learn's digits at batch size 2 ({counts['train']} images, {counts['val']} held out)",
+        "",
+        "| scheme | top-1 | worst class |",
+        "|---|---|---|",
+        *rows,
+        "",
+        "![curves](curves.png)",
+        "",
+        "![confusion](rescale/confusion.png)",
+        "",
+    ]
+
+
+def export_digits(out: Path) -> list[str]:
+    """Export the fine-tuned rescale net to ONNX, verified; returns lines of the report."""
+    model = zoo.create_model(NET, str(_last_weights(out, "rescale")))
+    verified = export_onnx(zoo.fold(model), out / "rescalenet20_digits.onnx", input_size=32)
+    return ["## Export", "", str(verified), ""]
+
+
+def _last_weights(out: Path, scheme: str) -> Path:
+    return out / scheme / "checkpoints" / "last.safetensors"
+
+
 def find_nuclei(slide: Path, out: Path) -> list[str]:
     """Boxes and masks of the nuclei in a tissue slide larger than the training images; picture and JSON into ``out``.
 
     Returns:
-        What the report says of it.
+        Lines of the report.
     """
     from skimage.color import rgb2hed
 
@@ -136,9 +176,9 @@ def find_nuclei(slide: Path, out: Path) -> list[str]:
     picture = out / "input" / "haematoxylin.png"
     atomic_write(picture, lambda path: grey.save(path, format="PNG"))
     entry = zoo.get_weights(DETECTOR)
-    model = create_detector(entry.config.name, entry.name)
+    model = load_model(entry)
     start = time.monotonic()
-    (found,), _ = detect(model, entry, [picture], threshold=0.5, tile=256, out=out)
+    (found,), _ = detect_objects(model, entry, [picture], threshold=0.5, tile=256, out=out)
     seconds = time.monotonic() - start
     sizes = sorted(int(instance.mask.sum()) for instance in found.instances if instance.mask is not None)
     return [
@@ -158,8 +198,6 @@ MOTIONS = ("horizontal", "vertical", "circular")
 
 def render_shapes(path: Path, seconds: float = 4.0, rate: int = 16) -> None:
     """A video in which an orange triangle moves in each of ``MOTIONS`` for some seconds, 128 px."""
-    from PIL import ImageDraw
-
     count = round(seconds * rate)
 
     def place(t: int) -> tuple[float, float]:
@@ -183,11 +221,11 @@ def watch_shapes(out: Path) -> list[str]:
     """A video rendered here, its timeline and an annotated copy into ``out``.
 
     Returns:
-        What the report says of it.
+        Lines of the report.
     """
     video, entry = out / "input" / "triangle.mp4", zoo.get_weights(VIDEO)
     render_shapes(video)
-    (found,), _ = watch(load_model(entry), entry, [video], window=2.0, step=0.5, annotate=True, out=out)
+    (found,), _ = classify_videos(load_model(entry), entry, [video], window=2.0, step=0.5, annotate=True, out=out)
     # a window belongs to the motion that fills it
     inside = [w for w in found.timeline if w.begin // 4 == (w.end - 1e-6) // 4]
     right = sum(w.classes[0] == MOTIONS[int(w.begin // 4)] for w in inside)
@@ -215,7 +253,7 @@ def translate_captions(out: Path) -> list[str]:
     """Captions translated to German; where the net looked for the second into ``out``.
 
     Returns:
-        What the report says of it.
+        Lines of the report.
     """
     model, coder = load_folded(zoo.get_weights(TRANSLATOR))
     start = time.monotonic()
@@ -266,7 +304,5 @@ def write_digits(root: Path) -> dict[str, int]:
 
 def _forget(folder: Path) -> None:
     """Remove an earlier demo's run, and nothing else."""
-    import shutil
-
     if (folder / "config.yaml").exists():
         shutil.rmtree(folder)

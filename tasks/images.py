@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,42 +13,14 @@ from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tasks.errors import DataError
-from tasks.progress import print_line
+from tasks.files import find_files
 
 EXTENSIONS = datasets.folder.IMG_EXTENSIONS
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """The images among ``find_files``'s."""
+    """The images among the files and folders named; see ``tasks.files.find_files``."""
     return find_files(paths, EXTENSIONS, "images")
-
-
-def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> list[Path]:
-    """The files named, and all with one of the endings below the folders named, in order.
-
-    Raises:
-        DataError: a path that does not exist, or no files at all.
-    """
-    found: list[Path] = []
-    for name in paths:
-        path = Path(name)
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    if not found:
-        raise DataError(f"no {what} in {', '.join(paths)}; known endings: {' '.join(endings)}")
-    return found
-
-
-def report_unread(failed: Mapping[str, str], total: int) -> None:
-    """Tell which of ``total`` files could not be read: file -> reason."""
-    for reason in failed.values():
-        print_line(f"skipped: {reason}")
-    if failed:
-        print_line(f"{len(failed)} of {total} files could not be read")
 
 
 def read_image(path: str | Path) -> Image.Image:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tasks.engine.records import EpochRecord, StepRecord, read_log, read_records
@@ -141,11 +143,6 @@ class Drawable(Protocol):
 
 def draw_instances(image: Image.Image, instances: Sequence[Drawable], path: Path) -> None:
     """A copy of the picture with masks, boxes and labels; the best ones are drawn last, on top."""
-    import colorsys
-
-    import numpy as np
-    from PIL import ImageDraw, ImageFont
-
     scale = max(1, round(512 / max(image.size)))  # small pictures are enlarged, or their labels would hide them
     pixels = np.asarray(image.convert("RGB")).astype(np.float32)
     colours = [

@@ -14,10 +14,10 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from tasks.classification.config import CentreCrop, DataSection, PadCrop
-from tasks.config import read_holdout
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.images import EXTENSIONS, Pixels, read_image
+from tasks.splits import require_same_classes, split_sets
 
 
 class Images:
@@ -79,22 +79,20 @@ def load_images(section: DataSection) -> tuple[Images, Images]:
         DataError: folders, classes or held-out names that are missing or do not agree.
     """
     root = Path(section.root)
-    if section.source == "folder":
-        train = folder_images(root / section.train)
-        val = train if section.split == "holdout" else folder_images(root / section.val)
-    else:
-        train = _torchvision_images(section, True)
-        val = train if section.split == "holdout" else _torchvision_images(section, False)
-    if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        raise DataError(f"{root}: {section.train} and {section.val} have different classes, e.g. {odd[0]!r}")
-    if section.split == "official":
-        return train, val
-    held = read_holdout(section.holdout, train.names)
-    return (
-        train.subset([i for i, name in enumerate(train.names) if name not in held]),
-        train.subset([i for i, name in enumerate(train.names) if name in held]),
+
+    def load(folder: str, train: bool) -> Images:
+        return folder_images(root / folder) if section.source == "folder" else _torchvision_images(section, train)
+
+    everything = load(section.train, True)
+    train, val = split_sets(
+        section,
+        everything,
+        everything.names,
+        load_val=lambda: load(section.val, False),
+        select=lambda chosen: everything.subset([i for i, name in enumerate(everything.names) if chosen(name)]),
     )
+    require_same_classes(train.classes, val.classes, f"{root}: {section.train} and {section.val}")
+    return train, val
 
 
 class TrainSet(Dataset[tuple[Tensor, int]]):

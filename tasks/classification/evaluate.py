@@ -1,120 +1,64 @@
-"""Top-1, top-5, per-class accuracy and the confusion matrix."""
+"""Top-1, top-5, per-class accuracy and the confusion matrix of image classifiers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import zoo
 from tasks.classification.data import EvalSet, Images
 from tasks.devices import make_accelerator
-from tasks.errors import DataError
+from tasks.metrics import ClassCounts, class_numbers
 from tasks.plots import confusion_matrix
-from zoo.errors import suggestion
+from tasks.shards import own_batch_size, own_loader
 from zoo.files import write_json
 
 
-@dataclass
-class Result:
-    """What an evaluation saw.
-
-    Attributes:
-        confusion: (classes, classes) counts; rows are true classes, columns predictions.
-        top5: images whose class is among the five highest logits (all classes if there are fewer).
-    """
-
-    confusion: Tensor
-    top5: int
-
-    def metrics(self) -> dict[str, float]:
-        """top1, top5 and mean per-class accuracy in percent, and the number of images."""
-        count = int(self.confusion.sum())
-        return {
-            "top1": 100 * float(self.confusion.diagonal().sum()) / count,
-            "top5": 100 * self.top5 / count,
-            "mean_class": 100 * float(self.per_class().nanmean()),
-            "images": count,
-        }
-
-    def per_class(self) -> Tensor:
-        """(classes,) recall of each class; NaN for classes without images."""
-        return self.confusion.diagonal().double() / self.confusion.sum(1)
-
-    def table(self, classes: Sequence[str], unit: str = "images") -> list[dict[str, Any]]:
-        """A row a class: its number of ``unit``, recall, precision, and what it is most often taken for."""
-        rows = []
-        predicted = self.confusion.sum(0)
-        for i, name in enumerate(classes):
-            wrong = self.confusion[i].clone()
-            wrong[i] = 0
-            taken_for = classes[int(wrong.argmax())] if int(wrong.sum()) else ""
-            count, right = int(self.confusion[i].sum()), int(self.confusion[i, i])
-            rows.append(
-                {
-                    "class": name,
-                    unit: count,
-                    "recall": right / count if count else None,
-                    "precision": right / int(predicted[i]) if int(predicted[i]) else None,
-                    "taken_for": taken_for,
-                }
-            )
-        return rows
-
-
-def eval_loader(data: Dataset[Any], accelerator: Accelerator, batch_size: int, workers: int = 0) -> Any:
-    """Batches of ``data`` (image, label), split over the ranks; ``batch_size`` is that of all together."""
-    ranks = accelerator.num_processes
-    batch_size = max(ranks, batch_size - batch_size % ranks)
-    return accelerator.prepare(DataLoader(data, batch_size=batch_size, num_workers=workers))
+def eval_loader(data: Dataset[Any], accelerator: Accelerator, batch_size: int, workers: int = 0) -> DataLoader[Any]:
+    """Batches of this rank's part of ``data`` (image, label); ``batch_size`` is that of all ranks together."""
+    return own_loader(data, accelerator, own_batch_size(batch_size, accelerator), workers=workers)
 
 
 def evaluate(
     model: nn.Module,
-    loader: Any,
+    loader: DataLoader[Any],
     classes: int,
     accelerator: Accelerator,
     *,
     inputs: Callable[[Any], Tensor],
-) -> Result:
+) -> ClassCounts:
     """Run the model over a set; every image counts once, on any number of ranks.
 
     Args:
-        loader: from ``eval_loader``.
-        inputs: batch on the device -> the model's input.
+        model: classifier, on the device.
+        loader: batches from ``eval_loader``.
+        classes: number of classes.
+        accelerator: processes of the run.
+        inputs: function from a batch on the device to the model's input.
     """
-    confusion = torch.zeros(classes * classes, dtype=torch.int64)
-    top5, k = 0, min(5, classes)
+    counts = ClassCounts.zero(classes)
     training = model.training
     model.eval()
     with torch.no_grad(), accelerator.autocast():
         for batch in loader:
-            best = model(inputs(batch)).topk(k).indices  # (N, k)
-            best, label = accelerator.gather_for_metrics((best, batch[1]))
-            best, label = best.cpu(), label.cpu()
-            confusion += torch.bincount(label * classes + best[:, 0], minlength=classes * classes)
-            top5 += int((best == label[:, None]).any(1).sum())
+            batch = send_to_device(batch, accelerator.device, non_blocking=True)
+            counts.add(model(inputs(batch)), batch[1])
     model.train(training)
-    return Result(confusion.view(classes, classes), top5)
+    return sum_over_ranks(counts, accelerator)
 
 
-def class_numbers(names: Sequence[str], weights: zoo.Weights) -> list[int]:
-    """The number that each class of a set has among those of weights.
-
-    Raises:
-        DataError: a class that the weights do not know.
-    """
-    index = {name: i for i, name in enumerate(weights.classes)}
-    for name in names:
-        if name not in index:
-            raise DataError(f"class {name!r} is not one of {weights.name}{suggestion(name, weights.classes)}")
-    return [index[name] for name in names]
+def sum_over_ranks(counts: ClassCounts, accelerator: Accelerator) -> ClassCounts:
+    """The counts of all ranks, on every rank."""
+    flat = torch.cat([counts.confusion.flatten(), torch.tensor([counts.top5])]).to(accelerator.device)
+    flat = accelerator.reduce(flat, "sum").cpu()
+    return ClassCounts(flat[:-1].view_as(counts.confusion), int(flat[-1]))
 
 
 def evaluate_weights(
@@ -125,12 +69,16 @@ def evaluate_weights(
     out: Path | None = None,
     batch_size: int = 256,
     workers: int = 0,
-) -> Result:
+) -> ClassCounts:
     """Evaluate weights with the transform of their metadata.
 
     Args:
-        images: their class names must be among the weights'; they may be fewer.
+        model: net of the weights.
+        weights: transform and class names.
+        images: set whose class names are among the weights'; it may have fewer.
         out: folder for ``metrics.json`` (with the per-class table) and ``confusion.png``.
+        batch_size: images of a forward on all ranks together.
+        workers: number of data loading processes.
 
     Raises:
         DataError: a class that the weights do not know.
@@ -141,14 +89,14 @@ def evaluate_weights(
     accelerator = make_accelerator()
     model.to(accelerator.device)
     loader = eval_loader(data, accelerator, batch_size, workers)
-    result = evaluate(model, loader, len(weights.classes), accelerator, inputs=lambda batch: batch[0])
+    counts = evaluate(model, loader, len(weights.classes), accelerator, inputs=lambda batch: batch[0])
     if out is not None and accelerator.is_main_process:
-        write_report(result, weights.classes, out)
-    return result
+        write_report(counts, weights.classes, out)
+    return counts
 
 
-def write_report(result: Result, classes: Sequence[str], out: Path) -> None:
-    """``metrics.json`` and ``confusion.png`` in the folder ``out``."""
-    content = {"metrics": result.metrics(), "per_class": result.table(classes)}
+def write_report(counts: ClassCounts, classes: Sequence[str], out: Path) -> None:
+    """Write ``metrics.json`` and ``confusion.png`` into the folder ``out``."""
+    content = {"metrics": counts.metrics(), "per_class": counts.table(classes)}
     write_json(content, out / "metrics.json")
-    confusion_matrix(result.confusion, classes, out / "confusion.png")
+    confusion_matrix(counts.confusion, classes, out / "confusion.png")

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 import zoo
 from tasks.devices import best_device
-from tasks.errors import DataError
-from tasks.images import read_image, report_unread
-from tasks.plots import contact_sheet
-from tasks.progress import Progress
+from tasks.files import read_each, report_unread
+from tasks.images import read_image
+from tasks.report import Sheet, best_classes
+from tasks.shards import chunks
 from zoo.files import write_json
-
-SHEET_LIMIT = 60  # pictures on a contact sheet
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Prediction:
     scores: list[float]
 
 
-def predict(
+def classify_images(
     model: zoo.Backbone,
     weights: zoo.Weights,
     files: Sequence[Path],
@@ -41,8 +40,11 @@ def predict(
     """Classify pictures; those that cannot be read are reported, not fatal.
 
     Args:
-        weights: give the input transform and the class names.
-        top: classes to report for each picture.
+        model: net of the weights.
+        weights: input transform and class names.
+        files: paths of the pictures.
+        top: number of classes to report for each picture.
+        batch_size: number of pictures of a forward.
         out: folder for ``predictions.json`` and ``contact_sheet.png`` (of the first pictures).
 
     Returns:
@@ -53,35 +55,24 @@ def predict(
     model.to(device).eval()
     predictions: list[Prediction] = []
     failed: dict[str, str] = {}
-    thumbnails: list[Image.Image] = []
-    with Progress(len(files), 0, 1, enabled=len(files) > batch_size) as progress, torch.inference_mode():
-        for start in range(0, len(files), batch_size):
-            names, inputs = [], []
-            for path in files[start : start + batch_size]:
-                try:
-                    image = read_image(path)
-                except DataError as error:
-                    failed[str(path)] = str(error)
-                    continue
-                names.append(str(path))
-                inputs.append(transform(image))
-                if len(thumbnails) < SHEET_LIMIT:
-                    image.thumbnail((360, 360))
-                    thumbnails.append(image)
-            if inputs:
-                scores, order = model(torch.stack(inputs).to(device)).softmax(1).topk(min(top, len(classes)))
-                for name, row, indices in zip(names, scores.tolist(), order.tolist(), strict=True):
-                    predictions.append(Prediction(name, [classes[i] for i in indices], row))
-            progress.step(min(start + batch_size, len(files)))
+    sheet = Sheet()
+
+    def read(path: Path) -> tuple[Tensor, Image.Image]:
+        picture = read_image(path)
+        pixels = transform(picture)  # (3, size, size)
+        picture.thumbnail((360, 360))  # a batch of large pictures would not fit into memory
+        return pixels, picture
+
+    with torch.inference_mode():
+        for batch in chunks(read_each(files, read, failed, quiet_up_to=batch_size), batch_size):
+            inputs = torch.stack([opened.content[0] for opened in batch])  # (N, 3, size, size)
+            scores = model(inputs.to(device)).softmax(1).cpu()  # (N, classes)
+            for opened, row in zip(batch, scores, strict=True):
+                predictions.append(Prediction(str(opened.path), *best_classes(row, classes, top)))
+                sheet.add(opened.content[1], predictions[-1])
     report_unread(failed, len(files))
     if out is not None:
-        content = {
-            "weights": weights.name,
-            "predictions": [asdict(p) for p in predictions],
-            "failed": failed,
-        }
+        content = {"weights": weights.name, "predictions": [asdict(p) for p in predictions], "failed": failed}
         write_json(content, out / "predictions.json")
-        if thumbnails:
-            captions = [f"{p.classes[0]} {p.scores[0]:.0%}\n{Path(p.file).name[:28]}" for p in predictions]
-            contact_sheet(thumbnails, captions[: len(thumbnails)], out / "contact_sheet.png")
+        sheet.write(out / "contact_sheet.png")
     return predictions, failed

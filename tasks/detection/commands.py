@@ -1,71 +1,99 @@
-"""``rescalenet eval | predict | export`` for detectors."""
+"""``rescalenet eval | predict | export`` for detectors, and their options.
+
+The command line reads the options before it knows whether torch is needed, so the functions import what needs it.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import zoo
-from tasks.detection.coco import load_coco
-from tasks.detection.detector import create_detector
-from tasks.detection.evaluate import evaluate_weights
-from tasks.detection.predict import predict as detect
-from tasks.devices import process_state
 from tasks.errors import UserError
-from tasks.images import find_images
-from tasks.progress import print_line
+from tasks.options import BatchSize
+from tasks.spec import load_model
+
+if TYPE_CHECKING:
+    import zoo
+    from tasks.report import Evaluation
 
 
-def evaluate(
-    entry: zoo.Weights,
-    data: Path,
-    out: Path | None,
-    batch_size: int | None,
-    workers: int,
-    images: Path | None = None,
-    fast: bool = False,
-) -> None:
-    """COCO's figures, of all and of each category."""
-    if images is None:
+@dataclass(frozen=True)
+class DetectionEvalOptions:
+    """Options of ``rescalenet eval``."""
+
+    batch_size: BatchSize = 1
+    images: Annotated[Path | None, typer.Option(help="Folder or zip file of the images.")] = None
+    fast: Annotated[bool, typer.Option(help="Compute the metrics with faster-coco-eval.")] = False
+
+
+def run_eval(
+    entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: DetectionEvalOptions
+) -> Evaluation:
+    """COCO's metrics, of all objects and of each category."""
+    from tasks.detection.coco import load_coco
+    from tasks.detection.evaluate import all_metrics, evaluate_weights
+    from tasks.progress import print_line
+    from tasks.report import Evaluation
+
+    if options.images is None:
         raise UserError("evaluation of a detector needs --images, the folder or zip file of the images")
-    model = create_detector(entry.config.name, entry.name)
-    coco = load_coco(data, images, masks=model.has_masks, check="header")
+    model = load_model(entry)
+    coco = load_coco(data, options.images, masks=model.has_masks, check="header")
     for line in coco.report():
         print_line(line)
-    reports = evaluate_weights(model, entry, coco, out=out, fast=fast, batch_size=batch_size or 1, workers=workers)
-    if not process_state().is_main_process:
-        return
-    for kind, report in reports.items():
-        typer.echo(f"{kind}\n{report.text}")
-    heads = "".join(f"{kind:>8}" for kind in reports)
-    typer.echo(f"{'category':<24}{heads}")
+    reports = evaluate_weights(
+        model, entry, coco, out=out, fast=options.fast, batch_size=options.batch_size, workers=workers
+    )
+    lines = [f"{kind}\n{report.text}" for kind, report in reports.items()]
+    lines.append(f"{'category':<24}" + "".join(f"{kind:>8}" for kind in reports))
     for name in coco.names:
         values = (report.per_category[name] for report in reports.values())
-        typer.echo(f"{name:<24}" + "".join(f"{'-' if v < 0 else format(v, '.3f'):>8}" for v in values))
+        lines.append(f"{name:<24}" + "".join(f"{'-' if v < 0 else format(v, '.3f'):>8}" for v in values))
+    return Evaluation(all_metrics(reports), lines)
 
 
-def predict(
-    entry: zoo.Weights,
-    inputs: list[str],
-    out: Path,
-    threshold: float = 0.5,
-    tile: int | None = None,
-    overlap: int | None = None,
-) -> bool:
-    """Objects in pictures; whether any could be read."""
-    model = create_detector(entry.config.name, entry.name)
-    found, _ = detect(model, entry, find_images(inputs), threshold=threshold, tile=tile, overlap=overlap, out=out)
+@dataclass(frozen=True)
+class DetectionPredictOptions:
+    """Options of ``rescalenet predict``."""
+
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is reported.")] = 0.5
+    tile: Annotated[int | None, typer.Option(min=1, help="Side of tiles for large pictures, in pixels.")] = None
+    overlap: Annotated[
+        int | None, typer.Option(min=0, help="Overlap of tiles, in pixels; default: a quarter of a tile.")
+    ] = None
+
+
+def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: DetectionPredictOptions) -> bool:
+    """Print the objects in pictures; returns whether any picture could be read."""
+    from tasks.detection.predict import detect_objects
+    from tasks.images import find_images
+
+    found, _ = detect_objects(
+        load_model(entry),
+        entry,
+        find_images(inputs),
+        threshold=options.threshold,
+        tile=options.tile,
+        overlap=options.overlap,
+        out=out,
+    )
     for p in found:
         counts = Counter(instance.label for instance in p.instances)
         typer.echo(f"{p.file}: " + (", ".join(f"{n} {label}" for label, n in counts.most_common()) or "nothing"))
     return bool(found)
 
 
-def export(entry: zoo.Weights, target: Path, fold: bool) -> str:
-    """ONNX of the whole detector, verified; what to say of it."""
-    from zoo.export.onnx import export_detector_onnx
+@dataclass(frozen=True)
+class DetectionExportOptions:
+    """Options of ``rescalenet export``: none."""
 
-    detector = create_detector(entry.config.name, entry.name)
-    return str(export_detector_onnx(zoo.fold(detector) if fold else detector, target))
+
+def example_inputs(entry: zoo.Weights, options: DetectionExportOptions) -> tuple[Any, ...]:
+    """A list of three images (3, H, W) of noise in 0..1, of different sizes."""
+    from zoo.export.onnx import noise_images
+
+    return (noise_images(),)

@@ -13,20 +13,20 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
-from tasks.config import read_holdout
 from tasks.detection.coco import Coco, ImageRecord, clipped_box, decode_mask, load_coco
 from tasks.detection.config import Augment, DataSection, LargeScaleJitter
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.images import Pixels
 from tasks.progress import print_line
+from tasks.splits import split_sets
 
 Target = dict[str, Tensor]
 IMAGENET_GREY = (124, 116, 104)  # ImageNet's mean in 0..255: padding that is about 0 once standardised
 
 
 def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
-    """The training and evaluation sets that the config names, checked; what was handled is said.
+    """The training and evaluation sets that the config names, checked; what was corrected is printed.
 
     Raises:
         DataError: see ``load_coco``; sets with different categories; held-out names that are not there; no objects.
@@ -39,15 +39,16 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
             print_line(line)
         return loaded
 
-    train = load(section.train_annotations, section.train_images)
-    if section.split == "official":
-        val = load(section.val_annotations, section.val_images)
-        if (train.categories, train.names) != (val.categories, val.names):
-            raise DataError(f"{train.path} and {val.path} list different categories")
-    else:
-        held = read_holdout(section.holdout, [image.file_name for image in train.images])
-        val = train.subset(lambda image: image.file_name in held)
-        train = train.subset(lambda image: image.file_name not in held)
+    everything = load(section.train_annotations, section.train_images)
+    train, val = split_sets(
+        section,
+        everything,
+        [image.file_name for image in everything.images],
+        load_val=lambda: load(section.val_annotations, section.val_images),
+        select=lambda chosen: everything.subset(lambda image: chosen(image.file_name)),
+    )
+    if (train.categories, train.names) != (val.categories, val.names):
+        raise DataError(f"{train.path} and {val.path} list different categories")
     if section.empty == "skip":
         count = len(train)
         train = train.subset(lambda image: bool(train.objects(image, masks=masks)))
@@ -105,7 +106,7 @@ class TrainSet(Dataset[tuple[Tensor, Target]]):
 
 
 def clean_target(target: Target) -> Target:
-    """Plain tensors; boxes that follow what cropping left of the masks; objects that are gone left out."""
+    """Convert to plain tensors, shrink boxes to the cropped masks, drop objects that were cropped away."""
     boxes = target["boxes"].as_subclass(Tensor)
     keep = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
     masks = target.get("masks")

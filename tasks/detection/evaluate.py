@@ -12,12 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 import zoo
 from tasks.detection.coco import Coco
@@ -26,13 +24,14 @@ from tasks.detection.detector import Detector
 from tasks.devices import make_accelerator
 from tasks.errors import DataError, UserError
 from tasks.progress import Progress
+from tasks.shards import as_list, gather_in_order, own_loader
 from zoo.errors import suggestion
 from zoo.files import write_json
 
 Kind = Literal["bbox", "segm"]
-Result = dict[str, Any]  # a detection in COCO's results format
+CocoResult = dict[str, Any]  # a detection in COCO's results format
 
-# What COCOeval.stats holds, in its order.
+# The entries of COCOeval.stats, in its order.
 FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
            "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")  # fmt: skip
 
@@ -70,8 +69,8 @@ class Report:
         return "\n".join(lines)
 
 
-def figures(reports: Mapping[Kind, Report]) -> dict[str, float]:
-    """The metrics of all reports together."""
+def all_metrics(reports: Mapping[Kind, Report]) -> dict[str, float]:
+    """The metrics of boxes and masks together."""
     return {key: value for report in reports.values() for key, value in report.metrics().items()}
 
 
@@ -93,7 +92,7 @@ def categories_of(data: Coco, classes: Sequence[str], source: str) -> list[int |
     return [ids.get(name) for name in classes]
 
 
-def to_results(output: dict[str, Tensor], image_id: int, categories: Sequence[int | None]) -> list[Result]:
+def to_results(output: dict[str, Tensor], image_id: int, categories: Sequence[int | None]) -> list[CocoResult]:
     """A detector's output for one image as COCO results: boxes as x, y, width, height, masks as compressed RLE.
 
     Args:
@@ -105,7 +104,7 @@ def to_results(output: dict[str, Tensor], image_id: int, categories: Sequence[in
     corners = output["boxes"].double().cpu()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
     labels, scores = output["labels"].tolist(), output["scores"].double().tolist()
-    results: list[Result] = [
+    results: list[CocoResult] = [
         {"image_id": image_id, "category_id": categories[label - 1], "bbox": box, "score": score}
         for label, box, score in zip(labels, boxes, scores, strict=True)
     ]
@@ -115,11 +114,6 @@ def to_results(output: dict[str, Tensor], image_id: int, categories: Sequence[in
         for result, mask in zip(results, encoded, strict=True):
             result["segmentation"] = {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")}
     return results
-
-
-def _as_they_are(samples: list[Any]) -> list[Any]:
-    """Images of different sizes make no tensor."""
-    return samples
 
 
 def detect(
@@ -132,41 +126,48 @@ def detect(
     workers: int = 0,
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
-) -> list[Result]:
+) -> list[CocoResult]:
     """Run the detector over a set, split over the ranks. Every rank gets all results, in the set's order.
 
     Args:
-        categories: COCO's id of each of the detector's labels; None: those of the set it was trained on, this one.
+        model: detector, on the device.
+        data: set of images.
+        accelerator: processes of the run.
+        categories: COCO's id of each of the detector's labels; None: those of ``data``, on which it was trained.
+        batch_size: number of images of a forward on each rank.
+        workers: number of data loading processes.
+        dtype: type of the model's input.
+        progress: whether progress is shown.
     """
     categories = data.categories if categories is None else categories
-    mine = range(accelerator.process_index, len(data), accelerator.num_processes)
-    loader = DataLoader(
-        Subset(EvalSet(data), mine), batch_size=batch_size, num_workers=workers, collate_fn=_as_they_are
-    )
+    place = {image.id: number for number, image in enumerate(data.images)}
+    loader = own_loader(EvalSet(data), accelerator, batch_size, workers=workers, collate=as_list)
     training = model.training
     model.eval()
-    found: list[Result] = []
+    found: dict[int, list[CocoResult]] = {}
     show = progress and accelerator.is_main_process
     with Progress(len(loader), 0, batch_size * accelerator.num_processes, enabled=show) as bar, torch.no_grad():
         for i, samples in enumerate(loader, 1):
-            images = [image.to(accelerator.device).to(dtype) / 255 for image, _ in samples]
+            images = [image.to(accelerator.device).to(dtype) / 255 for image, _ in samples]  # (3, H, W) each
             with accelerator.autocast():
                 outputs = model(images)
             for output, (_, image_id) in zip(outputs, samples, strict=True):
-                found += to_results(output, image_id, categories)
+                found[place[image_id]] = to_results(output, image_id, categories)
             bar.step(i)
     model.train(training)
-    if accelerator.num_processes > 1:
-        found = gather_object(found)
-    place = {image.id: i for i, image in enumerate(data.images)}
-    return sorted(found, key=lambda result: place[result["image_id"]])  # stable: an image's stay in their order
+    return [result for results in gather_in_order(found) for result in results]
 
 
-def coco_metrics(data: Coco, results: list[Result], kinds: Sequence[Kind], *, fast: bool = False) -> dict[Kind, Report]:
-    """COCO's figures for detections against the set's annotations, crowds as COCO has them.
+def coco_metrics(
+    data: Coco, results: list[CocoResult], kinds: Sequence[Kind], *, fast: bool = False
+) -> dict[Kind, Report]:
+    """COCO's metrics of detections against the set's annotations, with COCO's rules for crowds.
 
     Args:
-        fast: let faster-coco-eval compute them: the same figures, in less time.
+        data: set with annotations.
+        results: detections in COCO's results format.
+        kinds: bbox, segm or both.
+        fast: whether faster-coco-eval computes the metrics: the same numbers, in less time.
 
     Raises:
         UserError: ``fast`` without faster-coco-eval.
@@ -207,13 +208,13 @@ def _indexed(coco_class: Any, dataset: dict[str, Any]) -> Any:
     return coco
 
 
-def results_of(results: list[Result], kind: Kind) -> list[Result]:
+def results_of(results: list[CocoResult], kind: Kind) -> list[CocoResult]:
     """The part of detections that pycocotools needs for one kind: given both, it would size masks by their boxes."""
     other = "segmentation" if kind == "bbox" else "bbox"
     return [{key: value for key, value in result.items() if key != other} for result in results]
 
 
-def _as_annotations(results: list[Result], kind: Kind) -> list[dict[str, Any]]:
+def _as_annotations(results: list[CocoResult], kind: Kind) -> list[dict[str, Any]]:
     """What pycocotools' loadRes makes of ``results_of``; unlike it, this takes an empty list too."""
     annotations = []
     for i, result in enumerate(results_of(results, kind), 1):
@@ -235,9 +236,14 @@ def evaluate_weights(
     """Evaluate a detector on a set.
 
     Args:
-        weights: give the class names; the set's categories are found among them by name, and may be fewer.
+        model: detector of the weights.
+        weights: class names, among which the set's categories are found by name; the set may have fewer.
+        data: set with annotations.
         out: folder for ``results_bbox.json`` and ``results_segm.json`` (COCO's results format) and ``metrics.json``
             (with the per-category table).
+        fast: see ``coco_metrics``.
+        batch_size: number of images of a forward on each rank.
+        workers: number of data loading processes.
 
     Raises:
         DataError: a category that the weights do not know.
@@ -254,6 +260,6 @@ def evaluate_weights(
             write_json(results_of(results, kind), out / f"results_{kind}.json")
         per_category = {kind: report.per_category for kind, report in reports.items()}
         write_json(
-            {"metrics": figures(reports), "per_category": per_category, "images": len(data)}, out / "metrics.json"
+            {"metrics": all_metrics(reports), "per_category": per_category, "images": len(data)}, out / "metrics.json"
         )
     return reports

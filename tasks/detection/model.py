@@ -14,7 +14,7 @@ from tasks.detection.coco import repeat_factors
 from tasks.detection.config import DetectionConfig
 from tasks.detection.data import TrainSet, aspect_groups, load_sets
 from tasks.detection.detector import Detector, Target, create_detector
-from tasks.detection.evaluate import coco_metrics, detect, figures, kinds_of
+from tasks.detection.evaluate import all_metrics, coco_metrics, detect, kinds_of
 from tasks.detection.predict import draw_results
 from tasks.engine import BaseTask, EpochBatches
 
@@ -99,7 +99,7 @@ class Detection(BaseTask):
         if accelerator.is_main_process:
             draw_results(self.val_data, results, Path(self.config.output) / "pictures")
         reports = coco_metrics(self.val_data, results, kinds_of(masks=self.masks), fast=data.fast_eval)
-        return figures(reports)
+        return all_metrics(reports)
 
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         assert isinstance(model, Detector)

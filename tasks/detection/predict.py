@@ -18,12 +18,13 @@ from torchvision.transforms import v2
 import zoo
 from tasks.detection.coco import Coco
 from tasks.detection.detector import Detector
-from tasks.detection.evaluate import Result
+from tasks.detection.evaluate import CocoResult
 from tasks.devices import best_device
-from tasks.errors import DataError, UserError
-from tasks.images import read_image, report_unread
+from tasks.errors import UserError
+from tasks.files import read_each, report_unread
+from tasks.images import read_image
 from tasks.plots import draw_instances
-from tasks.progress import Progress, print_line
+from tasks.progress import print_line
 from zoo.files import write_json
 
 CLIPPED = 0.5  # a part of an object that a tile cut is dropped where this share of it lies in a whole one
@@ -55,12 +56,17 @@ class Instance:
 
 @dataclass
 class Prediction:
-    """What was found in a picture, best first."""
+    """The objects found in a picture, best first."""
 
     file: str
     width: int
     height: int
     instances: list[Instance]
+
+    def to_json(self) -> dict[str, Any]:
+        """File, size and instances."""
+        found = [instance.to_json(self.width, self.height) for instance in self.instances]
+        return {"file": self.file, "width": self.width, "height": self.height, "instances": found}
 
 
 def full_rle(mask: np.ndarray, corner: tuple[int, int], width: int, height: int) -> dict[str, Any]:
@@ -113,22 +119,30 @@ def tile_corners(length: int, tile: int, overlap: int) -> list[int]:
 def merge_tiles(parts: Sequence[tuple[Instance, bool]], iou: float = 0.5) -> list[Instance]:
     """One set of instances from those of overlapping tiles, in the picture's coordinates.
 
-    Of instances of one class that overlap by ``iou``, the best stays. One that a tile's border cut (the flag) stays
-    only if no whole one covers half of it: where tiles overlap by more than an object's size, another has it whole.
+    Of instances of one class that overlap by ``iou``, the best is kept. An instance that a tile's border cut is kept
+    only if no kept one covers half of it: where tiles overlap by more than an object's size, another tile has the
+    object whole.
+
+    Args:
+        parts: instances, each with whether a tile's border cut it.
+        iou: intersection over union above which two instances are the same object.
     """
+    boxes = torch.tensor([part.box for part, _ in parts], dtype=torch.float64).reshape(-1, 4)  # (N, 4)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)  # (N,)
+    # Whole instances come before cut ones, and each group by score: what is kept first decides.
     order = sorted(range(len(parts)), key=lambda i: (parts[i][1], -parts[i][0].score))
-    boxes = torch.tensor([part.box for part, _ in parts], dtype=torch.float64).reshape(-1, 4)
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept: list[int] = []
     for i in order:
         instance, cut = parts[i]
-        rivals = [j for j in kept if parts[j][0].label == instance.label]
-        if rivals:
-            if float(box_iou(boxes[i : i + 1], boxes[rivals]).max()) > iou:
+        others = boxes[[j for j in kept if parts[j][0].label == instance.label]]  # (K, 4), of the same class
+        if len(others):
+            # 1. the same object, found by two tiles
+            if float(box_iou(boxes[i : i + 1], others).max()) > iou:
                 continue
+            # 2. a cut part of an object that another tile has whole
             if cut:
-                corners = torch.maximum(boxes[i, :2], boxes[rivals, :2]), torch.minimum(boxes[i, 2:], boxes[rivals, 2:])
-                shared = (corners[1] - corners[0]).clamp(min=0).prod(1)
+                low, high = torch.maximum(boxes[i, :2], others[:, :2]), torch.minimum(boxes[i, 2:], others[:, 2:])
+                shared = (high - low).clamp(min=0).prod(1)  # (K,), in pixels
                 if float((shared / areas[i]).max()) > CLIPPED:
                     continue
         kept.append(i)
@@ -144,11 +158,18 @@ def detect_image(
     tile: int | None = None,
     overlap: int | None = None,
 ) -> list[Instance]:
-    """What is in a picture, best first.
+    """The objects in a picture, best first.
 
     Args:
-        tile: side in pixels of the squares that a larger picture is cut into; None: the picture goes in whole.
-        overlap: of neighbouring tiles, in pixels, more than an object's size; None: a quarter of the tile.
+        model: detector in eval mode, on its device.
+        image: RGB picture.
+        classes: class names.
+        threshold: lowest score that is reported.
+        tile: side in pixels of the squares that a larger picture is cut into; None: the picture is not cut.
+        overlap: overlap of neighbouring tiles, in pixels, more than an object's size; None: a quarter of the tile.
+
+    Raises:
+        UserError: an overlap that is not less than the tile.
     """
     device = next(model.parameters()).device
     pixels = v2.functional.pil_to_tensor(image).to(device).float() / 255  # (3, H, W)
@@ -162,26 +183,37 @@ def detect_image(
     parts: list[tuple[Instance, bool]] = []
     for y in tile_corners(height, tile, overlap):
         for x in tile_corners(width, tile, overlap):
-            piece = pixels[:, y : y + tile, x : x + tile]
-            bottom, right = piece.shape[-2:]
+            piece = pixels[:, y : y + tile, x : x + tile]  # (3, <= tile, <= tile)
             with torch.inference_mode():
                 found = instances(model([piece])[0], classes, threshold)
-            for part in found:
-                x1, y1, x2, y2 = part.box
-                cut = (
-                    (x1 < 1 and x > 0)
-                    or (y1 < 1 and y > 0)
-                    or (x2 > right - 1 and x + right < width)
-                    or (y2 > bottom - 1 and y + bottom < height)
-                )
-                part.box = (x1 + x, y1 + y, x2 + x, y2 + y)
-                part.corner = (part.corner[0] + x, part.corner[1] + y)
-                parts.append((part, cut))
+            parts += [_placed(part, x, y, (width, height), (piece.shape[-1], piece.shape[-2])) for part in found]
     return merge_tiles(parts)
 
 
-def draw_results(data: Coco, results: Sequence[Result], out: Path, *, count: int = 4, threshold: float = 0.5) -> None:
-    """Draw what an evaluation found in the set's first images that have objects: ``out/NAME.png``."""
+def _placed(part: Instance, x: int, y: int, picture: tuple[int, int], tile: tuple[int, int]) -> tuple[Instance, bool]:
+    """Move an instance from a tile's coordinates to the picture's; and whether a border of the tile cut it.
+
+    Args:
+        part: instance found in the tile; changed in place.
+        x, y: upper left corner of the tile in the picture.
+        picture, tile: width and height.
+    """
+    x1, y1, x2, y2 = part.box
+    cut = (
+        (x1 < 1 and x > 0)
+        or (y1 < 1 and y > 0)
+        or (x2 > tile[0] - 1 and x + tile[0] < picture[0])
+        or (y2 > tile[1] - 1 and y + tile[1] < picture[1])
+    )  # within a pixel of a border that is not the picture's
+    part.box = (x1 + x, y1 + y, x2 + x, y2 + y)
+    part.corner = (part.corner[0] + x, part.corner[1] + y)
+    return part, cut
+
+
+def draw_results(
+    data: Coco, results: Sequence[CocoResult], out: Path, *, count: int = 4, threshold: float = 0.5
+) -> None:
+    """Draw the detections of an evaluation in the set's first images that have objects: ``out/NAME.png``."""
     for record in [image for image in data.images if image.annotations][:count]:
         found = []
         for result in (r for r in results if r["image_id"] == record.id and r["score"] >= threshold):
@@ -194,7 +226,7 @@ def draw_results(data: Coco, results: Sequence[Result], out: Path, *, count: int
         draw_instances(data.read(record), found, out / f"{Path(record.file_name).stem}.png")
 
 
-def predict(
+def detect_objects(
     model: Detector,
     weights: zoo.Weights,
     files: Sequence[Path],
@@ -207,8 +239,10 @@ def predict(
     """Find objects in pictures; those that cannot be read are reported, not fatal.
 
     Args:
-        weights: give the class names.
-        threshold: least score of what is reported.
+        model: detector of the weights.
+        weights: class names.
+        files: paths of the pictures.
+        threshold: lowest score that is reported.
         tile, overlap: see ``detect_image``.
         out: folder for ``predictions.json`` and a drawn copy of each picture.
 
@@ -218,22 +252,13 @@ def predict(
     model.to(best_device()).eval()
     predictions: list[Prediction] = []
     failed: dict[str, str] = {}
-    shrunk, names = 0, set[str]()
-    with Progress(len(files), 0, 1, enabled=len(files) > 4) as progress:
-        for i, path in enumerate(files, 1):
-            try:
-                image = read_image(path)
-            except DataError as error:
-                failed[str(path)] = str(error)
-                continue
-            shrunk += tile is None and max(image.size) > 2 * model.input.max_size
-            found = detect_image(model, image, weights.classes, threshold=threshold, tile=tile, overlap=overlap)
-            predictions.append(Prediction(str(path), *image.size, found))
-            if out is not None:
-                name = path.stem if path.stem not in names else f"{path.stem}_{i}"
-                names.add(name)
-                draw_instances(image, found, out / f"{name}.png")
-            progress.step(i)
+    shrunk = 0
+    for path, stem, image in read_each(files, read_image, failed):
+        shrunk += tile is None and max(image.size) > 2 * model.input.max_size
+        found = detect_image(model, image, weights.classes, threshold=threshold, tile=tile, overlap=overlap)
+        predictions.append(Prediction(str(path), *image.size, found))
+        if out is not None:
+            draw_instances(image, found, out / f"{stem}.png")
     report_unread(failed, len(files))
     if shrunk:
         print_line(
@@ -243,15 +268,7 @@ def predict(
         content = {
             "weights": weights.name,
             "threshold": threshold,
-            "predictions": [
-                {
-                    "file": p.file,
-                    "width": p.width,
-                    "height": p.height,
-                    "instances": [instance.to_json(p.width, p.height) for instance in p.instances],
-                }
-                for p in predictions
-            ],
+            "predictions": [p.to_json() for p in predictions],
             "failed": failed,
         }
         write_json(content, out / "predictions.json")

@@ -1,7 +1,7 @@
 """The binarised corpus: token ids in memory-mapped files, built once by ``prepare``.
 
 A folder: ``corpus.json`` (languages, counts, settings), ``joint.model`` or ``source.model`` and ``target.model``
-(sentencepiece), ``NAME.source.ids``/``.ends`` and ``NAME.target.ids``/``.ends`` for train and val (ids of all
+(sentencepiece), ``NAME.source.ids``/``.ends.npy`` and ``NAME.target.ids``/``.ends.npy`` for train and val (ids of all
 sentences one after the other, uint16 or int32; where each ends, int64), and ``NAME.source.txt``/``.target.txt`` for
 the sets that are scored.
 """
@@ -12,15 +12,15 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from tasks.config import check
 from tasks.errors import ConfigError, DataError
 from tasks.progress import print_line
+from tasks.shards import chunks
 from tasks.translation.clean import Cleaner
 from tasks.translation.config import CorpusSection
 from tasks.translation.sources import Source, find_pairs
@@ -34,7 +34,6 @@ from zoo.weights import get_weights
 _CHUNK = 20_000  # pairs that are tokenised at a time
 VERSION = 1
 _NAMES = {"joint": ("joint",), "separate": ("source", "target")}  # of the vocabularies' files
-Item = TypeVar("Item")
 
 
 class Sentences:
@@ -133,12 +132,6 @@ class Corpus:
         return list(read_pairs(source, target, tuple(self.info["languages"])))
 
 
-def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
-
-
 def prepare(section: CorpusSection, folder: Path) -> Corpus:
     """Clean the text, train the vocabularies, write the binarised corpus: whole, or not at all.
 
@@ -211,7 +204,7 @@ def _fill(section: CorpusSection, folder: Path, settings: dict[str, Any]) -> Non
     def write(name: str, pairs: Iterable[Pair], *, drop_empty: bool) -> None:
         writers = [_Writer(folder, f"{name}.{s}", d) for s, d in zip(("source", "target"), dtypes, strict=True)]
         count = 0
-        for chunk in _chunks(pairs, _CHUNK):
+        for chunk in chunks(pairs, _CHUNK):
             sides = [v.encode([p[i] for p in chunk]) for i, v in enumerate(vocabularies)]
             if drop_empty:  # characters that the normalization drops were all there was
                 both = [(s, t) for s, t in zip(*sides, strict=True) if s and t]

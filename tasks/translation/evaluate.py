@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from accelerate.utils import gather_object
-
+import zoo
 from tasks.devices import process_state
-from tasks.progress import Progress
+from tasks.errors import DataError
+from tasks.progress import Progress, print_line
+from tasks.shards import gather_in_order, own_batch_size, own_part
+from tasks.spec import load_model
 from tasks.translation.search import Beam, Hypothesis, beam_search
+from tasks.translation.sources import find_pairs
+from tasks.translation.text import Pair
 from zoo.nets.transformer import Transformer
-from zoo.text import EOS, padded
+from zoo.text import EOS, Tokenizer, padded
+from zoo.transforms import TextTransform
 
 
 class Score(NamedTuple):
@@ -73,24 +79,26 @@ def translate_ids(
     Each rank translates its share of the batches; all return all of them.
 
     Args:
-        model: in eval mode, on its device.
-        batch_size: sentences of all ranks together.
-        progress: show how far it is.
+        model: net in eval mode, on its device.
+        sentences: token ids of each sentence.
+        settings: search.
+        batch_size: number of sentences of all ranks together.
+        progress: whether progress is shown.
     """
-    device, own = model.encoder_embedding.weight.device, process_state()
+    device, ranks = model.encoder_embedding.weight.device, process_state()
     order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
-    size = max(1, batch_size // own.num_processes)
-    starts = range(0, len(order), size)[own.process_index :: own.num_processes]
+    size = own_batch_size(batch_size, ranks)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    own = own_part(len(batches), ranks)
     found: dict[int, list[Hypothesis]] = {}
-    shown = progress and own.is_main_process
-    with Progress(len(starts), 0, size * own.num_processes, unit="sentences", enabled=shown) as bar:
-        for number, start in enumerate(starts, 1):
-            rows = order[start : start + size]
-            source = padded([[*sentences[i], EOS] for i in rows]).to(device)
+    shown = progress and ranks.is_main_process
+    with Progress(len(own), 0, size * ranks.num_processes, unit="sentences", enabled=shown) as bar:
+        for done, number in enumerate(own, 1):
+            rows = batches[number]
+            source = padded([[*sentences[i], EOS] for i in rows]).to(device)  # (B, S)
             found.update(zip(rows, beam_search(model, source, settings), strict=True))
-            bar.step(number)
-    found = dict(gather_object(list(found.items())))
-    return [found[i] for i in range(len(sentences))]
+            bar.step(done)
+    return gather_in_order(found)
 
 
 def tokens_within(limit: int, sentences: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
@@ -101,3 +109,63 @@ def tokens_within(limit: int, sentences: Sequence[Sequence[int]]) -> tuple[list[
 def as_dict(scores: Sequence[Score]) -> dict[str, Any]:
     """For JSON."""
     return {s.name: {"score": s.value, "signature": s.signature} for s in scores}
+
+
+def load_folded(entry: zoo.Weights) -> tuple[Transformer, Tokenizer]:
+    """The net of weights, folded, on this process's device, and its tokenizer."""
+    model = zoo.fold(load_model(entry)).to(process_state().device)
+    assert isinstance(model, Transformer)
+    return model, _transform(entry).build()
+
+
+def _transform(entry: zoo.Weights) -> TextTransform:
+    assert isinstance(entry.transform, TextTransform)
+    return entry.transform
+
+
+def read_set(entry: zoo.Weights, data: Path) -> list[Pair]:
+    """The pairs of a set to evaluate, in the languages of the weights.
+
+    Args:
+        entry: weights.
+        data: files, as ``tasks.translation.sources.find_files`` names them, or ``sacrebleu:`` and ``hf:`` names.
+
+    Raises:
+        DataError: no such set, or one without sentences.
+    """
+    transform = _transform(entry)
+    named = str(data).startswith(("sacrebleu:", "hf:"))
+    root, name = (Path(), str(data)) if named else (data.parent, data.name)
+    pairs = list(find_pairs(root, name, (transform.source, transform.target))())
+    if not pairs:
+        raise DataError(f"{data}: no sentences")
+    return pairs
+
+
+def evaluate_pairs(
+    entry: zoo.Weights,
+    pairs: list[Pair],
+    settings: Beam,
+    *,
+    batch_size: int = 64,
+    tokenized: bool = False,
+    progress: bool = False,
+) -> tuple[list[Score], list[str]]:
+    """Scores and translations of a set.
+
+    Args:
+        entry: weights.
+        pairs: sentences with their references.
+        settings: search.
+        batch_size: number of sentences of all ranks together.
+        tokenized: see ``score``.
+        progress: whether progress is shown.
+    """
+    model, coder = load_folded(entry)
+    limit = model.layout.max_length - 1
+    sources, cut = tokens_within(limit, coder.source.encode([pair.source for pair in pairs]))
+    if cut and process_state().is_main_process:
+        print_line(f"{cut} sources have more than the {limit} tokens that the net takes: cut there")
+    found = translate_ids(model, sources, settings, batch_size, progress=progress)
+    texts = [coder.decode(hypotheses[0].tokens) for hypotheses in found]
+    return score(texts, [pair.target for pair in pairs], tokenized=tokenized), texts

@@ -1,113 +1,109 @@
-"""``rescalenet eval | predict | export`` for video classifiers."""
+"""``rescalenet eval | predict | export`` for video classifiers, and their options.
+
+The command line reads the options before it knows whether torch is needed, so the functions import what needs it.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import zoo
-from tasks.classification.commands import show_result
-from tasks.config import read_holdout
-from tasks.devices import process_state
-from tasks.errors import DataError
-from tasks.run import load_model
-from tasks.video.data import report_failures
-from tasks.video.evaluate import evaluate_weights
-from tasks.video.index import Index
-from tasks.video.predict import predict as classify
-from tasks.video.sources import Videos, find_videos, folder_videos, kinetics_videos, list_videos
+from tasks.options import BatchSize, Clips, Side, Top
+from tasks.spec import load_model
+
+if TYPE_CHECKING:
+    import zoo
+    from tasks.report import Evaluation
 
 
-def read_set(data: Path, videos: Path | None = None, subset: str | None = None) -> tuple[Videos, Path]:
-    """A set of labelled videos and the folder that they are in.
+@dataclass(frozen=True)
+class VideoEvalOptions:
+    """Options of ``rescalenet eval``."""
 
-    Args:
-        data: a folder of videos for each class, a file of 'path label' lines, or Kinetics' CSV.
-        videos: the folder of the videos that a file lists; default: the file's.
-        subset: file with the names of those to take, as ``data.holdout``.
-    """
-    if data.is_dir():
-        root, found = data, folder_videos(data)
-    else:
-        root = videos or data.parent
-        try:
-            heading = data.open(encoding="utf-8-sig").readline()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{data}: not a folder of videos nor a list of them ({error})") from None
-        found = (kinetics_videos if "youtube_id" in heading else list_videos)(data, root)
-    if subset is not None:
-        found = found.subset(read_holdout(subset, found.names()))
-    return found, root
+    batch_size: BatchSize = 8
+    videos: Annotated[Path | None, typer.Option(help="Folder of the videos that a file lists.")] = None
+    subset: Annotated[str | None, typer.Option(help="File with the names of the videos to evaluate.")] = None
+    index: Annotated[Path | None, typer.Option(help="Default: video_index.json beside the videos.")] = None
+    clips: Clips = 1
+    crops: Annotated[int, typer.Option(min=1, max=3, help="Crops of each clip, 1 or 3.")] = 1
 
 
-def evaluate(
-    entry: zoo.Weights,
-    data: Path,
-    out: Path | None,
-    batch_size: int | None,
-    workers: int,
-    videos: Path | None = None,
-    subset: str | None = None,
-    index: Path | None = None,
-    clips: int = 1,
-    crops: int = 1,
-) -> None:
+def run_eval(entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: VideoEvalOptions) -> Evaluation:
     """Top-1, top-5, mean class recall, macro-F1, single-clip and over all views; ``predictions.npz`` and more."""
-    found, root = read_set(data, videos, subset)
+    from tasks.devices import process_state
+    from tasks.report import Evaluation, class_lines
+    from tasks.video.data import read_set, report_failures
+    from tasks.video.evaluate import evaluate_weights
+    from tasks.video.index import Index
+
+    found, root = read_set(data, options.videos, options.subset)
     result = evaluate_weights(
         load_model(entry),
         entry,
         found,
-        Index(index or root / "video_index.json", root),
-        clips=clips,
-        crops=crops,
+        Index(options.index or root / "video_index.json", root),
+        clips=options.clips,
+        crops=options.crops,
         out=out,
-        batch_size=batch_size or 8,
+        batch_size=options.batch_size,
         workers=workers,
     )
-    if not process_state().is_main_process:
-        return
-    report_failures(result.failures, len(found), "evaluation")
-    show_result(result.table(), result.metrics(), "videos")
+    if process_state().is_main_process:
+        report_failures(result.failures, len(found), "evaluation")
+    metrics = result.metrics()
+    return Evaluation(metrics, class_lines(result.table(), metrics, "videos"))
 
 
-def predict(
-    entry: zoo.Weights,
-    inputs: list[str],
-    out: Path,
-    top: int = 5,
-    clips: int = 10,
-    window: float | None = None,
-    step: float | None = None,
-    annotate: bool = False,
-) -> bool:
-    """Classes of videos, timelines, annotated copies; whether any could be read."""
-    predictions, _ = classify(
+@dataclass(frozen=True)
+class VideoPredictOptions:
+    """Options of ``rescalenet predict``."""
+
+    top: Top = 5
+    clips: Clips = 10
+    window: Annotated[float | None, typer.Option(help="Length of a timeline's windows, in seconds.")] = None
+    step: Annotated[float | None, typer.Option(help="Time between windows, in seconds; default: half a window.")] = None
+    annotate: Annotated[bool, typer.Option(help="Write annotated copies.")] = False
+
+
+def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: VideoPredictOptions) -> bool:
+    """Print the classes of videos, write timelines and annotated copies; returns whether any could be read."""
+    from tasks.report import prediction_line
+    from tasks.video.predict import classify_videos
+    from tasks.video.sources import find_videos
+
+    predictions, _ = classify_videos(
         load_model(entry),
         entry,
         find_videos(inputs),
-        top=top,
-        clips=clips,
-        window=window,
-        step=step,
-        annotate=annotate,
+        top=options.top,
+        clips=options.clips,
+        window=options.window,
+        step=options.step,
+        annotate=options.annotate,
         out=out,
     )
-    for p in predictions:
-        typer.echo(f"{p.file}: " + ", ".join(f"{k} {s:.1%}" for k, s in zip(p.classes, p.scores, strict=True)))
+    for found in predictions:
+        typer.echo(prediction_line(found))
     return bool(predictions)
 
 
-def export(entry: zoo.Weights, target: Path, fold: bool, size: int | None = None) -> str:
-    """ONNX, verified; what to say of it."""
-    from zoo.export.onnx import export_onnx
+@dataclass(frozen=True)
+class VideoExportOptions:
+    """Options of ``rescalenet export``."""
+
+    size: Side | None = None
+
+
+def example_inputs(entry: zoo.Weights, options: VideoExportOptions) -> tuple[Any, ...]:
+    """A batch of one standardised clip: (1, C, T, H, W)."""
+    import torch
+
+    import zoo
 
     transform = entry.transform
     assert isinstance(transform, zoo.VideoTransform)
-    side = size or transform.size
-    model = load_model(entry)
-    shape = (transform.frames, side, side)
-    return str(
-        export_onnx(zoo.fold(model) if fold else model, target, input_size=shape, in_chans=entry.config.in_chans)
-    )
+    side = options.size or transform.size
+    return (torch.zeros(1, entry.config.in_chans, transform.frames, side, side),)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.config import read_holdout
 from tasks.devices import make_accelerator
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.progress import print_line
+from tasks.splits import read_holdout, require_same_classes, split_sets
 from tasks.video.config import DataSection
 from tasks.video.decode import VideoInfo, read_frames
 from tasks.video.index import Index
@@ -72,19 +72,45 @@ def load_videos(section: DataSection) -> tuple[Videos, Videos]:
             return folder_videos(root / name)
         return (list_videos if section.source == "list" else kinetics_videos)(root / name, folder, classes)
 
-    train = load(section.train, None)
-    if section.split == "holdout":
-        held = read_holdout(section.holdout, train.names())
-        return train.subset(held, without=True), train.subset(held)
-    val = load(section.val, train.classes)
-    if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        raise DataError(f"{root}: {section.train} and {section.val} have different classes, e.g. {odd[0]!r}")
+    everything = load(section.train, None)
+    train, val = split_sets(
+        section,
+        everything,
+        everything.names(),
+        load_val=lambda: load(section.val, everything.classes),
+        select=lambda chosen: everything.subset(filter(chosen, everything.names())),
+    )
+    require_same_classes(train.classes, val.classes, f"{root}: {section.train} and {section.val}")
     return train, val
 
 
+def read_set(data: Path, videos: Path | None = None, subset: str | None = None) -> tuple[Videos, Path]:
+    """A set of labelled videos and the folder that they are in.
+
+    Args:
+        data: folder of videos for each class, file of 'path label' lines, or Kinetics' CSV.
+        videos: folder of the videos that a file lists; default: the file's.
+        subset: file with the names of those to take, as ``data.holdout``.
+
+    Raises:
+        DataError: files, folders or names that are missing.
+    """
+    if data.is_dir():
+        root, found = data, folder_videos(data)
+    else:
+        root = videos or data.parent
+        try:
+            heading = data.open(encoding="utf-8-sig").readline()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{data}: not a folder of videos nor a list of them ({error})") from None
+        found = (kinetics_videos if "youtube_id" in heading else list_videos)(data, root)
+    if subset is not None:
+        found = found.subset(read_holdout(subset, found.names()))
+    return found, root
+
+
 def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
-    """Look into every video, each process of a run in turn after the first has written the index.
+    """Probe all videos. Rank 0 probes and writes the index; the other ranks then read it.
 
     Raises:
         DataError: none can be read, or the index cannot be written.
@@ -116,7 +142,7 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
 
 
 def report_failures(failures: dict[str, str], total: int, what: str) -> None:
-    """Tell how many of ``total`` videos failed, and the first of them."""
+    """Print how many of ``total`` videos failed, and the first of them."""
     if not failures:
         return
     for reason in list(failures.values())[:SHOWN]:
@@ -179,7 +205,7 @@ class EvalSet(Dataset[Views]):
     """Views of videos by number: first the middle clip's centre, then, of several clips or crops, all of them.
 
     Args:
-        transform: says which frames make a clip, and their size.
+        transform: frames of a clip and their size.
     """
 
     def __init__(self, videos: Indexed, transform: VideoTransform, clips: int, crop_count: int) -> None:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 
 from zoo.files import atomic_write
@@ -23,12 +24,12 @@ def write_video(
     """Write frames as a video, whole or not at all.
 
     Args:
-        frames: uint8 RGB (H, W, 3), at least one, all of the same even height and width.
+        path: MP4 file.
+        frames: uint8 RGB pictures (H, W, 3), at least one, all of the same even height and width.
         rate: frames per second; on average, with ``times``.
-        options: the encoder's (libx264).
-        times: of each frame, and their unit in seconds; default: evenly.
+        options: options of the encoder (libx264).
+        times: time of each frame, and the unit of the times in seconds; default: evenly spaced.
     """
-    import av
 
     def write(temporary: Path) -> None:
         with av.open(str(temporary), "w", format="mp4") as container:

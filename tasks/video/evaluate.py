@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import zoo
-from tasks.classification.evaluate import Result as Counts
-from tasks.classification.evaluate import class_numbers
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
+from tasks.metrics import ClassCounts, class_numbers
 from tasks.plots import confusion_matrix
 from tasks.progress import Progress
+from tasks.shards import as_list, gather_in_order, own_batch_size, own_loader
 from tasks.video.data import EvalSet, Views, index_videos
 from tasks.video.index import Index
 from tasks.video.sources import Video, Videos
@@ -28,8 +27,8 @@ from zoo.files import atomic_write, write_json
 
 
 @dataclass
-class Result:
-    """What an evaluation saw.
+class VideoResult:
+    """Scores of the videos of an evaluation.
 
     Attributes:
         classes: class names in the order of the scores.
@@ -54,36 +53,35 @@ class Result:
         """Of the fullest protocol."""
         return self.single if self.multi is None else self.multi
 
-    def counts(self, scores: Tensor) -> Counts:
-        """Confusion matrix and top-5 hits."""
-        classes = len(self.classes)
-        best = scores.topk(min(5, classes)).indices
-        pairs = self.labels * classes + best[:, 0]
-        confusion = torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
-        return Counts(confusion, int((best == self.labels[:, None]).any(1).sum()))
+    def counts(self, scores: Tensor) -> ClassCounts:
+        """Confusion matrix and top-5 hits of scores (videos, classes)."""
+        counts = ClassCounts.zero(len(self.classes))
+        counts.add(scores, self.labels)
+        return counts
 
     def metrics(self) -> dict[str, float]:
-        """Figures in percent; those over several views end in, e.g., ``_10x3``; numbers of videos read and failed."""
-        found = figures(self.counts(self.single))
+        """top1, top5, mean class recall and macro-F1 in percent; numbers of videos read and failed.
+
+        The names of those over several views end in, e.g., ``_10x3``.
+        """
+        found = _percentages(self.counts(self.single))
         if self.multi is not None:
-            found |= {f"{k}_{self.clips}x{self.crops}": v for k, v in figures(self.counts(self.multi)).items()}
+            of_views = _percentages(self.counts(self.multi))
+            found |= {f"{key}_{self.clips}x{self.crops}": value for key, value in of_views.items()}
         return {**found, "videos": len(self.names), "failed": len(self.failures)}
 
     def table(self) -> list[dict[str, Any]]:
-        """A row a class: videos, recall, precision, and what it is most often taken for."""
+        """A row for each class: videos, recall, precision, and the class it is most often taken for."""
         return self.counts(self.scores).table(self.classes, "videos")
 
 
-def figures(counts: Counts) -> dict[str, float]:
-    """top1, top5, mean class recall and macro-F1 (over the classes that occur or are predicted), in percent."""
+def _percentages(counts: ClassCounts) -> dict[str, float]:
     found = counts.metrics()
-    hits = counts.confusion.diagonal().double()
-    f1 = 2 * hits / (counts.confusion.sum(0) + counts.confusion.sum(1))  # NaN for classes that never occur
-    return {key: found[key] for key in ("top1", "top5", "mean_class")} | {"macro_f1": 100 * float(f1.nanmean())}
+    return {key: found[key] for key in ("top1", "top5", "mean_class")} | {"macro_f1": counts.macro_f1()}
 
 
-def save_predictions(result: Result, path: Path) -> None:
-    """All scores, in numpy's format without pickles: ``read_predictions`` gives the result again."""
+def save_predictions(result: VideoResult, path: Path) -> None:
+    """Write all scores in numpy's format without pickles; ``read_predictions`` reads them."""
     arrays = {
         "classes": np.array(result.classes),
         "names": np.array(result.names, dtype=str),
@@ -102,8 +100,8 @@ def save_predictions(result: Result, path: Path) -> None:
     atomic_write(path, write)
 
 
-def read_predictions(path: Path) -> Result:
-    """What ``save_predictions`` wrote.
+def read_predictions(path: Path) -> VideoResult:
+    """Read the file that ``save_predictions`` wrote.
 
     Raises:
         DataError: another kind of file.
@@ -111,7 +109,7 @@ def read_predictions(path: Path) -> Result:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {key: content[key] for key in content.files}
-        return Result(
+        return VideoResult(
             tuple(arrays["classes"].tolist()),
             arrays["names"].tolist(),
             torch.from_numpy(arrays["labels"]),
@@ -125,21 +123,9 @@ def read_predictions(path: Path) -> Result:
         raise DataError(f"{path}: not predictions that an evaluation wrote ({error})") from None
 
 
-def _as_they_are(samples: Any) -> Any:
-    return samples
-
-
-def eval_loader(data: EvalSet, accelerator: Accelerator, batch_size: int, workers: int = 0) -> Any:
-    """Batches of views; ``batch_size`` counts the videos of all ranks together."""
-    share = max(1, batch_size // accelerator.num_processes)
-    # every rank its own part: an evaluation needs no equal batches
-    numbers = range(accelerator.process_index, len(data), accelerator.num_processes)
-    return DataLoader(
-        torch.utils.data.Subset(data, list(numbers)),
-        batch_size=share,
-        num_workers=workers,
-        collate_fn=_as_they_are,
-    )
+def eval_loader(data: EvalSet, accelerator: Accelerator, batch_size: int, workers: int = 0) -> DataLoader[Views]:
+    """Batches (lists) of views of this rank's videos; ``batch_size`` counts the videos of all ranks together."""
+    return own_loader(data, accelerator, own_batch_size(batch_size, accelerator), workers=workers, collate=as_list)
 
 
 def evaluate(
@@ -152,46 +138,62 @@ def evaluate(
     batch_size: int = 8,
     workers: int = 0,
     progress: bool = False,
-) -> Result:
+) -> VideoResult:
     """Run the model over a set; every video counts once, on any number of ranks.
 
     Args:
-        inputs: uint8 clips (N, T, 3, H, W) on the device -> the model's input.
-        batch_size: videos of all ranks together.
-        progress: show it.
+        model: classifier of clips, on the device.
+        data: views of the videos.
+        accelerator: processes of the run.
+        classes: class names in the order of the model's outputs.
+        inputs: function from uint8 clips (N, T, 3, H, W) on the device to the model's input.
+        batch_size: number of videos of all ranks together.
+        workers: number of data loading processes.
+        progress: whether progress is shown.
     """
     loader = eval_loader(data, accelerator, batch_size, workers)
-    rows: list[tuple[int, str, list[float], list[float]]] = []
+    share = own_batch_size(batch_size, accelerator)
+    # number of the video -> reason of the failure, scores of the middle clip, mean scores of all views
+    found: dict[int, tuple[str, list[float], list[float]]] = {}
     training = model.training
     model.eval()
-    share = max(1, batch_size // accelerator.num_processes)
     with (
         Progress(len(loader), 0, share, unit="videos", enabled=progress and accelerator.is_main_process) as bar,
         torch.no_grad(),
         accelerator.autocast(),
     ):
         for done, batch in enumerate(loader, 1):
-            read: list[Views] = [views for views in batch if not views.failure]
-            rows += [(views.number, views.failure, [], []) for views in batch if views.failure]
+            read = [views for views in batch if not views.failure]
+            found |= {views.number: (views.failure, [], []) for views in batch if views.failure}
             scores = _scores(model, [views.clips for views in read], inputs, share, accelerator.device)
-            for views, each in zip(read, scores, strict=True):
+            for views, each in zip(read, scores, strict=True):  # each: (views, classes)
                 many = each[1:].mean(0).tolist() if len(each) > 1 else []
-                rows.append((views.number, "", each[0].tolist(), many))
+                found[views.number] = ("", each[0].tolist(), many)
             bar.step(done)
     model.train(training)
-    rows = sorted(gather_object(rows))
-    videos = data.videos.items
-    good = [row for row in rows if not row[1]]
+    return _result(data, classes, gather_in_order(found))
+
+
+def _result(data: EvalSet, classes: Sequence[str], rows: Sequence[tuple[str, list[float], list[float]]]) -> VideoResult:
+    """The result of all videos.
+
+    Args:
+        data: views of the videos.
+        classes: class names.
+        rows: for each video the reason of its failure, scores of the middle clip, mean scores of all views.
+    """
+    pairs = list(zip(data.videos.items, rows, strict=True))
+    good = [(video, row) for video, row in pairs if not row[0]]
     shape = (len(good), len(classes))
-    return Result(
+    return VideoResult(
         tuple(classes),
-        [videos[row[0]].name for row in good],
-        torch.tensor([videos[row[0]].label for row in good], dtype=torch.int64),
-        torch.tensor([row[2] for row in good], dtype=torch.float64).view(shape),
-        torch.tensor([row[3] for row in good], dtype=torch.float64).view(shape) if data.count > 1 else None,
+        [video.name for video, _ in good],
+        torch.tensor([video.label for video, _ in good], dtype=torch.int64),
+        torch.tensor([row[1] for _, row in good], dtype=torch.float64).view(shape),
+        torch.tensor([row[2] for _, row in good], dtype=torch.float64).view(shape) if data.count > 1 else None,
         data.clips,
         data.crop_count,
-        data.videos.failures | {videos[row[0]].name: row[1] for row in rows if row[1]},
+        data.videos.failures | {video.name: row[0] for video, row in pairs if row[0]},
     )
 
 
@@ -229,13 +231,18 @@ def evaluate_weights(
     out: Path | None = None,
     batch_size: int = 8,
     workers: int = 0,
-) -> Result:
+) -> VideoResult:
     """Evaluate weights on the clips that their metadata describes.
 
     Args:
-        videos: their class names must be among the weights'; they may be fewer.
+        model: net of the weights.
+        weights: transform and class names.
+        videos: set whose class names are among the weights'; it may have fewer.
+        index: index of the videos.
         clips, crops: views of each video; the middle clip alone is always evaluated too.
         out: folder for ``metrics.json`` (with the per-class table), ``predictions.npz`` and ``confusion.png``.
+        batch_size: number of videos of all ranks together.
+        workers: number of data loading processes.
 
     Raises:
         DataError: a class that the weights do not know, or no video that can be read.
@@ -262,8 +269,8 @@ def evaluate_weights(
     return result
 
 
-def write_report(result: Result, out: Path) -> None:
-    """``metrics.json``, ``predictions.npz`` and ``confusion.png`` in the folder ``out``."""
+def write_report(result: VideoResult, out: Path) -> None:
+    """Write ``metrics.json``, ``predictions.npz`` and ``confusion.png`` into the folder ``out``."""
     content = {"metrics": result.metrics(), "per_class": result.table(), "failed": result.failures}
     write_json(content, out / "metrics.json")
     save_predictions(result, out / "predictions.npz")

@@ -16,9 +16,10 @@ from torch import Tensor
 import zoo
 from tasks.devices import best_device
 from tasks.errors import DataError, UserError
-from tasks.images import report_unread
-from tasks.plots import contact_sheet, timeline
-from tasks.progress import Progress, print_line
+from tasks.files import read_each, report_unread
+from tasks.plots import timeline
+from tasks.progress import print_line
+from tasks.report import Sheet, best_classes
 from tasks.video.decode import VideoInfo, decode_all, probe, read_frames
 from tasks.video.encode import write_video
 from tasks.video.evaluate import standardised
@@ -26,7 +27,6 @@ from tasks.video.sampling import ClipSampler
 from tasks.video.transforms import crops
 from zoo.files import write_json
 
-SHEET_LIMIT = 60  # pictures on a contact sheet
 _TOGETHER = 8  # clips of a forward
 
 
@@ -51,7 +51,7 @@ class Prediction:
     timeline: list[Window] = field(default_factory=list)
 
 
-def predict(
+def classify_videos(
     model: zoo.Backbone,
     weights: zoo.Weights,
     files: Sequence[Path],
@@ -66,14 +66,16 @@ def predict(
     """Classify videos; those that cannot be read are reported, not fatal.
 
     Args:
-        weights: say which frames make a clip, and give the class names.
-        top: classes to report for each video and window.
-        clips: spread over the video; a net whose clip is the whole video takes one.
-        window: seconds of a timeline's windows; None: the length of a clip, or no timeline where a clip is the whole
-            video.
+        model: net of the weights.
+        weights: transform, which defines the frames of a clip, and class names.
+        files: paths of the videos.
+        top: number of classes to report for each video and window.
+        clips: number of clips spread over the video; a net whose clip is the whole video takes one.
+        window: length of a timeline's windows in seconds; None: the length of a clip, or no timeline where a clip is
+            the whole video.
         step: seconds from window to window; None: half a window.
-        annotate: write a copy of each video with the class in it (without sound).
-        out: folder for ``predictions.json``, ``contact_sheet.png``, and for each video longer than a window and a step
+        annotate: whether a copy of each video with the class in it (without sound) is written.
+        out: folder for ``predictions.json`` and ``contact_sheet.png``; of videos longer than a window and a step
             ``NAME.timeline.json`` and ``.png``; ``NAME.annotated.mp4``.
 
     Returns:
@@ -82,105 +84,108 @@ def predict(
     Raises:
         UserError: a window or step that is not greater than 0, or copies without a folder for them.
     """
-    assert isinstance(weights.transform, zoo.VideoTransform)
     for name, value in (("window", window), ("step", step)):
         if value is not None and not value > 0:
             raise UserError(f"{name}={value}: seconds, greater than 0")
     if annotate and out is None:
         raise UserError("annotated copies need a folder to go to")
     model.to(best_device()).to(memory_format=torch.channels_last_3d).eval()
+    classifier = _Classifier(model, weights, top, clips, window, step)
     predictions: list[Prediction] = []
     failed: dict[str, str] = {}
-    pictures: list[Image.Image] = []
-    names: set[str] = set()
-    with Progress(len(files), 0, 1, unit="videos", enabled=len(files) > 4) as progress:
-        for i, path in enumerate(files, 1):
+    sheet = Sheet()
+    for path, stem, (info, found, picture) in read_each(files, classifier, failed, unit="videos"):
+        predictions.append(found)
+        sheet.add(picture, found)
+        if out is None:
+            continue
+        if annotate:
             try:
-                info = probe(path)
-                found, picture = _classify(model, weights, path, info, top, clips, window, step)
-            except DataError as error:
+                annotated(path, info, found, out / f"{stem}.annotated.mp4")
+            except DataError as error:  # the prediction stays
                 failed[str(path)] = str(error)
-                continue
-            name = path.stem if path.stem not in names else f"{path.stem}_{i}"
-            names.add(name)
-            if out is not None and annotate:
-                try:
-                    annotated(path, info, found, out / f"{name}.annotated.mp4")
-                except DataError as error:  # the prediction stays
-                    failed[str(path)] = str(error)
-            predictions.append(found)
-            if len(pictures) < SHEET_LIMIT:
-                pictures.append(picture)
-            if out is not None and found.timeline:
-                content = {"file": found.file, "weights": weights.name, "windows": [asdict(w) for w in found.timeline]}
-                write_json(content, out / f"{name}.timeline.json")
-                timeline(found.timeline, out / f"{name}.timeline.png")
-            progress.step(i)
+        if found.timeline:
+            content = {"file": found.file, "weights": weights.name, "windows": [asdict(w) for w in found.timeline]}
+            write_json(content, out / f"{stem}.timeline.json")
+            timeline(found.timeline, out / f"{stem}.timeline.png")
     report_unread(failed, len(files))
     if out is not None:
         rows = [{k: v for k, v in asdict(p).items() if k != "timeline"} for p in predictions]
         write_json({"weights": weights.name, "predictions": rows, "failed": failed}, out / "predictions.json")
-        if pictures:
-            captions = [f"{p.classes[0]} {p.scores[0]:.0%}\n{Path(p.file).name[:28]}" for p in predictions]
-            contact_sheet(pictures, captions[: len(pictures)], out / "contact_sheet.png")
+        sheet.write(out / "contact_sheet.png")
     return predictions, failed
 
 
-def _classify(
-    model: zoo.Backbone,
-    weights: zoo.Weights,
-    path: Path,
-    info: VideoInfo,
-    top: int,
-    clips: int,
-    window: float | None,
-    step: float | None,
-) -> tuple[Prediction, Image.Image]:
-    """The prediction of a video, and its middle picture."""
-    transform = weights.transform
-    assert isinstance(transform, zoo.VideoTransform)
-    sampler = ClipSampler(transform)
-    indices = sampler.uniform(info, 1 if transform.interval is None else clips)
-    scores, middle = _scores(model, transform, path, info, indices)
-    found = Prediction(str(path), round(info.duration, 3), *_best(scores.mean(0), weights.classes, top))
-    length = window or (None if transform.interval is None else sampler.span(info))
-    if length is None:
-        return found, middle
-    stride = step or length / 2
-    if info.duration < length + stride:
-        return found, middle
-    count = int((info.duration - length) / stride + 1e-9) + 1
-    spans = [(k * stride, k * stride + length) for k in range(count)]
-    if spans[-1][1] < info.duration - 1e-6:
-        spans.append((info.duration - length, info.duration))  # up to the end
-    rows = np.concatenate([sampler.uniform(info, 1, span) for span in spans])
-    each, _ = _scores(model, transform, path, info, rows)
-    for (begin, end), row in zip(spans, each, strict=True):
-        found.timeline.append(Window(round(begin, 3), round(end, 3), *_best(row, weights.classes, top)))
-    return found, middle
+class _Classifier:
+    """The classes of a video and its timeline. Arguments as for ``classify_videos``; the model is on its device."""
+
+    def __init__(
+        self,
+        model: zoo.Backbone,
+        weights: zoo.Weights,
+        top: int,
+        clips: int,
+        window: float | None,
+        step: float | None,
+    ) -> None:
+        assert isinstance(weights.transform, zoo.VideoTransform)
+        self.model, self.classes, self.transform = model, weights.classes, weights.transform
+        self.top, self.clips, self.window, self.step = top, clips, window, step
+        self.sampler = ClipSampler(weights.transform)
+
+    def __call__(self, path: Path) -> tuple[VideoInfo, Prediction, Image.Image]:
+        """The video's properties, its prediction and its middle picture.
+
+        Raises:
+            DataError: the video cannot be read.
+        """
+        info = probe(path)
+        whole = self.transform.interval is None  # a clip is spread over the whole video
+        # 1. the video: mean scores of its clips
+        indices = self.sampler.uniform(info, 1 if whole else self.clips)  # (clips, frames)
+        scores, middle = _scores(self.model, self.transform, path, info, indices)
+        found = Prediction(str(path), round(info.duration, 3), *best_classes(scores.mean(0), self.classes, self.top))
+        # 2. the timeline: scores of the middle clip of each window
+        spans = self._windows(info)
+        if spans:
+            rows = np.concatenate([self.sampler.uniform(info, 1, span) for span in spans])  # (windows, frames)
+            each, _ = _scores(self.model, self.transform, path, info, rows)  # (windows, classes)
+            for (begin, end), row in zip(spans, each, strict=True):
+                best = best_classes(row, self.classes, self.top)
+                found.timeline.append(Window(round(begin, 3), round(end, 3), *best))
+        return info, found, middle
+
+    def _windows(self, info: VideoInfo) -> list[tuple[float, float]]:
+        """Begin and end of a timeline's windows in seconds; none where the video is shorter than two of them."""
+        length = self.window or (None if self.transform.interval is None else self.sampler.span(info))
+        if length is None:
+            return []
+        stride = self.step or length / 2
+        if info.duration < length + stride:
+            return []
+        count = int((info.duration - length) / stride + 1e-9) + 1
+        spans = [(k * stride, k * stride + length) for k in range(count)]
+        if spans[-1][1] < info.duration - 1e-6:
+            spans.append((info.duration - length, info.duration))  # up to the end
+        return spans
 
 
 def _scores(
     model: zoo.Backbone, transform: zoo.VideoTransform, path: Path, info: VideoInfo, indices: np.ndarray
 ) -> tuple[Tensor, Image.Image]:
-    """(clips, classes) softmax of clips given by frame numbers (clips, frames), and the picture in their middle."""
+    """(clips, classes) softmax of clips given by frame numbers ``indices`` (clips, frames), and the middle picture."""
     device = next(model.parameters()).device
     found: list[Tensor] = []
     for start in range(0, len(indices), _TOGETHER):
         part = indices[start : start + _TOGETHER]
-        frames = read_frames(path, info, part.reshape(-1).tolist())
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).unflatten(0, part.shape)
-        views = torch.cat([crops(clip, transform, 1) for clip in pixels])
+        frames = read_frames(path, info, part.reshape(-1).tolist())  # (clips * T, H, W, 3)
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).unflatten(0, part.shape)  # (clips, T, 3, H, W)
+        views = torch.cat([crops(clip, transform, 1) for clip in pixels])  # (clips, T, 3, size, size)
         with torch.inference_mode():
             found.append(model(standardised(views.to(device), transform, torch.float32)).softmax(1).cpu())
         if start == len(indices) // 2 // _TOGETHER * _TOGETHER:
             picture = Image.fromarray(frames[len(frames) // 2])
     return torch.cat(found), picture
-
-
-def _best(scores: Tensor, classes: Sequence[str], top: int) -> tuple[list[str], list[float]]:
-    values, order = scores.topk(min(top, len(classes)))
-    return [classes[i] for i in order.tolist()], values.tolist()
 
 
 def annotated(path: Path, info: VideoInfo, found: Prediction, target: Path) -> None:
@@ -197,10 +202,8 @@ def annotated(path: Path, info: VideoInfo, found: Prediction, target: Path) -> N
         return f"{best.classes[0]} {best.scores[0]:.0%}"
 
     def captioned() -> Iterator[np.ndarray]:
-        size = (
-            info.width + info.width % 2,
-            info.height + info.height % 2,
-        )  # H.264's usual colour format wants even sides
+        # H.264's usual colour format requires even sides
+        size = (info.width + info.width % 2, info.height + info.height % 2)
         for pixels, seconds in zip(decode_all(path), info.times.tolist(), strict=False):
             image = Image.new("RGB", size)
             image.paste(Image.fromarray(pixels))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import DataError
-from tasks.images import find_files
+from tasks.files import find_files
 from tasks.video.decode import EXTENSIONS
 from tasks.video.sampling import Segment
 
@@ -57,7 +57,7 @@ def is_video(path: Path) -> bool:
 
 
 def find_videos(paths: Sequence[str]) -> list[Path]:
-    """The videos among ``tasks.images.find_files``'s."""
+    """The videos among the files and folders named; see ``tasks.files.find_files``."""
     return find_files(paths, EXTENSIONS, "videos")
 
 

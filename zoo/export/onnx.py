@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import ExportError
+from zoo.export import Verified
 from zoo.files import atomic_write
 
 
-@dataclass(frozen=True)
-class Verified:
-    """A file that was run in its target's runtime.
+def export_batches(model: nn.Module, path: Path, example: tuple[Any, ...], weights: object) -> Verified:
+    """Export a net of batches of the example's size: images (N, C, H, W), or clips (N, C, T, H, W)."""
+    (batch,) = example
+    return export_onnx(model, path, input_size=tuple(batch.shape[2:]), in_chans=batch.shape[1])
 
-    Attributes:
-        path: the file.
-        max_error: largest |difference| over largest |output|, over all checked inputs and outputs.
-        inputs: what was checked.
-        runtime: name and version.
-    """
 
-    path: Path
-    max_error: float
-    inputs: str
-    runtime: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: agrees in {self.runtime} to {self.max_error:.1e} at {self.inputs}"
+def export_image_lists(model: nn.Module, path: Path, example: tuple[Any, ...], weights: object) -> Verified:
+    """Export a detector, compared at the example's images."""
+    (images,) = example
+    return export_detector_onnx(model, path, images=images)
 
 
 def export_onnx(
@@ -51,11 +43,13 @@ def export_onnx(
     ``map0``, ``map1``, ..., a dict its keys (``p0``, ... for numbers).
 
     Args:
-        model: takes (N, in_chans, H, W), or clips (N, in_chans, T, H, W); exported in eval mode, its mode is restored.
-        path: of the ``.onnx`` file; nothing is left there unless the outputs agree.
+        model: net of images (N, in_chans, H, W), or clips (N, in_chans, T, H, W); exported in eval mode, its mode is
+            restored.
+        path: ``.onnx`` file; nothing is left there unless the outputs agree.
         input_size: H and W in pixels, of clips T, H and W; fixed in the file. One number is both H and W.
-        batch_sizes: at which the outputs are compared.
-        tolerance: largest relative error that passes (float32).
+        in_chans: number of input channels.
+        batch_sizes: batch sizes at which the outputs are compared.
+        tolerance: largest |difference| over largest |output| that passes (float32).
 
     Raises:
         ExportError: the extra is not installed, the export fails, or outputs differ.
@@ -102,13 +96,14 @@ def export_detector_onnx(
     """Export a detector of torchvision's form with a dynamic image size, run the file in onnxruntime and compare.
 
     The input ``image`` is one RGB image (3, H, W) in 0..1; the outputs are ``boxes``, ``labels``, ``scores`` and, of
-    Mask R-CNN, ``masks`` (N, 1, H, W) of probabilities. It is written by the TorchScript exporter: the other one
-    does not take torchvision's detectors.
+    Mask R-CNN, ``masks`` (N, 1, H, W) of probabilities. The TorchScript exporter
+    writes the file, because the newer one does not take torchvision's detectors.
 
     Args:
-        model: ``model([image])`` gives a list of one dict; exported in eval mode, its mode is restored.
-        path: of the ``.onnx`` file; nothing is left there unless the outputs agree.
-        images: to compare the outputs on; default: noise of three sizes.
+        model: detector, of which ``model([image])`` is a list of one dict; exported in eval mode, its mode is restored.
+        path: ``.onnx`` file; nothing is left there unless the outputs agree.
+        images: images at which the outputs are compared; default: noise of three sizes.
+        opset: version of ONNX's operators.
         tolerance: largest error that passes (float32): of boxes relative to the largest coordinate, of scores, and of
             a mask's mean probability.
 
@@ -116,9 +111,7 @@ def export_detector_onnx(
         ExportError: the extra is not installed, the export fails, or outputs differ.
     """
     parameter = next(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    sizes = ((160, 224), (224, 160), (200, 312))
-    inputs = [x.to(parameter) for x in images] or [torch.rand(3, *s, generator=generator).to(parameter) for s in sizes]
+    inputs = [image.to(parameter) for image in images or noise_images()]
 
     def expected(x: Tensor) -> dict[str, Tensor]:
         return model([x])[0]
@@ -148,6 +141,12 @@ def export_detector_onnx(
     return _verified(model, Path(path), build, expected, inputs, f"image sizes {shown}", tolerance, _detection_error)
 
 
+def noise_images() -> list[Tensor]:
+    """Three images (3, H, W) of noise in 0..1, of different sizes."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(3, *size, generator=generator) for size in ((160, 224), (224, 160), (200, 312))]
+
+
 def _named(output: Any) -> dict[str, Tensor]:
     """The outputs of a net by name."""
     if isinstance(output, Tensor):
@@ -167,7 +166,18 @@ def _verified(
     tolerance: float,
     compare: Callable[[dict[str, Tensor], dict[str, Tensor]], float],
 ) -> Verified:
-    """Let ``build`` write the file, and keep it if onnxruntime gives what the model gives."""
+    """Let ``build`` write the file; keep it if its outputs in onnxruntime are the model's.
+
+    Args:
+        model: net to export.
+        path: file to write.
+        build: function that writes the file.
+        expected: function from an input to the model's outputs by name.
+        inputs: inputs at which the outputs are compared.
+        shown: description of the inputs.
+        tolerance: largest error that passes.
+        compare: function from the file's and the model's outputs to the error.
+    """
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (torch.onnx needs it)
@@ -181,10 +191,10 @@ def _verified(
         name = session.get_inputs()[0].name
         for x in inputs:
             with torch.no_grad():
-                wanted = {key: value.cpu() for key, value in expected(x).items()}
-            outputs = session.run(list(wanted), {name: x.cpu().numpy()})
-            got = dict(zip(wanted, map(torch.from_numpy, outputs), strict=True))
-            errors.append(compare(got, wanted))
+                want = {key: value.cpu() for key, value in expected(x).items()}
+            outputs = session.run(list(want), {name: x.cpu().numpy()})
+            got = dict(zip(want, map(torch.from_numpy, outputs), strict=True))
+            errors.append(compare(got, want))
             if not errors[-1] <= tolerance:
                 raise ExportError(f"{path}: outputs differ by {errors[-1]:.1e} (relative) at {shown}")
 
@@ -218,9 +228,11 @@ def _detection_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
     count = max(len(got["boxes"]), len(want["boxes"]))
     if not count:
         return 0.0
+    # 1. distances between the boxes of each pair of one label
     extent = float(want["boxes"].abs().max()) if len(want["boxes"]) else 1.0
-    distance = torch.cdist(want["boxes"], got["boxes"], p=math.inf) / extent
+    distance = torch.cdist(want["boxes"], got["boxes"], p=math.inf) / extent  # (W, G)
     distance[want["labels"][:, None] != got["labels"]] = math.inf
+    # 2. the nearest partner of each detection
     rows, partners = [], []
     for i, row in enumerate(distance):
         if len(row) and row.min() < 1e-3:
@@ -228,6 +240,7 @@ def _detection_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
             partners.append(int(row.argmin()))
     if count - len(set(partners)) > 0.02 * count:
         return math.inf
+    # 3. the largest error of all pairs
     errors = [distance[rows, partners].max(), (want["scores"][rows] - got["scores"][partners]).abs().max()]
     if "masks" in want:
         errors.append((want["masks"][rows] - got["masks"][partners]).abs().flatten(1).mean(1).max())

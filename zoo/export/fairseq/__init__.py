@@ -16,27 +16,25 @@ import torch
 import zoo
 from zoo.convert.fairseq import dictionary, from_fairseq, to_fairseq
 from zoo.errors import ExportError, ZooError
+from zoo.export import Verified
 from zoo.files import atomic_write, write_text
 
 USER_DIR = str(Path(__file__).parent / "rescalenet_fairseq")
 
 
 @dataclass(frozen=True)
-class FairseqExport:
-    """What was written.
+class FairseqExport(Verified):
+    """A checkpoint for fairseq; ``max_error`` is the largest absolute difference of logits.
 
     Attributes:
-        difference: largest absolute difference of logits between the net and the file, read again.
         plugin: whether fairseq needs the plug-in for it.
     """
 
-    folder: Path
-    difference: float
     plugin: bool
 
     def __str__(self) -> str:
         needs = f"; it needs --user-dir {USER_DIR}" if self.plugin else ""
-        return f"{self.folder}: checkpoint.pt and dictionaries, largest difference {self.difference:.2g}{needs}"
+        return f"{self.path}: checkpoint.pt and dictionaries, largest difference {self.max_error:.2g}{needs}"
 
 
 def export_fairseq(weights: zoo.Weights, folder: str | Path) -> FairseqExport:
@@ -49,15 +47,27 @@ def export_fairseq(weights: zoo.Weights, folder: str | Path) -> FairseqExport:
         ZooError: weights of a net that does not take text.
         ExportError: the file's logits differ from the net's.
     """
-    folder, transform = Path(folder), weights.transform
+    transform = weights.transform
     if not isinstance(transform, zoo.TextTransform):
         raise ZooError(f"{weights.name}: not weights of a translation net; fairseq takes no others")
-    model: Any = zoo.create_model(weights.config.name, weights.name).eval()
+    coder = transform.build()
+    source = torch.arange(4, min(20, len(coder.source)))[None]  # (1, S)
+    target = torch.arange(4, min(16, len(coder.target)))[None]  # (1, T)
+    model = zoo.create_model(weights.config.name, weights.name)
+    return export_text(model, Path(folder), (source, target), weights)
+
+
+def export_text(model: Any, path: Path, example: tuple[Any, ...], weights: zoo.Weights) -> FairseqExport:
+    """Write the files of ``export_fairseq`` for a net of text, not folded; compared at the example's token ids."""
+    transform = weights.transform
+    assert isinstance(transform, zoo.TextTransform)
+    model.eval()
+    # 1. the checkpoint, with what fairseq reads of a run's state
     arguments, state = to_fairseq(model)
     coder = transform.build()
     arguments |= {"source_lang": transform.source, "target_lang": transform.target}
     content = {
-        "args": Namespace(**arguments, left_pad_source=True, left_pad_target=False, data=str(folder.name)),
+        "args": Namespace(**arguments, left_pad_source=True, left_pad_target=False, data=str(path.name)),
         "cfg": None,
         "model": state,
         "optimizer_history": [{"criterion_name": "", "optimizer_name": "", "lr_scheduler_state": {}, "num_updates": 0}],
@@ -65,15 +75,16 @@ def export_fairseq(weights: zoo.Weights, folder: str | Path) -> FairseqExport:
         "task_state": {},
         "last_optimizer_state": None,
     }
-    path = folder / "checkpoint.pt"
-    atomic_write(path, lambda temporary: torch.save(content, temporary))
+    checkpoint = path / "checkpoint.pt"
+    atomic_write(checkpoint, lambda temporary: torch.save(content, temporary))
+    # 2. dictionaries and sentencepiece models
     for language, vocabulary in ((transform.source, coder.source), (transform.target, coder.target)):
-        write_text(dictionary(vocabulary), folder / f"dict.{language}.txt")
-        atomic_write(folder / f"{language}.model", lambda temporary, v=vocabulary: temporary.write_bytes(v.model))  # type: ignore[misc]
-    source = torch.arange(4, min(20, len(coder.source)))[None]
-    target = torch.arange(4, min(16, len(coder.target)))[None]
+        write_text(dictionary(vocabulary), path / f"dict.{language}.txt")
+        atomic_write(path / f"{language}.model", lambda temporary, v=vocabulary: temporary.write_bytes(v.model))  # type: ignore[misc]
+    # 3. the net that the checkpoint gives
     with torch.no_grad():
-        difference = float((model(source, target) - from_fairseq(path)(source, target)).abs().max())
+        difference = float((model(*example) - from_fairseq(checkpoint)(*example)).abs().max())
     if not difference <= 1e-4:
-        raise ExportError(f"{path}: its logits differ from the net's by {difference:.3g}")
-    return FairseqExport(folder, difference, arguments["arch"] != "transformer")
+        raise ExportError(f"{checkpoint}: its logits differ from the net's by {difference:.3g}")
+    shown = ", ".join(f"{ids.shape[1]} tokens" for ids in example)
+    return FairseqExport(path, difference, shown, "zoo.convert.fairseq", arguments["arch"] != "transformer")

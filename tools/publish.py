@@ -1,6 +1,6 @@
 """From a run's folder to weights that ship: half precision, evaluated once, entered into the index.
 
-    python -m tasks.publish RUN NAME.TAG EVALUATION --data "CIFAR-10" --licence "..." --command "..."
+    python tools/publish.py RUN NAME.TAG EVALUATION --data "CIFAR-10" --licence "..." --command "..."
 
 EVALUATION is what ``rescalenet eval`` takes: a folder of images or videos (with --subset, some of them), for detectors
 a COCO JSON file, with --images, or parallel text (beam 5). The model card (``weights/NAME.TAG.md``) is written by
@@ -20,20 +20,9 @@ import torchvision
 import typer
 
 import zoo
-from tasks.classification.data import folder_images
-from tasks.classification.evaluate import evaluate_weights
 from tasks.config import read_yaml
-from tasks.detection.coco import load_coco
-from tasks.detection.evaluate import evaluate_weights as evaluate_detector
-from tasks.detection.evaluate import figures
 from tasks.errors import UserError
-from tasks.run import load_model, task_of
-from tasks.translation.commands import evaluate_pairs
-from tasks.translation.commands import read_set as read_pairs
-from tasks.translation.search import Beam
-from tasks.video.commands import read_set
-from tasks.video.evaluate import evaluate_weights as evaluate_video
-from tasks.video.index import Index
+from tasks.spec import load_model, spec_of
 from zoo.files import write_json
 from zoo.fingerprint import fingerprint
 from zoo.weights import weights_dir
@@ -41,35 +30,19 @@ from zoo.weights import weights_dir
 LIMIT = 12_000_000  # bytes of one file
 
 
-def evaluate(
-    entry: zoo.Weights,
-    evaluation: Path,
-    images: Path | None = None,
-    subset: str | None = None,
-    index: Path | None = None,
-) -> dict[str, float]:
+def evaluate(entry: zoo.Weights, evaluation: Path, **options: Any) -> dict[str, float]:
     """The metrics of weights on an evaluation set: of videos by one clip, of translations by a beam of 5.
 
     Args:
-        evaluation, images, subset: as for ``publish``.
-        index: of videos; default: beside them.
+        entry: weights.
+        evaluation: what ``rescalenet eval`` takes.
+        options: options of ``rescalenet eval``; None: not given.
 
     Raises:
-        UserError: a detector without ``images``.
+        UserError: an option that the task does not have, or a detector without ``images``.
     """
-    task, model = task_of(entry), load_model(entry)
-    if task == "classification":
-        return evaluate_weights(model, entry, folder_images(evaluation)).metrics()
-    if task == "translation":
-        scores, _ = evaluate_pairs(entry, read_pairs(entry, evaluation), Beam(beam=5))
-        return {"bleu": scores[0].value, "chrf": scores[1].value}
-    if task == "video":
-        videos, root = read_set(evaluation, subset=subset)
-        return evaluate_video(model, entry, videos, Index(index or root / "video_index.json", root)).metrics()
-    if images is None:
-        raise UserError(f"{entry.name}: a detector is evaluated on COCO annotations and --images")
-    data = load_coco(evaluation, images, masks=model.has_masks, check="header")
-    return figures(evaluate_detector(model, entry, data))
+    spec = spec_of(entry)
+    return dict(spec.eval.run(entry, evaluation, None, 0, spec.options("eval", options, entry.name)).metrics)
 
 
 def publish(
@@ -85,11 +58,14 @@ def publish(
     """Write ``target/NAME.TAG.safetensors`` and its log, and enter it into ``target/index.json``.
 
     Args:
-        run: the folder of a finished run; its last weights are taken, not the best on the evaluation set.
-        evaluation: folder of images or videos, or COCO annotations; evaluated with the half-precision file that ships.
-        facts: what the metadata says besides config and metrics: data, licence, command, commit, protocol.
-        images: of COCO annotations: folder or zip file.
-        subset: of videos: file with the names of those to evaluate.
+        run: folder of a finished run; its last weights are taken, not the best on the evaluation set.
+        name: name of the weights, NET.TAG.
+        evaluation: folder of images or videos, COCO annotations or parallel text, on which the half-precision file that
+            ships is evaluated.
+        facts: metadata besides config and metrics: data, licence, command, commit, protocol.
+        target: folder of the weights that ship.
+        images: folder or zip file of the images of COCO annotations.
+        subset: file with the names of the videos to evaluate.
 
     Returns:
         The metadata.
@@ -97,10 +73,12 @@ def publish(
     Raises:
         UserError: the run is of another net, or the file is too large.
     """
+    # 1. the run's last weights, under the name of their net
     source = zoo.get_weights(str(run / "checkpoints" / "last.safetensors"))
     net, _, tag = name.partition(".")
     if source.config.name != net or not tag:
         raise UserError(f"{run} is of {source.config.name}; its weights are named {source.config.name}.TAG")
+    # 2. its config, without the folders of the machine it ran on
     config = read_yaml(run / "config.yaml")
     data = config["data"]
     folders = [
@@ -109,7 +87,8 @@ def publish(
         (data.get("corpus", {}), "root"),
     ]
     for section, key in folders:
-        section.pop(key, None)  # of the machine it ran on
+        section.pop(key, None)
+    # 3. the weights in half precision: evaluated as they ship, then written again with their metrics
     model = load_model(source)
     meta: dict[str, Any] = {
         **facts,
@@ -132,9 +111,10 @@ def publish(
             model, path, transform=source.transform, classes=source.classes, meta=meta, dtype=torch.float16
         )
 
-    save()  # evaluated as it ships, in half precision; then written again with what was measured
-    meta["metrics"] = evaluate(zoo.get_weights(str(path)), evaluation, images, subset)
+    save()
+    meta["metrics"] = evaluate(zoo.get_weights(str(path)), evaluation, images=images, subset=subset)
     digest = save()
+    # 4. the entry in the index, and the log
     if path.stat().st_size > LIMIT:
         path.unlink()
         raise UserError(f"{name} takes more than {LIMIT} bytes")
@@ -163,6 +143,7 @@ def main(
     images: Annotated[Path | None, typer.Option()] = None,
     subset: Annotated[str | None, typer.Option()] = None,
 ) -> None:
+    """Publish the weights of a run and print their metadata."""
     facts = {"data": data, "licence": licence, "command": command, "commit": commit, "protocol": protocol}
     typer.echo(json.dumps(publish(run, name, evaluation, facts, weights_dir(), images=images, subset=subset), indent=1))
 

@@ -1,0 +1,17 @@
+"""What the shared code knows of classification."""
+
+from __future__ import annotations
+
+from tasks.classification import commands
+from tasks.spec import Command, TaskSpec
+
+SPEC = TaskSpec(
+    name="classification",
+    input_kind="images",
+    config="tasks.classification.config:ClassificationConfig",
+    task="tasks.classification.model:Classification",
+    transform="zoo:InputTransform",
+    eval=Command(commands.run_eval, commands.ClassificationEvalOptions),
+    predict=Command(commands.run_predict, commands.ClassificationPredictOptions),
+    export=Command(commands.example_inputs, commands.ClassificationExportOptions),
+)

@@ -1,0 +1,18 @@
+"""What the shared code knows of detection."""
+
+from __future__ import annotations
+
+from tasks.detection import commands
+from tasks.spec import Command, TaskSpec
+
+SPEC = TaskSpec(
+    name="detection",
+    input_kind="image_lists",
+    config="tasks.detection.config:DetectionConfig",
+    task="tasks.detection.model:Detection",
+    transform="zoo:DetectionTransform",
+    eval=Command(commands.run_eval, commands.DetectionEvalOptions),
+    predict=Command(commands.run_predict, commands.DetectionPredictOptions),
+    export=Command(commands.example_inputs, commands.DetectionExportOptions),
+    create="tasks.detection.detector:create_detector",
+)

@@ -1,0 +1,114 @@
+"""Files by name: those that ship, inputs to read one by one, names of results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from tasks.errors import DataError, UserError
+from tasks.progress import Progress, print_line
+
+Content = TypeVar("Content")
+
+
+def configs_dir() -> Path:
+    """The folder of the configs that ship, in a checkout as in a wheel."""
+    return Path(str(resources.files("zoo._configs").joinpath("README.md"))).parent
+
+
+def find_file(name: str, shipped: str | None = None) -> Path | None:
+    """The file ``name``, or else the one that ships as ``shipped`` (by default ``name``) below ``configs/``."""
+    for path in (Path(name), configs_dir() / (shipped or name).removeprefix("configs/")):
+        if path.is_file():
+            return path
+    return None
+
+
+def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> list[Path]:
+    """The files named, and all with one of the endings below the folders named, in order.
+
+    Args:
+        paths: files and folders.
+        endings: file endings in lower case, as ``.png``.
+        what: plural noun for messages.
+
+    Raises:
+        UserError: no path is given.
+        DataError: a path that does not exist, or no files at all.
+    """
+    if not paths:
+        raise UserError("no input: name pictures or videos, or folders of them")
+    found: list[Path] = []
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in endings and not p.name.startswith("."))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder")
+    if not found:
+        raise DataError(f"no {what} in {', '.join(paths)}; known endings: {' '.join(endings)}")
+    return found
+
+
+class Opened(NamedTuple, Generic[Content]):
+    """A file that could be read.
+
+    Attributes:
+        path: path of the file.
+        stem: name without ending for its results, different from those of all files before it.
+        content: what was read.
+    """
+
+    path: Path
+    stem: str
+    content: Content
+
+
+def read_each(
+    files: Sequence[Path],
+    read: Callable[[Path], Content],
+    failed: dict[str, str],
+    *,
+    unit: str = "images",
+    quiet_up_to: int = 4,
+) -> Iterator[Opened[Content]]:
+    """The files that can be read, in order.
+
+    Args:
+        files: paths to read.
+        read: function from a path to its content; raises ``DataError`` where it cannot be read.
+        failed: mapping from file to reason, to which the files that cannot be read are added.
+        unit: plural noun of the progress display.
+        quiet_up_to: number of files without a progress display.
+    """
+    stems: set[str] = set()
+    with Progress(len(files), 0, 1, unit=unit, enabled=len(files) > quiet_up_to) as progress:
+        for place, path in enumerate(files, 1):
+            try:
+                content = read(path)
+            except DataError as error:
+                failed[str(path)] = str(error)
+            else:
+                stem = path.stem
+                while stem in stems:
+                    stem = f"{stem}_{place}"
+                stems.add(stem)
+                yield Opened(path, stem, content)  # the caller's work on it counts as progress too
+            progress.step(place)
+
+
+def report_unread(failed: Mapping[str, str], total: int) -> None:
+    """Print which of ``total`` files could not be read.
+
+    Args:
+        failed: mapping from file to reason.
+        total: number of files.
+    """
+    for reason in failed.values():
+        print_line(f"skipped: {reason}")
+    if failed:
+        print_line(f"{len(failed)} of {total} files could not be read")

@@ -1,0 +1,81 @@
+"""Options of the command line that tasks declare: a dataclass for each task and command.
+
+A field is an option: ``top: Top = 5`` is ``--top`` with 5 as its default. Its help text is ``typer.Option(help=...)``
+without the default, which is added here. An option that several tasks declare has one type, and one help text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from copy import copy
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from tasks.spec import task_specs
+
+Top = Annotated[int, typer.Option(min=1, help="Number of classes to report.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples of a forward.")]
+Clips = Annotated[int, typer.Option(min=1, help="Clips of each video; 10 is usual.")]
+Side = Annotated[int, typer.Option(min=1, help="Side of the input, in pixels; default: the weights'.")]
+
+
+def takes_task_options(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a function the options of all tasks for ``command``, by keyword, None if not given."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+
+        @functools.wraps(function)
+        def wrapper(*arguments: Any, **options: Any) -> None:
+            function(*arguments, **options)
+
+        parameters = [*own, *parameters_of(command)]
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+def parameters_of(command: str) -> list[inspect.Parameter]:
+    """The options that tasks declare for a command, as parameters that typer understands."""
+    declared: dict[str, dict[str, Any]] = {}  # option -> task -> default
+    hints: dict[str, Any] = {}
+    specs = task_specs()
+    for task, spec in specs.items():
+        options = getattr(spec, command).options
+        for name, hint in get_type_hints(options, include_extras=True).items():
+            hints.setdefault(name, hint)
+        for field in dataclasses.fields(options):
+            declared.setdefault(field.name, {})[task] = field.default
+    return [_parameter(name, hints[name], of, everyone=len(of) == len(specs)) for name, of in declared.items()]
+
+
+def _parameter(name: str, hint: Any, defaults: Mapping[str, Any], *, everyone: bool) -> inspect.Parameter:
+    """One option. Its default is None, so that an option which is given can be told from one which is not.
+
+    Args:
+        name: name of the field.
+        hint: ``Annotated[type, typer.Option(...)]``, or that or None.
+        defaults: mapping from each task that declares it to its default.
+        everyone: whether all tasks declare it.
+    """
+    (annotated,) = (part for part in (hint, *get_args(hint)) if get_origin(part) is Annotated)
+    kind, declaration = get_args(annotated)
+    info = copy(declaration)
+    if kind is bool:
+        info.param_decls = (f"--{name.replace('_', '-')}",)  # without --no-...
+    shown = {task: value for task, value in defaults.items() if value is not None and value is not False}
+    if shown:
+        values = set(shown.values())
+        text = f"{values.pop()}" if len(values) == 1 else ", ".join(f"{task} {v}" for task, v in shown.items())
+        info.help = f"{info.help} Default: {text}."
+    if not everyone:
+        info.rich_help_panel = " and ".join(task if i else task.capitalize() for i, task in enumerate(defaults))
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
+    )

@@ -1,0 +1,74 @@
+"""Results for people: lines for the terminal, a contact sheet of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+
+from tasks.plots import contact_sheet
+
+SHEET_LIMIT = 60  # pictures on a contact sheet
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation gives: metrics by name, and the lines that report it."""
+
+    metrics: Mapping[str, float]
+    lines: list[str]
+
+
+class Classified(Protocol):
+    """A file and its most likely classes with their scores, best first."""
+
+    file: str
+    classes: list[str]
+    scores: list[float]
+
+
+def class_lines(table: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], unit: str) -> list[str]:
+    """A line for each class, with its number of ``unit``, and one for the metrics.
+
+    Args:
+        table: rows of ``ClassCounts.table``.
+        metrics: metrics by name.
+        unit: plural noun of the samples.
+    """
+    lines = [f"{'class':<24}{unit:>8}{'recall':>9}{'precision':>11}  most often taken for"]
+    for row in table:
+        recall, precision = ("-" if row[k] is None else f"{row[k]:.1%}" for k in ("recall", "precision"))
+        lines.append(f"{row['class']:<24}{row[unit]:>8}{recall:>9}{precision:>11}  {row['taken_for']}")
+    return [*lines, "  ".join(f"{key} {value:.6g}" for key, value in metrics.items())]
+
+
+def prediction_line(found: Classified) -> str:
+    """A file's classes with their scores, in one line."""
+    return f"{found.file}: " + ", ".join(f"{k} {s:.1%}" for k, s in zip(found.classes, found.scores, strict=True))
+
+
+def best_classes(scores: Any, classes: Sequence[str], top: int) -> tuple[list[str], list[float]]:
+    """The ``top`` classes of highest score, best first, and their scores: scores (classes,)."""
+    values, order = scores.topk(min(top, len(classes)))
+    return [classes[i] for i in order.tolist()], values.tolist()
+
+
+class Sheet:
+    """A contact sheet of the first ``SHEET_LIMIT`` pictures that are classified."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Image.Image] = []
+        self.captions: list[str] = []
+
+    def add(self, picture: Image.Image, found: Classified) -> None:
+        """Add a picture with its best class; the picture may be shrunk in place."""
+        if len(self.pictures) < SHEET_LIMIT:
+            picture.thumbnail((360, 360))
+            self.pictures.append(picture)
+            self.captions.append(f"{found.classes[0]} {found.scores[0]:.0%}\n{Path(found.file).name[:28]}")
+
+    def write(self, path: Path) -> None:
+        """Write the PNG file; nothing without pictures."""
+        if self.pictures:
+            contact_sheet(self.pictures, self.captions, path)

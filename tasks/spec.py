@@ -1,0 +1,177 @@
+"""The one table of tasks: what the command line and the engine need to know of each.
+
+A task is a folder ``tasks/NAME`` whose ``spec.py`` has a ``SPEC``. A package outside of this one registers its task by
+an entry point of the group ``rescalenet.tasks`` (value: ``module:SPEC``) or by ``register_task``.
+
+Specs are light: they name the modules that need torch, which are imported when they are used. So do the functions
+here, because ``rescalenet --help`` reads the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import ConfigError, UserError
+from zoo.errors import suggestion
+
+if TYPE_CHECKING:
+    import zoo
+    from tasks.config import RunConfig
+    from tasks.engine import Task
+
+BUILT_IN = ("classification", "detection", "video", "translation")
+ENTRY_POINTS = "rescalenet.tasks"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of a task.
+
+    Attributes:
+        run: function of the command; its last argument is an instance of ``options``.
+        options: dataclass of the options that the task adds to the command (``tasks.options``).
+    """
+
+    run: Callable[..., Any]
+    options: type
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What the shared code knows of a task. Strings of the form ``module:name`` are imported when they are used.
+
+    Attributes:
+        name: name of the task in configs.
+        input_kind: kind of input of its nets, by which export targets are chosen: see ``zoo.export``.
+        config: class of its configs.
+        task: class that the engine trains, made from a config.
+        transform: class of its weights' input transform.
+        eval: ``(weights, data, out, workers, options) -> Evaluation``.
+        predict: ``(weights, inputs, out, options) -> bool``: whether any input could be read.
+        export: ``(weights, options) -> tuple``: the arguments of an example call of the net.
+        create: function that makes a net from a name and weights.
+        predict_out: default folder of what ``predict`` writes; None: it writes no files.
+    """
+
+    name: str
+    input_kind: str
+    config: str
+    task: str
+    transform: str
+    eval: Command
+    predict: Command
+    export: Command
+    create: str = "zoo:create_model"
+    predict_out: Path | None = Path("out/predict")
+
+    def options(self, command: str, given: Mapping[str, Any], weights: str) -> Any:
+        """The options of a command, with defaults where None or False is given.
+
+        Args:
+            command: eval, predict or export.
+            given: values of the options of all tasks.
+            weights: name of the weights, for messages.
+
+        Raises:
+            UserError: an option that the task does not have.
+        """
+        options = getattr(self, command).options
+        known = {field.name for field in dataclasses.fields(options)}
+        chosen = {key: value for key, value in given.items() if value is not None and value is not False}
+        for key in chosen:
+            if key not in known:
+                raise UserError(f"--{key.replace('_', '-')} is not for {self.name}, which {weights} is of")
+        return options(**chosen)
+
+
+_registered: dict[str, TaskSpec] = {}
+
+
+def register_task(spec: TaskSpec) -> TaskSpec:
+    """Add a task to the table.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if spec.name in task_specs():
+        raise ValueError(f"task {spec.name!r} is registered already")
+    _registered[spec.name] = spec
+    return spec
+
+
+@functools.cache
+def _found() -> dict[str, TaskSpec]:
+    """The tasks of this package and of entry points."""
+    from importlib.metadata import entry_points
+
+    specs: list[TaskSpec] = [importlib.import_module(f"tasks.{name}.spec").SPEC for name in BUILT_IN]
+    specs += [point.load() for point in entry_points(group=ENTRY_POINTS)]
+    return {spec.name: spec for spec in specs}
+
+
+def task_specs() -> dict[str, TaskSpec]:
+    """All tasks by name."""
+    return {**_found(), **_registered}
+
+
+def load(reference: str) -> Any:
+    """The object that ``module:name`` names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def resolve(name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The checked config of a file or a shipped recipe, with dotted overrides.
+
+    Raises:
+        ConfigError: see ``tasks.config``; also a task that does not exist.
+    """
+    from tasks import config as cfg
+
+    path = cfg.find_config(name)
+    content = cfg.apply_overrides(cfg.read_yaml(path), overrides)
+    return check(content, str(path))
+
+
+def check(content: dict[str, object], source: str) -> RunConfig:
+    """The typed config of the task that the content names.
+
+    Args:
+        content: mapping of sections.
+        source: where it comes from, for messages.
+
+    Raises:
+        ConfigError: a task that does not exist, or see ``tasks.config.check``.
+    """
+    from tasks import config as cfg
+
+    specs, task = task_specs(), content.get("task")
+    if task not in specs:
+        raise ConfigError(f"{source}: task={task!r}{suggestion(str(task), specs)}")
+    return cfg.check(content, load(specs[str(task)].config), source)
+
+
+def make_task(config: RunConfig) -> Task:
+    """The task of a config, its data found."""
+    return load(task_specs()[config.task].task)(config)
+
+
+def spec_of(entry: zoo.Weights) -> TaskSpec:
+    """The task that weights are for: the class of their input transform tells."""
+    return next(spec for spec in task_specs().values() if load(spec.transform) is type(entry.transform))
+
+
+def task_of(entry: zoo.Weights) -> str:
+    """The name of the task that weights are for."""
+    return spec_of(entry).name
+
+
+def load_model(entry: zoo.Weights) -> Any:
+    """The net that weights are of: a ``zoo.Backbone``, a ``zoo.Transformer``, or a detector."""
+    return load(spec_of(entry).create)(entry.config.name, entry.name)

@@ -1,0 +1,85 @@
+"""Training and evaluation sets: the official ones, or the training set divided by a list of held-out samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol, TypeVar
+
+from tasks.errors import DataError
+from tasks.files import find_file
+
+Samples = TypeVar("Samples")
+
+
+class SplitSection(Protocol):
+    """The keys of a config's ``data`` section that choose the split."""
+
+    @property
+    def split(self) -> str:
+        """``official`` or ``holdout``."""
+
+    @property
+    def holdout(self) -> str | None:
+        """The file that lists the held-out samples."""
+
+
+def read_holdout(name: str | None, known: Collection[str]) -> set[str]:
+    """The samples that ``data.holdout`` lists, one on each line.
+
+    Args:
+        name: path of the list, or of one that ships; None is an error.
+        known: names of all training samples.
+
+    Raises:
+        DataError: no list, or names that are not among the training samples.
+    """
+    if name is None:
+        raise DataError("data.split=holdout needs data.holdout, the list of held-out images")
+    listed = find_file(name)
+    if listed is None:
+        raise DataError(f"data.holdout={name}: no such file")
+    held = set(listed.read_text(encoding="utf-8").split("\n")) - {""}
+    if unknown := sorted(held - set(known)):
+        raise DataError(f"{name}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
+    return held
+
+
+def split_sets(
+    section: SplitSection,
+    train: Samples,
+    names: Collection[str],
+    *,
+    load_val: Callable[[], Samples],
+    select: Callable[[Callable[[str], bool]], Samples],
+) -> tuple[Samples, Samples]:
+    """The sets to train on and to evaluate, as ``data.split`` says.
+
+    Args:
+        section: ``data`` section of the config.
+        train: all training samples.
+        names: names of the training samples.
+        load_val: function that loads the official evaluation set.
+        select: function from a condition on names to the training samples that fulfil it.
+
+    Raises:
+        DataError: see ``read_holdout``.
+    """
+    if section.split == "official":
+        return train, load_val()
+    held = read_holdout(section.holdout, names)
+    return select(lambda name: name not in held), select(lambda name: name in held)
+
+
+def require_same_classes(train: Sequence[str], val: Sequence[str], where: str) -> None:
+    """Refuse a training and an evaluation set with different classes.
+
+    Args:
+        train, val: class names in order.
+        where: beginning of the message: the two sets.
+
+    Raises:
+        DataError: they differ.
+    """
+    if tuple(train) != tuple(val):
+        odd = sorted(set(train) ^ set(val))
+        raise DataError(f"{where} have different classes, e.g. {odd[0]!r}")

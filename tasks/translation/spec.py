@@ -1,0 +1,18 @@
+"""What the shared code knows of translation."""
+
+from __future__ import annotations
+
+from tasks.spec import Command, TaskSpec
+from tasks.translation import commands
+
+SPEC = TaskSpec(
+    name="translation",
+    input_kind="text",
+    config="tasks.translation.config:TranslationConfig",
+    task="tasks.translation.model:Translation",
+    transform="zoo:TextTransform",
+    eval=Command(commands.run_eval, commands.TranslationEvalOptions),
+    predict=Command(commands.run_predict, commands.TranslationPredictOptions),
+    export=Command(commands.example_inputs, commands.TranslationExportOptions),
+    predict_out=None,
+)

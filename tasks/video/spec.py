@@ -1,0 +1,17 @@
+"""What the shared code knows of video classification."""
+
+from __future__ import annotations
+
+from tasks.spec import Command, TaskSpec
+from tasks.video import commands
+
+SPEC = TaskSpec(
+    name="video",
+    input_kind="clips",
+    config="tasks.video.config:VideoConfig",
+    task="tasks.video.model:VideoClassification",
+    transform="zoo:VideoTransform",
+    eval=Command(commands.run_eval, commands.VideoEvalOptions),
+    predict=Command(commands.run_predict, commands.VideoPredictOptions),
+    export=Command(commands.example_inputs, commands.VideoExportOptions),
+)
