@@ -39,7 +39,7 @@ def inflate(model: Backbone, name: str | None = None, *, kernel: Kernel = "centr
     if model.dims != 2:
         raise ZooError(f"inflate: {config.name} takes clips already")
     if kernel not in ("centre", "mean"):
-        raise ZooError(f"kernel={kernel!r}: must be 'centre' or 'mean'")
+        raise ZooError(f"kernel={kernel!r}: 'centre' or 'mean' expected")
     if name is None:
         name = config.name.replace("rescalenet", "rescale_i3d_r")
         if name not in MODELS:
