@@ -1,1 +1,1 @@
-"""Measurements against named rivals in the same run. They print ratios and assert nothing."""
+"""Measurements of our nets beside the nets they are compared with, in one run; they print ratios and assert nothing."""

@@ -1,7 +1,7 @@
 """Training step, memory and inference of Mask R-CNN on our bodies and torchvision's: python -m benchmarks.detection
 
-All have the default pyramid and heads, the same images, and stem and first stage frozen. Ratios are to torchvision's
-maskrcnn_resnet50_fpn, whose BatchNorm is frozen.
+All nets have the default pyramid and heads, see the same images, and have stem and first stage frozen. Ratios are to
+torchvision's maskrcnn_resnet50_fpn, whose BatchNorm is frozen.
 """
 
 from __future__ import annotations
@@ -22,27 +22,32 @@ from benchmarks.memory import kept_bytes
 from benchmarks.rivals import NETS
 from tasks.detection.detector import Detector, create_detector
 
-RIVALS = ("torchvision", "rescale", "frozen_bn", "bn", "gn")
+VARIANTS = ("torchvision", "rescale", "frozen_bn", "bn", "gn")
 CLASSES = 1
 
 
-def build(net: str, rival: str, size: tuple[int, int]) -> GeneralizedRCNN:
-    """A fresh Mask R-CNN with stem and first stage frozen. Our frozen_bn is the bn net with statistics that stand.
+def build(net: str, variant: str, size: tuple[int, int]) -> GeneralizedRCNN:
+    """Return a new Mask R-CNN with stem and first stage frozen.
 
-    The last layers of the RPN and the box head are zero: every net proposes its anchors and reports the same number of
-    objects, so that none has more work in its heads because its random weights happen to find more.
+    The last layers of the RPN and the box head are zero. Every net then proposes its anchors and reports the same
+    number of objects, so that no net has more work in its heads because its random weights find more objects.
+
+    Args:
+        net: key of ``benchmarks.rivals.NETS``.
+        variant: "torchvision", or a scheme of ours; frozen_bn is our bn net with constant statistics.
+        size: height and width of the images.
     """
     torch.manual_seed(0)
     low, high = min(size), max(size)
     model: GeneralizedRCNN
-    if rival == "torchvision":
+    if variant == "torchvision":
         name = NETS[net][1]
         body = resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=FrozenBatchNorm2d, trainable_layers=3)
         model = MaskRCNN(body, CLASSES + 1, low, high, box_score_thresh=0.0, _skip_resize=True)
     else:
-        name, scheme = f"mask_rcnn_{NETS[net][0]}_fpn", "bn" if rival == "frozen_bn" else rival
+        name, scheme = f"mask_rcnn_{NETS[net][0]}_fpn", "bn" if variant == "frozen_bn" else variant
         ours = create_detector(name, scheme=scheme, num_classes=CLASSES, min_size=low, max_size=high, score_thresh=0.0)
-        if rival == "frozen_bn":
+        if variant == "frozen_bn":
             freeze_norms(ours)
         ours.freeze(2)
         model = ours
@@ -54,7 +59,7 @@ def build(net: str, rival: str, size: tuple[int, int]) -> GeneralizedRCNN:
 
 
 def freeze_norms(model: nn.Module) -> None:
-    """Put a FrozenBatchNorm2d in the place of every BatchNorm2d."""
+    """Replace every BatchNorm2d by a FrozenBatchNorm2d."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
@@ -62,7 +67,7 @@ def freeze_norms(model: nn.Module) -> None:
 
 
 def data(batch: int, size: tuple[int, int], device: str) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Images, and eight rectangles in each."""
+    """Return random images (3, H, W) and targets with eight rectangles in each."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     images, targets = [], []
@@ -83,7 +88,7 @@ def main() -> None:
     parser.set_defaults(size=None)
     parser.add_argument("--image", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=RIVALS)
+    parser.add_argument("--rivals", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="nets to compare")
     parser.add_argument("--mode", nargs="+", default=["train", "infer"], choices=["train", "infer"])
     parser.add_argument("--repeats", type=int, default=30, help="interleaved rounds")
     arguments = parser.parse_args()
@@ -93,11 +98,12 @@ def main() -> None:
     results: list[dict[str, Any]] = []
 
     def train(model: nn.Module) -> Callable[[], None]:
+        """Return a function that runs one training step."""
         model.train()
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.0, momentum=0.9)
 
         def do() -> None:
-            torch.manual_seed(1)  # the sampling of anchors and proposals
+            torch.manual_seed(1)  # equal samples of anchors and proposals in every step
             torch.stack(list(model(images, targets).values())).sum().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -105,6 +111,7 @@ def main() -> None:
         return do
 
     def infer(model: nn.Module) -> Callable[[], None]:
+        """Return a function that runs one inference."""
         model.eval()
 
         def do() -> None:
@@ -117,32 +124,35 @@ def main() -> None:
         title = f"Mask R-CNN, {NETS[net][1]}, batch {arguments.batch}, {size[0]} x {size[1]} px"
         for mode in arguments.mode:
             steps: dict[str, Callable[[], object]]
-            models = {rival: build(net, rival, size) for rival in arguments.rivals}
+            # 1. Build and calibrate the nets.
+            models = {variant: build(net, variant, size) for variant in arguments.rivals}
             for model in models.values():
                 model.to(arguments.device).to(memory_format=form)
                 if isinstance(model, Detector):
-                    look = model.calibration_pass
-                    zoo.calibrate(model, [(images, targets)], forward=lambda _, batch, look=look: look(*batch))  # type: ignore[misc]
+                    run = model.calibration_pass
+                    zoo.calibrate(model, [(images, targets)], forward=lambda _, batch, run=run: run(*batch))  # type: ignore[misc]
             base = "torchvision" if "torchvision" in models else arguments.rivals[0]
+            # 2. Count the bytes saved for backward, or fold for inference.
             if mode == "train":
                 saved = {}
-                for rival, model in models.items():
+                for variant, model in models.items():
                     model.train()
                     torch.manual_seed(1)
                     known = (*images, *model.parameters(), *model.buffers())
-                    saved[rival] = kept_bytes(lambda model=model: model(images, targets), known)  # type: ignore[misc]
+                    saved[variant] = kept_bytes(lambda model=model: model(images, targets), known)  # type: ignore[misc]
                 rows = [[r, f"{n / saved[base]:.3f}", f"{n / 2**20:.1f}"] for r, n in saved.items()]
                 measure.show(f"{title}: saved for backward", ["", f"/ {base}", "MiB"], rows)
                 results += [{"net": net, "mode": "saved", "rival": r, "bytes": n} for r, n in saved.items()]
-                steps = {rival: train(model) for rival, model in models.items()}
+                steps = {variant: train(model) for variant, model in models.items()}
             else:
                 if "rescale" in models:
                     models["rescale folded"] = zoo.fold(models["rescale"])
-                steps = {rival: infer(model) for rival, model in models.items()}
+                steps = {variant: infer(model) for variant, model in models.items()}
+            # 3. Measure the time.
             seconds = measure.interleave(steps, arguments.repeats, title=f"{title}, {mode}", device=arguments.device)
             ratios = measure.ratios(seconds, base)
             measure.show_ratios(f"{title}, {mode}", base, ratios)
-            results += [{"net": net, "mode": mode, "rival": rival, **row} for rival, row in ratios.items()]
+            results += [{"net": net, "mode": mode, "rival": variant, **row} for variant, row in ratios.items()]
     measure.finish(arguments, results)
 
 

@@ -1,4 +1,4 @@
-"""Time of inference, folded RescaleNet against folded BatchNorm nets: python -m benchmarks.inference"""
+"""Time of inference of folded RescaleNets and folded BatchNorm nets: python -m benchmarks.inference"""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from torch import nn
 import zoo
 from benchmarks import measure
 from benchmarks.rivals import NETS
+from zoo.export.onnx import export_onnx
 
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 
 
 def candidates(net: str) -> dict[str, Callable[[], nn.Module]]:
-    """The nets: folded, and as trained. BatchNorm's have torchvision's layout, and our shortcut for comparison."""
+    """Return functions that build the nets by name: folded and as trained.
+
+    The BatchNorm nets have torchvision's shortcut; "bn folded, avgpool" has ours, for comparison.
+    """
     name = NETS[net][0]
     return {
-        "bn folded": lambda: zoo.fold(_moved(zoo.create_model(name, scheme="bn"))),
-        "bn folded, avgpool": lambda: zoo.fold(_moved(zoo.create_model(name, scheme="bn", shortcut="avgpool"))),
-        "rescale folded": lambda: zoo.fold(_moved(zoo.create_model(name))),
-        "bn": lambda: _moved(zoo.create_model(name, scheme="bn")).eval(),
-        "rescale": lambda: _moved(zoo.create_model(name)).eval(),
+        "bn folded": lambda: zoo.fold(_randomized(zoo.create_model(name, scheme="bn"))),
+        "bn folded, avgpool": lambda: zoo.fold(_randomized(zoo.create_model(name, scheme="bn", shortcut="avgpool"))),
+        "rescale folded": lambda: zoo.fold(_randomized(zoo.create_model(name))),
+        "bn": lambda: _randomized(zoo.create_model(name, scheme="bn")).eval(),
+        "rescale": lambda: _randomized(zoo.create_model(name)).eval(),
     }
 
 
-def _moved(model: nn.Module) -> nn.Module:
-    """Biases and statistics away from zero, so that nothing folds to nothing."""
+def _randomized(model: nn.Module) -> nn.Module:
+    """Set biases and statistics to random values, since those of a new net are zero and folding would drop them."""
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.ndim == 1 and not name.endswith(("weight", "running_var")):
@@ -39,7 +43,15 @@ def _moved(model: nn.Module) -> nn.Module:
 
 
 def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path) -> Callable[[], object]:
-    """A function that runs the model once in the engine."""
+    """Return a function that runs the model once in an engine.
+
+    Args:
+        model: net in eval mode.
+        engine: one of ``ENGINES``.
+        batch: batch size.
+        arguments: arguments of the command line.
+        folder: folder for the ONNX file.
+    """
     form = measure.layout(arguments)
     x = torch.randn(batch, 3, arguments.size, arguments.size, device=arguments.device).to(memory_format=form)
     model = model.to(arguments.device).to(memory_format=form)
@@ -51,8 +63,8 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
                 return run(x)
 
         return do
-    from zoo.export.onnx import export_onnx
 
+    # The other engines read an ONNX file.
     file = folder / "net.onnx"
     export_onnx(model.cpu(), file, input_size=arguments.size)
     images = x.cpu().contiguous().numpy()
@@ -61,13 +73,14 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = arguments.threads
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads leave the cores to the next
+        # Threads that keep spinning would slow down the next net.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         return lambda: session.run(None, {"images": images})
     try:
         import openvino
     except ImportError:
-        raise SystemExit("OpenVINO is not installed: pip install 'rescalenet-zoo[bench]'") from None
+        raise SystemExit("OpenVINO is not installed; pip install 'rescalenet-zoo[bench]'") from None
     core = openvino.Core()
     graph = core.read_model(file)
     graph.reshape([batch, 3, arguments.size, arguments.size])
@@ -85,7 +98,7 @@ def main() -> None:
     parser = measure.parser(__doc__ or "")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--engine", nargs="+", default=list(ENGINES), choices=ENGINES)
-    parser.add_argument("--nets", nargs="+", default=None, help="rows of the table, by default all")
+    parser.add_argument("--nets", nargs="+", default=None, help="nets to compare; default: all")
     parser.add_argument("--repeats", type=int, default=40, help="interleaved rounds")
     arguments = parser.parse_args()
     measure.start(arguments)

@@ -1,4 +1,4 @@
-"""Interleaved pairs, medians and spread; tables and JSON."""
+"""Tools of all benchmarks: interleaved timing, paired ratios, tables and JSON."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from zoo.files import write_json
 
-# glibc returns freed memory to the system and takes it again page by page; a step then measures the kernel. With
-# these it keeps what it has, as tcmalloc and jemalloc do. OpenMP's workers fall asleep between two operations and take
-# long to wake on a virtual machine; ACTIVE lets them wait awake. Both are usual for PyTorch on CPUs; every rival gets
-# the same.
+# glibc returns freed memory to the system and requests it again page by page, so that a step would measure the kernel.
+# With these settings it keeps the memory, as tcmalloc and jemalloc do. OpenMP's workers sleep between two operations
+# and wake up slowly on a virtual machine; with ACTIVE they wait awake. Both settings are common for PyTorch on CPUs,
+# and all nets of a comparison run with them.
 _TUNED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
@@ -34,22 +35,27 @@ _TUNED = {
 
 
 def parser(description: str, *, nets: Sequence[str] = ("50", "18", "101", "x50")) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks share; the first of ``nets`` is the default."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    made.add_argument("--net", nargs="+", default=[nets[0]], choices=nets)
-    made.add_argument("--size", type=int, default=224, help="side of the images in pixels")
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    made.add_argument("--threads", type=int, default=os.cpu_count(), help="of the CPU")
-    made.add_argument("--layout", default="channels_last", choices=["channels_last", "contiguous"])
-    made.add_argument(
-        "--runtime", default="tuned", choices=["tuned", "default"], help="glibc's memory, OpenMP's waiting"
+    """Return a parser with the arguments that all benchmarks share.
+
+    Args:
+        description: description of the benchmark.
+        nets: names of the nets; the first is the default.
+    """
+    shared = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    shared.add_argument("--net", nargs="+", default=[nets[0]], choices=nets)
+    shared.add_argument("--size", type=int, default=224, help="side of the images in pixels")
+    shared.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    shared.add_argument("--threads", type=int, default=os.cpu_count(), help="number of CPU threads")
+    shared.add_argument("--layout", default="channels_last", choices=["channels_last", "contiguous"])
+    shared.add_argument(
+        "--runtime", default="tuned", choices=["tuned", "default"], help="settings of glibc's memory and OpenMP"
     )
-    made.add_argument("--json", type=Path, metavar="FILE", help="write all figures there too")
-    return made
+    shared.add_argument("--json", type=Path, metavar="FILE", help="also write all results to this file")
+    return shared
 
 
 def start(arguments: argparse.Namespace) -> None:
-    """Set threads; start the script again in the tuned environment, unless it is in it."""
+    """Set the number of threads; restart the script in the tuned environment if it is not yet in it."""
     tuned = arguments.runtime == "tuned" and arguments.device == "cpu"
     if tuned and any(os.environ.get(key) != value for key, value in _TUNED.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **_TUNED})
@@ -57,14 +63,24 @@ def start(arguments: argparse.Namespace) -> None:
 
 
 def layout(arguments: argparse.Namespace) -> torch.memory_format:
-    """The memory format that was asked for."""
+    """Return the memory format that ``--layout`` names."""
     return torch.channels_last if arguments.layout == "channels_last" else torch.contiguous_format
 
 
 def interleave(
     steps: dict[str, Callable[[], object]], repeats: int, *, title: str, device: str, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each step in each round. A round runs every step once, each time starting with another one."""
+    """Return the seconds of each step in each round.
+
+    A round runs every step once. Each round starts with another step, so that no step always follows the same one.
+
+    Args:
+        steps: functions to time, by name.
+        repeats: number of rounds that are timed.
+        title: title of the progress bar.
+        device: device on which the steps run.
+        warmup: number of rounds before those.
+    """
     names = list(steps)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -84,12 +100,13 @@ def interleave(
 
 
 def _synchronize(device: str) -> None:
+    """Wait until the device has finished."""
     if device != "cpu":
         torch.cuda.synchronize()
 
 
 def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:
-    """Median and quartiles of the paired ratios to ``base``, and the median in milliseconds, for each step."""
+    """Return median and quartiles of the paired ratios to ``base``, and the median in milliseconds, for each step."""
     rows = {}
     for name, values in seconds.items():
         pairs = [value / other for value, other in zip(values, seconds[base], strict=True)]
@@ -105,9 +122,7 @@ def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, fl
 
 
 def environment(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Machine and versions."""
-    import torchvision
-
+    """Return the machine and the versions of the packages."""
     facts = {"torch": torch.__version__, "torchvision": torchvision.__version__, "python": platform.python_version()}
     if arguments.device == "cpu":
         facts |= {"device": _cpu(), "threads": arguments.threads, "runtime": arguments.runtime}
@@ -117,6 +132,7 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cpu() -> str:
+    """Return the model of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -125,7 +141,7 @@ def _cpu() -> str:
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output."""
+    """Print a table on standard output."""
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right")
@@ -135,7 +151,7 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> No
 
 
 def show_ratios(title: str, base: str, rows: dict[str, dict[str, float]]) -> None:
-    """The table of ``ratios``."""
+    """Print the table of ``ratios``."""
     cells = [
         [name, f"{r['ratio']:.3f}", f"{r['quartile_1']:.3f} .. {r['quartile_3']:.3f}", f"{r['milliseconds']:.1f}"]
         for name, r in rows.items()
@@ -145,7 +161,7 @@ def show_ratios(title: str, base: str, rows: dict[str, dict[str, float]]) -> Non
 
 
 def finish(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
-    """Print machine and versions, write the JSON file if one was asked for."""
+    """Print machine and versions; write the results to the file that ``--json`` names."""
     facts = environment(arguments)
     Console().print(json.dumps(facts), soft_wrap=True)
     if arguments.json is not None:

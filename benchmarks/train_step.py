@@ -1,4 +1,7 @@
-"""Time of a training step (forward, backward, SGD) of RescaleNet and its rivals: python -m benchmarks.train_step"""
+"""Time of a training step of RescaleNet and the nets it is compared with: python -m benchmarks.train_step
+
+A step is forward, backward and, with ``--optimizer``, SGD. Ratios are to ``floor``, the net of bare convolutions.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,22 @@ import torch.nn.functional as F
 from benchmarks import measure
 from benchmarks.rivals import NETS, build, builders
 
-RIVALS = ("floor", "rescale", "naive", "bn", "frozen_bn", "gn", "nf")
+VARIANTS = ("floor", "rescale", "naive", "bn", "frozen_bn", "gn", "nf")
 
 
-def step(net: str, rival: str, batch: int, arguments: Any, mode: str) -> Callable[[], None]:
-    """A function that does one training step."""
+def step(net: str, variant: str, batch: int, arguments: Any, mode: str) -> Callable[[], None]:
+    """Return a function that runs one training step.
+
+    Args:
+        net: key of ``benchmarks.rivals.NETS``.
+        variant: key of ``benchmarks.rivals.builders``.
+        batch: batch size.
+        arguments: arguments of the command line.
+        mode: "eager" or "compile".
+    """
     form, device = measure.layout(arguments), arguments.device
-    model = build(net, rival).to(device).to(memory_format=form).train()
-    run = torch.compile(model, fullgraph=rival != "nf") if mode == "compile" else model
+    model = build(net, variant).to(device).to(memory_format=form).train()
+    run = torch.compile(model, fullgraph=variant != "nf") if mode == "compile" else model
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, 1e-4, momentum=0.9)
     torch.manual_seed(1)
@@ -39,33 +50,35 @@ def step(net: str, rival: str, batch: int, arguments: Any, mode: str) -> Callabl
 
 
 def main() -> None:
-    parser = measure.parser(__doc__ or "")
+    parser = measure.parser((__doc__ or "").split("\n")[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[4])
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"], help="bf16 is autocast")
     parser.add_argument("--mode", nargs="+", default=["eager"], choices=["eager", "compile"])
-    parser.add_argument("--rivals", nargs="+", default=list(RIVALS), choices=[*RIVALS, "floor_conv"])
-    parser.add_argument("--base", default="floor", help="what the ratios are to")
+    parser.add_argument(
+        "--rivals", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, "floor_conv"], help="nets to compare"
+    )
+    parser.add_argument("--base", default="floor", help="net to which the ratios are")
     parser.add_argument("--repeats", type=int, default=30, help="interleaved rounds")
-    parser.add_argument("--optimizer", action="store_true", help="with the optimizer's step, not forward+backward only")
+    parser.add_argument("--optimizer", action="store_true", help="include the step of the optimizer")
     arguments = parser.parse_args()
     measure.start(arguments)
     results: list[dict[str, Any]] = []
     for net in arguments.net:
         known = builders(net)
-        rivals = [r for r in arguments.rivals if r in known]
+        variants = [r for r in arguments.rivals if r in known]
         for mode in arguments.mode:
             for batch in arguments.batch:
                 torch.compiler.reset()
                 steps: dict[str, Callable[[], object]] = {
-                    rival: step(net, rival, batch, arguments, mode) for rival in rivals
+                    variant: step(net, variant, batch, arguments, mode) for variant in variants
                 }
                 title = f"{NETS[net][0]}, batch {batch}, {arguments.size} px, {arguments.dtype}, {mode}"
                 seconds = measure.interleave(steps, arguments.repeats, title=title, device=arguments.device)
                 rows = measure.ratios(seconds, arguments.base)
                 measure.show_ratios(title, arguments.base, rows)
-                for rival, row in rows.items():
+                for variant, row in rows.items():
                     results.append(
-                        {"net": net, "mode": mode, "batch": batch, "dtype": arguments.dtype, "rival": rival, **row}
+                        {"net": net, "mode": mode, "batch": batch, "dtype": arguments.dtype, "rival": variant, **row}
                     )
     measure.finish(arguments, results)
 

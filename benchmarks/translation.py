@@ -1,7 +1,7 @@
 """Memory, training and decoding of translation nets: python -m benchmarks.translation
 
-Rivals: our own pre_ln and other schemes (the same code), ``torch.nn.Transformer`` and, where they are installed,
-fairseq's Transformer and generator with converted weights, and the generation of a Marian net of Hugging Face's.
+Our pre_ln is compared with our other schemes (the same code) and with ``torch.nn.Transformer``. If they are installed,
+so are fairseq's Transformer and generator with converted weights, and the generation of a Marian net of Hugging Face.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tasks.translation.search import Beam, beam_search
 from tasks.translation.text import read_lines
 from zoo.text import EOS, PAD, padded
 
-DROPS = {  # what the usual recipes set
+DROPS = {  # dropout rates of common recipes
     "none": {},
     "branches": {"drop_rate": 0.1},
     "all": {"drop_rate": 0.1, "attention_drop_rate": 0.1, "hidden_drop_rate": 0.1},
@@ -39,7 +39,15 @@ SCHEMES = zoo.model_info("rescale_transformer_tiny").schemes
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a net."""
+    """Sizes of a net.
+
+    Attributes:
+        dim: width of the trunk.
+        hidden: width of the feed-forward layers.
+        heads: number of attention heads.
+        layers: number of layers of the encoder, and of the decoder.
+        vocabulary: number of tokens, source and target each.
+    """
 
     dim: int
     hidden: int
@@ -48,13 +56,14 @@ class Sizes:
     vocabulary: int
 
     def net(self, scheme: str, **options: Any) -> zoo.Transformer:
-        """A fresh net."""
+        """Return a new net of these sizes, without dropout unless ``options`` set it."""
         torch.manual_seed(0)
         sizes = {"source_vocabulary": self.vocabulary, "target_vocabulary": self.vocabulary}
         layers = {"encoder_layers": self.layers, "decoder_layers": self.layers}
         widths = {"dim": self.dim, "hidden": self.hidden, "heads": self.heads}
-        name: Any = "rescale_transformer_base"
-        model: Any = zoo.create_model(name, scheme=scheme, **{**sizes, **layers, **widths, **_ZERO, **options})
+        model: Any = zoo.create_model(
+            "rescale_transformer_base", scheme=scheme, **{**sizes, **layers, **widths, **_ZERO, **options}
+        )
         return model
 
 
@@ -68,7 +77,7 @@ Batch = tuple[Tensor, Tensor, Tensor]  # source, target, labels
 
 
 def made_batch(sizes: Sizes, sentences: int, length: int, device: str = "cpu") -> Batch:
-    """Random sentences, every second two tokens shorter than ``length``, as in batches by length."""
+    """Return a batch of random sentences (B, T); every second one is two tokens shorter, as in batches by length."""
     generator = torch.Generator().manual_seed(0)
     source, target = torch.randint(4, sizes.vocabulary, (2, sentences, length), generator=generator)
     source[1::2, -2:] = target[1::2, -2:] = PAD
@@ -77,7 +86,7 @@ def made_batch(sizes: Sizes, sentences: int, length: int, device: str = "cpu") -
 
 
 class TorchTransformer(nn.Module):
-    """torch.nn.Transformer with the embeddings, tied output and loss that it leaves to its users."""
+    """torch.nn.Transformer with embeddings, tied output and loss, which it leaves to its users."""
 
     def __init__(self, sizes: Sizes, drop_rate: float = 0.0) -> None:
         super().__init__()
@@ -98,11 +107,11 @@ class TorchTransformer(nn.Module):
         )
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """(B, T) -> (B, T, d)."""
+        """Embed tokens with their positions: (B, T) -> (B, T, d)."""
         return self.embedding(tokens) * math.sqrt(self.embedding.embedding_dim) + self.positions[: tokens.shape[1]]
 
     def forward(self, source: Tensor, target: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-        """The loss, summed over tokens."""
+        """Return the loss, summed over tokens, and the same without a graph."""
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1], device=source.device)
         padding = torch.zeros(source.shape, device=source.device).masked_fill_(source == PAD, -math.inf)
         x = self.body(
@@ -121,7 +130,7 @@ class TorchTransformer(nn.Module):
 
 
 def fairseq_model(model: zoo.Transformer) -> Any:
-    """fairseq's own Transformer with a net's weights."""
+    """Return fairseq's Transformer with the weights of a net of ours."""
     from fairseq.data import Dictionary
     from fairseq.models.transformer import TransformerModel
     from fairseq.models.transformer.transformer_legacy import base_architecture
@@ -132,9 +141,9 @@ def fairseq_model(model: zoo.Transformer) -> Any:
     symbols = Dictionary()
     for i in range(4, model.layout.source_vocabulary):
         symbols.add_symbol(f"t{i}")
-    made = TransformerModel.build_model(args, Namespace(source_dictionary=symbols, target_dictionary=symbols))
-    made.load_state_dict(state)
-    return made
+    converted = TransformerModel.build_model(args, Namespace(source_dictionary=symbols, target_dictionary=symbols))
+    converted.load_state_dict(state)
+    return converted
 
 
 class FairseqLoss(nn.Module):
@@ -145,7 +154,7 @@ class FairseqLoss(nn.Module):
         self.model = fairseq_model(model)
 
     def forward(self, source: Tensor, target: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-        """The loss, summed over tokens."""
+        """Return the loss, summed over tokens, and the same without a graph."""
         from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 
         out = self.model(source, (source != PAD).sum(1), target)
@@ -154,12 +163,12 @@ class FairseqLoss(nn.Module):
 
 
 def saved_bytes(model: nn.Module, batch: Batch) -> int:
-    """Bytes that the loss of a batch keeps for backward, without parameters, buffers and the batch."""
+    """Return the bytes that the loss of a batch saves for backward, without parameters, buffers and the batch."""
     return kept_bytes(lambda: model(*batch, 0.1), (*batch, *model.parameters(), *model.buffers()))
 
 
 def training_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
-    """Forward, backward and Adam."""
+    """Return a function that runs one training step: forward, backward and Adam."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), 0.0, betas=(0.9, 0.98), fused=True)
     tokens = int((batch[2] != PAD).sum())
@@ -173,21 +182,21 @@ def training_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
 
 
 def calibrated(model: zoo.Transformer, batch: Batch) -> zoo.Transformer:
-    """The net, its biases initialised."""
+    """Initialise the data-dependent biases of a rescale net, and return the net."""
     if model.scheme.name == "rescale":
         zoo.calibrate(model, [batch[:2]], forward=lambda net, pair: net(*pair))
     return model
 
 
 def sentences_of(path: Path, coder: Any, count: int) -> list[list[int]]:
-    """Ids of ``count`` lines, spread evenly over a file."""
+    """Return the token ids of ``count`` lines, spread evenly over a file, of at most 200 tokens each."""
     lines = list(read_lines(path))
     chosen = [lines[i * len(lines) // count] for i in range(min(count, len(lines)))]
     return [[*ids[:200], EOS] for ids in coder.source.encode(chosen)]
 
 
 def in_batches(sentences: list[list[int]], size: int) -> list[list[int]]:
-    """Numbers of sentences, longest first, in batches."""
+    """Return the numbers of the sentences in batches, longest first."""
     order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
     return [order[i : i + size] for i in range(0, len(order), size)]
 
@@ -196,7 +205,7 @@ Translate = Callable[[int], list[list[int]]]  # batch size -> tokens of each sen
 
 
 def our_decoder(model: zoo.Transformer, sentences: list[list[int]], settings: Beam, device: str) -> Translate:
-    """Our beam search."""
+    """Return a function that translates with our beam search."""
 
     def translate(size: int) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in sentences]
@@ -210,24 +219,25 @@ def our_decoder(model: zoo.Transformer, sentences: list[list[int]], settings: Be
 
 
 def fairseq_decoder(model: zoo.Transformer, sentences: list[list[int]], settings: Beam, device: str) -> Translate:
-    """fairseq's SequenceGenerator with the net's weights. Its batches are padded at the left, as it wants them."""
+    """Return a function that translates with fairseq's SequenceGenerator and the weights of a net of ours."""
     from fairseq.sequence_generator import SequenceGenerator
 
-    rival = fairseq_model(model).to(device).eval()
-    rival.prepare_for_inference_(Namespace(generation=Namespace(no_beamable_mm=False, retain_iter_history=False)))
-    symbols = rival.decoder.dictionary
+    converted = fairseq_model(model).to(device).eval()
+    converted.prepare_for_inference_(Namespace(generation=Namespace(no_beamable_mm=False, retain_iter_history=False)))
+    symbols = converted.decoder.dictionary
     limits = {"max_len_a": settings.max_ratio, "max_len_b": settings.max_extra}
-    generator = SequenceGenerator([rival], symbols, beam_size=settings.beam, **limits)
+    generator = SequenceGenerator([converted], symbols, beam_size=settings.beam, **limits)
 
     @torch.inference_mode()
     def translate(size: int) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in sentences]
         for rows in in_batches(sentences, size):
             width = max(len(sentences[i]) for i in rows)
+            # fairseq requires padding at the left.
             source = torch.tensor([[PAD] * (width - len(sentences[i])) + sentences[i] for i in rows]).to(device)
             lengths = torch.tensor([len(sentences[i]) for i in rows]).to(device)
             sample = {"net_input": {"src_tokens": source, "src_lengths": lengths}}
-            for i, hypotheses in zip(rows, generator.generate([rival], sample), strict=True):
+            for i, hypotheses in zip(rows, generator.generate([converted], sample), strict=True):
                 found[i] = [t for t in hypotheses[0]["tokens"].tolist() if t != EOS]
         return found
 
@@ -237,7 +247,15 @@ def fairseq_decoder(model: zoo.Transformer, sentences: list[list[int]], settings
 def marian_decoder(
     model: zoo.Transformer, sentences: list[list[int]], lengths: int, beam: int, device: str
 ) -> Translate:
-    """Hugging Face's generate with a Marian net of the same size and random weights: it makes ``lengths`` tokens."""
+    """Return a function that translates with Hugging Face's generate and a Marian net of random weights.
+
+    Args:
+        model: net of ours whose sizes the Marian net has.
+        sentences: token ids of the sentences.
+        lengths: number of tokens of every translation.
+        beam: number of beams.
+        device: device of the net.
+    """
     from transformers import MarianConfig, MarianMTModel
 
     layout = model.layout
@@ -259,7 +277,7 @@ def marian_decoder(
         forced_eos_token_id=None,
         scale_embedding=True,
     )
-    rival = MarianMTModel(config).to(device).eval()
+    marian = MarianMTModel(config).to(device).eval()
 
     @torch.inference_mode()
     def translate(size: int) -> list[list[int]]:
@@ -267,7 +285,7 @@ def marian_decoder(
         for rows in in_batches(sentences, size):
             source = padded([sentences[i] for i in rows]).to(device)
             mask = (source != PAD).long()
-            out = rival.generate(
+            out = marian.generate(
                 source,
                 attention_mask=mask,
                 num_beams=beam,
@@ -283,24 +301,24 @@ def marian_decoder(
 
 
 def best_size(translate: Translate, sizes: list[int], device: str) -> int:
-    """The batch size of the shortest time, each tried twice."""
+    """Return the batch size with the shortest time; each is timed twice."""
     seconds = {}
     for size in sizes:
-        steps: dict[str, Callable[[], object]] = {"it": functools.partial(translate, size)}
-        seconds[size] = min(measure.interleave(steps, 2, title=f"batch {size}", device=device, warmup=0)["it"])
+        steps: dict[str, Callable[[], object]] = {"translate": functools.partial(translate, size)}
+        seconds[size] = min(measure.interleave(steps, 2, title=f"batch {size}", device=device, warmup=0)["translate"])
     return min(seconds, key=lambda size: seconds[size])
 
 
 def has(package: str) -> bool:
-    """Whether a rival's package is installed; if not, it is said."""
-    there = importlib.util.find_spec(package) is not None
-    if not there:
+    """Return whether a package is installed; print a line if it is not."""
+    installed = importlib.util.find_spec(package) is not None
+    if not installed:
         print_line(f"{package} is not installed: left out")
-    return there
+    return installed
 
 
 def memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Bytes kept for backward."""
+    """Measure the bytes saved for backward; return the rows of the results."""
     results: list[dict[str, Any]] = []
     for net in arguments.net:
         sizes = NETS[net]
@@ -317,7 +335,7 @@ def memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def train(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time of a training step; tokens a second are its inverse."""
+    """Measure the time of a training step; return the rows of the results. Tokens per second are its inverse."""
     results: list[dict[str, Any]] = []
     with_fairseq = has("fairseq")
     for net in arguments.net:
@@ -336,17 +354,17 @@ def train(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         base = "pre_ln" if "pre_ln" in steps else next(iter(steps))
         rows = measure.ratios(seconds, base)
         measure.show_ratios(f"{title}: training step", base, rows)
-        results += [{"net": net, "mode": "train", "rival": rival, **row} for rival, row in rows.items()]
+        results += [{"net": net, "mode": "train", "rival": variant, **row} for variant, row in rows.items()]
     return results
 
 
 def decode(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time to translate a set, each decoder at its best batch size, hypotheses compared."""
+    """Measure the time to translate a set, each decoder at its best batch size; return the rows of the results."""
     entry = zoo.get_weights(arguments.weights)
     sentences = sentences_of(arguments.text, entry.transforms(), arguments.count)
     if not arguments.random:
         model: Any = zoo.create_model(entry.config.name, entry.name).eval()
-        # no translation meets the limit: fairseq's is of a batch, ours of a sentence
+        # The limit is so high that no translation meets it: fairseq's limit is that of a batch, ours of a sentence.
         settings = Beam(beam=arguments.beam, max_ratio=0.0, max_extra=200)
         return decode_with(arguments, entry.name, model, sentences, settings)
     results = []
@@ -361,7 +379,16 @@ def decode(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def decode_with(
     arguments: argparse.Namespace, name: str, model: zoo.Transformer, sentences: list[list[int]], settings: Beam
 ) -> list[dict[str, Any]]:
-    """``decode`` with one net."""
+    """Run ``decode`` with one net.
+
+    Args:
+        arguments: arguments of the command line.
+        name: name of the net in tables.
+        model: net in eval mode.
+        sentences: token ids of the sentences.
+        settings: settings of the beam search.
+    """
+    # 1. Set up the decoders. Marian has random weights, so that it gets the mean length of our translations.
     device, beam = arguments.device, settings.beam
     decoders = {"ours": our_decoder(zoo.fold(model).to(device), sentences, settings, device)}
     if model.scheme.name in ("pre_ln", "post_ln") and has("fairseq"):
@@ -370,12 +397,14 @@ def decode_with(
     if has("transformers"):
         mean = round(sum(map(len, found)) / len(found))
         decoders["marian"] = marian_decoder(model, sentences, mean, beam, device)
+    # 2. Find each decoder's best batch size, and compare our hypotheses with fairseq's.
     chosen = {name: best_size(translate, arguments.batches, device) for name, translate in decoders.items()}
     equal = None
     if "fairseq" in decoders:
         theirs = decoders["fairseq"](chosen["fairseq"])
         equal = sum(a == b for a, b in zip(decoders["ours"](chosen["ours"]), theirs, strict=True))
         print(f"{equal} of {len(found)} hypotheses are equal to fairseq's")
+    # 3. Measure the time.
     steps: dict[str, Callable[[], object]] = {
         name: functools.partial(translate, chosen[name]) for name, translate in decoders.items()
     }
@@ -383,28 +412,34 @@ def decode_with(
     rows = measure.ratios(measure.interleave(steps, arguments.repeats, title=title, device=device), "ours")
     measure.show_ratios(f"{title}: decoding", "ours", rows)
     facts = {"mode": "decode", "weights": name, "sentences": len(sentences), "equal": equal}
-    return [{**facts, "rival": rival, "batch": chosen[rival], **row} for rival, row in rows.items()]
+    return [{**facts, "rival": variant, "batch": chosen[variant], **row} for variant, row in rows.items()]
 
 
 def main() -> None:
     parser = measure.parser((__doc__ or "").split("\n")[0], nets=tuple(NETS))
     parser.add_argument("--mode", nargs="+", default=["memory", "train"], choices=["memory", "train", "decode"])
-    parser.add_argument("--schemes", nargs="+", default=["pre_ln", "rescale", "post_ln", "none"], choices=SCHEMES)
-    parser.add_argument("--sentences", type=int, default=64, help="of a batch")
-    parser.add_argument("--length", type=int, default=32, help="tokens of a sentence")
+    parser.add_argument(
+        "--schemes",
+        nargs="+",
+        default=["pre_ln", "rescale", "post_ln", "none"],
+        choices=SCHEMES,
+        help="schemes to compare",
+    )
+    parser.add_argument("--sentences", type=int, default=64, help="number of sentences of a batch")
+    parser.add_argument("--length", type=int, default=32, help="number of tokens of a sentence")
     parser.add_argument("--drops", default="none", choices=list(DROPS), help="dropout of the training step")
     parser.add_argument("--repeats", type=int, default=30, help="interleaved rounds")
-    parser.add_argument("--weights", help="decode: name.tag or a safetensors file, of pre_ln or post_ln for fairseq")
-    parser.add_argument("--random", action="store_true", help="decode: random nets of --net, with their vocabulary")
+    parser.add_argument("--weights", help="decode: name.tag or a safetensors file, with fairseq only pre_ln or post_ln")
+    parser.add_argument("--random", action="store_true", help="decode: nets of --net with random weights")
     parser.add_argument("--text", type=Path, help="decode: source sentences, one a line")
-    parser.add_argument("--count", type=int, default=200, help="decode: how many of them")
+    parser.add_argument("--count", type=int, default=200, help="decode: number of sentences")
     parser.add_argument("--beam", type=int, default=4)
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[16, 32, 64, 128], help="decode: sizes to choose from"
     )
     arguments = parser.parse_args()
     if "decode" in arguments.mode and (arguments.weights is None or arguments.text is None):
-        parser.error("--mode decode needs --weights and --text")
+        parser.error("--mode decode requires --weights and --text")
     measure.start(arguments)
     modes = {"memory": memory, "train": train, "decode": decode}
     measure.finish(arguments, [row for mode in arguments.mode for row in modes[mode](arguments)])

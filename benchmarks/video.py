@@ -1,9 +1,10 @@
-"""Reading clips, and feeding a training step of video nets: python -m benchmarks.video
+"""Reading of clips and training steps of video nets: python -m benchmarks.video
 
-``--what read``: clips a second from random places of 10 s videos, against decoding the whole video, and the other
-readers that are installed (torchcodec, decord). The videos are H.264 at 340 x 256 as Kinetics' usually are, rendered
-here, or those of ``--videos``. ``--what feed``: decoding and transforming a clip against what a step consumes.
-``--what step``: training step and memory saved for backward, against BatchNorm and the bare convolutions.
+``--what read`` counts clips per second from random places of 10 s videos. Our reader is compared with decoding the
+whole video and with the other readers that are installed (torchcodec, decord). The videos are H.264 at 340 x 256, the
+usual size of Kinetics, and are rendered here unless ``--videos`` names others. ``--what feed`` compares the time to
+decode and transform a clip with the time of a training step for a clip. ``--what step`` compares time and saved memory
+of a training step with BatchNorm and with the bare convolutions (``floor``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -41,7 +43,10 @@ LAYOUT = zoo.VideoTransform(8, 8, 30.0, 224, 256, (0.45,) * 3, (0.225,) * 3)
 
 
 def builders(net: str) -> dict[str, Callable[[], nn.Module]]:
-    """Rival -> how to build it. ``floor``: bare convolutions with our shortcut; ``floor_conv``: with a strided one."""
+    """Return functions that build the nets by name.
+
+    ``floor`` are bare convolutions with our shortcut, ``floor_conv`` the same with a strided convolution as shortcut.
+    """
     ours, theirs, _, _ = NETS[net]
     bn = functools.partial(zoo.create_model, ours, scheme="bn")
     if theirs is not None:
@@ -56,16 +61,16 @@ def builders(net: str) -> dict[str, Callable[[], nn.Module]]:
     }
 
 
-def build(net: str, rival: str, device: str) -> nn.Module:
-    """A fresh net, channels last; the same seed for each."""
+def build(net: str, variant: str, device: str) -> nn.Module:
+    """Return a new net, channels last; all nets have the same seed."""
     torch.manual_seed(0)
-    return builders(net)[rival]().to(device).to(memory_format=torch.channels_last_3d).train()
+    return builders(net)[variant]().to(device).to(memory_format=torch.channels_last_3d).train()
 
 
-def step(net: str, rival: str, batch: int, arguments: argparse.Namespace) -> Callable[[], object]:
-    """Forward and backward of a fresh net on a fixed batch."""
+def step(net: str, variant: str, batch: int, arguments: argparse.Namespace) -> Callable[[], object]:
+    """Return a function that runs forward and backward of a new net on a fixed batch."""
     _, _, frames, size = NETS[net]
-    model = build(net, rival, arguments.device)
+    model = build(net, variant, arguments.device)
     torch.manual_seed(1)
     x = sample(batch, arguments.size or size, frames=arguments.frames or frames, device=arguments.device)
     y = torch.randint(400, (batch,), device=arguments.device)
@@ -81,25 +86,32 @@ def step(net: str, rival: str, batch: int, arguments: argparse.Namespace) -> Cal
 
 
 def render(folder: Path, count: int, keys: int) -> list[Path]:
-    """10 s of moving noise-like texture at 30 frames a second, a key frame every ``keys`` frames."""
+    """Write videos of 10 s of a moving random texture at 30 frames per second; return their paths.
+
+    Args:
+        folder: folder of the videos.
+        count: number of videos.
+        keys: number of frames from key frame to key frame.
+    """
     height, width = 256, 340
 
     def frames(number: int) -> Iterator[np.ndarray]:
+        """Yield the frames of a video: uint8 (H, W, 3)."""
         random = np.random.RandomState(number)
         texture = random.randint(0, 256, (height // 4 + 80, width // 4 + 80, 3)).astype(np.uint8)
         for t in range(300):
             x, y = int(40 + 39 * np.sin(t / 50 + number)), int(40 + 39 * np.cos(t / 31))
             yield texture[y : y + height // 4, x : x + width // 4].repeat(4, 0).repeat(4, 1)
 
-    made = [folder / f"{number}.mp4" for number in range(count)]
-    for number, path in enumerate(made):
+    paths = [folder / f"{number}.mp4" for number in range(count)]
+    for number, path in enumerate(paths):
         write_video(path, frames(number), 30, options={"g": str(keys), "crf": "23"})
-    return made
+    return paths
 
 
 @contextlib.contextmanager
 def videos(arguments: argparse.Namespace) -> Iterator[list[tuple[Path, VideoInfo]]]:
-    """The videos to read, with what is known of them."""
+    """Yield the videos to read and their frame times; rendered videos are removed at the end."""
     if arguments.videos:
         paths = find_videos([str(path) for path in arguments.videos])
         yield [(path, probe(path)) for path in paths]
@@ -109,33 +121,45 @@ def videos(arguments: argparse.Namespace) -> Iterator[list[tuple[Path, VideoInfo
 
 
 def whole(path: Path, indices: Sequence[int]) -> np.ndarray:
-    """Every frame decoded and converted, then those that are wanted: what naive readers do."""
+    """Decode and convert all frames and return the requested ones, as naive readers do."""
     frames = list(decode_all(path))
     return np.stack([frames[i] for i in indices])
 
 
 def decoded(path: Path, indices: Sequence[int]) -> np.ndarray:
-    """Every frame decoded, those that are wanted converted: the most a reader without seeking can save."""
-    import av
-
-    wanted, found = set(indices), {}
+    """Decode all frames and convert the requested ones: the least work of a reader that does not seek."""
+    requested, found = set(indices), {}
     with av.open(str(path), metadata_errors="replace") as container:
         stream = container.streams.video[0]
         stream.thread_type = "SLICE"
         stream.codec_context.thread_count = 1
         for i, frame in enumerate(container.decode(stream)):
-            if i in wanted:
+            if i in requested:
                 found[i] = frame.to_ndarray(format="rgb24")
     return np.stack([found[i] for i in indices])
 
 
 def by_torchcodec(make: Any, mode: str, path: Path, info: VideoInfo, indices: Sequence[int]) -> Any:
-    """A clip by torchcodec."""
+    """Return a clip read by torchcodec.
+
+    Args:
+        make: class VideoDecoder, which is imported only if it is installed.
+        mode: seek mode.
+        path: path of the video.
+        info: unused, as all readers have it.
+        indices: frame numbers.
+    """
     return make(str(path), num_ffmpeg_threads=1, seek_mode=mode).get_frames_at(list(indices)).data
 
 
 def readers(example: Path) -> dict[str, Callable[[Path, VideoInfo, Sequence[int]], Any]]:
-    """Name -> (path, info, frame numbers) -> frames. Others open the file for each clip too, with one thread."""
+    """Return the installed readers by name: functions (path, info, frame numbers) -> frames.
+
+    All readers open the file for each clip and use one thread.
+
+    Args:
+        example: video with which torchcodec is tried.
+    """
     found: dict[str, Callable[[Path, VideoInfo, Sequence[int]], Any]] = {
         "ours": lambda path, info, indices: read_frames(path, info, indices),
         "full decode": lambda path, info, indices: whole(path, indices),
@@ -144,7 +168,7 @@ def readers(example: Path) -> dict[str, Callable[[Path, VideoInfo, Sequence[int]
     try:
         from torchcodec.decoders import VideoDecoder
 
-        VideoDecoder(str(example))  # loads FFmpeg
+        VideoDecoder(str(example))  # fails here if FFmpeg's libraries are missing
         modes: tuple[Literal["exact", "approximate"], ...] = ("exact", "approximate")
         for mode in modes:
             found[f"torchcodec, {mode}"] = functools.partial(by_torchcodec, VideoDecoder, mode)
@@ -154,6 +178,7 @@ def readers(example: Path) -> dict[str, Callable[[Path, VideoInfo, Sequence[int]
         import decord
 
         def by_decord(path: Path, info: VideoInfo, indices: Sequence[int]) -> Any:
+            """Return a clip read by decord."""
             return decord.VideoReader(str(path), num_threads=1).get_batch(list(indices)).asnumpy()
 
         found["decord"] = by_decord
@@ -163,13 +188,14 @@ def readers(example: Path) -> dict[str, Callable[[Path, VideoInfo, Sequence[int]
 
 
 def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Clips a second of each reader, the same clips for all."""
+    """Measure the clips per second of each reader, with the same clips for all; return the rows of the results."""
     sampler, random = ClipSampler(LAYOUT), np.random.default_rng(0)
     with videos(arguments) as found:
         by_name = readers(found[0][0])
         seconds: dict[str, list[float]] = {name: [] for name in by_name}
         wrong: dict[str, int] = dict.fromkeys(by_name, 0)
         for turn in range(arguments.repeats):
+            # 1. Choose a clip, which every reader reads; each turn starts with another reader.
             path, info = found[turn % len(found)]
             indices = sampler.random(info, random).tolist()
             expected = read_frames(path, info, indices)
@@ -178,12 +204,14 @@ def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 begin = time.perf_counter()
                 got = by_name[name](path, info, indices)
                 seconds[name].append(time.perf_counter() - begin)
+                # 2. Compare the frames; decoders round colours differently, other frames differ by more.
                 pixels = np.asarray(got)
                 pixels = pixels.transpose(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels
                 same = pixels.shape == expected.shape and np.abs(pixels.astype(int) - expected).mean() < 4
-                wrong[name] += not same  # another frame, not another rounding of colours
+                wrong[name] += not same
         length = statistics.mean(info.duration for _, info in found)
         keys = statistics.mean(info.frames / max(len(info.keys), 1) for _, info in found)
+    # 3. Show the table.
     title = f"Clips of 8 frames 8 apart, {len(found)} videos of {length:.1f} s, a key frame every {keys:.0f} frames"
     rows = measure.ratios(seconds, "ours")
     cells = [
@@ -202,7 +230,7 @@ def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def feed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds to read and transform a clip, and of a training step for one."""
+    """Measure the time to read and transform a clip, and that of a training step per clip; return the results."""
     section = DataSection.model_validate({"root": ".", "augment": {"short_side": [256, 320]}})
     sampler, transform, random = ClipSampler(LAYOUT), train_transform(section, LAYOUT), np.random.default_rng(0)
     batch = arguments.batch[0]
@@ -230,28 +258,30 @@ def feed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Saved memory and time of a training step, for each net."""
+    """Measure the saved memory and the time of a training step for each net; return the rows of the results."""
     results: list[dict[str, Any]] = []
     for net in arguments.net:
         ours, _, frames, size = NETS[net]
         frames, size = arguments.frames or frames, arguments.size or size
+        # 1. Count the bytes saved for backward.
         saved = {}
-        for rival in arguments.rivals:
-            saved[rival] = saved_per_image(build(net, rival, arguments.device), size, frames=frames)
+        for variant in arguments.rivals:
+            saved[variant] = saved_per_image(build(net, variant, arguments.device), size, frames=frames)
         cells = [
             [
-                rival,
+                variant,
                 f"{clip / 2**20:.2f}",
                 *(f"{clip / saved[base][0]:.3f}" if base in saved else "" for base in ("floor", "floor_conv", "bn")),
                 f"{constant / 1024:.1f}",
             ]
-            for rival, (clip, constant) in saved.items()
+            for variant, (clip, constant) in saved.items()
         ]
         header = ["", "saved, MiB a clip", "/ floor", "/ floor_conv", "/ bn", "other saved, KiB"]
         measure.show(f"{ours}, {frames} x {size} px, fp32", header, cells)
         results += [{"what": "saved", "net": net, "rival": r, "clip": c, "constant": k} for r, (c, k) in saved.items()]
+        # 2. Measure the time.
         for batch in arguments.batch:
-            runs = {rival: step(net, rival, batch, arguments) for rival in arguments.rivals}
+            runs = {variant: step(net, variant, batch, arguments) for variant in arguments.rivals}
             title = f"{ours}, batch {batch}, {frames} x {size} px, forward and backward"
             seconds = measure.interleave(runs, arguments.repeats, title=title, device=arguments.device)
             rows = measure.ratios(seconds, "floor")
@@ -264,11 +294,13 @@ def main() -> None:
     parser = measure.parser((__doc__ or "").split("\n")[0], nets=list(NETS))
     parser.set_defaults(net=list(NETS), size=None)
     parser.add_argument("--what", nargs="+", default=["read", "feed", "step"], choices=["read", "feed", "step"])
-    parser.add_argument("--frames", type=int, help="of a clip, in steps; default: the net's")
+    parser.add_argument("--frames", type=int, help="step: number of frames of a clip; default: that of the net")
     parser.add_argument("--batch", type=int, nargs="+", default=[2])
-    parser.add_argument("--bf16", action="store_true", help="autocast in steps (on a GPU)")
+    parser.add_argument("--bf16", action="store_true", help="step: autocast (on a GPU)")
     parser.add_argument("--repeats", type=int, default=30, help="interleaved rounds")
-    parser.add_argument("--rivals", nargs="+", default=list(builders("i3d50")), choices=list(builders("i3d50")))
+    parser.add_argument(
+        "--rivals", nargs="+", default=list(builders("i3d50")), choices=list(builders("i3d50")), help="nets to compare"
+    )
     parser.add_argument("--videos", type=Path, nargs="+", help="files and folders to read, instead of rendered ones")
     parser.add_argument("--count", type=int, default=6, help="videos to render")
     parser.add_argument("--keys", type=int, default=250, help="rendered videos: frames from key frame to key frame")

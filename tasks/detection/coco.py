@@ -1,7 +1,7 @@
-"""COCO JSON annotations and the images they are of: read, checked, and every defect counted and named.
+"""Reading and checking of COCO JSON annotations and their images.
 
-What would make training or its figures wrong is refused before training starts; what can be handled is handled and
-reported (``Coco.notes``). Evaluation sees the file's annotations as they are.
+Defects that would make training or metrics wrong are refused before training starts. Defects that can be handled are
+handled and reported, with counts and examples (``Coco.notes``). Evaluation uses the annotations of the file unchanged.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ Check = Literal["none", "header", "decode"]
 
 
 class ImageFiles:
-    """Images by the file names of an annotation file, in a folder or a zip file.
+    """Image files in a folder or a zip file, by the file names of an annotation file.
 
-    Names are looked up below ``path`` itself and, in a zip file, below its one top folder (as COCO's has).
+    In a zip file, names may leave out the top folder if there is only one, as in the files of COCO.
+
+    Args:
+        path: path of the folder, or of the zip file with or without .zip.
 
     Raises:
-        DataError: neither ``path`` nor ``path``.zip is there, or a zip file that is damaged.
+        DataError: a path that does not exist, or a damaged zip file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +48,7 @@ class ImageFiles:
         if path.is_dir():
             return
         if not zipped.is_file():
-            raise DataError(f"{path}: no such folder, and no zip file of that name either")
+            raise DataError(f"{path}: no such folder, and no zip file {zipped.name} beside it")
         names = [name for name in self._zip().namelist() if not name.endswith("/")]
         self._members = {name: name for name in names}
         tops = {name.partition("/")[0] for name in names}
@@ -53,7 +56,8 @@ class ImageFiles:
             self._members |= {name.partition("/")[2]: name for name in names}
 
     def _zip(self) -> zipfile.ZipFile:
-        if self._opened is None or self._opened[0] != os.getpid():  # a file handle is not to be shared by processes
+        """Return the open zip file of this process; processes that share a file handle would move its position."""
+        if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
             except (zipfile.BadZipFile, OSError) as error:
@@ -67,14 +71,14 @@ class ImageFiles:
         return name in self._members if self._members else (self.path / name).is_file()
 
     def label(self, name: str) -> str:
-        """What messages call an image."""
+        """Return the name of an image in messages."""
         return f"{self.path}/{name}"
 
     def read(self, name: str) -> bytes:
-        """The content of a file.
+        """Return the content of a file.
 
         Raises:
-            DataError: missing, or damaged in its zip file.
+            DataError: a file that is missing, or damaged in its zip file.
         """
         try:
             if self._members:
@@ -88,7 +92,15 @@ class ImageFiles:
 
 @dataclass
 class ImageRecord:
-    """An image and its annotations (COCO's dicts)."""
+    """An image of an annotation file.
+
+    Attributes:
+        id: id of COCO.
+        file_name: name of the image file.
+        width: width in pixels.
+        height: height in pixels.
+        annotations: annotations of the image, as in the file.
+    """
 
     id: int
     file_name: str
@@ -99,15 +111,15 @@ class ImageRecord:
 
 @dataclass
 class Coco:
-    """A checked set.
+    """A checked set of annotated images.
 
     Attributes:
-        path: of the annotation file.
-        images: in the file's order.
-        categories: COCO's ids, rising; label k of the net (from 1) is ``categories[k - 1]``.
-        names: of the categories, in the same order.
-        files: where the images are.
-        notes: what was found and handled: reason -> examples.
+        path: path of the annotation file.
+        images: images in the order of the file.
+        categories: category ids of COCO, rising; label k of the net (from 1) is ``categories[k - 1]``.
+        names: names of the categories, in the same order.
+        files: image files.
+        notes: defects that were handled: reason -> affected images or annotations.
     """
 
     path: Path
@@ -121,21 +133,21 @@ class Coco:
         return len(self.images)
 
     def subset(self, keep: Callable[[ImageRecord], bool]) -> Coco:
-        """The set of the images that ``keep`` chooses."""
+        """Return the set of the images for which ``keep`` is true."""
         images = [image for image in self.images if keep(image)]
         return Coco(self.path, images, self.categories, self.names, self.files, self.notes)
 
     def read(self, image: ImageRecord) -> Image.Image:
-        """The image in RGB, as its annotations see it.
+        """Return the image in RGB, turned as its annotations require.
 
         Raises:
-            DataError: see ``decode_image``.
+            DataError: an image that ``decode_image`` refuses.
         """
         content = io.BytesIO(self.files.read(image.file_name))
         return decode_image(content, self.files.label(image.file_name), (image.width, image.height))
 
     def ground_truth(self) -> dict[str, Any]:
-        """COCO's JSON of these images for an evaluator, with crowds, and areas where the file has none."""
+        """Return the COCO JSON of these images for an evaluator, with crowds; missing areas are those of the boxes."""
         annotations = []
         for image in self.images:
             for annotation in image.annotations:
@@ -152,20 +164,16 @@ class Coco:
         }
 
     def objects(self, image: ImageRecord, *, masks: bool) -> list[dict[str, Any]]:
-        """What a net is trained on: no crowds, no degenerate boxes or masks."""
+        """Return the annotations to train on: without crowds and without boxes or masks that have no area."""
         return [a for a in image.annotations if not a.get("iscrowd", 0) and not defect(a, image, masks=masks)]
 
     def report(self) -> list[str]:
-        """A line for each kind of defect that was handled, with how often and the first few."""
-        lines = []
-        for reason, examples in self.notes.items():
-            shown = ", ".join(examples[:3]) + (", ..." if len(examples) > 3 else "")
-            lines.append(f"{self.path}: {len(examples)} {reason}: {shown}")
-        return lines
+        """Return a line for each kind of defect that was handled, with its count and the first three examples."""
+        return [f"{self.path}: {line}" for line in _summary(self.notes)]
 
 
 def clipped_box(annotation: dict[str, Any], image: ImageRecord) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 within the image."""
+    """Return the part of the box inside the image: x1, y1, x2, y2 in pixels."""
     x, y, w, h = annotation["bbox"]
     return (
         min(max(x, 0.0), image.width),
@@ -176,7 +184,7 @@ def clipped_box(annotation: dict[str, Any], image: ImageRecord) -> tuple[float, 
 
 
 def defect(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> str | None:
-    """Why an annotation cannot be trained on, if it cannot."""
+    """Return why an annotation cannot be trained on, None if it can."""
     x1, y1, x2, y2 = clipped_box(annotation, image)
     if not (x2 > x1 and y2 > y1):
         return "annotations without area inside the image, not trained on"
@@ -186,12 +194,12 @@ def defect(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> st
 
 
 def polygons(annotation: dict[str, Any]) -> list[list[float]]:
-    """The polygons of an annotation that have three corners or more."""
+    """Return the polygons of an annotation that have at least three corners."""
     return [part for part in annotation["segmentation"] if len(part) >= 6 and len(part) % 2 == 0]
 
 
 def decode_mask(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """The mask (height, width) of polygons, compressed or uncompressed RLE: uint8, 0 or 1."""
+    """Return the mask of an annotation with polygons or RLE (compressed or not): uint8 (height, width), 0 or 1."""
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
         return rle.decode(rle.merge(rle.frPyObjects(polygons(annotation), height, width)))
@@ -200,84 +208,68 @@ def decode_mask(annotation: dict[str, Any], height: int, width: int) -> np.ndarr
     return rle.decode(segmentation)
 
 
-def load_coco(annotations: Path, images: Path, *, masks: bool, check: Check) -> Coco:
-    """Read and check an annotation file and its images.
-
-    Args:
-        annotations: COCO JSON ("instances").
-        images: folder or zip file.
-        masks: whether annotations need a segmentation.
-        check: of the images before use: none, their headers (presence, size), or all of their pixels.
-
-    Raises:
-        DataError: a file that is missing or not COCO's, entries without what is needed, double ids, unknown
-            categories, images that are missing, unreadable or not of the size that the file says; with counts and
-            the first few names.
-    """
-    content = _read_json(annotations)
-    problems: dict[str, list[str]] = defaultdict(list)
-    notes: dict[str, list[str]] = defaultdict(list)
-    for key, needed in _NEEDED.items():
-        if not isinstance(content.get(key), list):
-            raise DataError(f"{annotations}: no list {key!r}; a COCO 'instances' file is expected")
-        for i, entry in enumerate(content[key]):
-            lacking = [name for name in needed if not isinstance(entry, dict) or name not in entry]
-            if lacking:
-                problems[f"entries of {key!r} without {lacking[0]!r}"].append(f"number {i}")
-        if not any(problems.values()):
-            _double(content[key], key, problems)
-    for entry in content["images"]:
-        sides = [entry.get("width"), entry.get("height")]
-        if not all(isinstance(side, int) and side > 0 for side in sides):
-            problems["images whose width and height are not whole numbers above 0"].append(f"{entry.get('file_name')}")
-    _refuse(annotations, problems)
-
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    known = {category["id"] for category in categories}
-    records = {i["id"]: ImageRecord(i["id"], i["file_name"], i["width"], i["height"]) for i in content["images"]}
-    for annotation in content["annotations"]:
-        name = f"id {annotation['id']}"
-        image = records.get(annotation["image_id"])
-        if annotation["category_id"] not in known:
-            problems["annotations of a category that is not listed"].append(name)
-            continue
-        if image is None:
-            notes["annotations of images that are not listed, left out"].append(name)
-            continue
-        if reason := _broken(annotation, image, masks=masks):
-            problems[reason].append(name)
-            continue
-        image.annotations.append(annotation)
-        if annotation.get("iscrowd", 0):
-            continue
-        if reason := defect(annotation, image, masks=masks):
-            notes[reason].append(name)
-    _refuse(annotations, problems)
-    files = ImageFiles(images)
-    images_list = list(records.values())
-    if check != "none":
-        _check_images(images_list, files, check, problems, notes)
-        _refuse(annotations, problems)
-    if empty := [image.file_name for image in images_list if not image.annotations]:
-        notes["images without annotations"] = empty
-    return Coco(
-        annotations,
-        images_list,
-        tuple(category["id"] for category in categories),
-        tuple(str(category["name"]) for category in categories),
-        files,
-        dict(notes),
-    )
-
-
-_NEEDED = {
+_REQUIRED = {
     "images": ("id", "file_name", "width", "height"),
     "categories": ("id", "name"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
 }
 
 
+def load_coco(annotations: Path, images: Path, *, masks: bool, check: Check) -> Coco:
+    """Read and check an annotation file and its images.
+
+    Args:
+        annotations: path of the COCO JSON ("instances").
+        images: path of the folder or the zip file of the images.
+        masks: whether annotations must have a segmentation.
+        check: check of the image files: none, their headers (existence and size), or also all of their pixels.
+
+    Raises:
+        DataError: a file that is missing or not COCO JSON, entries without a required key, equal ids, unknown
+            categories, or images that are missing, unreadable or not of the annotated size. The message has counts and
+            the first examples.
+    """
+    problems: dict[str, list[str]] = defaultdict(list)
+    notes: dict[str, list[str]] = defaultdict(list)
+
+    # 1. Check the form of the file.
+    content = _read_json(annotations)
+    _check_entries(annotations, content, problems)
+    _refuse(annotations, problems)
+
+    # 2. Check each annotation and add it to its image.
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    category_ids = {category["id"] for category in categories}
+    records = {i["id"]: ImageRecord(i["id"], i["file_name"], i["width"], i["height"]) for i in content["images"]}
+    for annotation in content["annotations"]:
+        name = f"id {annotation['id']}"
+        image = records.get(annotation["image_id"])
+        if annotation["category_id"] not in category_ids:
+            problems["annotations of a category that is not listed"].append(name)
+        elif image is None:
+            notes["annotations of images that are not listed, left out"].append(name)
+        elif reason := _broken(annotation, image, masks=masks):
+            problems[reason].append(name)
+        else:
+            image.annotations.append(annotation)
+            if not annotation.get("iscrowd", 0) and (reason := defect(annotation, image, masks=masks)):
+                notes[reason].append(name)
+    _refuse(annotations, problems)
+
+    # 3. Check the image files.
+    files = ImageFiles(images)
+    listed = list(records.values())
+    if check != "none":
+        _check_images(listed, files, check, problems, notes)
+        _refuse(annotations, problems)
+    if empty := [image.file_name for image in listed if not image.annotations]:
+        notes["images without annotations"] = empty
+    ids = tuple(category["id"] for category in categories)
+    return Coco(annotations, listed, ids, tuple(str(category["name"]) for category in categories), files, dict(notes))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file whose top level is an object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -285,32 +277,52 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path}: a COCO 'instances' file is expected")
+        raise DataError(f"{path}: must be a COCO 'instances' file, an object; found {type(content).__name__}")
     return content
 
 
-def _double(entries: list[dict[str, Any]], key: str, problems: dict[str, list[str]]) -> None:
-    seen: set[Any] = set()
-    for entry in entries:
-        if entry["id"] in seen:
-            problems[f"{key} with an id that another has"].append(f"id {entry['id']}")
-        seen.add(entry["id"])
+def _check_entries(path: Path, content: dict[str, Any], problems: dict[str, list[str]]) -> None:
+    """Check that the lists of a COCO file exist and that their entries have the required keys, different ids and sizes.
+
+    Args:
+        path: path of the file, for messages.
+        content: content of the file.
+        problems: reason -> examples, to which problems are added.
+    """
+    for key, required in _REQUIRED.items():
+        if not isinstance(content.get(key), list):
+            raise DataError(f"{path}: has no list {key!r}; must be a COCO 'instances' file")
+        for i, entry in enumerate(content[key]):
+            missing = [name for name in required if not isinstance(entry, dict) or name not in entry]
+            if missing:
+                problems[f"entries of {key!r} without {missing[0]!r}"].append(f"number {i}")
+        if problems:
+            continue  # entries may have no id
+        seen: set[Any] = set()
+        for entry in content[key]:
+            if entry["id"] in seen:
+                problems[f"{key} with the id of another entry"].append(f"id {entry['id']}")
+            seen.add(entry["id"])
+    for entry in (entry for entry in content["images"] if isinstance(entry, dict)):
+        sides = [entry.get("width"), entry.get("height")]
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            problems["images whose width and height are not whole numbers above 0"].append(f"{entry.get('file_name')}")
 
 
 def _broken(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> str | None:
-    """Why an annotation is not COCO's, if it is not."""
+    """Return why an annotation does not follow the COCO format, None if it does."""
     box = annotation["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not np.isfinite(np.asarray(box, dtype=np.float64)).all():
         return "annotations whose bbox is not four finite numbers"
     segmentation = annotation.get("segmentation")
     if segmentation is None:
-        return "annotations without a segmentation, which Mask R-CNN needs" if masks else None
+        return "annotations without a segmentation, which Mask R-CNN requires" if masks else None
     if isinstance(segmentation, list):
         return _broken_polygons(segmentation, image)
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
         return "annotations whose segmentation is neither polygons nor RLE"
     if list(segmentation["size"]) != [image.height, image.width]:
-        return "annotations whose RLE has another size than the image"
+        return "annotations whose RLE size does not match the image"
     counts = segmentation["counts"]
     if isinstance(counts, str):
         counts = rle_counts(counts)
@@ -320,19 +332,19 @@ def _broken(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> s
 
 
 def _broken_polygons(parts: list[Any], image: ImageRecord) -> str | None:
-    """Return why polygons cannot be rasterised, if they cannot.
+    """Return why polygons cannot be rasterised, None if they can.
 
-    pycocotools walks along each edge in steps of a fifth of a pixel and checks nothing: NaN and huge coordinates end
-    the process with a segmentation fault (cocoapi issue 380). Polygons may reach beyond the image, as far as
-    annotation tools write them.
+    pycocotools does not check polygons, and goes along each edge in steps of a fifth of a pixel. NaN and huge
+    coordinates end the process with a segmentation fault (cocoapi issue 380). Points moderately far outside of the
+    image are accepted, since annotation tools write them.
     """
-    reach = 2 * max(image.width, image.height, 1000)  # pixels
+    reach = 2 * max(image.width, image.height, 1000)  # pixels beyond the image
     for part in parts:
         if not isinstance(part, list):
             return "annotations whose polygons are not lists of numbers"
         try:
             values = np.asarray(part)
-        except ValueError:  # lists of unequal length within the polygon
+        except ValueError:  # numpy refuses lists of unequal length inside a polygon
             return "annotations whose polygons are not lists of numbers"
         if not len(part):
             continue
@@ -345,10 +357,11 @@ def _broken_polygons(parts: list[Any], image: ImageRecord) -> str | None:
 
 
 def rle_counts(text: str) -> list[int]:
-    """The run lengths of COCO's compressed RLE; pycocotools would decode a damaged one to whatever is in memory.
+    """Return the run lengths of COCO's compressed RLE, an empty list if the text is not valid.
 
-    Six bits a character: five of them a number's next digits, the sixth set where it goes on; from the fourth number
-    on, the difference to the one before the last (cocoapi, ``rleFrString``). Empty for what is no such text.
+    pycocotools does not check the text and decodes a damaged one to whatever is in memory. The format (cocoapi,
+    ``rleFrString``): each character has six bits, of which five are the next digits of a number and the sixth is set if
+    the number continues. From the fourth number on, the difference to the last number but one is stored.
     """
     counts: list[int] = []
     number = shift = 0
@@ -358,9 +371,9 @@ def rle_counts(text: str) -> list[int]:
             return []
         number |= (bits & 0x1F) << shift
         shift += 5
-        if bits & 0x20:
+        if bits & 0x20:  # the number continues
             continue
-        if bits & 0x10:
+        if bits & 0x10:  # the number is negative
             number -= 1 << shift
         counts.append(number + counts[-2] if len(counts) > 2 else number)
         number = shift = 0
@@ -374,14 +387,24 @@ def _check_images(
     problems: dict[str, list[str]],
     notes: dict[str, list[str]],
 ) -> None:
-    """Presence, size and, if asked for, pixels of all images, in threads (PIL and zlib release the lock)."""
+    """Check that all image files exist, have the annotated size and, with ``check`` "decode", can be decoded.
+
+    Args:
+        images: images to check.
+        files: their files.
+        check: "header" or "decode".
+        problems: reason -> examples, to which defects are added that training cannot handle.
+        notes: reason -> examples, to which the other defects are added.
+    """
+    # 1. Find images that share a file.
     names: set[str] = set()
     for image in images:
         if image.file_name in names:
             problems["images that share a file"].append(image.file_name)
         names.add(image.file_name)
 
-    def look(image: ImageRecord) -> tuple[str, str] | str | None:
+    def inspect(image: ImageRecord) -> tuple[str, str] | str | None:
+        """Return a problem and its example, or the reason of a note, or None."""
         if image.file_name not in files:
             return "images that are missing", image.file_name
         label = files.label(image.file_name)
@@ -389,9 +412,10 @@ def _check_images(
             content = files.read(image.file_name)
             with Image.open(io.BytesIO(content)) as opened:
                 mode, orientation = opened.mode, opened.getexif().get(0x0112, 1)
+                # Orientations from 5 on exchange width and height; annotations may be of either picture.
                 sizes = {opened.size, opened.size[::-1]} if orientation >= 5 else {opened.size}
             if (image.width, image.height) not in sizes:
-                return "images whose size is not the annotations'", f"{image.file_name} ({opened.size})"
+                return "images whose size does not match the annotations", f"{image.file_name} ({opened.size})"
             if check == "decode":
                 decode_image(io.BytesIO(content), label, (image.width, image.height))
         except (DataError, OSError, SyntaxError, ValueError) as error:
@@ -400,8 +424,9 @@ def _check_images(
             return "images turned by their EXIF orientation"
         return None if mode in ("RGB", "L") else f"images of mode {mode}, converted to RGB"
 
+    # 2. Inspect the files in threads, which run in parallel because PIL and zlib release Python's global lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, Progress(len(images), 0, 1) as progress:
-        for i, (image, found) in enumerate(zip(images, pool.map(look, images), strict=True), 1):
+        for i, (image, found) in enumerate(zip(images, pool.map(inspect, images), strict=True), 1):
             if isinstance(found, tuple):
                 problems[found[0]].append(found[1])
             elif found is not None:
@@ -410,21 +435,28 @@ def _check_images(
 
 
 def _refuse(path: Path, problems: dict[str, list[str]]) -> None:
-    """One error for all problems found, if there are any."""
-    found = [
+    """Raise one error for all problems, if there are any."""
+    if problems:
+        raise DataError(f"{path}: {'; '.join(_summary(problems))}. Correct or remove them")
+
+
+def _summary(found: dict[str, list[str]]) -> list[str]:
+    """Return 'count reason: examples' for each reason, with the first three examples."""
+    return [
         f"{len(names)} {reason}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for reason, names in problems.items()
-        if names
+        for reason, names in found.items()
     ]
-    if found:
-        raise DataError(f"{path}: {'; '.join(found)}. Correct or remove them")
 
 
 def repeat_factors(images: Iterable[ImageRecord], threshold: float) -> list[float]:
-    """How often each image is to be seen in an epoch (Gupta et al. 2019, LVIS, section 4.2 of the appendix).
+    """Return how often each image is drawn per epoch (Gupta et al. 2019, LVIS, section 4.2 of the appendix).
 
-    A category c is in a share f_c of the images; r_c = max(1, sqrt(threshold / f_c)); an image's factor is the largest
-    r_c of its categories.
+    Category c occurs in a share f_c of the images and has the factor r_c = max(1, sqrt(threshold / f_c)). The factor of
+    an image is the largest r_c of its categories, 1 without any.
+
+    Args:
+        images: images of the training set.
+        threshold: share of the images below which a category is repeated.
     """
     images = list(images)
     present = [{annotation["category_id"] for annotation in image.annotations} for image in images]

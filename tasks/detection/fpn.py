@@ -1,8 +1,8 @@
 """Feature pyramid over a backbone of any scheme.
 
-Lin et al. 2017 (arXiv:1612.03144). With ``heads="2fc"`` and a normalized backbone it computes what torchvision's
-``FeaturePyramidNetwork`` does. A backbone without normalization has levels that differ by two orders of magnitude in
-power at init: each lateral then reads its level through an ``InputGain``.
+Source: Lin et al. 2017 (arXiv:1612.03144). With ``heads="2fc"`` and a normalized backbone it computes the same as
+torchvision's ``FeaturePyramidNetwork``. In a backbone without normalization, the power of the levels differs by two
+orders of magnitude at init. Each lateral then reads its level through an ``InputGain``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from zoo.schemes.vision import VisionScheme
 
 
 class FPN(nn.Module):
-    """Maps of rising stride -> maps of ``out_channels`` at the same strides, and one at twice the last.
+    """Feature pyramid: maps of rising stride -> maps at the same strides, and one at twice the largest stride.
 
     Args:
-        in_channels: channels of each level, finest first.
-        out_channels: channels of the pyramid.
-        scheme: scheme of its convolutions and norms; None for plain convolutions with a bias.
+        in_channels: number of channels of each level, finest level first.
+        out_channels: number of channels of every output.
+        scheme: scheme of the convolutions and norms; None: plain convolutions with a bias.
         gains: whether each level is read through an ``InputGain``.
     """
 
@@ -55,6 +55,7 @@ class FPN(nn.Module):
             self.output_norms.append(norm)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Compute the pyramid: L maps (N, C_l, H_l, W_l) -> L + 1 maps (N, O, H_l, W_l)."""
         inner = [norm(conv(x)) for conv, norm, x in zip(self.laterals, self.lateral_norms, maps, strict=True)]
         for i in range(len(inner) - 2, -1, -1):
             size = inner[i].shape[-2:]
@@ -64,12 +65,12 @@ class FPN(nn.Module):
 
 
 class BodyWithFPN(nn.Module):
-    """Backbone and pyramid as torchvision's detectors want them: images (N, C, H, W) -> {"0": ..., "pool": ...}.
+    """Backbone and pyramid with the interface of torchvision's detectors.
 
     Args:
         body: feature extractor of the zoo.
-        out_channels: channels of the pyramid.
-        plain: whether the pyramid's layers are plain, or of the body's scheme.
+        out_channels: number of channels of every output.
+        plain: whether the layers of the pyramid are plain; otherwise they follow the scheme of the body.
     """
 
     def __init__(self, body: zoo.FeatureExtractor, out_channels: int, *, plain: bool) -> None:
@@ -84,4 +85,5 @@ class BodyWithFPN(nn.Module):
         self.names = [*(str(i) for i in range(len(strides))), "pool"]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute the pyramid of images (N, C, H, W): {"0": (N, O, h, w), ..., "pool": ...}, finest map first."""
         return dict(zip(self.names, self.fpn(self.body(x)), strict=True))

@@ -1,9 +1,12 @@
 """Box and mask heads in two styles.
 
-``2fc``: torchvision's and detectron2's default, plain layers without a norm: two linear layers for boxes, four
-convolutions for masks. ``4conv1fc``: four convolutions and a linear layer for boxes; these, the mask head's and the
-pyramid's layers are of the backbone's scheme. Wu and He 2018 have GroupNorm there, RescaleNet the bias before the
-product and He init. The RPN and the last layers are plain in both, as in the published GroupNorm baselines.
+- ``2fc`` is the default of torchvision and detectron2: two linear layers for boxes and four convolutions for masks, all
+  of them plain layers without a norm.
+- ``4conv1fc`` has four convolutions and a linear layer for boxes. These layers, those of the mask head and those of the
+  pyramid follow the scheme of the backbone. Wu and He 2018 use GroupNorm in these places; RescaleNet uses the bias
+  before the convolution and He init.
+
+The RPN and the last layers are plain in both styles, as in the published GroupNorm baselines.
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ HeadStyle = Literal["2fc", "4conv1fc"]
 
 
 def conv_stack(in_channels: int, channels: Sequence[int], scheme: VisionScheme | None) -> nn.Sequential:
-    """3x3 convolutions with their norms and ReLUs, as conv1, norm1, act1, ...: (N, C, h, w) -> (N, O, h, w).
+    """Return 3x3 convolutions with norms and ReLUs, named conv1, norm1, act1, ...: (N, C, h, w) -> (N, O, h, w).
 
     Args:
-        scheme: of the layers; None: plain convolutions with a bias.
+        in_channels: number of channels of the input.
+        channels: number of output channels of each convolution.
+        scheme: scheme of the layers; None: plain convolutions with a bias and without norms.
     """
     stack = nn.Sequential()
     for i, out in enumerate(channels, 1):
@@ -44,7 +49,7 @@ def conv_stack(in_channels: int, channels: Sequence[int], scheme: VisionScheme |
 
 
 class TwoLinear(nn.Module):
-    """Two linear layers with ReLUs: RoI features (R, C, s, s) -> (R, width). Init as detectron2's (Xavier)."""
+    """Two linear layers with ReLUs: RoI features (R, C, s, s) -> (R, width). The init is detectron2's (Xavier)."""
 
     def __init__(self, in_channels: int, size: int, width: int) -> None:
         super().__init__()
@@ -59,7 +64,7 @@ class TwoLinear(nn.Module):
 
 
 class ConvsLinear(nn.Module):
-    """3x3 convolutions of a scheme, then a linear layer: RoI features (R, C, s, s) -> (R, width)."""
+    """3x3 convolutions and a linear layer of a scheme: RoI features (R, C, s, s) -> (R, width)."""
 
     def __init__(self, in_channels: int, size: int, channels: Sequence[int], width: int, scheme: VisionScheme) -> None:
         super().__init__()
@@ -72,7 +77,12 @@ class ConvsLinear(nn.Module):
 
 
 def box_predictor(width: int, classes: int) -> FastRCNNPredictor:
-    """torchvision's last layers, with detectron2's init: small weights, so that early losses are small."""
+    """Return torchvision's last layers for boxes, with the small weights of detectron2, so that early losses are small.
+
+    Args:
+        width: number of input features.
+        classes: number of classes, background included.
+    """
     predictor = FastRCNNPredictor(width, classes)
     for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
@@ -81,7 +91,13 @@ def box_predictor(width: int, classes: int) -> FastRCNNPredictor:
 
 
 def mask_predictor(in_channels: int, width: int, classes: int) -> MaskRCNNPredictor:
-    """torchvision's upsampling and last layer, the latter with detectron2's small init."""
+    """Return torchvision's upsampling and last layer for masks, the latter with detectron2's small init.
+
+    Args:
+        in_channels: number of channels of the input.
+        width: number of channels after the upsampling.
+        classes: number of classes, background included.
+    """
     predictor = MaskRCNNPredictor(in_channels, width, classes)
     nn.init.normal_(predictor.mask_fcn_logits.weight, std=0.001)
     nn.init.zeros_(predictor.mask_fcn_logits.bias)

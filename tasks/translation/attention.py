@@ -1,4 +1,4 @@
-"""Where a translation looked: a picture of the cross-attention."""
+"""Pictures of the cross-attention of a translation: which source pieces each output piece depends on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from zoo.text import EOS, Tokenizer
 
 @torch.no_grad()
 def cross_attention(model: Transformer, source: Tensor, target: Tensor) -> Tensor:
-    """Attention of each position of the decoder's input (B, T) to the source (B, S): (layers, B, heads, T, S).
+    """Return the cross-attention weights of a translation: (layers, B, heads, T, S).
 
-    Row t is what the net looked at when it chose the token after the t-th of its input.
+    Row t has the weights with which the net predicted the token that follows token t of ``target``.
+
+    Args:
+        model: net in eval mode.
+        source: source tokens (B, S).
+        target: input tokens of the decoder (B, T).
     """
-    found: list[Tensor] = []
+    found: list[Tensor] = []  # (B, heads, T, S) of each layer
 
     def record(module: Any, args: tuple[Any, ...]) -> None:
         found.append(module.weights(*args))
@@ -35,20 +40,28 @@ def cross_attention(model: Transformer, source: Tensor, target: Tensor) -> Tenso
 
 
 def attention_picture(model: Transformer, coder: Tokenizer, source: str, target: str, path: Path) -> None:
-    """A PNG of the cross-attention, the mean over heads and layers: source pieces across, target pieces down."""
+    """Write a PNG of the mean cross-attention over heads and layers, a column per source and a row per target piece.
+
+    Args:
+        model: net in eval mode.
+        coder: tokenizer of the net.
+        source: source sentence.
+        target: its translation.
+        path: path of the picture.
+    """
     from matplotlib.figure import Figure
 
     device = model.encoder_embedding.weight.device
     tokens = coder([source])
     (ids,) = coder.target.encode([target])
     weights = cross_attention(model, tokens.to(device), torch.tensor([[EOS, *ids]], device=device))
-    grid = weights.mean((0, 2))[0].cpu()
-    across, down = coder.source.pieces(tokens[0].tolist()), [*coder.target.pieces(ids), "</s>"]
-    figure = Figure(figsize=(1.5 + 0.32 * len(across), 1.5 + 0.26 * len(down)), dpi=150, layout="constrained")
+    grid = weights.mean((0, 2))[0].cpu()  # (layers, 1, heads, T, S) -> (T, S)
+    columns, rows = coder.source.pieces(tokens[0].tolist()), [*coder.target.pieces(ids), "</s>"]
+    figure = Figure(figsize=(1.5 + 0.32 * len(columns), 1.5 + 0.26 * len(rows)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(grid.numpy(), cmap="Blues", vmin=0, aspect="auto")
-    axes.set_xticks(range(len(across)), across, rotation=90)
-    axes.set_yticks(range(len(down)), down)
+    axes.set_xticks(range(len(columns)), columns, rotation=90)
+    axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel("source")
     axes.set_ylabel("translation")
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))

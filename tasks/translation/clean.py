@@ -1,4 +1,4 @@
-"""Cleaning of parallel text for training; what is dropped is counted."""
+"""Cleaning of parallel text for training, with counts of the dropped pairs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,26 @@ from collections.abc import Iterable, Iterator
 from tasks.translation.config import CleanSection
 from tasks.translation.text import Pair
 
-# Characters of category C that belong into text: joiners of scripts such as Persian's.
-_KEPT = "\u200c\u200d"
+# Characters of category C (control) that belong to text: the joiners of scripts such as Persian.
+_JOINERS = "\u200c\u200d"
 
 
 class Cleaner:
-    """Drops and mends pairs by rules; ``counts`` tells how many by which.
+    """Filter of sentence pairs.
 
-    Rules, in this order: control characters become spaces (the pair is kept); ``empty``, on either side; ``long``,
-    more than max_words on either side; ``ratio``, the longer side has more than max_ratio times the words of the
-    shorter; ``duplicate``, the same pair was there before.
+    Control characters are replaced by spaces first. A pair is then dropped for the first of these reasons that applies:
+
+    - ``empty``: one side has no words.
+    - ``long``: one side has more than ``max_words`` words.
+    - ``ratio``: the longer side has more than ``max_ratio`` times the words of the shorter side.
+    - ``duplicate``: the same pair occurred before.
+
+    Args:
+        settings: limits of the rules.
+
+    Attributes:
+        counts: number of pairs by result: ``read``, ``mended`` (control characters were replaced), ``kept``, and the
+            reasons above.
     """
 
     def __init__(self, settings: CleanSection) -> None:
@@ -28,17 +38,18 @@ class Cleaner:
         self._seen: set[bytes] = set()
 
     def __call__(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        """Yield the cleaned pairs that are kept, and count all."""
         for pair in pairs:
+            cleaned = Pair(*map(without_control, pair))
+            reason = self._reason(cleaned)
             self.counts["read"] += 1
-            mended = Pair(*map(without_control, pair))
-            self.counts["mended"] += mended != pair
-            if (reason := self._reason(mended)) is not None:
-                self.counts[reason] += 1
-                continue
-            self.counts["kept"] += 1
-            yield mended
+            self.counts["mended"] += cleaned != pair
+            self.counts[reason or "kept"] += 1
+            if reason is None:
+                yield cleaned
 
     def _reason(self, pair: Pair) -> str | None:
+        """Return why a cleaned pair is dropped, None if it is kept."""
         rules = self.settings
         lengths = len(pair.source.split()), len(pair.target.split())
         if not min(lengths):
@@ -48,6 +59,7 @@ class Cleaner:
         if max(lengths) > rules.max_ratio * min(lengths):
             return "ratio"
         if rules.duplicates == "drop":
+            # Digests need less memory than the sentences of a large corpus.
             key = hashlib.blake2b("\t".join(pair).encode(), digest_size=12).digest()
             if key in self._seen:
                 return "duplicate"
@@ -58,14 +70,14 @@ class Cleaner:
         dropped = ", ".join(f"{self.counts[r]} {r}" for r in ("empty", "long", "ratio", "duplicate", "untokenisable"))
         return (
             f"{self.counts['read']} pairs read, {self.counts['kept']} kept "
-            f"({self.counts['mended']} with control characters mended); dropped: {dropped}"
+            f"({self.counts['mended']} with control characters replaced); dropped: {dropped}"
         )
 
 
 def without_control(text: str) -> str:
-    """The text with control, private and unassigned characters as spaces, and single spaces between words."""
+    """Replace control, private and unassigned characters by spaces, and runs of white space by single spaces."""
     if text.isascii() and text.isprintable():
         cleaned = text
     else:
-        cleaned = "".join(" " if unicodedata.category(c)[0] == "C" and c not in _KEPT else c for c in text)
+        cleaned = "".join(" " if unicodedata.category(c)[0] == "C" and c not in _JOINERS else c for c in text)
     return " ".join(cleaned.split())

@@ -1,4 +1,4 @@
-"""Where parallel text comes from: files on disk, sacrebleu's test sets, Hugging Face datasets."""
+"""Sources of parallel text: files on disk, test sets of sacrebleu, data sets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ Source = Callable[[], Iterator[Pair]]
 
 
 def find_pairs(root: Path, entry: str, languages: tuple[str, str]) -> Source:
-    """What reads the pairs that a name stands for, each time from the start. It is found now, and read later.
+    """Find parallel text by name; return a function that reads its pairs from the start at each call.
 
     Args:
-        entry: ``sacrebleu:NAME`` for a test set of sacrebleu, as ``sacrebleu:wmt14/full``; ``hf:NAME[@CONFIG]:SPLIT``
-            for a data set of the Hugging Face hub whose rows are ``{"translation": {language: text}}``, as
-            ``hf:wmt/wmt14@de-en:train``; else files, see ``find_files``.
+        root: folder of the files.
+        entry: name of the text. ``sacrebleu:NAME`` is a test set of sacrebleu, such as ``sacrebleu:wmt14/full``.
+            ``hf:NAME[@CONFIG]:SPLIT`` is a data set of the Hugging Face hub whose rows are ``{"translation":
+            {language: text}}``, such as ``hf:wmt/wmt14@de-en:train``. Other names are files, see ``find_files``.
+        languages: codes of the source and the target language.
 
     Raises:
-        DataError: there is no such text, or no network to get it.
+        DataError: a text that does not exist, or cannot be downloaded.
     """
     if entry.startswith("sacrebleu:"):
         source, target = _sacrebleu(entry.removeprefix("sacrebleu:"), languages)
@@ -33,67 +35,70 @@ def find_pairs(root: Path, entry: str, languages: tuple[str, str]) -> Source:
 
 
 def _sacrebleu(name: str, languages: tuple[str, str]) -> tuple[Path, Path]:
-    """Source and first reference of a test set, downloaded to sacrebleu's own cache if they are not there."""
+    """Return the files of source and first reference of a test set; sacrebleu downloads them to its own cache."""
     from sacrebleu.utils import get_available_testsets_for_langpair, get_reference_files, get_source_file
 
     pair = "-".join(languages)
     known = get_available_testsets_for_langpair(pair)
     if name not in known:
-        raise DataError(f"sacrebleu:{name}: no such test set for {pair} (known: {', '.join(sorted(known))})")
+        raise DataError(f"sacrebleu:{name}: no such test set for {pair}; known: {', '.join(sorted(known))}")
     try:
         return Path(get_source_file(name, pair)), Path(get_reference_files(name, pair)[0])
-    except (OSError, SystemExit) as error:  # sacrebleu exits where a download fails
-        raise DataError(f"sacrebleu:{name}: cannot be downloaded ({error}); get the files by hand") from None
+    except (OSError, SystemExit) as error:  # sacrebleu exits the process if a download fails
+        raise DataError(f"sacrebleu:{name}: cannot be downloaded ({error}); download its files yourself") from None
 
 
 def _hub(name: str, languages: tuple[str, str]) -> Source:
+    """Return a function that reads the pairs of a data set of the Hugging Face hub; see ``find_pairs``."""
     head, _, split = name.partition(":")
     path, _, config = head.partition("@")
     if not path or not split:
-        raise DataError(f"hf:{name}: write hf:NAME:SPLIT or hf:NAME@CONFIG:SPLIT")
+        raise DataError(f"hf:{name}: has no name or no split; write hf:NAME:SPLIT or hf:NAME@CONFIG:SPLIT")
     try:
         import datasets
     except ImportError:
-        raise DataError(f"hf:{name}: needs the package datasets (pip install datasets)") from None
+        raise DataError(f"hf:{name}: requires the package datasets (pip install datasets)") from None
     try:
         rows: Any = datasets.load_dataset(path, config or None, split=split, streaming=True)
-    except Exception as error:  # whatever the hub, the network or a data set's builder say
+    except Exception as error:  # the hub, the network and the builders of data sets raise many types
         raise DataError(f"hf:{name}: cannot be loaded ({' '.join(str(error).split())})") from None
 
     def read() -> Iterator[Pair]:
         for number, row in enumerate(rows):
-            try:  # a text may have line breaks; a sentence of a corpus is a line
+            try:  # splitlines, because a sentence of a corpus is one line and these texts may have line breaks
                 yield Pair(*(" ".join(row["translation"][language].splitlines()) for language in languages))
             except (KeyError, TypeError, AttributeError):
-                raise DataError(
-                    f"hf:{name}, row {number}: no 'translation' with {' and '.join(languages)} in {sorted(row)}"
-                ) from None
+                both = " and ".join(languages)
+                raise DataError(f"hf:{name}, row {number}: no 'translation' with {both} in {sorted(row)}") from None
 
     return read
 
 
 def find_files(root: Path, entry: str, languages: tuple[str, str]) -> tuple[Path, Path]:
-    """The two files that a name stands for.
+    """Return the source and the target file of a name; both are the same file if it contains pairs.
 
     Args:
-        entry: below root: a .tsv or .xml file; or what comes before the languages in the names of two files, as
-            ``train`` for train.en and train.de; or a name with ``{lang}`` in place of the language, as
-            ``newstest2014.tok.{lang}.gz``. Endings .gz, .txt, .sgm are found.
+        root: folder of the files.
+        entry: name below ``root``: a .tsv or .xml file, or the common beginning of two files (``train`` for train.en
+            and train.de), or a name with ``{lang}`` in place of the language (``newstest2014.tok.{lang}.gz``). The
+            endings .gz, .txt and .sgm may be left out.
+        languages: codes of the source and the target language.
 
     Raises:
-        DataError: there are no such files.
+        DataError: files that do not exist.
     """
     if kind_of(Path(entry)) in (".tsv", ".xml"):
         if not (path := root / entry).is_file():
             raise DataError(f"{path}: no such file")
         return path, path
     pattern = entry if "{lang}" in entry else f"{entry}.{{lang}}"
-    found = []
-    for language in languages:
-        name = pattern.replace("{lang}", language)
-        candidates = [root / f"{name}{end}" for end in ("", ".gz", ".txt", ".txt.gz", ".sgm", ".sgm.gz")]
-        there = [candidate for candidate in candidates if candidate.is_file()]
-        if not there:
-            raise DataError(f"{root / name}: no such file, nor with .gz, .txt or .sgm after it")
-        found.append(there[0])
-    return found[0], found[1]
+    source, target = (_with_ending(root / pattern.replace("{lang}", language)) for language in languages)
+    return source, target
+
+
+def _with_ending(path: Path) -> Path:
+    """Return the first existing file that has this path, with or without a known ending after it."""
+    for end in ("", ".gz", ".txt", ".txt.gz", ".sgm", ".sgm.gz"):
+        if (found := path.with_name(path.name + end)).is_file():
+            return found
+    raise DataError(f"{path}: no such file, nor with .gz, .txt or .sgm after it")

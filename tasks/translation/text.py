@@ -1,4 +1,7 @@
-"""Reading text: plain lines, .gz, WMT's .sgm and .xml, tab-separated pairs. Lines end at line feeds, nowhere else."""
+"""Reading of text: plain lines, WMT's .sgm and .xml, tab-separated pairs, each also compressed (.gz).
+
+Lines end at line feeds only. ``str.splitlines`` would split at further characters, which occur inside of sentences.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,19 @@ from tasks.errors import DataError
 
 
 class Pair(NamedTuple):
-    """A sentence and its translation."""
+    """A sentence and its translation.
+
+    Attributes:
+        source: sentence in the source language.
+        target: sentence in the target language.
+    """
 
     source: str
     target: str
 
 
 def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
+    """Open a file for reading bytes, decompressed if its name ends with .gz."""
     try:
         return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
@@ -30,22 +39,27 @@ def _open(path: Path) -> gzip.GzipFile | IO[bytes]:
 
 
 def kind_of(path: Path) -> str:
-    """The ending that tells the format, without .gz."""
+    """Return the ending that defines the format, in lower case: that before .gz if there is one."""
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 text file, without their ends (also those of Windows).
+    """Yield the lines of a UTF-8 text file, without line feeds and carriage returns at their ends.
 
     Raises:
-        DataError: no such file, damaged compression, or bytes that are not UTF-8; with file and line.
+        DataError: a missing file, damaged compression, or text that is not UTF-8; the message names file and line.
     """
     with _open(path) as file:
         yield from decode_lines(file, str(path))
 
 
 def decode_lines(file: gzip.GzipFile | IO[bytes], name: str) -> Iterator[str]:
-    """The lines of an open file; ``name`` is for messages. Raises as ``read_lines``."""
+    """Yield the lines of an open file as ``read_lines`` does.
+
+    Args:
+        file: file opened for reading bytes.
+        name: name of the file in messages.
+    """
     number = 0
     try:
         for number, raw in enumerate(file, 1):
@@ -65,10 +79,12 @@ _SEGMENT = re.compile(r"<seg[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
 
 
 def read_segments(path: Path, language: str) -> Iterator[str]:
-    """Sentences of one file: lines, or the segments of WMT's .sgm and .xml.
+    """Yield the sentences of a file: its lines, or the segments of WMT's .sgm and .xml.
 
     Args:
-        language: in an .xml file, which of its texts: the source's language, or that of the first reference.
+        path: path of the file.
+        language: code of the language to read from an .xml file, which contains the source and its references; if
+            there are several references, the first is read.
     """
     kind = kind_of(path)
     if kind == ".sgm":
@@ -82,32 +98,38 @@ def read_segments(path: Path, language: str) -> Iterator[str]:
 
 
 def _xml_segments(path: Path, language: str) -> Iterator[str]:
-    """WMT's format since 2021: <doc><src lang><p><seg id>, <ref lang translator>."""
+    """Yield the segments of WMT's format since 2021: <doc><src lang><p><seg id>, <ref lang translator>."""
     try:
         with _open(path) as file:
             root = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not XML ({error})") from None
     for number, document in enumerate(root.iter("doc"), 1):
-        texts = [node for tag in ("src", "ref") for node in document.iter(tag) if node.get("lang") == language]
-        if not texts:
-            there = sorted({str(n.get("lang")) for tag in ("src", "ref") for n in document.iter(tag)})
-            raise DataError(f"{path}: document {number} has no text in {language!r}, only in {', '.join(there)}")
-        for segment in texts[0].iter("seg"):
+        texts = [node for tag in ("src", "ref") for node in document.iter(tag)]
+        chosen = next((node for node in texts if node.get("lang") == language), None)
+        if chosen is None:
+            found = ", ".join(sorted({str(node.get("lang")) for node in texts}))
+            raise DataError(f"{path}: document {number} has no text in {language!r}, only in {found}")
+        for segment in chosen.iter("seg"):
             yield " ".join("".join(segment.itertext()).split())
 
 
 def read_pairs(source: Path, target: Path, languages: tuple[str, str]) -> Iterator[Pair]:
-    """The pairs of two files that belong together line by line, or of a .tsv file given twice.
+    """Yield the pairs of two files, line by line, or those of one .tsv file.
+
+    Args:
+        source: path of the source file.
+        target: path of the target file; the same path for a .tsv or .xml file.
+        languages: codes of the source and the target language.
 
     Raises:
-        DataError: as ``read_lines``; unequal numbers of lines; a .tsv line without two columns.
+        DataError: a file that ``read_lines`` refuses, unequal numbers of lines, or a .tsv line without two columns.
     """
     if source == target and kind_of(source) == ".tsv":
         for number, line in enumerate(read_lines(source), 1):
             columns = line.split("\t")
             if len(columns) < 2:
-                raise DataError(f"{source}, line {number}: no tab; source and target must be in two columns")
+                raise DataError(f"{source}, line {number}: has no tab; source and target must be in two columns")
             yield Pair(columns[0], columns[1])
         return
     count = 0
@@ -118,6 +140,6 @@ def read_pairs(source: Path, target: Path, languages: tuple[str, str]) -> Iterat
             more = count + sum(1 for _ in lines)
             raise DataError(
                 f"{short} has {count - 1} lines, {long} {more}: line {count} has no counterpart; "
-                "parallel files must agree line by line"
+                "parallel files must have equal numbers of lines"
             )
         yield Pair(left, right)

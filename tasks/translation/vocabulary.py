@@ -15,7 +15,14 @@ from zoo.text import BOS, EOS, PAD, UNK, Vocabulary
 def train_vocabulary(
     texts: Iterable[str], size: int, kind: Literal["bpe", "unigram"], *, coverage: float = 1.0, seed: int = 0
 ) -> Vocabulary:
-    """A sentencepiece vocabulary of ``size`` pieces from text.
+    """Train a sentencepiece vocabulary.
+
+    Args:
+        texts: sentences to train on.
+        size: number of pieces.
+        kind: model of sentencepiece.
+        coverage: share of the characters of the text that get pieces of their own; the rest become <unk>.
+        seed: seed of the random sample of sentences.
 
     Raises:
         DataError: too little text for the size.
@@ -34,9 +41,9 @@ def train_vocabulary(
             pad_id=PAD,
             eos_id=EOS,
             unk_id=UNK,
-            input_sentence_size=5_000_000,  # beyond that, a random sample
+            input_sentence_size=5_000_000,  # of larger texts, a random sample of this size is used
             shuffle_input_sentence=True,
-            num_threads=1,  # more give other models
+            num_threads=1,  # more threads would give other models
             minloglevel=2,
         )
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Writing videos: H.264 in MP4."""
+"""Writing of videos: H.264 in MP4."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def write_video(
     options: Mapping[str, str] | None = None,
     times: tuple[Sequence[int], Fraction] | None = None,
 ) -> None:
-    """Write frames as a video, whole or not at all.
+    """Write frames as a video; an interruption leaves no incomplete file.
 
     Args:
-        path: MP4 file.
-        frames: uint8 RGB pictures (H, W, 3), at least one, all of the same even height and width.
-        rate: frames per second; on average, with ``times``.
+        path: path of the file.
+        frames: at least one RGB frame, uint8 (H, W, 3), all of one size with even height and width.
+        rate: number of frames per second; the average number if ``times`` is given.
         options: options of the encoder (libx264).
-        times: time of each frame, and the unit of the times in seconds; default: evenly spaced.
+        times: time of each frame, and the unit of the times in seconds; None: evenly spaced frames.
     """
 
     def write(temporary: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which frames make a clip: by time, so that videos of any and of changing rate are seen at one pace."""
+"""Choice of the frames of a clip by time, so that clips have one pace at any frame rate, constant or not."""
 
 from __future__ import annotations
 
@@ -9,60 +9,72 @@ import numpy as np
 from tasks.video.decode import VideoInfo
 from zoo import VideoTransform
 
-Segment = tuple[float, float] | None  # the part of a video that counts, in seconds; None for all of it
-_EPSILON = 1e-4  # seconds that rounding may be off
+Segment = tuple[float, float] | None  # part of a video in seconds (begin, end); None: the whole video
+_EPSILON = 1e-4  # seconds; larger than the rounding errors of the times
 
 
 @dataclass(frozen=True)
 class ClipSampler:
-    """Frame numbers of clips.
+    """Sampler of the frame numbers of clips.
 
-    A clip with an ``interval`` has its frames that far apart, and starts where it fits into the video; the last frame
-    is repeated where the video is too short. Without one the video is cut into as many parts as the clip has frames,
-    and each gives one.
+    With an ``interval``, the frames of a clip are that far apart, and the clip starts where it fits into the video; if
+    the video is too short, its last frame is repeated. Without an interval, the video is divided into as many parts as
+    the clip has frames, and each part gives one frame.
+
+    Attributes:
+        layout: transform whose ``frames``, ``interval`` and ``fps`` describe a clip.
     """
 
     layout: VideoTransform
 
     def random(self, info: VideoInfo, generator: np.random.Generator, segment: Segment = None) -> np.ndarray:
-        """(frames,): one clip at a random place; without an interval a random frame of each part."""
+        """Return a clip at a random place, or without an interval a random frame of each part: int (frames,)."""
         begin, length = _span(info, segment)
         if self.layout.interval is None:
             parts = np.arange(self.layout.frames) + generator.random(self.layout.frames)
             return frames_at(info, begin + parts * (length / self.layout.frames))
-        return frames_at(info, begin + generator.random() * self._room(info, length) + self._offsets(info))
+        return frames_at(info, begin + generator.random() * self._start_range(info, length) + self._offsets(info))
 
     def uniform(self, info: VideoInfo, clips: int, segment: Segment = None) -> np.ndarray:
-        """(clips, frames): spread evenly from the first that fits to the last; one clip is the middle one."""
+        """Return clips spread evenly over the video, from its start to its end: int (clips, frames).
+
+        A single clip is the middle one.
+        """
         begin, length = _span(info, segment)
         if self.layout.interval is None:
-            places = (np.arange(clips) + 0.5) / clips  # within each part
+            places = (np.arange(clips) + 0.5) / clips  # (clips,), place in each part, 0..1
             parts = np.arange(self.layout.frames) + places[:, None]
             return frames_at(info, begin + parts * (length / self.layout.frames))
-        places = np.linspace(0, 1, clips) if clips > 1 else np.array([0.5])
-        return frames_at(info, begin + places[:, None] * self._room(info, length) + self._offsets(info))
+        places = np.linspace(0, 1, clips) if clips > 1 else np.array([0.5])  # (clips,), 0: first start, 1: last
+        return frames_at(info, begin + places[:, None] * self._start_range(info, length) + self._offsets(info))
 
     def span(self, info: VideoInfo) -> float:
-        """Seconds from the first frame of a clip to the end of the last."""
+        """Return the seconds from the first frame of a clip to the end of its last."""
         return info.duration if self.layout.interval is None else float(self._offsets(info)[-1]) + 1 / info.fps
 
     def _offsets(self, info: VideoInfo) -> np.ndarray:
+        """Return the seconds from the first frame of a clip to each of its frames: (frames,)."""
         assert self.layout.interval is not None
         return np.arange(self.layout.frames) * (self.layout.interval / (self.layout.fps or info.fps))
 
-    def _room(self, info: VideoInfo, length: float) -> float:
-        """Seconds between the first and the last start."""
+    def _start_range(self, info: VideoInfo, length: float) -> float:
+        """Return the seconds between the first and the last possible start of a clip."""
         return max(0.0, length - self.span(info))
 
 
 def _span(info: VideoInfo, segment: Segment) -> tuple[float, float]:
-    """Beginning and length of what counts, in seconds."""
+    """Return begin and length of the segment within the video, in seconds."""
     begin, end = segment or (0.0, info.duration)
     begin = min(begin, info.duration)
     return begin, max(0.0, min(end, info.duration) - begin)
 
 
 def frames_at(info: VideoInfo, seconds: np.ndarray) -> np.ndarray:
-    """Numbers of the frames that are on the screen at times (any shape), the last one after the end."""
-    found = np.searchsorted(info.times, seconds + _EPSILON, side="right") - 1
-    return found.clip(0, info.frames - 1)
+    """Return the number of the frame displayed at each time; after the end it is the last frame.
+
+    Args:
+        info: description of the video.
+        seconds: times in seconds from the first frame, of any shape, which the result has too.
+    """
+    numbers = np.searchsorted(info.times, seconds + _EPSILON, side="right") - 1
+    return numbers.clip(0, info.frames - 1)

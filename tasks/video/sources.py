@@ -1,4 +1,4 @@
-"""Lists of labelled videos: class folders, path-label lists, Kinetics' CSV files."""
+"""Lists of labelled videos, from class folders, lists of paths and labels, or CSV files of Kinetics."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ class Video:
     """One labelled video.
 
     Attributes:
-        name: what lists and reports call it.
-        path: None where no file was found for it.
-        segment: seconds that count, None for all of it.
+        name: name of the video in lists and reports.
+        path: path of the file; None if there is no file.
+        label: number of the class.
+        segment: begin and end in seconds of the part to use; None: the whole video.
     """
 
     name: str
@@ -34,7 +35,12 @@ class Video:
 
 @dataclass(frozen=True)
 class Videos:
-    """Labelled videos and their class names."""
+    """Labelled videos.
+
+    Attributes:
+        classes: names of the classes, in the order of the labels.
+        items: videos in the order of their list.
+    """
 
     classes: tuple[str, ...]
     items: tuple[Video, ...]
@@ -43,16 +49,17 @@ class Videos:
         return len(self.items)
 
     def names(self) -> list[str]:
+        """Return the names of all videos."""
         return [video.name for video in self.items]
 
     def subset(self, names: Iterable[str], *, without: bool = False) -> Videos:
-        """The videos of these names, or all others."""
+        """Return the videos with these names, or with ``without`` all other videos."""
         chosen = set(names)
         return Videos(self.classes, tuple(v for v in self.items if (v.name in chosen) != without))
 
 
 def is_video(path: Path) -> bool:
-    """Whether the ending is a video's, and the file not hidden."""
+    """Return whether the file name ends like that of a video and is not hidden."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
@@ -62,104 +69,113 @@ def find_videos(paths: Sequence[str]) -> list[Path]:
 
 
 def folder_videos(root: Path) -> Videos:
-    """A folder of videos for each class, classes in alphabetical order; names are CLASS/FILE.
+    """List the videos of class folders; the classes are in alphabetical order, the names are CLASS/FILE.
+
+    Args:
+        root: folder with one folder of videos for each class.
 
     Raises:
-        DataError: no such folder, no classes, or a class without videos.
+        DataError: a missing folder, no class folder, or a class folder without videos.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; one folder of videos for each class is expected there")
+        raise DataError(f"{root}: no such folder; it must contain one folder of videos for each class")
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
-        raise DataError(f"{root}: one folder of videos for each class is expected there")
+        raise DataError(f"{root}: contains no folder; it must contain one folder of videos for each class")
     items = []
     for label, folder in enumerate(folders):
         files = sorted(p for p in folder.rglob("*") if is_video(p))
         if not files:
-            raise DataError(f"{folder}: no videos in it; known endings: {' '.join(EXTENSIONS)}")
+            raise DataError(f"{folder}: contains no videos; known endings: {' '.join(EXTENSIONS)}")
         items += [Video(str(p.relative_to(root)), p, label) for p in files]
     return Videos(tuple(folder.name for folder in folders), tuple(items))
 
 
 def list_videos(file: Path, root: Path, classes: Sequence[str] | None = None) -> Videos:
-    """A text file of 'path label' lines, or CSV with such columns; further columns are ignored.
+    """Read a text file of 'path label' lines, or a CSV file with such columns; other columns are ignored.
 
-    Without a header the last field of a line is the label and what is before it the path. Separators are commas, tabs
-    or spaces.
+    Without a header, the last field of a line is the label and everything before it the path. Fields are separated by
+    commas, tabs or spaces.
 
     Args:
-        root: folder of the videos.
-        classes: in their order; by default the labels that occur, numbers in their order, names in alphabetical.
+        file: path of the list.
+        root: folder to which the paths in the list are relative.
+        classes: names of the classes in order; None: the labels of the list, numbers in numerical order, names in
+            alphabetical order.
 
     Raises:
-        DataError: no such file, a line without a label, or a label that is not one of ``classes``.
+        DataError: a missing file, a line without a label, or a label that is not in ``classes``.
     """
+    # 1. Find the separator and the columns from the first line.
     lines = _lines(file)
     separator = next((s for s in (",", "\t") if s in lines[0][1]), None)
     header = [field.strip().lower() for field in lines[0][1].split(separator)]
     path_column = next((header.index(name) for name in _PATH_COLUMNS if name in header), None)
     label_column = next((header.index(name) for name in _LABEL_COLUMNS if name in header), None)
-    pairs = []
+    # 2. Read the path and the label of each line.
+    rows = []  # (line number, path, label)
     if path_column is not None and label_column is not None:
         for number, line in lines[1:]:
             fields = next(csv.reader([line], delimiter=separator or " "))
             if len(fields) <= max(path_column, label_column):
-                raise DataError(f"{file}, line {number}: {len(header)} fields are expected")
-            pairs.append((number, fields[path_column].strip(), fields[label_column].strip()))
+                raise DataError(f"{file}, line {number}: has {len(fields)} fields, must have {len(header)}")
+            rows.append((number, fields[path_column].strip(), fields[label_column].strip()))
     else:
         for number, line in lines:
             path, _, label = line.rstrip().rpartition(separator or " ")
             if not path.strip() or not label.strip():
-                raise DataError(f"{file}, line {number}: 'path label' is expected, not {line!r}")
-            pairs.append((number, path.strip(), label.strip()))
-    names, index = _classes([label for _, _, label in pairs], classes)
-    items = []
-    for number, path, label in pairs:
-        if label not in index:
-            raise DataError(f"{file}, line {number}: class {label!r} is not one of {', '.join(names[:5])}, ...")
-        items.append(Video(path, root / path, index[label]))
+                raise DataError(f"{file}, line {number}: must be 'path label', not {line!r}")
+            rows.append((number, path.strip(), label.strip()))
+    # 3. Number the classes.
+    names, numbers = _classes([label for _, _, label in rows], classes)
+    items = [Video(path, root / path, _label(numbers, label, f"{file}, line {n}")) for n, path, label in rows]
     return Videos(names, tuple(items))
 
 
 def kinetics_videos(file: Path, root: Path, classes: Sequence[str] | None = None) -> Videos:
-    """Kinetics' CSV: label, youtube_id, time_start, time_end (seconds).
+    """Read a CSV file of Kinetics with the columns label, youtube_id, time_start and time_end (seconds).
 
-    A video is looked for anywhere below ``root``, as ID_START_END (six digits each, as the usual downloaders write) or
-    as ID, of which only the time given counts. One that is not there stays in the list, without a path.
+    The file of a video may be anywhere below ``root``. It is called ID_START_END (six digits each, as the common
+    download scripts name them), or ID, of which only the given segment is used. A video without a file stays in the
+    list with ``path`` None.
 
     Args:
-        classes: as for ``list_videos``.
+        file: path of the CSV file.
+        root: folder of the videos.
+        classes: names of the classes in order; None: as in ``list_videos``.
 
     Raises:
-        DataError: no such file, columns that are missing, values that are no numbers, or an unknown class.
+        DataError: a missing file, missing columns, times that are not numbers, or a label that is not in ``classes``.
     """
-    needed = ("label", "youtube_id", "time_start", "time_end")
+    # 1. Read the rows and find the files.
+    required = ("label", "youtube_id", "time_start", "time_end")
     lines = _lines(file)
     rows = list(csv.DictReader(line for _, line in lines))
-    missing = [name for name in needed if not rows or name not in rows[0]]
+    missing = [name for name in required if not rows or name not in rows[0]]
     if missing:
-        raise DataError(f"{file}: columns {', '.join(needed)} are expected; {', '.join(missing)} missing")
-    there: dict[str, Path] = {p.stem: p for p in sorted(root.rglob("*")) if is_video(p)}
-    names, index = _classes([row["label"] for row in rows], classes)
+        raise DataError(f"{file}: has no column {', '.join(missing)}; must have {', '.join(required)}")
+    files: dict[str, Path] = {p.stem: p for p in sorted(root.rglob("*")) if is_video(p)}
+    names, numbers = _classes([row["label"] for row in rows], classes)
+    # 2. Check each row and match it with a file.
     items = []
     for (number, _), row in zip(lines[1:], rows, strict=True):
+        place = f"{file}, line {number}"
         try:
             begin, end = float(row["time_start"]), float(row["time_end"])
         except (TypeError, ValueError):
-            raise DataError(f"{file}, line {number}: time_start and time_end are seconds") from None
+            raise DataError(f"{place}: time_start and time_end must be numbers (seconds)") from None
         if not 0 <= begin < end:
-            raise DataError(f"{file}, line {number}: time_start={begin:g} is not before time_end={end:g}")
-        if row["label"] not in index:
-            raise DataError(f"{file}, line {number}: class {row['label']!r} is not one of {', '.join(names[:5])}, ...")
+            raise DataError(f"{place}: time_start={begin:g} must be >= 0 and < time_end={end:g}")
+        label = _label(numbers, row["label"], place)
         trimmed = f"{row['youtube_id']}_{int(begin):06}_{int(end):06}"
-        whole = there.get(row["youtube_id"])
-        segment = None if trimmed in there or whole is None else (begin, end)
-        items.append(Video(trimmed, there.get(trimmed, whole), index[row["label"]], segment))
+        whole = files.get(row["youtube_id"])
+        segment = None if trimmed in files or whole is None else (begin, end)
+        items.append(Video(trimmed, files.get(trimmed, whole), label, segment))
     return Videos(names, tuple(items))
 
 
 def _lines(file: Path) -> list[tuple[int, str]]:
-    """Lines that are not empty, with their numbers."""
+    """Return the lines that are not empty, with their numbers."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -173,8 +189,15 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 
 
 def _classes(labels: Sequence[str], classes: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Class names in order, and the number of each label."""
+    """Return the class names in order, and the number of each class by its name."""
     if classes is None:
         found = set(labels)
         classes = sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
     return tuple(classes), {name: i for i, name in enumerate(classes)}
+
+
+def _label(numbers: dict[str, int], name: str, place: str) -> int:
+    """Return the number of a class; ``place`` begins the message if the class is unknown."""
+    if name not in numbers:
+        raise DataError(f"{place}: class {name!r} is not one of {', '.join([*numbers][:5])}, ...")
+    return numbers[name]

@@ -1,4 +1,4 @@
-"""Whole clips at once: uint8 (T, 3, H, W), every frame treated alike."""
+"""Transforms of whole clips, uint8 (T, 3, H, W), which treat all frames of a clip alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from zoo import VideoTransform
 
 
 class RandomSide(v2.Transform):
-    """Resize the short side, or both, to a length drawn from low..high: uint8 (T, 3, H, W) -> (T, 3, H', W')."""
+    """Resizing of the short side, or of both sides, to a random length: uint8 (T, 3, H, W) -> (T, 3, H', W').
+
+    Args:
+        low: smallest length in pixels.
+        high: largest length in pixels.
+        transform: input transform of the net, which defines whether one or both sides are resized to the length.
+    """
 
     def __init__(self, low: int, high: int, transform: VideoTransform) -> None:
         super().__init__()
@@ -28,7 +34,7 @@ class RandomSide(v2.Transform):
 
 
 def train_transform(section: DataSection, transform: VideoTransform) -> v2.Transform:
-    """uint8 (T, 3, H, W) -> augmented uint8 (T, 3, size, size)."""
+    """Return the augmentation of a training clip: uint8 (T, 3, H, W) -> (T, 3, size, size)."""
     augment = section.augment
     low, high = augment.short_side
     steps: list[Any] = [
@@ -44,24 +50,23 @@ def train_transform(section: DataSection, transform: VideoTransform) -> v2.Trans
 
 
 def crops(clip: Tensor, transform: VideoTransform, count: int) -> Tensor:
-    """Resized, then cropped: (T, 3, H, W) -> (count, T, 3, size, size).
+    """Resize a clip and crop views of it: (T, 3, H, W) -> (count, T, 3, size, size).
 
     Args:
-        count: 1 for the centre; 3 for both ends of the long side and the centre (Wang et al. 2018).
+        clip: frames of the clip.
+        transform: input transform of the net, with the sizes.
+        count: number of views; 1: the centre, 3: begin, centre and end of the long side (Wang et al. 2018).
 
     Raises:
-        UserError: another count.
+        UserError: another count than 1 and 3.
     """
     if count not in (1, 3):
-        raise UserError(f"crops={count}: 1 (the centre) or 3 (along the long side)")
+        raise UserError(f"crops={count}: must be 1 (the centre) or 3 (along the long side)")
     size = transform.size
     clip = v2.functional.resize(clip, transform.resized(transform.resize), antialias=True)
     height, width = clip.shape[-2:]
-    tall = height > width
-    room = (height if tall else width) - size
-    places = [room // 2] if count == 1 else [0, room // 2, room]
-    across = ((width if tall else height) - size) // 2
-    views = [
-        v2.functional.crop(clip, place if tall else across, across if tall else place, size, size) for place in places
-    ]
-    return torch.stack(views)
+    margin = max(height, width) - size  # pixels of the long side outside of a view
+    along = [margin // 2] if count == 1 else [0, margin // 2, margin]  # offsets of the views along the long side
+    across = (min(height, width) - size) // 2
+    corners = [(place, across) if height > width else (across, place) for place in along]  # (top, left)
+    return torch.stack([v2.functional.crop(clip, top, left, size, size) for top, left in corners])

@@ -136,7 +136,11 @@ def test_exif_orientation(builder, annotated):
             encoded(Image.effect_noise((60, 40), 90), "JPEG")[:-600],
             "1 images that cannot be decoded: cut.jpg",
         ),
-        ("small.png", encoded(Image.new("RGB", (50, 40))), "1 images whose size is not the annotations'.*small.png"),
+        (
+            "small.png",
+            encoded(Image.new("RGB", (50, 40))),
+            "size does not match the annotations: small.png",
+        ),
         ("float.tif", encoded(Image.new("F", (60, 40)), "TIFF"), "float.tif.*pixels of mode 'F'"),
     ],
 )
@@ -175,10 +179,10 @@ def test_boxes_beyond_the_image_are_clipped(builder):
         ({"category_id": 5}, "1 annotations of a category that is not listed: id 1"),
         ({"bbox": [1, 2, 3]}, "bbox is not four finite numbers"),
         ({"bbox": [1, 2, float("nan"), 4]}, "bbox is not four finite numbers"),
-        ({"id": 2}, "annotations with an id that another has: id 2"),
-        ({"segmentation": None}, "without a segmentation, which Mask R-CNN needs"),
+        ({"id": 2}, "annotations with the id of another entry: id 2"),
+        ({"segmentation": None}, "without a segmentation, which Mask R-CNN requires"),
         ({"segmentation": "x"}, "neither polygons nor RLE"),
-        ({"segmentation": {"size": [60, 40], "counts": [2400]}}, "RLE has another size than the image"),
+        ({"segmentation": {"size": [60, 40], "counts": [2400]}}, "RLE size does not match the image"),
         ({"segmentation": {"size": [40, 60], "counts": [5, 5]}}, "RLE counts do not fill the image"),
         ({"segmentation": {"size": [40, 60], "counts": "xyz!"}}, "RLE counts do not fill the image"),
         ({"segmentation": {"size": [40, 60], "counts": "00000"}}, "RLE counts do not fill the image"),
@@ -202,17 +206,25 @@ def test_files_that_are_not_coco(builder, tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(DataError, match="a.json: no such file"):
         load_coco(path, tmp_path, masks=True, check="none")
-    for text, message in (("{", "not valid JSON"), ("[]", "a COCO 'instances' file"), ("{}", "no list 'images'")):
+    for text, message in (
+        ("{", "not valid JSON"),
+        ("[]", "must be a COCO 'instances' file, an object; found list"),
+        ("{}", "has no list 'images'"),
+        ('{"images": [1]}', "has no list 'categories'"),
+    ):
         path.write_text(text)
         with pytest.raises(DataError, match=message):
             load_coco(path, tmp_path, masks=True, check="none")
-    del builder.content["images"][1]["width"]
+    builder.content["images"].append(1)
+    with pytest.raises(DataError, match="1 entries of 'images' without 'id': number 3"):
+        builder.load()
+    del builder.content["images"][-1], builder.content["images"][1]["width"]
     with pytest.raises(DataError, match="1 entries of 'images' without 'width': number 1"):
         builder.load()
     builder.content["images"][1]["width"] = "60"
     with pytest.raises(DataError, match="1 images whose width and height are not whole numbers above 0: b.jpg"):
         builder.load()
-    with pytest.raises(DataError, match="no such folder, and no zip file"):
+    with pytest.raises(DataError, match="no such folder, and no zip file nothing.zip beside it"):
         ImageFiles(tmp_path / "nothing")
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(DataError, match="broken.zip: not a complete zip file"):

@@ -34,7 +34,7 @@ def test_train_command_names_what_is_wrong(capsys, monkeypatch, sample_config, t
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump(sample_config()))
     for override, message in (
-        ("data.train_images=/none", "error: /none: no such folder, and no zip file of that name"),
+        ("data.train_images=/none", "error: /none: no such folder, and no zip file none.zip beside it"),
         ("data.flip=1", "unknown key 'data.flip'"),
         ("data.augment.resize.name=lsg", "resize"),
         ("model.name=mask_rcnn_fpn", "unknown detector 'mask_rcnn_fpn'"),

@@ -51,7 +51,7 @@ def test_predict(capsys, monkeypatch, weights, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--sample", "--temperature", "0"], "temperature=0.0: must be greater than 0"),
+        (["--sample", "--temperature", "0"], "temperature=0.0: must be > 0"),
         (["--sample", "--top-p", "0"], "top_p=0.0: must be in (0, 1]"),
         (["--sample", "--beam", "3"], "--beam is for beam search, not with --sample"),
         (["--top-k", "3"], "--top-k is for --sample"),

@@ -32,7 +32,7 @@ def test_wmt_formats(tmp_path):
     lines(tmp_path / "a.tsv", "a\tx\tmore", "b\ty")
     assert list(find_pairs(tmp_path, "a.tsv", ("en", "de"))()) == [("a", "x"), ("b", "y")]
     lines(tmp_path / "b.tsv", "a\tx", "b y")
-    with pytest.raises(DataError, match=r"b\.tsv, line 2: no tab"):
+    with pytest.raises(DataError, match=r"b\.tsv, line 2: has no tab"):
         list(find_pairs(tmp_path, "b.tsv", ("en", "de"))())
 
 
@@ -48,7 +48,7 @@ def test_files_by_name(tmp_path):
 
 
 def test_sets_of_sacrebleu_and_of_the_hub(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="sacrebleu:wmt99: no such test set for en-de .*wmt14/full"):
+    with pytest.raises(DataError, match="sacrebleu:wmt99: no such test set for en-de; known: .*wmt14/full"):
         find_pairs(tmp_path, "sacrebleu:wmt99", ("en", "de"))
     source, target = lines(tmp_path / "s", "a"), lines(tmp_path / "t", "b")
     monkeypatch.setattr("sacrebleu.utils.get_source_file", lambda name, pair: str(source))
@@ -80,5 +80,5 @@ def test_sets_of_sacrebleu_and_of_the_hub(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="row 2: no 'translation' with en and de"):
         next(rows)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"needs the package datasets \(pip install datasets\)"):
+    with pytest.raises(DataError, match=r"requires the package datasets \(pip install datasets\)"):
         find_pairs(tmp_path, "hf:wmt14:train", ("en", "de"))

@@ -221,12 +221,16 @@ def test_a_file_that_changes_after_it_was_probed(tmp_path):
 def test_pictures_that_are_out_of_range(tmp_path):
     path = video(tmp_path / "a.mp4", count=5)
     info = probe(path)
-    for indices in ([5], [-1], []):
-        with pytest.raises(DataError, match="of 5 are wanted"):
+    for indices, message in (
+        ([3, 9], "frame 9 requested, the video has 5; the first is frame 0"),
+        ([-1, 2], "frame -1 requested, the video has 5"),
+        ([], "no frame requested; request at least one"),
+    ):
+        with pytest.raises(DataError, match=f"a.mp4: {message}"):
             read_frames(path, info, indices)
 
 
-def test_only_what_is_wanted_is_decoded(tmp_path, monkeypatch):
+def test_only_requested_frames_are_decoded(tmp_path, monkeypatch):
     """Of 200 frames in groups of 10, a clip near the end touches a few: counted at the conversion and the decoder."""
     path = video(tmp_path / "a.mp4", count=200, g=10, bf=2)
     info = probe(path)

@@ -11,14 +11,16 @@ from tasks.video.decode import VideoInfo
 from tasks.video.sampling import ClipSampler, frames_at
 from tests.helpers.video import layout
 
+REST = {"keys": (0,), "seekable": True, "width": 32, "height": 32}
+
 
 def info_of(times):
     """A video with frames at these milliseconds."""
-    return VideoInfo.of([int(t) for t in times], Fraction(1, 1000), (0,), True, 32, 32)
+    return VideoInfo.from_times([int(t) for t in times], time_base=Fraction(1, 1000), **REST)
 
 
 def steady(frames, fps):
-    return VideoInfo.of(range(frames), Fraction(1, fps), (0,), True, 32, 32)
+    return VideoInfo.from_times(range(frames), time_base=Fraction(1, fps), **REST)
 
 
 @pytest.mark.parametrize(("fps", "step"), [(30, 8), (60, 16), (15, 4)])

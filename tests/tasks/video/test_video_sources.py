@@ -16,7 +16,7 @@ def test_folders(moving, tmp_path):
     assert len(videos) == 24
     assert videos.names()[:2] == ["down/0.mp4", "down/1.mp4"]
     (tmp_path / "one").mkdir()
-    with pytest.raises(DataError, match="one: no videos in it; known endings: .mp4"):
+    with pytest.raises(DataError, match="one: contains no videos; known endings: .mp4"):
         folder_videos(tmp_path)
     with pytest.raises(DataError, match="gone: no such folder"):
         folder_videos(tmp_path / "gone")
@@ -70,11 +70,11 @@ def test_kinetics_csv(moving, tmp_path):
     ("text", "message"),
     [
         ("", "list.csv: is empty"),
-        ("justonefield\n", "line 1: 'path label' is expected, not 'justonefield'"),
-        ("path,label\na.mp4\n", "line 2: 2 fields are expected"),
-        ("label,youtube_id\nx,y\n", "time_start, time_end missing"),
-        ("label,youtube_id,time_start,time_end\nx,y,a,3\n", "line 2: time_start and time_end are seconds"),
-        ("label,youtube_id,time_start,time_end\nx,y,4,3\n", "line 2: time_start=4 is not before time_end=3"),
+        ("justonefield\n", "line 1: must be 'path label', not 'justonefield'"),
+        ("path,label\na.mp4\n", "line 2: has 1 fields, must have 2"),
+        ("label,youtube_id\nx,y\n", "has no column time_start, time_end; must have label, "),
+        ("label,youtube_id,time_start,time_end\nx,y,a,3\n", "line 2: time_start and time_end must be numbers"),
+        ("label,youtube_id,time_start,time_end\nx,y,4,3\n", "line 2: time_start=4 must be >= 0 and < time_end=3"),
     ],
 )
 def test_lists_that_are_not_right(tmp_path, text, message):

@@ -50,7 +50,7 @@ def test_three_crops_lie_along_the_long_side(wide):
 
 
 def test_two_crops_are_refused():
-    with pytest.raises(UserError, match="crops=2: 1 .* or 3"):
+    with pytest.raises(UserError, match="crops=2: must be 1 .* or 3"):
         crops(torch.zeros(1, 3, 20, 20, dtype=torch.uint8), layout(size=16, resize=16), 2)
 
 
