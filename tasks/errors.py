@@ -1,8 +1,8 @@
-"""Errors that are the user's to mend: the command line shows them as one line, without a traceback."""
+"""Errors that the user can correct: the command line prints them as one line, without a traceback."""
 
 
 class UserError(Exception):
-    """Bad input or environment. The message names the file, key or value at fault and the mend."""
+    """Wrong input or environment. The message names the file, key or value at fault and what to do."""
 
 
 class ConfigError(UserError):
@@ -14,7 +14,7 @@ class DataError(UserError):
 
 
 def dead_worker(error: BaseException) -> str | None:
-    """What to say where torch reports that a data loading process died; None for other errors."""
+    """The message where torch reports that a data loading process died; None for other errors."""
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
         return None
     reason = str(error).splitlines()[0].rstrip(". ")

@@ -32,8 +32,8 @@ class Pixels:
     """Images by index as uint8 tensors (3, H, W), decoded when asked for.
 
     Args:
-        read: the image at an index.
-        keep: hold decoded images in memory.
+        read: function from an index to the image.
+        keep: whether decoded images are kept in memory.
     """
 
     def __init__(self, read: Callable[[int], Image.Image], *, keep: bool) -> None:
@@ -53,8 +53,8 @@ def decode_image(source: str | Path | BinaryIO, name: str, size: tuple[int, int]
     """The image in RGB, turned as its EXIF orientation says. 16-bit grey is scaled to 8 bits (65535 is white).
 
     Args:
-        source: a file's path or its content.
-        name: what errors call it.
+        source: path of a file, or its content.
+        name: name of the image in errors.
         size: width and height that annotations were made for. Where the orientation would swap them against this,
             the image stays as it is stored.
 
