@@ -42,6 +42,7 @@ lint: $(STAMP)  ## check style, format, spelling and types
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; v = sys.version_info[:2]; v in ((3, 11), (3, 12)) or sys.exit('Python 3.11 or 3.12 is needed, not %d.%d: make PYTHON=python3.12' % v)"
+	rm -rf *.egg-info  # an old one would hide the new entry points
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'

@@ -25,25 +25,22 @@ app = typer.Typer(
 def list_(
     filter: Annotated[str, typer.Argument(help="Shell pattern.")] = "*",
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Only nets with weights.")] = False,
-    takes: Annotated[str | None, typer.Option(help="Only nets that take images, clips or text.")] = None,
+    input_kind: Annotated[
+        str | None,
+        typer.Option(
+            "--input-kind", "--takes", help="Only nets of this input: images, clips, text, image_lists (detectors)."
+        ),
+    ] = None,
 ) -> None:
     """The nets, and the weights that can be loaded by name."""
-    import fnmatch
-
     import zoo
-    from zoo.registry import Takes
-    from zoo.weights import weight_tags
+    from zoo.specs import InputKind
 
-    if takes not in (None, *get_args(Takes)):
-        raise UserError(f"--takes {takes}: {', '.join(get_args(Takes))} are what nets take")
-    for name in zoo.list_models(filter, pretrained=pretrained, takes=cast(Takes | None, takes)):
+    if input_kind not in (None, *get_args(InputKind)):
+        raise UserError(f"--input-kind {input_kind}: must be one of {', '.join(get_args(InputKind))}")
+    for name in zoo.list_models(filter, pretrained=pretrained, input_kind=cast(InputKind | None, input_kind)):
         tags = ", ".join(zoo.model_info(name).weights)
         typer.echo(f"{name}  [{tags}]" if tags else name)
-    if takes not in (None, "images"):
-        return
-    nets = {name.split(".", 1)[0] for name in zoo.list_weights()} - set(zoo.list_models())
-    for name in fnmatch.filter(sorted(nets), filter):  # nets of a task, which are made around any of these
-        typer.echo(f"{name}  [{', '.join(weight_tags(name))}]")
 
 
 @app.command()
@@ -103,7 +100,9 @@ def info(
             typer.echo(line)
         return
     assert model is not None
-    if model.endswith(".safetensors") or "." in model:
+    import zoo
+
+    if zoo.is_weights_name(model):
         _print_json(_weights_info(model))
     else:
         _print_json(_net_info(model))
@@ -136,20 +135,11 @@ def _net_info(name: str) -> dict[str, Any]:
     import torch
 
     import zoo
-    from tasks.detection.detector import DetectorOptions, create_detector, is_detector
 
-    net: torch.nn.Module
     with torch.device("meta"):
-        if is_detector(name):
-            net = create_detector(name)
-            content: dict[str, Any] = {
-                "options": dataclasses.asdict(DetectorOptions()),
-                "strides": net.backbone.strides,
-            }
-        else:
-            content = dataclasses.asdict(zoo.model_info(name))
-            net = zoo.create_model(name)
-    return {**content, "parameters": sum(p.numel() for p in net.parameters())}
+        net = zoo.create_model(name)
+    parameters = sum(p.numel() for p in net.parameters())
+    return {**dataclasses.asdict(zoo.model_info(name)), "parameters": parameters}
 
 
 @app.command("eval")
@@ -275,7 +265,7 @@ def convert_fairseq(
     symbols = [read_dictionary(path) for path in dictionary]
     both = [vocabularies[0], vocabularies[-1]]
     model, missing = with_vocabularies(from_fairseq(checkpoint), [symbols[0], symbols[-1]], both)
-    transform = zoo.TextTransform.of((source, target), *both)
+    transform = zoo.TextTransform.from_vocabularies((source, target), *both)
     zoo.save_weights(model, out, transform=transform, classes=(), meta={"converted_from": checkpoint.name})
     unknown = f"; {missing} pieces are not in the dictionaries and behave as unknown" if missing else ""
     typer.echo(f"{out}: {model.config.name}, scheme {model.config.scheme}{unknown}")

@@ -22,7 +22,9 @@ from tasks.errors import ConfigError
 from tasks.files import configs_dir, find_file
 from tasks.splits import read_holdout  # noqa: F401  (its place until 0.1.0)
 from zoo.errors import suggestion
-from zoo.schemes.vision import SCHEMES
+from zoo.registry import model_info
+from zoo.schemes import VISION_SCHEMES
+from zoo.specs import InputKind, ModelInfo
 
 
 class Strict(pydantic.BaseModel):
@@ -36,8 +38,28 @@ class ModelSection(Strict):
 
     name: str = Field(description="a name of zoo.list_models()")
     weights: str | None = Field(None, description="tag, name.tag or path of a safetensors file to start from")
-    scheme: str | None = Field(None, description=f"{', '.join(SCHEMES)}; default: the weights' or rescale")
+    scheme: str | None = Field(None, description=f"{', '.join(VISION_SCHEMES)}; default: the weights' or rescale")
     options: dict[str, Any] = Field({}, description="further options of the net and the scheme")
+
+
+def net_info(name: str, input_kind: InputKind) -> ModelInfo:
+    """Return ``zoo.model_info`` of the net that a config names.
+
+    Args:
+        name: value of ``model.name``.
+        input_kind: input that the task has.
+
+    Raises:
+        ConfigError: a net with another input.
+        zoo.ZooError: an unknown name.
+    """
+    info = model_info(name)
+    if info.input_kind != input_kind:
+        raise ConfigError(
+            f"model.name={name}: takes {info.input_kind}, not {input_kind}; "
+            f"others: rescalenet list --input-kind {input_kind}"
+        )
+    return info
 
 
 class SGD(Strict):

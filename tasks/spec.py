@@ -55,7 +55,6 @@ class TaskSpec:
         eval: ``(weights, data, out, workers, options) -> Evaluation``.
         predict: ``(weights, inputs, out, options) -> bool``: whether any input could be read.
         export: ``(weights, options) -> tuple``: the arguments of an example call of the net.
-        create: function that makes a net from a name and weights.
         predict_out: default folder of what ``predict`` writes; None: it writes no files.
     """
 
@@ -67,7 +66,6 @@ class TaskSpec:
     eval: Command
     predict: Command
     export: Command
-    create: str = "zoo:create_model"
     predict_out: Path | None = Path("out/predict")
 
     def options(self, command: str, given: Mapping[str, Any], weights: str) -> Any:
@@ -174,4 +172,6 @@ def task_of(entry: zoo.Weights) -> str:
 
 def load_model(entry: zoo.Weights) -> Any:
     """The net that weights are of: a ``zoo.Backbone``, a ``zoo.Transformer``, or a detector."""
-    return load(spec_of(entry).create)(entry.config.name, entry.name)
+    import zoo
+
+    return zoo.create_model(entry.config.name, entry.name)

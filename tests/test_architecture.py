@@ -21,7 +21,7 @@ OPTIONAL = {
     "onnx",
     "onnxruntime",
     "onnxscript",
-    "pytorch_grad_cam",
+    "captum",
     "sacrebleu",
     "sentencepiece",
     "skimage",

@@ -108,7 +108,7 @@ def test_translation(tmp_path):
     assert ("fairseq" in steps) == bool(importlib.util.find_spec("fairseq"))
     vocabulary = train_vocabulary(["one two three four five"] * 20, 30, "bpe")
     size = {"source_vocabulary": len(vocabulary), "target_vocabulary": len(vocabulary)}
-    transform = zoo.TextTransform.of(("en", "de"), vocabulary, vocabulary)
+    transform = zoo.TextTransform.from_vocabularies(("en", "de"), vocabulary, vocabulary)
     zoo.save_weights(make("pre_ln", **size).float(), tmp_path / "w.safetensors", transform=transform, classes=())
     (tmp_path / "in.txt").write_text("one two\nthree four five\nfive\n")
     text = ["--mode", "decode", "--weights", tmp_path / "w.safetensors", "--text", tmp_path / "in.txt", "--count", "3"]

@@ -8,7 +8,7 @@ import torch
 
 import zoo
 from tasks.detection.detector import create_detector
-from tasks.run import load_model
+from tasks.spec import load_model
 from tests.helpers.nets import narrow
 from tests.helpers.paths import ROOT
 from tests.helpers.weights import TOLERANCE, far

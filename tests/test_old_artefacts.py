@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import zoo
-from tasks.run import load_model, task_of
+from tasks.spec import load_model, task_of
 from tasks.translation.config import CorpusSection
 from tasks.translation.corpus import Corpus, prepare
 from tasks.video import index

@@ -13,7 +13,7 @@ CHECK = """
 import importlib.metadata, pathlib, sys
 import zoo, tasks
 from tasks.config import configs_dir
-from tasks.run import resolve
+from tasks.spec import resolve
 site = pathlib.Path(sys.argv[1])
 assert site in pathlib.Path(zoo.__file__).parents, zoo.__file__
 assert site in pathlib.Path(tasks.__file__).parents
@@ -24,7 +24,7 @@ assert (configs_dir() / "video/shapes/fold1.txt").is_file()
 resolve("detection/nuclei/mask_rcnn_rescalenet18")
 assert (configs_dir() / "detection/detectron2/mask_rcnn_rescalenet50_fpn.py").is_file()
 assert (configs_dir() / "classification/cifar10/holdout.txt").is_file()
-from tasks.run import load_model
+from tasks.spec import load_model
 for name in zoo.list_weights():
     load_model(zoo.get_weights(name))
     assert site in zoo.get_weights(name).path.parents

@@ -16,9 +16,9 @@ from tasks.detection.coco import load_coco
 from tasks.detection.detector import create_detector
 from tasks.detection.predict import detect_image
 from tasks.plots import read_log
-from tasks.publish import evaluate
-from tasks.run import load_model, task_of
+from tasks.spec import load_model, task_of
 from tests.helpers.paths import ROOT, shared
+from tools.publish import evaluate
 from zoo.export.onnx import export_detector_onnx
 
 WEIGHTS = zoo.list_weights()

@@ -17,7 +17,7 @@ from zoo.families import Family, all_families, find_family, register_family
 from zoo.nets import resnet, resnet3d, transformer, vgg  # noqa: F401  (importing them registers their nets)
 from zoo.nets.base import Backbone, FeatureExtractor, ModelConfig, Net
 from zoo.options import checked, free_options, refuse_contradictions
-from zoo.specs import MODELS, TASKS, InputKind, ModelInfo, ModelSpec, Takes, get_spec, register_model
+from zoo.specs import MODELS, TASKS, InputKind, ModelInfo, ModelSpec, get_spec, register_model
 from zoo.states import adapt, load_state
 from zoo.weights import get_weights, list_weights, weight_tags
 
@@ -26,7 +26,6 @@ __all__ = [
     "InputKind",
     "ModelInfo",
     "ModelSpec",
-    "Takes",
     "build_model",
     "create_model",
     "get_spec",

@@ -13,7 +13,6 @@ from zoo.errors import ZooError, suggestion
 from zoo.nets.base import Net
 
 InputKind = Literal["images", "clips", "text", "image_lists"]
-Takes = InputKind  # name of version 0.1.0
 
 TASKS: dict[InputKind, str] = {
     "images": "classification",

@@ -15,6 +15,7 @@ import zoo
 from tasks.classification.config import ClassificationConfig
 from tasks.classification.data import EvalSet, TrainSet, eval_transform, load_images
 from tasks.classification.evaluate import eval_loader, evaluate
+from tasks.config import net_info
 from tasks.engine import BaseTask, EpochBatches
 from tasks.errors import ConfigError
 
@@ -41,12 +42,7 @@ class Classification(BaseTask):
 
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
-        info = zoo.model_info(section.name)
-        if info.input_kind != "images":
-            raise ConfigError(
-                f"model.name={section.name}: takes {info.input_kind}, not images; "
-                "others: rescalenet list --takes images"
-            )
+        info = net_info(section.name, "images")
         if self.config.data.size < info.min_size:
             raise ConfigError(
                 f"data.size={self.config.data.size}: {section.name} needs at least {info.min_size} pixels"

@@ -23,7 +23,7 @@ from zoo.states import frozen_statistics, load_state
 from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD, AnyTransform, DetectionTransform
 from zoo.weights import weight_tags
 
-__all__ = ["FAMILY", "Detector", "DetectorOptions", "Standardize", "Target", "create_detector", "is_detector"]
+__all__ = ["FAMILY", "Detector", "DetectorOptions", "Standardize", "Target", "create_detector"]
 
 log = logging.getLogger("rescalenet")
 
@@ -32,11 +32,6 @@ CLASSES = 80  # COCO's, without the background
 _NAME = re.compile(r"(faster|mask)_rcnn_(.+)_fpn")
 _PAPERS = {"faster": "https://arxiv.org/abs/1506.01497", "mask": "https://arxiv.org/abs/1703.06870"}
 _PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
-
-
-def is_detector(name: str) -> bool:
-    """Whether ``create_detector`` makes the models of this name."""
-    return _NAME.fullmatch(name) is not None
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -14,5 +14,4 @@ SPEC = TaskSpec(
     eval=Command(commands.run_eval, commands.DetectionEvalOptions),
     predict=Command(commands.run_predict, commands.DetectionPredictOptions),
     export=Command(commands.example_inputs, commands.DetectionExportOptions),
-    create="tasks.detection.detector:create_detector",
 )

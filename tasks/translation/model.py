@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import zoo
+from tasks.config import net_info
 from tasks.devices import process_state
 from tasks.engine import BaseTask
 from tasks.errors import ConfigError, DataError
@@ -53,11 +54,7 @@ class Translation(BaseTask):
 
     def build_model(self) -> nn.Module:
         section, transform = self.config.model, self.corpus.transform
-        info = zoo.model_info(section.name)
-        if info.input_kind != "text":
-            raise ConfigError(
-                f"model.name={section.name}: takes {info.input_kind}, not text; others: rescalenet list --takes text"
-            )
+        net_info(section.name, "text")
         if section.weights is not None:
             entry = zoo.get_weights(section.weights, model=section.name)
             if entry.transform != transform:

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import zoo
+from tasks.config import net_info
 from tasks.devices import process_state
 from tasks.engine import BaseTask, EpochBatches
 from tasks.errors import ConfigError, DataError, TrainingError
@@ -69,11 +70,7 @@ class VideoClassification(BaseTask):
 
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
-        info = zoo.model_info(section.name)
-        if info.input_kind != "clips":
-            raise ConfigError(
-                f"model.name={section.name}: takes {info.input_kind}, not clips; others: rescalenet list --takes clips"
-            )
+        info = net_info(section.name, "clips")
         if self.config.train.precision == "bf16" and not torch.accelerator.is_available():
             # oneDNN: a weight gradient is noise or NaN where a clip is shorter than its kernel (docs/video.md)
             raise ConfigError("train.precision=bf16: 3D convolutions give wrong gradients on the CPU; set it to fp32")

@@ -19,7 +19,7 @@ CLIPS = {
     "replicate": ("rescale_r3d_10", {"width": 0.25, "temporal_padding": "replicate"}),
 }
 NARROW = {**IMAGES, **CLIPS}
-VISION = zoo.list_models(takes="images") + zoo.list_models(takes="clips")  # nets of text: test_transformer.py
+VISION = zoo.list_models(input_kind="images") + zoo.list_models(input_kind="clips")  # nets of text: test_transformer.py
 
 
 def narrow(kind: str, **extra: object):

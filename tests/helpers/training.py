@@ -2,7 +2,7 @@
 
 import zoo
 from tasks.engine import Trainer
-from tasks.run import check, make_task
+from tasks.spec import check, make_task
 
 
 def config(images, output, model=None, data=None, **train):

@@ -5,7 +5,7 @@ import random
 import torch
 
 from tasks.engine import Trainer
-from tasks.run import check, make_task
+from tasks.spec import check, make_task
 from tasks.translation.config import CorpusSection
 from tests.helpers.transformers import make
 

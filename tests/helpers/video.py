@@ -8,7 +8,7 @@ import numpy as np
 
 import zoo
 from tasks.engine import Trainer
-from tasks.run import check, make_task
+from tasks.spec import check, make_task
 from tasks.video.config import DataSection
 from tasks.video.encode import write_video
 

@@ -240,10 +240,10 @@ def test_scheme_options_that_are_none(options, message):
 def test_exported_weights_run_in_fairseq(data, tmp_path, scheme, options):
     vocabulary = train_vocabulary((data / "train.en").read_text().splitlines(), 40, "bpe")
     model = net(scheme, len(vocabulary), **options)
-    transform = zoo.TextTransform.of(("en", "de"), vocabulary, vocabulary)
+    transform = zoo.TextTransform.from_vocabularies(("en", "de"), vocabulary, vocabulary)
     zoo.save_weights(model, tmp_path / "w.safetensors", transform=transform, classes=())
     result = export_fairseq(zoo.get_weights(str(tmp_path / "w.safetensors")), tmp_path / "out")
-    assert result.difference < 1e-5
+    assert result.max_error < 1e-5
     assert result.plugin == (scheme not in ("pre_ln", "post_ln"))
     source, _, target = sentences()
     source, target = source % len(vocabulary), target % len(vocabulary)

@@ -10,7 +10,7 @@ import zoo
 from tasks import config as cfg
 from tasks.detection.detector import create_detector
 from tasks.errors import ConfigError
-from tasks.run import resolve
+from tasks.spec import resolve
 from tests.helpers.paths import ROOT
 
 FOREIGN = "detectron2"  # configs of another project

@@ -28,7 +28,9 @@ def translation_weights(tmp_path_factory):
         "rescale_transformer_tiny", dim=8, hidden=8, heads=2, encoder_layers=1, decoder_layers=1, **sizes
     )
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    zoo.save_weights(model, path, transform=zoo.TextTransform.of(("en", "de"), vocabulary, vocabulary), classes=())
+    zoo.save_weights(
+        model, path, transform=zoo.TextTransform.from_vocabularies(("en", "de"), vocabulary, vocabulary), classes=()
+    )
     return path
 
 

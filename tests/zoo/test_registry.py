@@ -1,10 +1,12 @@
 """Names and options: what is there, and one clear error for what is not."""
 
+import dataclasses
+
 import pytest
 import torch
 
 import zoo
-from zoo import registry
+from zoo import registry, specs
 from zoo.schemes.vision import SCHEMES
 
 
@@ -58,16 +60,16 @@ def test_wrong_names_and_options(call, message):
 
 
 def test_registering_twice_or_with_a_dot_is_refused():
-    spec = registry._MODELS["rescalenet18"]
+    spec = specs.MODELS["rescalenet18"]
     with pytest.raises(ValueError, match="'rescalenet18' is registered already"):
         registry.register_model(spec)
     with pytest.raises(ValueError, match="the dot is for weight tags"):
-        registry.register_model(registry.dataclasses.replace(spec, name="a.b"))
+        registry.register_model(dataclasses.replace(spec, name="a.b"))
 
 
 def test_a_net_without_a_scheme_refuses_it(monkeypatch):
-    spec = registry.dataclasses.replace(registry._MODELS["rescalenet18"], schemes=("bn",))
-    monkeypatch.setitem(registry._MODELS, "rescalenet18", spec)
+    spec = dataclasses.replace(specs.MODELS["rescalenet18"], schemes=("bn",))
+    monkeypatch.setitem(specs.MODELS, "rescalenet18", spec)
     with pytest.raises(ValueError, match="rescalenet18 does not support scheme 'gn'; it does: bn"):
         zoo.create_model("rescalenet18", scheme="gn")
 

@@ -2,16 +2,18 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 import zoo
 from tests.helpers.nets import narrow
 from tests.helpers.weights import TRANSFORM
-from zoo import checkpoint
+from zoo import weights as weight_files
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_half_precision_weights_load_in_float32(tmp_path):
 
 def rewrite(path, change):
     """Save the file again with its state and header entry changed."""
-    with checkpoint.safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["rescalenet"])
         state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     change(state, header)
@@ -185,8 +187,8 @@ def test_keys_and_shapes_that_do_not_fit(saved):
 def test_the_index_guards_names_and_hashes(saved, monkeypatch):
     model, path = saved
     index = {"rescalenet20_cifar.tiny": {"file": path.name, "sha256": "0" * 64}}
-    monkeypatch.setattr(checkpoint, "_index", lambda: index)
-    monkeypatch.setattr(checkpoint, "weights_dir", lambda: path.parent)
+    monkeypatch.setattr(weight_files, "_index", lambda: index)
+    monkeypatch.setattr(weight_files, "weights_dir", lambda: path.parent)
     assert zoo.model_info("rescalenet20_cifar").weights == ("tiny",)
     assert zoo.list_models(pretrained=True) == ["rescalenet20_cifar"]
     with pytest.raises(zoo.WeightsError, match=r"sha256 is .* the index says 000000000000"):
@@ -214,7 +216,7 @@ def test_save_weights_refuses_wrong_names_and_leaves_nothing_behind(tmp_path, mo
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.Path, "write_bytes", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         zoo.save_weights(model, tmp_path / "a.safetensors", transform=TRANSFORM, classes=list("abcde"))
     assert list(tmp_path.iterdir()) == []

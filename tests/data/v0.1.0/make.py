@@ -30,7 +30,7 @@ from PIL import Image
 import zoo
 from tasks.config import read_yaml
 from tasks.engine import Trainer
-from tasks.run import check, load_model, make_task
+from tasks.spec import check, load_model, make_task
 from zoo.fingerprint import fingerprint
 from zoo.text import Vocabulary
 
@@ -262,7 +262,7 @@ def make_weights() -> None:
     model = fill(zoo.create_model("rescale_r3d_10", num_classes=2, width=0.0625, temporal_padding="replicate"))
     zoo.save_weights(model, folder / "video.safetensors", transform=clip, classes=("a", "b"), dtype=torch.half)
     both = vocabulary()
-    text = zoo.TextTransform.of(("en", "de"), both, both)
+    text = zoo.TextTransform.from_vocabularies(("en", "de"), both, both)
     sizes = {"source_vocabulary": len(both), "target_vocabulary": len(both)}
     model = fill(zoo.create_model("rescale_transformer_tiny", **TRANSFORMER, **sizes))
     zoo.save_weights(model, folder / "text.safetensors", transform=text, classes=())

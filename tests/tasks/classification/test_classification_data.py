@@ -10,7 +10,7 @@ from tasks.classification.config import DataSection
 from tasks.classification.data import TrainSet, eval_transform, folder_images, load_images
 from tasks.errors import DataError
 from tasks.images import read_image
-from tasks.run import make_task
+from tasks.spec import make_task
 from tests.helpers.classification import picture
 from tests.helpers.training import config
 

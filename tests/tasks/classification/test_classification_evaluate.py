@@ -10,9 +10,10 @@ from torch import nn
 
 import zoo
 from tasks.classification.data import folder_images
-from tasks.classification.evaluate import Result, eval_loader, evaluate, evaluate_weights, write_report
+from tasks.classification.evaluate import eval_loader, evaluate, evaluate_weights, write_report
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
+from tasks.metrics import ClassCounts
 
 
 class Table(nn.Module):
@@ -54,7 +55,7 @@ def test_metrics_equal_scikit_learns(classes):
 
 
 def test_classes_without_images_or_predictions(tmp_path):
-    result = Result(torch.tensor([[2, 1, 0], [0, 0, 0], [0, 0, 3]]), top5=6)
+    result = ClassCounts(torch.tensor([[2, 1, 0], [0, 0, 0], [0, 0, 3]]), top5=6)
     rows = result.table(["a", "b", "c"])
     assert rows[0] == {"class": "a", "images": 3, "recall": 2 / 3, "precision": 1.0, "taken_for": "b"}
     assert rows[1] == {"class": "b", "images": 0, "recall": None, "precision": 0.0, "taken_for": ""}

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import zoo
-from tasks.classification.predict import predict
+from tasks.classification.predict import classify_images as predict
 from tasks.errors import DataError
 from tasks.images import find_images, read_image
 from tests.helpers.classification import picture

@@ -12,7 +12,7 @@ from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import evaluate_weights
 from tasks.engine import Trainer
 from tasks.plots import read_log
-from tasks.run import check, make_task, resolve
+from tasks.spec import check, make_task, resolve
 from tests.helpers.commands import on_two_processes
 from tests.helpers.detection import config, real
 from tests.helpers.paths import shared

@@ -15,7 +15,8 @@ from scipy import ndimage
 import zoo
 from tasks.detection.coco import decode_mask
 from tasks.detection.detector import create_detector
-from tasks.detection.predict import detect_image, draw_results, full_rle, instances, merge_tiles, predict, tile_corners
+from tasks.detection.predict import detect_image, draw_results, full_rle, instances, merge_tiles, tile_corners
+from tasks.detection.predict import detect_objects as predict
 from tasks.errors import UserError
 from tests.helpers.detection import perfect, real
 

@@ -85,7 +85,7 @@ def test_no_norm_anywhere_in_a_rescale_detector(kind, heads):
     assert not norms(small(kind, heads=heads))
 
 
-@pytest.mark.parametrize("name", zoo.list_models(takes="images"))
+@pytest.mark.parametrize("name", zoo.list_models(input_kind="images"))
 def test_every_net_carries_a_detector(name):
     """On the meta device: strides, shapes and parameter counts."""
     with torch.device("meta"):

@@ -13,7 +13,7 @@ from tasks.config import SGD, TrainSection
 from tasks.engine import EpochBatches, Trainer
 from tasks.engine.run import count_calibration_batches
 from tasks.errors import ConfigError, DataError, TrainingError
-from tasks.run import check, make_task
+from tasks.spec import check, make_task
 from tasks.translation.config import CorpusSection
 from tasks.translation.corpus import Corpus
 from tasks.translation.data import TokenBatches, collate, merge

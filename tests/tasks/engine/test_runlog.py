@@ -8,7 +8,7 @@ import torch
 import zoo
 from tasks.engine import Trainer
 from tasks.plots import read_log
-from tasks.run import make_task
+from tasks.spec import make_task
 from tests.helpers.training import config, fit, weights_of
 
 

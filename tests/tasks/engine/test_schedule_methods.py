@@ -9,7 +9,7 @@ from pydantic import Field
 from tasks import config as cfg
 from tasks.engine import rate
 from tasks.errors import ConfigError
-from tasks.run import resolve
+from tasks.spec import resolve
 
 RECIPE = "classification/cifar10/rescalenet20"
 

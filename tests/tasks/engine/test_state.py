@@ -10,7 +10,7 @@ import torch
 from tasks import config as cfg
 from tasks.engine import Trainer
 from tasks.errors import TrainingError
-from tasks.run import make_task
+from tasks.spec import make_task
 from tests.helpers.commands import environment, train_and_kill
 from tests.helpers.training import config, fit, weights_of
 

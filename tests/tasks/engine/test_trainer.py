@@ -11,7 +11,7 @@ from tasks.config import AdamW
 from tasks.engine import Trainer
 from tasks.errors import ConfigError, TrainingError
 from tasks.plots import read_log
-from tasks.run import make_task
+from tasks.spec import make_task
 from tests.helpers.commands import on_two_processes
 from tests.helpers.training import config, fit, weights_of
 

@@ -41,7 +41,7 @@ def test_predict(capsys, monkeypatch, weights, tmp_path):
     assert code == 1
     assert "error: --top is not for translation" in err
     code, _, err = call(capsys, monkeypatch, "predict", weights, "one", "--attention")
-    assert "say where with --out FOLDER" in err
+    assert "give their folder with --out FOLDER" in err
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\nb\xe4d\n")))
     code, _, err = call(capsys, monkeypatch, "predict", weights, "-")
     assert code == 1
@@ -55,7 +55,7 @@ def test_predict(capsys, monkeypatch, weights, tmp_path):
         (["--sample", "--top-p", "0"], "top_p=0.0: must be in (0, 1]"),
         (["--sample", "--beam", "3"], "--beam is for beam search, not with --sample"),
         (["--top-k", "3"], "--top-k is for --sample"),
-        (["--nbest", "3", "--beam", "2"], "--nbest 3: more than --beam 2 gives"),
+        (["--nbest", "3", "--beam", "2"], "--nbest 3: must not exceed --beam (2)"),
     ],
 )
 def test_options_of_predict_that_do_not_go_together(capsys, monkeypatch, weights, options, message):
@@ -111,8 +111,8 @@ def test_eval_export_info_prepare(capsys, monkeypatch, prepared, weights, tmp_pa
     assert "is of translation, which has fairseq" in err
     _, out, _ = call(capsys, monkeypatch, "info", weights)
     assert json.loads(out)["transform"]["source_model"].endswith(" characters")
-    _, out, _ = call(capsys, monkeypatch, "list", "--takes", "text")
-    assert len(out.splitlines()) == len(zoo.list_models(takes="text")) == 4
+    _, out, _ = call(capsys, monkeypatch, "list", "--input-kind", "text")
+    assert len(out.splitlines()) == len(zoo.list_models(input_kind="text")) == 4
     import tasks.config as cfg
 
     path = tmp_path / "c.yaml"

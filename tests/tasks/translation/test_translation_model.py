@@ -12,7 +12,7 @@ import zoo
 from tasks.engine import Trainer
 from tasks.errors import ConfigError, DataError
 from tasks.plots import read_log
-from tasks.run import make_task
+from tasks.spec import make_task
 from tasks.translation.corpus import Corpus, prepare
 from tasks.translation.evaluate import score
 from tests.helpers.commands import environment, on_two_processes, train_and_kill

@@ -5,7 +5,7 @@ import torch
 
 from tasks.detection.detector import create_detector
 from tasks.errors import ConfigError
-from tasks.run import make_task
+from tasks.spec import make_task
 from tests.helpers.training import config as image_config
 from tests.helpers.video import config, section
 from zoo.errors import ZooError

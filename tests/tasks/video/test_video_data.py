@@ -10,7 +10,7 @@ import torch
 from tasks.engine import Trainer
 from tasks.errors import DataError, TrainingError
 from tasks.plots import read_log
-from tasks.run import make_task
+from tasks.spec import make_task
 from tasks.video.data import TrainSet, collate
 from tasks.video.evaluate import read_predictions
 from tests.helpers.video import config, fit

@@ -8,7 +8,7 @@ from torch import nn
 
 import zoo
 from tasks.errors import DataError
-from tasks.run import load_model
+from tasks.spec import load_model
 from tasks.video.data import EvalSet, index_videos
 from tasks.video.decode import read_frames
 from tasks.video.evaluate import evaluate, evaluate_weights, read_predictions, save_predictions, standardised
@@ -65,7 +65,7 @@ def test_views_are_averaged_over_clips_and_crops(moving, tmp_path):
 def test_figures_are_sklearns():
     from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
-    from tasks.video.evaluate import Result
+    from tasks.video.evaluate import VideoResult as Result
 
     torch.manual_seed(0)
     labels, scores = torch.randint(0, 7, (90,)), torch.rand(90, 7).softmax(1)

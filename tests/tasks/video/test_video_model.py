@@ -12,7 +12,7 @@ import zoo
 from tasks import config as engine_cfg
 from tasks.engine import Trainer
 from tasks.plots import read_log
-from tasks.run import make_task, task_of
+from tasks.spec import make_task, task_of
 from tasks.video.evaluate import read_predictions
 from tests.helpers.commands import environment, on_two_processes
 from tests.helpers.video import config, fit

@@ -6,9 +6,9 @@ import torch
 
 import zoo
 from tasks.errors import UserError
-from tasks.run import load_model
+from tasks.spec import load_model
 from tasks.video.decode import probe, read_frames
-from tasks.video.predict import predict
+from tasks.video.predict import classify_videos as predict
 from tasks.video.sampling import ClipSampler
 from tests.helpers.video import write_bar
 

@@ -15,7 +15,7 @@ from zoo.nets.transformer import Branch, Cache, FeedForward, Transformer, Transf
 from zoo.schemes.text import TEXT_SCHEMES, DynamicTanh
 from zoo.text import PAD
 
-NETS = zoo.list_models(takes="text")
+NETS = zoo.list_models(input_kind="text")
 matrix = pytest.mark.parametrize(("scheme", "activation"), [(s, a) for s in SCHEMES for a in ("relu", "gelu")])
 
 # -- the nets of the registry ---------------------------------------------------------------------------
@@ -25,7 +25,7 @@ matrix = pytest.mark.parametrize(("scheme", "activation"), [(s, a) for s in SCHE
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_shapes_and_counts(name, scheme):
     info = zoo.model_info(name)
-    assert (info.takes, info.num_classes, info.frames) == ("text", 0, None)
+    assert (info.input_kind, info.num_classes, info.frames) == ("text", 0, None)
     with torch.device("meta"):
         model = zoo.create_model(name, scheme=scheme, source_vocabulary=1000, target_vocabulary=1000)
         source, target = torch.empty(2, 7, dtype=torch.long), torch.empty(2, 5, dtype=torch.long)
@@ -405,7 +405,7 @@ def transform():
     from tasks.translation.vocabulary import train_vocabulary
 
     vocabulary = train_vocabulary(["a b c d", "b a", "d c b a e f g h"] * 20, 21, "bpe")
-    return zoo.TextTransform.of(("en", "de"), vocabulary, vocabulary)
+    return zoo.TextTransform.from_vocabularies(("en", "de"), vocabulary, vocabulary)
 
 
 def test_branch_statistics_and_groups():
