@@ -40,9 +40,12 @@ class Join(nn.Module):
 
     Attributes:
         alpha: weight of the trunk which the trunk's scale can take up (``zoo.trunk``); 1 for joins without one.
+        scale_in, scale_out: scales of the trunk before and after the join.
     """
 
     alpha: float = 1.0
+    scale_in: float = 1.0
+    scale_out: float = 1.0
 
     def enter(self, trunk: Tensor) -> Tensor:
         """The input of the branch: the trunk, or a norm of it."""
