@@ -247,6 +247,21 @@ KINDS: dict[str, type[AnyTransform]] = {
 }
 
 
+def register_transform(cls: type[Any]) -> type[Any]:
+    """Lets the headers of weights name a kind of transform that another package defines; usable as a decorator.
+
+    Args:
+        cls: frozen dataclass with a ``kind`` and the method ``build``.
+
+    Raises:
+        ZooError: a kind that is taken.
+    """
+    if cls.kind in KINDS:
+        raise ZooError(f"transform of kind {cls.kind!r} is registered already")
+    KINDS[cls.kind] = cls
+    return cls
+
+
 def read_transform(entry: Mapping[str, Any]) -> AnyTransform:
     """The transform of the header of a weights file.
 
