@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from zoo.registry import build_model, create_model, list_models, model_info
     from zoo.schemes import Place, TextScheme, VisionScheme, register_scheme
     from zoo.specs import ModelInfo, ModelSpec, register_model
-    from zoo.transforms import DetectionTransform, InputTransform, TextTransform, VideoTransform
+    from zoo.transforms import (
+        DetectionTransform,
+        InputTransform,
+        TextTransform,
+        VideoTransform,
+        register_transform,
+    )
     from zoo.weights import Source, Weights, get_weights, is_weights_name, list_weights, register_source, save_weights
 
 _MODULES: dict[str, tuple[str, ...]] = {
@@ -48,7 +54,13 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "zoo.registry": ("build_model", "create_model", "list_models", "model_info"),
     "zoo.schemes": ("Place", "TextScheme", "VisionScheme", "register_scheme"),
     "zoo.specs": ("ModelInfo", "ModelSpec", "register_model"),
-    "zoo.transforms": ("DetectionTransform", "InputTransform", "TextTransform", "VideoTransform"),
+    "zoo.transforms": (
+        "DetectionTransform",
+        "InputTransform",
+        "TextTransform",
+        "VideoTransform",
+        "register_transform",
+    ),
     "zoo.weights": (
         "Source",
         "Weights",
@@ -104,6 +116,7 @@ __all__ = [
     "register_model",
     "register_scheme",
     "register_source",
+    "register_transform",
     "save_weights",
 ]
 
