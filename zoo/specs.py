@@ -122,7 +122,7 @@ def register_model(spec: ModelSpec) -> None:
     if spec.name in MODELS:
         raise ZooError(f"a model named {spec.name!r} is registered already")
     if "." in spec.name:
-        raise ZooError(f"model name {spec.name!r}: must not contain a dot, which separates names from tags of weights")
+        raise ZooError(f"model name {spec.name!r}: must not contain a dot, the dot is for weight tags")
     MODELS[spec.name] = spec
 
 
