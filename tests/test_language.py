@@ -296,7 +296,7 @@ EXAMPLES = {
     "entries": (
         [
             "Return x.\n\n    Args:\n        seed, mean: seed of the draws: of all.\n    ",
-            "Return x.\n\n    Args:\n        flag: whether the seed is used.\n        images: at least one image.\n    ",
+            "Return x.\n\n    Args:\n        flag: whether x is used.\n        images: at least one image.\n    ",
             "Return x.\n\n    Raises:\n        ZooError: for x.\n    ",
         ],
         [
