@@ -28,11 +28,11 @@ MOVED: dict[str, tuple[str, ...]] = {
 
 
 def moved_names(old: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """A ``__getattr__`` for a module that still exists but has lost names to other modules.
+    """Return a ``__getattr__`` for a module that still exists but has lost names to other modules.
 
     Args:
         old: name of the module.
-        names: for each name that it has lost, the place of the object: ``module:name``.
+        names: place of each object that the module has lost, as ``module:name`` by name.
     """
 
     def lookup(name: str) -> Any:
@@ -46,7 +46,7 @@ def moved_names(old: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 class _MovedModules(MetaPathFinder, Loader):
-    """Finds the modules of ``MOVED`` and gives them the names of their successors."""
+    """Finder and loader of the modules of ``MOVED``: they get the names of their successors."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

@@ -1,7 +1,7 @@
-"""Biases initialised from data (paper, section 3.1): the layers that have them, and ``calibrate`` which sets them.
+"""Biases initialised from data (docs/method.md, M8): the layers that have them, and ``calibrate``, which sets them.
 
-The order of this file: ``HasDataBias`` (what a layer offers), ``only_positions`` (which positions count),
-``merge_batches``, ``CalibrationReport`` and ``calibrate`` (what users call), and the passes over the data behind it.
+The order of this file: ``HasDataBias`` (the layers' side), ``only_positions`` (the positions that count),
+``merge_batches``, ``CalibrationReport`` and ``calibrate`` (the users' side), and the passes over the data behind it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class HasDataBias(nn.Module):
         return x if self.input_scale == 1 else x / self.input_scale
 
     def calibration_sums(self, x: Tensor) -> Tensor:
-        """Return what calibration adds up over inputs x: (C + 1,) float64, the sums and last the values in each.
+        """Return what calibration adds up over inputs: (C + 1,) float64, the channel sums and last the values in each.
 
         Raises:
             ZooError: x has a wrong number of channels.
@@ -123,7 +123,7 @@ def merge_batches(batches: Iterable[Any]) -> list[Any]:
 
 @dataclass
 class CalibrationReport:
-    """What ``calibrate`` did, as qualified module names.
+    """Result of ``calibrate``, as qualified module names.
 
     Attributes:
         calibrated: layers whose bias was set from the data, in forward order.
@@ -185,15 +185,18 @@ def calibrate(
         ZooError: no batches, a wrong number of channels, a mean that is not finite, or batches that take
             different ways through the net.
     """
+    # one batch if possible: it takes the fewest forwards
     batches = list(batches)
     if not batches:
-        raise ZooError("calibrate needs at least one batch")
+        raise ZooError("calibrate: no batches; give at least one")
     if forward is None and all(isinstance(batch, Tensor) for batch in batches):
         batches = merge_batches(batches)
+    # the layers to set, and those that keep the bias of a checkpoint
     names = {module: name for name, module in model.named_modules() if isinstance(module, HasDataBias)}
     pending = {m for m in names if force or not m.calibrated}
     supplied = [name for m, name in names.items() if m not in pending]
     passes = _Passes(names, pending, lambda batch: forward(model, batch) if forward else model(batch), reduce)
+    # the forwards, in eval mode
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -245,13 +248,13 @@ class _Passes:
                 where = sorted(self.names[layer] if layer else "the end" for layer in layers)
                 raise ZooError(f"calibrate: batches take different ways through the net ({', '.join(where)})")
             (layer,) = layers
-            if layer is None:  # the end: what is still pending is never reached
+            if layer is None:  # the end: no forward reaches the layers that are still pending
                 return
             sums = torch.stack([stop.sums for stop in stops if stop]).sum(0)
             self.set_bias(layer, sums, max(calls[layer] for calls in counts))
 
     def count(self, batch: Any) -> Counter[HasDataBias]:
-        """Return how often a forward of a batch calls each layer, which tells the last call."""
+        """Return how often a forward of a batch calls each layer, so that its last call can be recognized."""
         calls: Counter[HasDataBias] = Counter()
         self.watch(batch, lambda layer, number, sums: calls.update([layer]))
         return calls
@@ -292,7 +295,7 @@ class _Passes:
         try:
             self.forward(batch)
         except _Stop as stop:
-            return stop.with_traceback(None)  # whose frames keep the batch's activations alive
+            return stop.with_traceback(None)  # the traceback's frames keep the batch's activations alive
         finally:
             for handle in handles:
                 handle.remove()

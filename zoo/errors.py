@@ -1,4 +1,4 @@
-"""Errors that the caller can fix: one line that names what is wrong and the nearest valid value."""
+"""Errors that the caller can fix. Their message is one line: what is wrong, and the nearest valid value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ExportError(ZooError):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: near matches, or all known words if none is near.
+    """Return the end of a message about an unknown word: near matches, or all known words if none is near.
 
     Args:
         word: word that is not known.

@@ -1,4 +1,4 @@
-"""Families: models that are made around registered nets, such as detectors, and are too many to register one by one.
+"""Families: models made around registered nets, such as detectors, that are too many to register one by one.
 
 A package registers a family in the entry-point group ``rescalenet.families``. The entry point's name is the shell
 pattern of the models' names, so that the package is imported only when a name matches::
@@ -23,14 +23,14 @@ GROUP = "rescalenet.families"
 
 
 class Family(Protocol):
-    """What a family offers to the registry."""
+    """The methods of a family that the registry calls."""
 
     def names(self) -> Iterable[str]:
-        """Names of the models that ``list_models`` lists."""
+        """Return the names of the models that ``list_models`` lists."""
         ...
 
     def info(self, name: str) -> ModelInfo:
-        """Schemes, options, weights and defaults of a model.
+        """Return the schemes, options, weights and defaults of a model.
 
         Raises:
             ZooError: a name that matches the pattern but is no model of the family.
@@ -38,11 +38,11 @@ class Family(Protocol):
         ...
 
     def create(self, name: str, weights: str | None = None, **options: Any) -> Any:
-        """A model, fresh or with weights.
+        """Return a model, fresh or with weights.
 
         Args:
             name: name of the model.
-            weights: what ``zoo.create_model`` was given.
+            weights: weights that ``zoo.create_model`` was given, or None.
             options: keyword arguments that ``zoo.create_model`` was given, ``scheme`` and ``num_classes`` among them.
 
         Raises:
@@ -70,7 +70,7 @@ def register_family(pattern: str, family: Family) -> None:
 
 
 def find_family(name: str) -> Family | None:
-    """The family whose pattern a name matches; None if there is none.
+    """Return the family whose pattern a name matches; None if there is none.
 
     Raises:
         ZooError: a family that cannot be imported.
@@ -82,7 +82,7 @@ def find_family(name: str) -> Family | None:
 
 
 def all_families() -> list[Family]:
-    """Every family, those of installed packages among them.
+    """Return every family, including those of installed packages.
 
     Raises:
         ZooError: a family that cannot be imported.
@@ -106,5 +106,5 @@ def _family(pattern: str) -> Family:
 
 @functools.cache
 def _installed() -> dict[str, EntryPoint]:
-    """Entry points of installed packages, by pattern."""
+    """Return the entry points of installed packages, by pattern."""
     return {point.name: point for point in entry_points(group=GROUP)}

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and names out of files that may name files."""
+"""Atomic writing of files, and a check of names that come from files of unknown origin."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def write_json(content: Any, path: Path) -> None:
 
 
 def safe_name(name: str, what: str, *, longest: int = 100) -> str:
-    """The name itself, if it can be part of a file's name and never leads to another folder.
+    """Return the name, after a check that it can be part of a file's name and never leads to another folder.
 
     Args:
         name: name that was read from a file of unknown origin.
-        what: what the name is of, for the message.
+        what: description of the named thing, for the message.
         longest: largest number of characters.
 
     Raises:

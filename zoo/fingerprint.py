@@ -1,4 +1,4 @@
-"""Eight numbers of a net's output on a fixed input: two builds of the same weights are compared by them.
+"""Eight numbers of a net's output on a fixed input, by which two builds of the same weights are compared.
 
 The input is a formula, so no file is needed. The net runs in float64: the kernels of other processors add in another
 order, which moves float32 results by up to 9e-7 and float64 results by nothing that eight digits show.
@@ -41,11 +41,12 @@ def tokens(count: int, vocabulary: int) -> list[int]:
 
 
 def fingerprint(model: Any, transform: AnyTransform) -> list[float]:
-    """The first eight numbers of the output on the fixed input of the weights' kind.
+    """Return the first eight numbers of the output on the fixed input of the weights' kind.
 
-    Classification of images and clips: the logits of a batch. Detection: RPN objectness, class scores, box offsets and
-    masks of two fixed boxes, in turn: all before any sorting or suppression. Translation: the logits of eight tokens
-    after the last one of a fixed pair.
+    - Classification of images and clips: logits of a batch.
+    - Detection: RPN objectness, class scores, box offsets and masks of two fixed boxes, in turn, before any sorting or
+      suppression.
+    - Translation: logits of eight tokens after the last token of a fixed pair.
 
     A copy of the model runs, in eval mode and in float64.
 
@@ -76,7 +77,7 @@ def _output(model: Any, transform: AnyTransform) -> Tensor:
 
 
 def _detector_output(model: Any, image: Tensor) -> Tensor:
-    """Numbers of every part of a Faster or Mask R-CNN, in turn."""
+    """Return numbers of every part of a Faster or Mask R-CNN, in turn."""
     maps = model.backbone(image)
     heads, boxes, size = model.roi_heads, [torch.tensor(BOXES).to(image)], [(SCENE, SCENE)]
     objectness, _ = model.rpn.head(list(maps.values()))

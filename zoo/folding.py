@@ -1,9 +1,10 @@
 """The deployment form of a net: plain convolutions, ReLUs and additions, with the same outputs.
 
-ReLUs are positively homogeneous, so every constant and multiplier goes into a weight. The bias before an unpadded
-product becomes that product's own bias. The bias b before a padded product, whose zeros go around x + b, moves into the
-ReLU that makes x: relu(z) + b = max(z + b, b), with z + b from the bias of the convolution before. The map between the
-two is *shifted* by b. BatchNorm goes into its convolution, as usual.
+docs/method.md derives it ("Deployment form"). ReLUs are positively homogeneous, so every constant and multiplier is
+multiplied into a weight. The bias before an unpadded product becomes that product's own bias (M9). The bias b before a
+padded product, whose zeros lie around x + b, moves into the ReLU that makes x: relu(z) + b = max(z + b, b) (M12), and
+the convolution before that adds b to its bias. The map between the two is *shifted* by b. BatchNorm is folded into its
+convolution, as usual.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Shift = Tensor | None
 
 
 def fold(model: Model) -> Model:
-    """A copy of the model for inference, with every net of the zoo inside it in deployment form.
+    """Return a copy of the model for inference, with every net of the zoo inside it in deployment form.
 
     Its outputs equal the model's at every input size up to rounding. The copy is in eval mode, its parameters do not
     train, and it has no dropout. GroupNorm and LayerNorm depend on the data and stay; the log reports their number.
@@ -44,7 +45,7 @@ def fold(model: Model) -> Model:
     model = copy.deepcopy(model).eval()
     bodies = [module for module in model.modules() if isinstance(module, Net)]
     if not bodies:
-        raise ZooError(f"fold: there is no net of the zoo in this {type(model).__name__}")
+        raise ZooError(f"fold: this {type(model).__name__} contains no net of the zoo")
     for body in bodies:
         if not body.folded:
             with torch.no_grad():
@@ -58,7 +59,7 @@ def fold(model: Model) -> Model:
 
 
 class ChannelMax(nn.Module):
-    """max(x, floor_c) for each channel c, in place: the ReLU of a map that is shifted by ``floor`` (C,)."""
+    """max(x, b_c) for each channel c, in place (M12): the ReLU of a map that is shifted by b (C,)."""
 
     floor: Tensor
 
@@ -71,7 +72,7 @@ class ChannelMax(nn.Module):
 
 
 class Unscale(OnTrunk):
-    """The feature map (N, C, ...) of the formulas, made of the trunk's scale * x + shift, with the shift (C,)."""
+    """From the stored trunk, scale * x + shift, to the feature map x (N, C, ...) of the formulas. The shift is (C,)."""
 
     shift: Tensor | None
 
@@ -94,7 +95,7 @@ class Unscale(OnTrunk):
 
 
 def bias_before(layer: Any) -> Tensor | None:
-    """The bias that a layer adds to its input, one value for each input channel: float64 (I,), or None."""
+    """Return the bias that a layer adds to its input, one value for each input channel: float64 (I,), or None."""
     pre_bias = getattr(layer, "pre_bias", None)
     if pre_bias is None:
         return None
@@ -102,12 +103,12 @@ def bias_before(layer: Any) -> Tensor | None:
 
 
 def needed_shift(layer: Any) -> Shift:
-    """The shift that the layer before must add for this one: its bias before the product if it is padded, or None."""
+    """Return the shift that the previous layer adds for this one: its bias before the product if padded, or None."""
     return bias_before(layer) if any(layer.padding) else None
 
 
 def activation(shift: Shift, like: Tensor) -> nn.Module:
-    """The ReLU whose output is shifted, in the dtype and on the device of ``like``."""
+    """Return the ReLU whose output is shifted, in the dtype and on the device of ``like``."""
     return nn.ReLU(inplace=True) if shift is None else ChannelMax(shift.to(like))
 
 
@@ -119,11 +120,11 @@ def folded_conv(
     input_shift: Shift = None,
     output_shift: Shift = None,
 ) -> tuple[nn.Conv2d | nn.Conv3d, nn.Module]:
-    """A plain convolution that computes a convolution and the norm after it.
+    """Return a plain convolution that computes a convolution and the norm after it.
 
     Args:
         conv: ``nn.Conv2d``, ``nn.Conv3d`` or one of the zoo's.
-        norm: module after it. A BatchNorm is folded, any other stays.
+        norm: module after the convolution. A BatchNorm is folded, any other stays.
         gain: factor on the output.
         input_shift: shift of the input, (I,).
         output_shift: shift that the output gets, (O,).
@@ -132,31 +133,39 @@ def folded_conv(
         The plain convolution, and the norm that remains.
 
     Raises:
-        ZooError: a shift that meets a padded convolution without a bias before it, or a norm that stays.
+        ZooError: a padded convolution whose input is shifted but that has no bias before the product (or the reverse),
+            or an output shift behind a norm that stays.
     """
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
+    # 1. factors and biases of the convolution
     weight, bias = _product_and_bias(conv, gain, input_shift)  # float64 (O, I/groups, *kernel) and (O,)
+    # 2. the norm after it
     if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d | FrozenBatchNorm2d):
         weight, bias = _with_batch_norm(weight, bias, norm)
         norm = nn.Identity()
+    # 3. the shift for the next layer, which a norm in between would change
     if output_shift is not None:
         if not isinstance(norm, nn.Identity):
-            raise ZooError(f"fold: a shift cannot go through {type(norm).__name__}; use a scheme without one here")
+            raise ZooError(
+                f"fold: a shift cannot pass {type(norm).__name__}; use a scheme without a norm in this place"
+            )
         bias = bias + output_shift
     return _plain_conv(conv, weight, bias), norm
 
 
 def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_shift: Shift) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution with all its factors, for an input with this shift."""
+    """Return weight and bias of a convolution with all its factors, for an input with this shift."""
+    # factors: of the branch or shortcut, of the scaled trunk, of a stem
     weight = conv.weight.double() * gain
     bias = weight.new_zeros(conv.out_channels)
     if conv.bias is not None:
         bias += conv.bias.double() * gain * getattr(conv, "input_scale", 1.0)
     if isinstance(conv, StemConvNd):
         weight, bias = weight * conv.output_scale, bias * conv.output_scale
+    # the bias before the product
     before = bias_before(conv)
     if not any(conv.padding):
-        # the product of what the input lacks: the bias before the product, less the shift that has arrived
+        # M9: the product of what the input lacks, which is the bias before the product minus the shift it has
         missing = weight.new_zeros(conv.in_channels)
         if before is not None:
             missing += before
@@ -165,14 +174,14 @@ def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_s
         bias += product_bias(weight, missing, conv.groups)
     elif (input_shift is None) != (before is None):
         raise ZooError(
-            "fold: the input of a padded convolution must be shifted by the bias before it; a stem, or the layer after "
-            "a module that lets no shift through, needs its bias after the product"
+            "fold: the input of a padded convolution must be shifted by its bias before the product; a stem, or the "
+            "layer after a module that no shift can pass, must have its bias after the product"
         )
     return weight, bias
 
 
 def _with_batch_norm(weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution and the BatchNorm after it."""
+    """Return weight and bias of a convolution with the BatchNorm after it folded in."""
     mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
     scale: Any = norm.weight
     shift: Any = norm.bias
@@ -181,7 +190,10 @@ def _with_batch_norm(weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[Ten
 
 
 def _plain_conv(conv: nn.Conv2d | nn.Conv3d, weight: Tensor, bias: Tensor) -> nn.Conv2d | nn.Conv3d:
-    """The geometry, dtype, device and memory format of ``conv`` with this weight and bias; no bias if it is 0."""
+    """Return a plain convolution like ``conv`` with this weight and bias; no bias if it is 0.
+
+    Geometry, dtype, device and memory format are those of ``conv``.
+    """
     make: Any = nn.Conv2d if isinstance(conv, nn.Conv2d) else Conv3d
     plain = make(
         conv.in_channels,
@@ -207,12 +219,12 @@ def _plain_conv(conv: nn.Conv2d | nn.Conv3d, weight: Tensor, bias: Tensor) -> nn
 
 
 def folded_linear(linear: nn.Module, *, gain: float | Tensor = 1.0, missing: Shift = None) -> nn.Module:
-    """A plain linear layer that computes this one; a module that is no linear layer is returned as it is.
+    """Return a plain linear layer that computes this one; return a module that is no linear layer as it is.
 
     Args:
         linear: linear layer, or the Identity of a net without a head.
         gain: factor on the output.
-        missing: bias (I,) that another module added to its input before and no longer adds.
+        missing: bias (I,) that another module used to add to the input and no longer adds.
     """
     if not isinstance(linear, nn.Linear):
         return linear

@@ -1,4 +1,4 @@
-"""Joins: how the trunk x and a residual branch F(x) become the next trunk. One protocol for images, clips and text.
+"""Joins: from the trunk x and a residual branch F(x) to the next trunk. One protocol for images, clips and text.
 
 A block computes, with its join,
 
@@ -39,7 +39,7 @@ class Join(nn.Module):
     """Base of the joins: x + F(x) unless a method below is overridden.
 
     Attributes:
-        alpha: weight of the trunk which the trunk's scale can take up (``zoo.trunk``); 1 for joins without one.
+        alpha: weight of the trunk that the trunk's scale replaces (``zoo.trunk``); 1 for joins without one.
         scale_in, scale_out: scales of the trunk before and after the join.
     """
 
@@ -48,19 +48,19 @@ class Join(nn.Module):
     scale_out: float = 1.0
 
     def enter(self, trunk: Tensor) -> Tensor:
-        """The input of the branch: the trunk, or a norm of it."""
+        """Return the input of the branch: the trunk, or a norm of it."""
         return trunk
 
     def product(self, layer: nn.Module, h: Tensor) -> Tensor:
-        """The last product of the branch, with the branch's weight if the join applies it here."""
+        """Return the last product of the branch, with the branch's weight if the join applies it here."""
         return layer(h)
 
     def projection(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """The product of a projection shortcut, with the trunk's weight."""
+        """Return the product of a projection shortcut, with the trunk's weight."""
         return layer(x)
 
     def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
-        """The next trunk.
+        """Return the next trunk.
 
         Args:
             trunk: trunk before the branch, or its ``projection``.
@@ -79,15 +79,15 @@ class Join(nn.Module):
             raise ZooError(f"{type(self).__name__}: trunk scales {scale_in}, {scale_out} must be 1")
 
     def statistics(self) -> dict[str, float | None]:
-        """The numbers that ``zoo.branch_statistics`` reports of this join: ``m``, its multiplier or None."""
+        """Return the numbers that ``zoo.branch_statistics`` reports of this join: ``m``, its multiplier or None."""
         return {"m": None}
 
     def multiplier_parameters(self) -> dict[str, nn.Parameter]:
-        """The learnable multipliers by name, which ``zoo.param_groups`` puts into a group of their own."""
+        """Return the learnable multipliers by name, which ``zoo.param_groups`` puts into a group of their own."""
         return {}
 
     def fold(self, last: nn.Module) -> FoldedJoin:
-        """The deployment form.
+        """Return the deployment form.
 
         Args:
             last: last layer of the branch, before it is folded.
@@ -137,10 +137,11 @@ class PostNormJoin(Join):
 
 
 class RescaledJoin(Join):
-    """alpha x + scale m F(x), the rescaled residual connection (paper, equations 5 and 8).
+    """alpha x + scale m F(x), the rescaled residual connection (docs/method.md, M2 and M5; paper, equations 5 and 8).
 
-    The branch's weight multiplies the weights of its last layer, that of a projection shortcut the projection's.
-    The weight of an identity shortcut would cost a pass over the trunk's gradient; the trunk's scale takes it up.
+    The weight of the branch is multiplied into the weights of its last layer, and alpha into the weights of a
+    projection shortcut. At an identity shortcut alpha would cost a pass over the trunk's gradient, so the trunk's scale
+    replaces it (M10).
 
     Args:
         alpha: weight of the trunk.
@@ -158,13 +159,13 @@ class RescaledJoin(Join):
         self.set_scales(1.0, 1.0)
 
     def set_scales(self, scale_in: float, scale_out: float) -> None:
-        # s F(x) is the branch of s x with its biases times s, as ReLUs are positively homogeneous. So
+        # M11: ReLUs are positively homogeneous, so the branch of s x with its biases times s is s F(x), and
         #     scale_out x_k = (alpha scale_out / scale_in) (scale_in x_{k-1}) + (scale m scale_out / scale_in) F(...)
         self.scale_in, self.scale_out = scale_in, scale_out
         self.shortcut_weight = round(self.alpha * scale_out / scale_in, 15)  # exactly 1 costs autograd nothing
 
     def branch_weight(self, last: Any) -> Tensor | float:
-        """The factor on the last product: a number, or a 0-D tensor with a gradient.
+        """Return the factor on the last product: a number, or a 0-D tensor with a gradient.
 
         Args:
             last: last layer of the branch. Its output has the scale of its input, which need not be the trunk's: the
@@ -189,7 +190,7 @@ class RescaledJoin(Join):
         return {} if self.multiplier is None else {"multiplier": self.multiplier}
 
     def fold(self, last: nn.Module) -> FoldedJoin:
-        # an identity shortcut's weight is 1: no factor of it remains
+        # an identity shortcut has weight 1 by the trunk's scale, so the join that remains needs no factor
         return FoldedJoin(self.branch_weight(last), self.shortcut_weight, self.folded())
 
     def extra_repr(self) -> str:

@@ -1,7 +1,8 @@
 """Convolutions and linear layers with the bias before the product.
 
-y = W (x + b): b has one value per *input* channel. ``zoo.calibrate`` initialises it from data to minus the channel mean
-of x (paper, section 3.1). All biases are 1-D parameters, so the usual rule "no weight decay for ndim <= 1" applies.
+y = W (x + b) (docs/method.md, M7): b has one value per *input* channel. ``zoo.calibrate`` initialises it from data to
+minus the channel mean of x (M8). All biases are 1-D parameters, so the usual rule "no weight decay for ndim <= 1"
+applies.
 
 Every forward is a pure function of parameters and input: it has no counters, and no buffer but ``InputGain``'s.
 """
@@ -44,14 +45,14 @@ class BiasedConvNd(HasDataBias):
         post_bias: bool = False,
     ) -> None:
         if isinstance(padding, str):
-            raise ZooError(f"padding={padding!r}: must be numbers; give the zeros at each side")
+            raise ZooError(f"padding={padding!r}: must be a number or a tuple of numbers; give the zeros at each side")
         torch_args: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*torch_args, bias=post_bias)
         self.pre_bias = nn.Parameter(torch.zeros(in_channels))
         self.geometry = Geometry(self.stride, self.padding, self.dilation, groups)
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
-        """scale * (W pad(x + pre_bias) + bias); see ``zoo.products.biased_product``."""
+        """Return scale * (W pad(x + pre_bias) + bias); see ``zoo.products.biased_product``."""
         batch = x if x.ndim == self.weight.ndim else x[None]
         out = biased_product(
             batch,
@@ -81,7 +82,7 @@ class RepeatsFrames(nn.Module):
         self.padding = (0, *self.padding[1:])
 
     def lengthened(self, x: Tensor) -> Tensor:
-        """(N, C, T, H, W) -> (N, C, T + 2 repeated, H, W)."""
+        """Repeat the first and last frame: (N, C, T, H, W) -> (N, C, T + 2 repeated, H, W)."""
         ends = self.repeated
         return nn.functional.pad(x, (0, 0, 0, 0, ends, ends), mode="replicate") if ends else x
 
@@ -134,7 +135,7 @@ class BiasedLinear(HasDataBias, nn.Linear):
         self.pre_bias = nn.Parameter(torch.zeros(in_features))
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
-        """scale * (W (x + pre_bias) + bias); see ``zoo.products.biased_linear``."""
+        """Return scale * (W (x + pre_bias) + bias); see ``zoo.products.biased_linear``."""
         return biased_linear(x, self.weight, self.pre_bias, self.bias, scale=scale, input_scale=self.input_scale)
 
 
@@ -152,7 +153,7 @@ class BiasedProjections(HasDataBias, nn.Linear):
         self.sizes = sizes
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
-        """scale * (W_i (x + pre_bias_i) + bias_i) for each part i; see ``zoo.products.biased_linear``."""
+        """Return scale * (W_i (x + pre_bias_i) + bias_i) for each part i; see ``zoo.products.biased_linear``."""
         pre_bias = self.pre_bias.view(-1, self.in_features)
         return biased_linear(
             x, self.weight, pre_bias, self.bias, scale=scale, input_scale=self.input_scale, sections=self.sizes
@@ -240,7 +241,9 @@ class ChannelBias(HasDataBias):
 
 
 class InputGain(HasDataBias):
-    """1 / sqrt(E[x^2]) of a feature map x, measured by calibration and fixed then: x (N, C, ...) -> 0-D tensor.
+    """1 / sqrt(E[x^2]) of a feature map x (docs/method.md, M15): x (N, C, ...) -> 0-D tensor.
+
+    Calibration measures it once; training does not change it.
 
     The feature levels of a net without normalization differ by orders of magnitude in power at init. The layer that
     reads a level multiplies its *weights* by this gain: the level arrives with power 1, without a pass over the map.

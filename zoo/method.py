@@ -2,7 +2,7 @@
 
 Shao, Hu, Wang, Xue, Raj, "Is normalization indispensable for training deep neural networks?", NeurIPS 2020. Letters
 follow the paper: k counts residual branches through the whole net, L is their number, c the constant of the decay
-(c = L by default).
+(c = L by default). M2, M6, ... are the formulas of docs/method.md.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from zoo.trunk import TrunkBlock
 
 
 def coefficients(k: int, c: float) -> tuple[float, float]:
-    """Weights (alpha_k, beta_k) of trunk and branch in the k-th rescaled residual connection.
+    """Return the weights (alpha_k, beta_k) of trunk and branch in the k-th rescaled residual connection (M2).
 
     x_k = alpha_k x_{k-1} + beta_k F_k(x_{k-1}),  alpha_k = sqrt((k-1+c)/(k+c)),  beta_k = sqrt(1/(k+c))
 
-    so that alpha_k^2 + beta_k^2 = 1 and every branch reaches the output with the same weight
-    (paper, section 3.2). ``k = 0`` is accepted: the authors' code counts from there.
+    so that alpha_k^2 + beta_k^2 = 1 (M3) and every branch reaches the output with the same weight (M4; paper, section
+    3.2). ``k = 0`` is accepted, because the authors' code counts from 0.
 
     Raises:
         ZooError: if k is negative, c is not positive, or k-1+c is negative.
@@ -34,10 +34,10 @@ def coefficients(k: int, c: float) -> tuple[float, float]:
 
 
 def init_factor(k: int, c: float, layers: int) -> float:
-    """Factor on the He standard deviation of each of a branch's ``layers`` linear layers.
+    """Return the factor f_k on the He standard deviation of each of a branch's n = ``layers`` linear layers (M6).
 
-    With the learnable multiplier the forward uses m_k/sqrt(c) instead of beta_k; the missing
-    sqrt(c/(k+c)) goes into the weights, shared equally: ((k+c)/c)^(-1/(2n)) (paper, section 3.3).
+    With the learnable multiplier the forward uses m_k/sqrt(c) (M5) instead of beta_k (M2). The missing sqrt(c/(k+c))
+    goes into the weights in equal parts: f_k = ((k+c)/c)^(-1/(2n)) (paper, section 3.3).
 
     Raises:
         ZooError: if k is negative, c is not positive, or ``layers`` is less than 1.
@@ -48,7 +48,9 @@ def init_factor(k: int, c: float, layers: int) -> float:
 
 
 def he_normal_(weight: Tensor, *, gain: float = math.sqrt(2), mode: str = "fan_in", factor: float = 1.0) -> Tensor:
-    """Normal init with std factor * gain / sqrt(fan) (He et al. 2015; gain 1 is Kaiming with a = 1).
+    """Draw a weight from the normal distribution with std factor * gain / sqrt(fan).
+
+    This is the init of He et al. 2015; gain 1 is Kaiming with a = 1.
 
     The fan counts the weights that meet one output (``fan_in``) or one input (``fan_out``),
     kernel positions included; groups are already in the weight's shape for fan_in.
@@ -64,7 +66,7 @@ def he_normal_(weight: Tensor, *, gain: float = math.sqrt(2), mode: str = "fan_i
 
 
 def branch_statistics(model: nn.Module) -> list[dict[str, Any]]:
-    """For each residual block in order: its multiplier m_k and the Frobenius norms of its branch weights.
+    """Return the multiplier m_k and the Frobenius norms of the branch weights of each residual block, in order.
 
     Training makes m_k grow while weight decay shrinks the weights. The product of m_k and the norms shows whether the
     two cancel. ``m`` is None for schemes without a multiplier. A join of another scheme may add numbers of its own

@@ -1,4 +1,4 @@
-"""Options of nets: which ones may differ from the weights', and the checks of what was given."""
+"""Options of nets: the options that may differ from those of the weights, and checks of given values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoo.errors import ZooError
 
 
 def free(default: Any) -> Any:
-    """A dataclass field for an option that no weight depends on, such as a dropout rate.
+    """Return a dataclass field for an option that no weight depends on, such as a dropout rate.
 
     Args:
         default: default value of the field.
@@ -22,17 +22,17 @@ def free(default: Any) -> Any:
 
 
 def free_options(owner: Any) -> set[str]:
-    """Names of the fields of a dataclass, or of an instance, that ``free`` made."""
+    """Return the names of the fields of a dataclass, or of an instance, that ``free`` made."""
     return {field.name for field in dataclasses.fields(owner) if field.metadata.get("free")}
 
 
 def checked(options: Mapping[str, Any], owner: Any, where: str) -> dict[str, Any]:
-    """Option values, checked against the type hints of the dataclass ``owner`` and converted to them.
+    """Return option values, checked against the type hints of the dataclass ``owner`` and converted to them.
 
     Args:
         options: values by name; every name is a field of ``owner``.
         owner: dataclass or instance of one.
-        where: what has the options, for messages.
+        where: owner of the options, for messages.
 
     Raises:
         ZooError: a value of the wrong type.
@@ -67,7 +67,7 @@ def refuse_contradictions(
 
 
 def plain(value: Any) -> Any:
-    """The value with lists in place of tuples, as JSON has it."""
+    """Return the value with lists in place of tuples, as in JSON."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -1,7 +1,6 @@
 """Models by name: the one registry of the zoo.
 
-Nets register with ``register_model``. What is made around them, such as detectors, registers as a family
-(``zoo.families``).
+Nets are registered with ``register_model``, models around them, such as detectors, as a family (``zoo.families``).
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def list_models(
     task: str | None = None,
     takes: InputKind | None = None,
 ) -> list[str]:
-    """Sorted names of the models that ``create_model`` makes: registered nets and detectors around them.
+    """Return the sorted names of the models that ``create_model`` makes: registered nets and detectors around them.
 
     Args:
         filter: shell pattern that the names match.
@@ -74,7 +73,7 @@ def list_models(
 
 
 def model_info(name: str) -> ModelInfo:
-    """Schemes, options, weights and defaults of a model.
+    """Return the schemes, options, weights and defaults of a model.
 
     Args:
         name: one of ``list_models()``.
@@ -110,7 +109,7 @@ def model_info(name: str) -> ModelInfo:
 
 
 def _family_of(name: str) -> Family | None:
-    """The family that makes the models of a name; None for registered nets.
+    """Return the family that makes the models of a name; None for registered nets.
 
     Raises:
         ZooError: a name that is neither a registered net's nor matches a family.
@@ -129,7 +128,7 @@ def _family_of(name: str) -> Family | None:
 
 
 def build_model(config: ModelConfig) -> Net:
-    """A fresh net from its config, whatever its scheme: for code that loads a state into the net next.
+    """Return a fresh net of any scheme from its config, for code that then loads a state into it.
 
     Args:
         config: config of a registered net.
@@ -138,13 +137,13 @@ def build_model(config: ModelConfig) -> Net:
         ZooError: unknown name, scheme or option (with near matches).
     """
     spec = get_spec(config.name)
-    # the scheme
+    # check the scheme
     known_schemes = spec.family.schemes
     if config.scheme not in known_schemes:
         raise ZooError(f"unknown scheme {config.scheme!r}{suggestion(config.scheme, known_schemes)}")
     if config.scheme not in spec.supported:
         raise ZooError(f"{config.name} does not support scheme {config.scheme!r}; it does: {', '.join(spec.supported)}")
-    # classes and channels
+    # check classes and channels; a net of text has none, its vocabularies are options
     for key, value in {"num_classes": config.num_classes, "in_chans": config.in_chans}.items():
         if spec.input_kind == "text":
             if value:
@@ -152,13 +151,14 @@ def build_model(config: ModelConfig) -> Net:
             continue
         least = 0 if key == "num_classes" else 1
         if not isinstance(value, int) or value < least:
-            raise ZooError(f"{config.name}: {key}={value!r}: must be a whole number of at least {least}")
-    # options: those of the scheme, and the others, which are the layout's
+            raise ZooError(f"{config.name}: {key}={value!r}: must be a whole number >= {least}")
+    # check the options: some belong to the scheme, the others to the layout
     of_scheme = spec.family.scheme_options(config.scheme)
     known = [*spec.layout.OPTIONS, *of_scheme]
     for key in config.options:
         if key not in known:
             raise ZooError(f"{config.name} with scheme {config.scheme!r} has no option {key!r}{suggestion(key, known)}")
+    # build scheme and layout, then the net
     cls = known_schemes[config.scheme]
     scheme = cls(**checked({k: v for k, v in config.options.items() if k in of_scheme}, cls, config.name))
     own = {k: v for k, v in config.options.items() if k not in of_scheme}
@@ -207,7 +207,7 @@ def create_model(
     out_indices: Sequence[int] | None = None,
     **options: Any,
 ) -> Any:
-    """A model by name, fresh or with weights.
+    """Return a model by name, fresh or with weights.
 
     Args:
         name: one of ``list_models()``.
@@ -239,15 +239,17 @@ def create_model(
     >>> features.feature_info.channels(), [tuple(x.shape) for x in features(torch.zeros(1, 3, 32, 32))]
     ([16, 32], [(1, 16, 32, 32), (1, 32, 16, 16)])
     """
+    # a model of a family gets only the arguments that were given
     if family := _family_of(name):
         named = {"scheme": scheme, "num_classes": num_classes, "in_chans": in_chans, "out_indices": out_indices}
         given = {key: value for key, value in named.items() if value is not None}
         if features_only:
             given["features_only"] = True
         return family.create(name, weights, **given, **options)
+    # a registered net, fresh or with weights
     spec = get_spec(name)
     if out_indices is not None and not features_only:
-        raise ZooError("out_indices is for features_only=True")
+        raise ZooError(f"out_indices={out_indices!r}: requires features_only=True")
     if features_only and not issubclass(spec.family, Backbone):
         raise ZooError(f"features_only: {name} takes {spec.input_kind} and has no feature maps")
     if weights is None:
@@ -261,9 +263,9 @@ def create_model(
 
 
 def _fresh(spec: ModelSpec, scheme: str, num_classes: int | None, in_chans: int | None, options: dict[str, Any]) -> Net:
-    """A net without weights; the arguments are those of ``create_model``."""
+    """Return a net without weights; the arguments are those of ``create_model``."""
     if scheme in spec.family.schemes and spec.family.schemes[scheme].needs_weights:
-        raise ZooError(f"scheme {scheme!r} needs weights: its statistics are never trained")
+        raise ZooError(f"scheme {scheme!r} requires weights, because it never trains its statistics; give weights")
     classes = spec.num_classes if num_classes is None else num_classes
     usual = 0 if spec.input_kind == "text" else 3
     return build_model(ModelConfig(spec.name, scheme, classes, usual if in_chans is None else in_chans, options))
@@ -277,11 +279,11 @@ def _pretrained(
     in_chans: int | None,
     options: dict[str, Any],
 ) -> Net:
-    """A net with weights; the arguments are those of ``create_model``."""
+    """Return a net with weights; the arguments are those of ``create_model``."""
     entry = get_weights(weights, model=spec.name)
     stored = entry.config
     scheme = entry.scheme_for(scheme)
-    # options that were asked for must be the weights'; build_model refuses unknown schemes and options
+    # options that were given must be those of the weights; build_model refuses unknown schemes and options
     info, free = model_info(spec.name), free_options(spec.layout)
     if stored.scheme in info.schemes:
         free |= free_options(spec.family.schemes[stored.scheme])

@@ -1,6 +1,6 @@
-"""What is registered, one ``ModelSpec`` a net, and what is reported, one ``ModelInfo`` a model.
+"""The table of registered nets: one ``ModelSpec`` each, from which ``zoo.registry`` makes nets.
 
-``zoo.registry`` makes nets from the former.
+``ModelInfo`` is the description of a model that users get.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What ``model_info`` returns.
+    """Description of a model, which ``model_info`` returns.
 
     Attributes:
         name: name of the model.
         family: class of the model.
         schemes: values of ``scheme=`` that the model supports.
         options: options of the architecture, with their defaults.
-        scheme_options: for each scheme, its options with their defaults.
+        scheme_options: options of each scheme, with their defaults.
         weights: tags of the weights that can be loaded by name.
         input_kind: ``images``, ``clips``, ``text``, or ``image_lists`` for detectors.
-        task: what the model is for: ``classification``, ``video``, ``translation`` or ``detection``.
+        task: task of the model: ``classification``, ``video``, ``translation`` or ``detection``.
         num_classes: default number of classes; 0 for nets that take text, whose options set the sizes of their
             vocabularies.
         input_size: side in pixels of the square input that the net was designed for, or of a detector's short side;
@@ -121,12 +121,12 @@ def register_model(spec: ModelSpec) -> None:
     if spec.name in MODELS:
         raise ZooError(f"a model named {spec.name!r} is registered already")
     if "." in spec.name:
-        raise ZooError(f"model name {spec.name!r}: the dot is for weight tags")
+        raise ZooError(f"model name {spec.name!r}: must not contain a dot, the dot is for weight tags")
     MODELS[spec.name] = spec
 
 
 def get_spec(name: str) -> ModelSpec:
-    """The description of a registered net.
+    """Return the description of a registered net.
 
     Raises:
         ZooError: unknown name, with near matches.

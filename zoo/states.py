@@ -1,4 +1,4 @@
-"""State dicts: fitting them to a net that differs from the weights', and loading them without a tensor left over."""
+"""State dicts: ``adapt`` fits one to a net that differs from the weights' net, ``load_state`` loads one completely."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def adapt(state: Mapping[str, Tensor], stored: ModelConfig, model: Net) -> dict[
     """
     config = model.config
     state = dict(state)
-    # the last layer keeps its initialization
+    # a new last layer keeps its initialization
     if config.num_classes != stored.num_classes:
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
         if config.num_classes:
@@ -39,7 +39,7 @@ def adapt(state: Mapping[str, Tensor], stored: ModelConfig, model: Net) -> dict[
 
 
 def frozen_statistics(state: dict[str, Tensor], stored: str, scheme: str) -> dict[str, Tensor]:
-    """A state of scheme ``stored`` for a net of scheme ``scheme``: frozen BatchNorm counts no batches."""
+    """Return a state of scheme ``stored`` for a net of scheme ``scheme``: frozen BatchNorm counts no batches."""
     if (scheme, stored) != ("frozen_bn", "bn"):
         return state
     return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
@@ -51,7 +51,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fr
     Args:
         model: net to load into.
         state: tensors by the net's keys.
-        source: where the state comes from, for the message.
+        source: origin of the state, for the message.
         fresh: prefixes of keys that keep their initialization.
 
     Raises:

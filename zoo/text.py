@@ -20,7 +20,7 @@ class Vocabulary:
 
     Args:
         model: serialised sentencepiece model whose ids 0 to 3 are <s>, padding, </s> and unknown.
-        source: where the model comes from, for messages.
+        source: origin of the model, for messages.
 
     Raises:
         ZooError: another kind of model.
@@ -46,20 +46,20 @@ class Vocabulary:
         return self._processor.get_piece_size()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, without <s> and </s>."""
+        """Return the ids of each text, without <s> and </s>."""
         return self._processor.encode(list(texts), num_threads=-1 if len(texts) > 1000 else 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids."""
+        """Return the text of ids."""
         return self._processor.decode([int(i) for i in ids])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The piece of each id."""
+        """Return the piece of each id."""
         return [self._processor.id_to_piece(int(i)) for i in ids]
 
 
 def padded(rows: Sequence[Any]) -> Tensor:
-    """One int64 tensor (rows, longest) of rows of ids (lists or arrays), with ``PAD`` at the ends."""
+    """Return rows of ids (lists or arrays) as one int64 tensor (rows, longest), with ``PAD`` at the ends."""
     out = np.full((len(rows), max(map(len, rows), default=0)), PAD, np.int64)
     for line, row in zip(out, rows, strict=True):
         line[: len(row)] = row
@@ -78,11 +78,11 @@ class Tokenizer:
         self.source, self.target = source, target
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """The ids of sentences as int64 (B, S), each with </s>, padded at the end."""
+        """Return the ids of sentences as int64 (B, S), each with </s>, padded at the end."""
         return padded([[*ids, EOS] for ids in self.source.encode(texts)])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of target tokens."""
+        """Return the text of target tokens."""
         return self.target.decode(tokens)
 
 

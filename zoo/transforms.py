@@ -1,6 +1,6 @@
-"""Input transforms: what a net expects of an image, of an image with objects, of a video or of text.
+"""Input transforms: from an image, an image with objects, a video or text to the input that a net expects.
 
-Weights carry theirs in the header of their file, with its ``kind``.
+The header of a weights file contains the transform, with its ``kind``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class InputTransform:
-    """What a net expects of an image: resized, centre-cropped, scaled to 0..1 and standardised.
+    """Transform of images: resize, centre crop, scaling to 0..1 and standardisation.
 
     Attributes:
         size: side in pixels of the square that enters the net.
@@ -52,7 +52,7 @@ class InputTransform:
 
     @classmethod
     def imagenet(cls, size: int = 224, resize: int = 256) -> InputTransform:
-        """The transform with ImageNet's mean and standard deviation.
+        """Return the transform with ImageNet's mean and standard deviation.
 
         Args:
             size: side in pixels of the square that enters the net.
@@ -65,7 +65,7 @@ class InputTransform:
             raise ZooError(f"channel_order={self.channel_order!r}: must be RGB or BGR")
 
     def build(self) -> Transform:
-        """The transform from a PIL image or uint8 tensor (C, H, W) to a float32 tensor (C, size, size).
+        """Return the transform from a PIL image or uint8 tensor (C, H, W) to a float32 tensor (C, size, size).
 
         Grey images become RGB.
         """
@@ -86,7 +86,7 @@ class InputTransform:
 
 @dataclass(frozen=True)
 class DetectionTransform:
-    """What a detector expects of an image. The detector itself resizes and standardises, as torchvision's do.
+    """Transform of a detector's images. The detector itself resizes and standardises, as torchvision's do.
 
     Attributes:
         min_size: length in pixels that the short side is resized to.
@@ -109,7 +109,7 @@ class DetectionTransform:
             raise ZooError(f"min_size={self.min_size}, max_size={self.max_size}: must be 0 < min_size <= max_size")
 
     def build(self) -> Transform:
-        """The transform from a PIL image or uint8 tensor (C, H, W) to a float32 RGB tensor (C, H, W) in 0..1."""
+        """Return the transform from a PIL image or uint8 tensor (C, H, W) to a float32 RGB tensor (C, H, W) in 0..1."""
         from torchvision.transforms import v2
 
         return v2.Compose([v2.RGB(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -117,7 +117,7 @@ class DetectionTransform:
 
 @dataclass(frozen=True)
 class VideoTransform:
-    """What a net expects of a video: which frames make a clip, and how they are resized and standardised.
+    """Transform of videos: the choice of a clip's frames, and how they are resized and standardised.
 
     Attributes:
         frames: number of frames of a clip.
@@ -150,7 +150,7 @@ class VideoTransform:
             raise ZooError(f"frames={self.frames}, interval={self.interval}, fps={self.fps}: must be > 0")
 
     def build(self) -> Transform:
-        """The transform from a uint8 clip (T, 3, H, W) to a float32 tensor (3, T, size, size)."""
+        """Return the transform from a uint8 clip (T, 3, H, W) to a float32 tensor (3, T, size, size)."""
         from torchvision.transforms import v2
 
         return v2.Compose(
@@ -164,7 +164,7 @@ class VideoTransform:
         )
 
     def resized(self, side: int) -> list[int]:
-        """The size argument of torchvision's resize for a side in pixels."""
+        """Return the size argument of torchvision's resize for a side in pixels."""
         return [side, side] if self.crop_mode == "squash" else [side]
 
 
@@ -184,7 +184,7 @@ class ReverseChannels(nn.Module):
 
 @dataclass(frozen=True)
 class TextTransform:
-    """What a translation net expects: its languages and vocabularies.
+    """Transform of a translation net's sentences: its languages and vocabularies.
 
     Attributes:
         source: source language, as in ``en``: letters, digits, - and _, at most 20. Exports name files after it.
@@ -201,13 +201,13 @@ class TextTransform:
     target_model: str | None = field(repr=False)
 
     def __post_init__(self) -> None:
-        # a weights file may come from anywhere, and its languages name files
+        # the languages name files, and a weights file may come from anywhere
         safe_name(self.source, "language source", longest=20)
         safe_name(self.target, "language target", longest=20)
 
     @classmethod
     def from_vocabularies(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:
-        """The transform of a pair of languages.
+        """Return the transform of a pair of languages.
 
         Args:
             languages: source and target language.
@@ -219,12 +219,12 @@ class TextTransform:
 
     @classmethod
     def of(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:
-        """``from_vocabularies`` under its name of version 0.1.0; deprecated."""
+        """Call ``from_vocabularies``: its name of version 0.1.0, deprecated."""
         warnings.warn("TextTransform.of is named from_vocabularies", DeprecationWarning, stacklevel=2)
         return cls.from_vocabularies(languages, source, target)
 
     def build(self) -> Tokenizer:
-        """The tokenizer from sentences to int64 (B, S).
+        """Return the tokenizer from sentences to int64 (B, S).
 
         Raises:
             ZooError: a vocabulary that is not a sentencepiece model.
@@ -263,7 +263,7 @@ def register_transform(cls: type[Any]) -> type[Any]:
 
 
 def read_transform(entry: Mapping[str, Any]) -> AnyTransform:
-    """The transform of the header of a weights file.
+    """Return the transform of the header of a weights file.
 
     Args:
         entry: fields of the transform with its ``kind``. Files of version 0.1.0 have no kind: the fields alone
@@ -276,7 +276,7 @@ def read_transform(entry: Mapping[str, Any]) -> AnyTransform:
     if "kind" not in entry:
         return pydantic.TypeAdapter(AnyTransform).validate_python(entry)
     if entry["kind"] not in KINDS:
-        raise ZooError(f"transform of kind {entry['kind']!r}{suggestion(str(entry['kind']), KINDS)}")
+        raise ZooError(f"unknown kind of transform {entry['kind']!r}{suggestion(str(entry['kind']), KINDS)}")
     return pydantic.TypeAdapter(KINDS[entry["kind"]]).validate_python(
         {key: value for key, value in entry.items() if key != "kind"}
     )

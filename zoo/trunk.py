@@ -1,9 +1,9 @@
-"""The trunk's scale: why a rescaled net stores s_k x_k in place of x_k, and the numbers s_k.
+"""The trunk's scale: why a rescaled net stores s_k x_k in place of x_k, and the numbers s_k (docs/method.md, M10, M11).
 
-The formula x_k = alpha_k x_{k-1} + ... multiplies the trunk by alpha_k in every block, which costs a pass over the
-trunk's gradient. A trunk stored as s_k x_k with s_{k-1} = alpha_k s_k is added as it is: the scale takes the factor up.
-The biases of a block are then multiplied by s_{k-1}, and the weight of its last product by s_k / s_{k-1}, on the
-parameters instead of the activations. Parameters, features and logits are those of the formulas.
+x_k = alpha_k x_{k-1} + ... (M5) multiplies the trunk by alpha_k in every block, which costs a pass over the trunk's
+gradient. If the trunk is stored as s_k x_k with s_{k-1} = alpha_k s_k, the shortcut is a plain addition. In return the
+biases of a block are multiplied by s_{k-1}, and the weight of its last product by s_k / s_{k-1}. These factors act on
+parameters, which are smaller than activations. Stored parameters, features and logits are those of the formulas.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from zoo.joins import Join
 
 @dataclass(frozen=True)
 class ModuleScales:
-    """The scales of one module on the trunk: tensor over the value of the plain formulas.
+    """The scales of one module on the trunk. A scale is the stored tensor over the value of the formulas.
 
     Attributes:
         module: qualified name in the net.
         alpha: weight of the trunk in the module's join; 1 for modules that are no block.
-        scale_in, scale_out: scale of its input and output.
-        memory: scale of the encoder's output that a cross-attention reads too.
+        scale_in, scale_out: scales of the module's input and output.
+        memory: scale of the encoder's output, which a cross-attention reads.
     """
 
     module: str
@@ -40,11 +40,11 @@ class OnTrunk(nn.Module):
     """Base of the modules with constants that follow from the trunk's scale."""
 
     def set_scales(self, scales: ModuleScales) -> None:
-        """Sets these constants."""
+        """Set the constants that follow from ``scales``."""
         raise NotImplementedError
 
     def output_scales(self, scales: ModuleScales) -> dict[str, float]:
-        """The scale of the output of each module inside, by name; without those called at several scales."""
+        """Return the output scale of each module inside, by name; modules called at several scales are left out."""
         return {}
 
 
@@ -54,12 +54,12 @@ class TrunkBlock(OnTrunk):
     join: Join
 
     def branch_layers(self) -> list[nn.Module]:
-        """The convolutions or linear layers that the branch's values pass, in order."""
+        """Return the convolutions or linear layers that the branch's values pass, in order."""
         raise NotImplementedError
 
 
 def set_input_scale(layer: nn.Module, scale: float) -> None:
-    """Sets the scale at which a layer reads its input.
+    """Set the scale at which a layer reads its input.
 
     Raises:
         ZooError: a scale other than 1, for a layer without ``input_scale``.
@@ -68,17 +68,17 @@ def set_input_scale(layer: nn.Module, scale: float) -> None:
         setattr(layer, "input_scale", scale)  # noqa: B010  (for mypy a module's attributes are tensors)
     elif scale != 1:
         raise ZooError(
-            f"{type(layer).__name__} has no input_scale; a trunk at scale {scale:.3g} needs one in each layer"
+            f"{type(layer).__name__} has no input_scale; a trunk at scale {scale:.3g} requires one in each layer"
         )
 
 
 class PlannedBlock(NamedTuple):
-    """What decides a block's scales.
+    """The facts that a block's scales follow from.
 
     Attributes:
         module: qualified name in the net.
-        alpha: weight of the trunk in its join.
-        projected: whether its shortcut is a projection, whose weights can change the scale.
+        alpha: weight of the trunk in the block's join.
+        projected: whether the shortcut is a projection, whose weights can change the scale.
     """
 
     module: str
@@ -87,10 +87,10 @@ class PlannedBlock(NamedTuple):
 
 
 def planned(name: str, block: TrunkBlock, *, projected: bool = False) -> PlannedBlock:
-    """The plan of a block.
+    """Return the plan of a block.
 
     Raises:
-        ZooError: a trunk's weight that no scale can take up.
+        ZooError: the trunk's weight is not positive, so that no scale can replace it.
     """
     if not block.join.alpha > 0:
         raise ZooError(f"{name}: the trunk's weight alpha={block.join.alpha} must be > 0; choose another c or index")
@@ -124,7 +124,7 @@ class TrunkScales:
 
     @classmethod
     def ending_at_one(cls, blocks: Sequence[PlannedBlock]) -> TrunkScales:
-        """The scales of a trunk whose end has scale 1: s_{k-1} = alpha_k s_k, but 1 before a projection."""
+        """Return the scales of a trunk whose end has scale 1: s_{k-1} = alpha_k s_k, but 1 before a projection."""
         rows: list[ModuleScales] = []
         scale_out = 1.0
         for name, alpha, projected in reversed(blocks):
@@ -135,7 +135,7 @@ class TrunkScales:
 
     @classmethod
     def beginning_at_one(cls, blocks: Sequence[PlannedBlock], *, memory: float = 1.0) -> TrunkScales:
-        """The scales of a trunk whose beginning has scale 1: s_k = s_{k-1} / alpha_k.
+        """Return the scales of a trunk whose beginning has scale 1: s_k = s_{k-1} / alpha_k.
 
         Args:
             blocks: blocks of the stack; none has a projection.
@@ -162,27 +162,27 @@ class TrunkScales:
         return TrunkScales(self.rows + other.rows)
 
     def with_end(self, module: str, scale_in: float, scale_out: float) -> TrunkScales:
-        """The same with a module where the trunk begins or ends."""
+        """Return these scales and those of one more module, where the trunk begins or ends."""
         return TrunkScales((*self.rows, ModuleScales(module, 1.0, scale_in, scale_out)))
 
     def unscaled(self) -> TrunkScales:
-        """The same rows with all scales 1: a net computes the plain formulas after it has applied them."""
+        """Return the same rows with all scales 1: a net that applies them computes M5 as it is written."""
         return TrunkScales(tuple(replace(row, scale_in=1.0, scale_out=1.0, memory=1.0) for row in self.rows))
 
     def within(self, modules: Iterable[str]) -> TrunkScales:
-        """The rows of these modules."""
+        """Return the rows of these modules."""
         kept = set(modules)
         return TrunkScales(tuple(row for row in self.rows if row.module in kept))
 
     def apply(self, net: nn.Module) -> None:
-        """Sets every constant of the net that follows from the scales."""
+        """Set every constant of the net that follows from the scales."""
         for row in self.rows:
             module = net.get_submodule(row.module)
             if isinstance(module, OnTrunk):
                 module.set_scales(row)
 
     def output_scale(self, net: nn.Module, name: str) -> float:
-        """The scale of the output of the net's module ``name``.
+        """Return the scale of the output of the net's module ``name``.
 
         Raises:
             ZooError: a module inside a block that has no single scale.

@@ -1,4 +1,4 @@
-"""Weights: entries with metadata and input transforms, sources of them by name, verified loading, saving.
+"""Weights: entries with metadata and input transforms, their sources by name, verified loading, saving.
 
 A weights file is a safetensors file whose header has a JSON entry under ``rescalenet``: model, scheme, options,
 classes, input transform, metrics. One file is therefore all that is needed to build the model again.
@@ -54,7 +54,7 @@ class Weights:
     sha256: str | None = None
 
     def transforms(self) -> Callable[..., Any]:
-        """The transform to the model's input.
+        """Return the transform to the model's input.
 
         Returns:
             A callable: from a PIL image or uint8 tensor; for video nets from a clip, for text nets from sentences.
@@ -62,7 +62,7 @@ class Weights:
         return self.transform.build()
 
     def scheme_for(self, asked: str | None) -> str:
-        """The scheme to build a model of: the weights' own, or ``frozen_bn`` for ``bn`` weights.
+        """Return the scheme of a model with these weights: their own, or ``frozen_bn`` for ``bn`` weights.
 
         Args:
             asked: scheme that was asked for; None for the weights' own.
@@ -76,19 +76,21 @@ class Weights:
         return asked or own
 
     def load(self) -> dict[str, Tensor]:
-        """The state dict in float32 (integers unchanged), after a check of the file's hash.
+        """Return the state dict in float32 (integers unchanged), after a check of the file's hash.
 
         Raises:
             WeightsError: a file that is missing, damaged or has another hash.
         """
+        # the file is the one that the index lists
         if self.sha256 is not None:
             with _readable(self.path).open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != self.sha256:
                 raise WeightsError(
-                    f"{self.path}: sha256 is {digest[:12]}..., the index says {self.sha256[:12]}...; "
+                    f"{self.path}: sha256 is {digest[:12]}..., the index lists {self.sha256[:12]}...; "
                     "the file is damaged or was changed: install it again"
                 )
+        # its tensors, of which many are stored in half precision
         try:
             with safe_open(_readable(self.path), framework="pt") as file:
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -107,7 +109,7 @@ def _readable(path: Path) -> Path:
 
 
 def _from_file(path: Path) -> Weights:
-    """The entry in a file's header; its tensors are not read.
+    """Return the entry in a file's header; its tensors are not read.
 
     Raises:
         WeightsError: a file that is missing, damaged or has no valid entry.
@@ -138,7 +140,7 @@ def _from_file(path: Path) -> Weights:
 
 
 def weights_dir() -> Path:
-    """The folder of the weights that ship, in a checkout as in a wheel."""
+    """Return the folder of the weights that ship, in a checkout as in a wheel."""
     return Path(str(resources.files("zoo._weights").joinpath("index.json"))).parent
 
 
@@ -157,7 +159,7 @@ def _from_index(name: str, model: str | None) -> Weights:
 
 
 def list_weights() -> list[str]:
-    """Sorted names (``model.tag``) of all weights that can be loaded by name.
+    """Return the sorted names (``model.tag``) of all weights that can be loaded by name.
 
     >>> import zoo
     >>> [name for name in zoo.list_weights() if name.startswith("rescalenet20_cifar")]
@@ -167,7 +169,7 @@ def list_weights() -> list[str]:
 
 
 def weight_tags(model: str) -> tuple[str, ...]:
-    """Tags of the weights of one model."""
+    """Return the tags of the weights of one model."""
     return tuple(name.split(".", 1)[1] for name in list_weights() if name.split(".", 1)[0] == model)
 
 
@@ -178,7 +180,7 @@ class Source(NamedTuple):
     """One way to name weights.
 
     Attributes:
-        form: what its names look like, for messages.
+        form: form of the names, for messages.
         matches: whether a name is of this form.
         open: function from such a name, and the name of the model that the weights are for (None for any), to the
             entry; it raises ``WeightsError``.
@@ -196,10 +198,10 @@ SOURCES = [  # the first that matches a name opens it; a tag alone matches none 
 
 
 def register_source(source: Source) -> None:
-    """Add a source of weights. It comes before the sources that are there, so that it can claim a prefix.
+    """Add a source of weights. It comes before the earlier sources, so that it can claim a prefix.
 
     Args:
-        source: for example ``Source("https://...", lambda name: name.startswith("https://"), download)``.
+        source: source such as ``Source("https://...", lambda name: name.startswith("https://"), download)``.
 
     Raises:
         ZooError: a form that is taken.
@@ -210,7 +212,9 @@ def register_source(source: Source) -> None:
 
 
 def is_weights_name(name: str) -> bool:
-    """Whether a name is of weights (``model.tag``, a path, ...) rather than of a model; they need not exist.
+    """Return whether a name is of weights (``model.tag``, a path, ...) rather than of a model.
+
+    The weights need not exist.
 
     >>> import zoo
     >>> zoo.is_weights_name("rescalenet20_cifar.cifar10"), zoo.is_weights_name("rescalenet20_cifar")
@@ -220,7 +224,7 @@ def is_weights_name(name: str) -> bool:
 
 
 def get_weights(name: str, *, model: str | None = None) -> Weights:
-    """The entry of weights; their tensors are not read.
+    """Return the entry of weights; their tensors are not read.
 
     Args:
         name: ``model.tag``, a tag (with ``model``), or a path ending in ``.safetensors``.
@@ -250,9 +254,13 @@ class Named(Protocol):
     config: ModelConfig
     num_classes: int
 
-    def modules(self) -> Iterator[nn.Module]: ...
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the model and all modules inside it."""
+        ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tensors by name."""
+        ...
 
 
 def save_weights(

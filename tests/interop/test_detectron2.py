@@ -157,7 +157,7 @@ def test_freeze():
 
 
 def test_bad_settings_are_one_clear_error(weights):
-    with pytest.raises(zoo.ZooError, match="PIXEL_MEAN.*these weights need \\[127.5, 102.0, 76.5\\]"):
+    with pytest.raises(zoo.ZooError, match="PIXEL_MEAN.*must be \\[127.5, 102.0, 76.5\\]"):
         ZooBackbone("rescalenet18", weights=weights)
     with pytest.raises(zoo.ZooError, match="no feature 'res6' .did you mean res5"):
         ZooBackbone("rescalenet18", out_features=["res6"], options=NARROW)

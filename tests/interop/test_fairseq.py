@@ -222,7 +222,7 @@ def test_the_plugin_has_fairseqs_logits_for_fairseqs_own_checkpoints(data, tmp_p
     [
         ({"decoder_d": 1}, r"no option 'decoder_d' \(did you mean decoder_c"),
         ({"decoder_c": "much"}, "option decoder_c='much': Input should be a valid number"),
-        ({"dim": 64}, "--scheme-options: 'dim' is not one of a scheme"),
+        ({"dim": 64}, "--scheme-options: 'dim' is no option of a scheme"),
     ],
 )
 def test_scheme_options_that_are_none(options, message):
@@ -296,7 +296,7 @@ def test_dictionaries_become_vocabularies(tmp_path):
     with pytest.raises(zoo.ZooError, match="the source dictionary has 39 symbols, the checkpoint"):
         with_vocabularies(model, [known[:39], known], [vocabulary, vocabulary])
     path.write_text("word\n")
-    with pytest.raises(zoo.ZooError, match="dict.txt, line 1: 'symbol count' expected"):
+    with pytest.raises(zoo.ZooError, match="dict.txt, line 1: .* must be 'symbol count'"):
         read_dictionary(path)
 
 
@@ -310,7 +310,7 @@ def test_checkpoints_that_cannot_be_converted(tmp_path):
         from_fairseq(path)
     theirs, args = native(net("pre_ln"))
     for change, message in (
-        ({"arch": "fconv"}, "of arch 'fconv'; transformer and rescale_transformer can be converted"),
+        ({"arch": "fconv"}, "has arch 'fconv'; must be transformer or rescale_transformer"),
         ({"layernorm_embedding": True}, "trained with layernorm_embedding=True"),
         ({"decoder_ffn_embed_dim": 5}, "encoder and decoder differ in ffn_embed_dim"),
         ({"decoder_normalize_before": False}, "encoder and decoder differ in normalize_before"),

@@ -169,7 +169,7 @@ def test_backbones_inside_other_modules():
     with torch.no_grad():
         assert relative(folded(x), model(x)) <= 1e-9
     assert folded[0].folded
-    with pytest.raises(ZooError, match="no net of the zoo in this Linear"):
+    with pytest.raises(ZooError, match="this Linear contains no net of the zoo"):
         zoo.fold(nn.Linear(2, 2))
 
 

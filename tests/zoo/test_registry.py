@@ -21,7 +21,7 @@ def test_list_models_filters():
     [
         (lambda: zoo.create_model("rescalenet5"), r"unknown model 'rescalenet5' \(did you mean rescalenet50, "),
         (lambda: zoo.create_model("rescalenet50", scheme="batchnorm"), r"unknown scheme 'batchnorm' \(known: rescale"),
-        (lambda: zoo.create_model("rescalenet50", scheme="frozen_bn"), "scheme 'frozen_bn' needs weights"),
+        (lambda: zoo.create_model("rescalenet50", scheme="frozen_bn"), "scheme 'frozen_bn' requires weights"),
         (
             lambda: zoo.create_model("rescalenet50", multiplyer=False),
             r"no option 'multiplyer' \(did you mean multiplier",
@@ -31,7 +31,7 @@ def test_list_models_filters():
             r"rescalenet50 with scheme 'bn' has no option 'c'",
         ),
         (lambda: zoo.create_model("rescalevgg16", c=3), "has no option 'c'"),
-        (lambda: zoo.create_model("rescalenet50", c=-1), r"option c=-1.0: must be greater than 0"),
+        (lambda: zoo.create_model("rescalenet50", c=-1), r"option c=-1.0: must be > 0"),
         (lambda: zoo.create_model("rescalenet50", c="many"), r"option c='many': Input should be a valid number"),
         (
             lambda: zoo.create_model("rescalenet50", stem="conv9"),
@@ -41,11 +41,17 @@ def test_list_models_filters():
         (lambda: zoo.create_model("rescalenet50", projection_gain=0.0), "option projection_gain=0.0"),
         (lambda: zoo.create_model("rescalenet50", drop_rate=1.0), "option drop_rate=1.0"),
         (lambda: zoo.create_model("rescalenet50", width=0), "option width=0"),
-        (lambda: zoo.create_model("rescalenet18", stride_in_1x1=True), "only bottleneck nets"),
+        (
+            lambda: zoo.create_model("rescalenet18", stride_in_1x1=True),
+            "stride_in_1x1=True: requires bottleneck blocks, not basic",
+        ),
         (lambda: zoo.create_model("rescalenet18", scheme="gn", gn_groups=0), "option gn_groups=0"),
         (lambda: zoo.create_model("rescalenet18", num_classes=-1), "num_classes=-1"),
         (lambda: zoo.create_model("rescalenet18", in_chans=0), "in_chans=0"),
-        (lambda: zoo.create_model("rescalenet18", out_indices=(1,)), "out_indices is for features_only"),
+        (
+            lambda: zoo.create_model("rescalenet18", out_indices=(1,)),
+            r"out_indices=\(1,\): requires features_only",
+        ),
         (
             lambda: zoo.create_model("rescalenet18", features_only=True, out_indices=(5,)),
             r"out_indices=\(5,\): .* 0 to 4",

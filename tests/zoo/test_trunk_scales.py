@@ -86,7 +86,7 @@ def test_layers_without_scales_are_refused():
             return zoo.schemes.VisionScheme()._make_conv(*args)
 
     with pytest.raises(
-        zoo.ZooError, match=r"Conv2d has no input_scale; a trunk at scale 0.894 needs one in each layer"
+        zoo.ZooError, match=r"Conv2d has no input_scale; a trunk at scale 0.894 requires one in each layer"
     ):
         type(narrow("basic"))(narrow_layout(), Mixed(), 2, 3)
 

@@ -191,7 +191,7 @@ def test_the_index_guards_names_and_hashes(saved, monkeypatch):
     monkeypatch.setattr(weight_files, "weights_dir", lambda: path.parent)
     assert zoo.model_info("rescalenet20_cifar").weights == ("tiny",)
     assert zoo.list_models(pretrained=True) == ["rescalenet20_cifar"]
-    with pytest.raises(zoo.WeightsError, match=r"sha256 is .* the index says 000000000000"):
+    with pytest.raises(zoo.WeightsError, match=r"sha256 is .* the index lists 000000000000"):
         zoo.create_model("rescalenet20_cifar", "tiny")
     import hashlib
 

@@ -47,7 +47,7 @@ _FIXED: dict[str, Any] = {
 
 
 def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The arguments and the state dict of the fairseq model with the same logits.
+    """Return the arguments and the state dict of the fairseq model with the same logits.
 
     Args:
         model: net to convert.
@@ -58,13 +58,13 @@ def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[
     """
     if model.folded:
         raise ZooError("a folded net has no fairseq form: convert the net before zoo.fold")
-    # native or plug-in
+    # 1. fairseq's own architecture or the plug-in's
     layout, scheme = model.layout, model.scheme.name
     if plugin is None:
         plugin = scheme not in _NATIVE
     if not plugin and scheme not in _NATIVE:
-        raise ZooError(f"fairseq has no Transformer of scheme {scheme!r}: it needs the plug-in (plugin=True)")
-    # arguments of both
+        raise ZooError(f"fairseq has no Transformer of scheme {scheme!r}: it requires the plug-in (plugin=True)")
+    # 2. arguments that both have
     args: dict[str, Any] = {
         "task": "translation",
         "arch": PLUGIN if plugin else "transformer",
@@ -83,11 +83,12 @@ def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[
         args[f"{side}_embed_dim"] = layout.dim
         args[f"{side}_ffn_embed_dim"] = layout.hidden
         args[f"{side}_attention_heads"] = layout.heads
-    # tensors: the plug-in has ours
+    # 3. tensors: the plug-in has the same as our net, under a prefix
     state = {key: value.detach().clone() for key, value in model.state_dict().items()}
     if plugin:
         args |= {"scheme": scheme, "scheme_options": dataclasses.asdict(model.scheme)}
         return args, {f"net.{key}": value for key, value in state.items()}
+    # fairseq's own architecture has other names, and queries, keys and values apart
     before = scheme == "pre_ln"
     for side in ("encoder", "decoder"):
         args[f"{side}_normalize_before"] = before
@@ -96,9 +97,9 @@ def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[
 
 
 def from_fairseq(path: str | Path) -> Transformer:
-    """The net of a fairseq checkpoint, with the same logits; token ids are those of the checkpoint's dictionary.
+    """Return the net of a fairseq checkpoint, with the same logits and the token ids of its dictionary.
 
-    Nothing of the file is executed: what is not a tensor or a plain value is read as inert data.
+    No code in the file is executed: objects other than tensors and plain values are read as inert data.
 
     Args:
         path: checkpoint of fairseq's ``transformer`` or of the plug-in.
@@ -106,20 +107,21 @@ def from_fairseq(path: str | Path) -> Transformer:
     Raises:
         ZooError: another kind of file, another architecture, or an option that our net does not have.
     """
-    # architecture and scheme
+    # 1. architecture and scheme
     path = Path(path)
     content = read_checkpoint(path)
     args, state = _arguments(content, path), content["model"]
     arch = str(args.get("_name") or args.get("arch") or "")
     plugin = arch.startswith(PLUGIN)
     if not plugin and not arch.startswith("transformer"):
-        raise ZooError(f"{path}: of arch {arch!r}; only transformer and {PLUGIN} can be converted")
+        raise ZooError(f"{path}: has arch {arch!r}; must be transformer or {PLUGIN}")
     scheme = str(args["scheme"]) if plugin else _native_scheme(args, path)
-    # sizes, out of the tensors where they have them
+    # 2. sizes: from the tensors if possible, which cannot contradict the net, else from the arguments
     layers = [
         1 + max(int(key.split(".")[2]) for key in state if key.startswith((f"net.{side}.", f"{side}.layers.")))
         for side in ("encoder", "decoder")
     ]
+    # embeddings (vocabulary, d)
     source = state["net.encoder_embedding.weight" if plugin else "encoder.embed_tokens.weight"]
     share = (
         "all"
@@ -146,7 +148,7 @@ def from_fairseq(path: str | Path) -> Transformer:
         "target_vocabulary": len(target),
         "max_length": int(max(args.get("max_source_positions") or 1024, args.get("max_target_positions") or 1024)),
     }
-    # the net with the checkpoint's tensors
+    # 3. the net with the checkpoint's tensors
     own = dict(args.get("scheme_options") or {}) if plugin else {}
     model = build_model(ModelConfig(_closest(options), scheme, 0, 0, {**options, **own}))
     assert isinstance(model, Transformer)
@@ -159,7 +161,7 @@ def from_fairseq(path: str | Path) -> Transformer:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a fairseq checkpoint, with objects such as its arguments as inert namespaces.
+    """Return the content of a fairseq checkpoint, with objects such as its arguments as inert namespaces.
 
     Raises:
         ZooError: a file that is not a checkpoint of fairseq.
@@ -180,7 +182,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_dictionary(path: str | Path) -> list[str]:
-    """The symbols of a fairseq dictionary in order of their ids.
+    """Return the symbols of a fairseq dictionary in order of their ids.
 
     Raises:
         ZooError: a line of another form than 'symbol count'.
@@ -189,20 +191,20 @@ def read_dictionary(path: str | Path) -> list[str]:
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         fields = line.removesuffix(" #fairseq:overwrite").rsplit(" ", 1)
         if len(fields) != 2 or not fields[1].isdigit():
-            raise ZooError(f"{path}, line {number}: 'symbol count' expected, not {line!r}")
+            raise ZooError(f"{path}, line {number}: {line!r} must be 'symbol count'")
         symbols.append(fields[0])
     return symbols
 
 
 def dictionary(vocabulary: Vocabulary) -> str:
-    """The text of the fairseq dictionary with the vocabulary's ids."""
+    """Return the text of the fairseq dictionary with the vocabulary's ids."""
     return "".join(f"{piece} 1\n" for piece in vocabulary.pieces(range(len(_IDS), len(vocabulary))))
 
 
 def with_vocabularies(
     model: Transformer, dictionaries: Sequence[Sequence[str]], vocabularies: Sequence[Vocabulary]
 ) -> tuple[Transformer, int]:
-    """A net for sentencepiece ids, from a net for the ids of fairseq dictionaries.
+    """Return a net for sentencepiece ids, made of a net for the ids of fairseq dictionaries.
 
     Args:
         model: net for the dictionaries' ids.
@@ -210,12 +212,13 @@ def with_vocabularies(
         vocabularies: source and target vocabulary.
 
     Returns:
-        The net, and the number of pieces of both vocabularies that the dictionaries lack; these behave as unknown.
+        The net, and the number of pieces of both vocabularies that the dictionaries lack. These have the embedding of
+        the unknown token.
 
     Raises:
         ZooError: a dictionary of another size than the net's, or different ones for a net with one embedding.
     """
-    # for each side the embedding's row of every piece; 3 is unknown
+    # for each side the embedding's row of every piece, (vocabulary,); 3 is the unknown token
     layout = model.layout
     rows, missing = [], 0
     for side, symbols, vocabulary in zip(("source", "target"), dictionaries, vocabularies, strict=True):
@@ -228,7 +231,7 @@ def with_vocabularies(
         rows.append(torch.tensor([*range(len(_IDS)), *(ids.get(piece, 3) for piece in pieces)]))
     if layout.share == "all" and not torch.equal(rows[0], rows[1]):
         raise ZooError("the net has one embedding for both languages: give one dictionary and one vocabulary")
-    # the same net with those rows
+    # the same net with these rows of its embeddings
     sizes = {"source_vocabulary": len(rows[0]), "target_vocabulary": len(rows[1])}
     config = model.config
     again = build_model(ModelConfig(config.name, config.scheme, 0, 0, {**config.options, **sizes}))
@@ -240,19 +243,19 @@ def with_vocabularies(
 
 
 def _arguments(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The arguments in a checkpoint, of old and of new fairseq."""
+    """Return the arguments in a checkpoint, of old and of new fairseq."""
     args = content.get("args")
     if args is None:
         args = content["cfg"].get("model") if isinstance(content["cfg"], dict) else None
     if isinstance(args, Namespace):
         return vars(args)
     if not isinstance(args, dict):
-        raise ZooError(f"{path}: its arguments are of unknown type {type(args).__name__}")
+        raise ZooError(f"{path}: its arguments have type {type(args).__name__}, which is unknown")
     return args
 
 
 def _native_scheme(args: dict[str, Any], path: Path) -> str:
-    """The scheme of fairseq's own Transformer.
+    """Return the scheme of fairseq's own Transformer.
 
     Raises:
         ZooError: arguments that our net does not have.
@@ -270,7 +273,7 @@ def _native_scheme(args: dict[str, Any], path: Path) -> str:
 
 
 def _closest(options: dict[str, Any]) -> str:
-    """The name of the registered net whose options differ least, so that the name describes the converted net."""
+    """Return the registered net whose options differ least, so that its name describes the converted net."""
 
     def differences(name: str) -> int:
         layout = MODELS[name].layout
@@ -280,7 +283,7 @@ def _closest(options: dict[str, Any]) -> str:
 
 
 def _pairs(model: Transformer) -> list[tuple[str, str]]:
-    """Pairs of our and fairseq's names of the tensors that both have as a whole."""
+    """Return pairs of our and fairseq's names of the tensors that both store whole."""
     names = []
     for side, count in (("encoder", model.layout.encoder_layers), ("decoder", model.layout.decoder_layers)):
         for i in range(count):
@@ -299,7 +302,7 @@ def _pairs(model: Transformer) -> list[tuple[str, str]]:
 
 
 def _packed(model: Transformer) -> list[tuple[str, list[str]]]:
-    """Our names of tensors that fairseq has in parts, with the names of the parts in order."""
+    """Return our names of the tensors that fairseq stores in parts, with the names of the parts in order."""
     found = []
     for side, count in (("encoder", model.layout.encoder_layers), ("decoder", model.layout.decoder_layers)):
         for i in range(count):
@@ -315,7 +318,7 @@ def _packed(model: Transformer) -> list[tuple[str, list[str]]]:
 
 
 def _to_native(model: Transformer, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of fairseq's own Transformer."""
+    """Convert the state of our net to that of fairseq's own Transformer."""
     theirs = {their: state[ours] for ours, their in _pairs(model)}
     for ours, parts in _packed(model):
         theirs |= zip(parts, state[ours].chunk(len(parts)), strict=True)
@@ -329,12 +332,13 @@ def _to_native(model: Transformer, state: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def _from_native(model: Transformer, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Our state of fairseq's own Transformer.
+    """Convert the state of fairseq's own Transformer to that of our net.
 
     Raises:
         ZooError: tensors that are missing or left over.
     """
     state = dict(state)
+    # each tensor that is used leaves the state
     try:
         ours = {own: state.pop(their) for own, their in _pairs(model)}
         for own, parts in _packed(model):
@@ -347,6 +351,7 @@ def _from_native(model: Transformer, state: dict[str, Tensor], path: Path) -> di
         ours["decoder_embedding.weight"] = target
     if model.projection is not None and output is not None:
         ours["projection.weight"] = output
+    # the tensors that remain must carry no parameters
     known = {f"{side}.{end}" for side in ("encoder", "decoder") for end in ("version", "embed_positions._float_tensor")}
     if left := sorted(set(state) - known):
         raise ZooError(f"{path}: has tensors that the zoo's Transformer does not have: {', '.join(left[:3])}")

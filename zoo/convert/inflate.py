@@ -17,7 +17,7 @@ Kernel = Literal["centre", "mean"]
 
 
 def inflate(model: Backbone, name: str | None = None, *, kernel: Kernel = "centre", **options: Any) -> Backbone:
-    """A video net that starts as the image net, with its scheme, classes, biases, multipliers and statistics.
+    """Return a video net that starts as the image net: same scheme, classes, biases, multipliers and statistics.
 
     On a clip of equal frames, ``centre`` gives the image net's logits, and so does ``mean`` with
     ``temporal_padding="replicate"``. With zeros before the first and after the last frame ``mean`` does not, because
@@ -39,11 +39,11 @@ def inflate(model: Backbone, name: str | None = None, *, kernel: Kernel = "centr
     if model.dims != 2:
         raise ZooError(f"inflate: {config.name} takes clips already")
     if kernel not in ("centre", "mean"):
-        raise ZooError(f"kernel={kernel!r}: 'centre' or 'mean' expected")
+        raise ZooError(f"kernel={kernel!r}: must be 'centre' or 'mean'")
     if name is None:
         name = config.name.replace("rescalenet", "rescale_i3d_r")
         if name not in MODELS:
-            raise ZooError(f"inflate: there is no I3D of {config.name}; give the name of a video net")
+            raise ZooError(f"inflate: {config.name} has no I3D of the same depth; give the name of a video net")
     info = model_info(name)
     if info.input_kind != "clips":
         raise ZooError(f"inflate: {name} takes {info.input_kind}; give the name of a video net")
@@ -51,7 +51,7 @@ def inflate(model: Backbone, name: str | None = None, *, kernel: Kernel = "centr
     left_out = sorted(set(config.options) - set(known))
     if left_out:
         named = ", ".join(f"{key}={config.options[key]!r}" for key in left_out)
-        raise ZooError(f"inflate: {name} has nothing like {named} of this {config.name}")
+        raise ZooError(f"inflate: {name} does not have the options {named} of this {config.name}; choose another net")
     # the video net, in the image net's place and type; frozen statistics become trained ones again
     clips = create_model(
         name,
@@ -74,7 +74,7 @@ def inflate(model: Backbone, name: str | None = None, *, kernel: Kernel = "centr
 
 
 def _inflated(weight: Tensor, frames: int, kernel: Kernel) -> Tensor:
-    """The 3D kernel (O, I, frames, h, w) of a 2D kernel (O, I, h, w)."""
+    """Return the 3D kernel (O, I, frames, h, w) of a 2D kernel (O, I, h, w)."""
     if kernel == "mean":
         return (weight / frames).unsqueeze(2).expand(-1, -1, frames, -1, -1).contiguous()
     out = torch.zeros(*weight.shape[:2], frames, *weight.shape[2:], dtype=weight.dtype, device=weight.device)

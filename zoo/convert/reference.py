@@ -20,14 +20,14 @@ _RESNET_BIASES = {"addbias1": "stem.conv1.bias", "addbias2": "head_bias.bias"}
 
 
 def from_reference(state_dict: Mapping[str, Tensor], name: str, **options: Any) -> Backbone:
-    """A net with the outputs of the authors' code, from their state dict.
+    """Return a net with the outputs of the authors' code, from their state dict.
 
     Their bias module computes x + _bias - init_mean; ours stores the difference. Their block counter starts at 0, so
     the net has ``first_index=0``. A ``module.`` prefix (DataParallel) is removed. The dtype of the state dict is kept.
 
     Args:
         state_dict: content of ``torch.load(path, weights_only=True)["state_dict"]``.
-        name: name of the net that the state is of: rescalenet50, rescalenext50_32x4d, rescalevgg16, ...
+        name: name of the net: rescalenet50, rescalenext50_32x4d, rescalevgg16, ...
         options: further options of the net (dropout rates).
 
     Raises:
@@ -63,7 +63,7 @@ def from_reference(state_dict: Mapping[str, Tensor], name: str, **options: Any) 
 
 
 def _resnet_name(module: str, leaf: str) -> str:
-    """Our key of a ResNet's parameter: ``module`` and ``leaf`` are the parts of the reference's."""
+    """Return our key of a ResNet's parameter; ``module`` and ``leaf`` are the parts of the reference's key."""
     if module in _RESNET_BIASES and leaf == "_bias":
         return _RESNET_BIASES[module]
     if module == "conv1":

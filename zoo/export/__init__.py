@@ -49,13 +49,13 @@ class Target:
 
     Attributes:
         name: name of the target, as ``rescalenet export --to`` takes it.
-        functions: for each kind of input that it takes, ``module:name`` of a function
-            ``(model, path, example, weights) -> Verified``, whose module is imported when it is used. Kinds are
+        functions: ``module:name`` of a function ``(model, path, example, weights) -> Verified`` by kind of input. Its
+            module is imported when it is used. Kinds are
             ``images`` (a net of batches (N, C, H, W)), ``clips`` (of (N, C, T, H, W)), ``image_lists`` (a detector of
             lists of images (C, H, W)) and ``text`` (of token ids of source and target).
         ending: ending of the file or folder.
-        extra: extra of this package that has the target's packages; None: no further packages.
-        folded: whether the function takes the folded net (``zoo.fold``), unless the user wants the net as trained.
+        extra: extra of this package that installs the target's packages; None if it needs none.
+        folded: whether the function gets the folded net (``zoo.fold``), unless the user requests the net as trained.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Target:
             model: net of the weights.
             path: file or folder to write.
             example: arguments of a call of the net.
-            weights: what the net was made from.
+            weights: weights that the net was made from.
 
         Raises:
             ExportError: packages that are missing, an export that fails, or outputs that differ.
@@ -126,12 +126,12 @@ def _load_entry_points() -> None:
 
 
 def targets_for(kind: str) -> dict[str, Target]:
-    """The targets that take nets of this kind of input, by name; the first is the default."""
+    """Return the targets that take nets of this kind of input, by name; the first is the default."""
     _load_entry_points()
     return {name: target for name, target in TARGETS.items() if kind in target.functions}
 
 
 def describe_targets() -> str:
-    """All targets with the kinds of input that they take, for help texts."""
+    """Return a line of all targets with the kinds of input that they take, for help texts."""
     _load_entry_points()
     return "; ".join(f"{name} ({', '.join(target.functions)})" for name, target in TARGETS.items())

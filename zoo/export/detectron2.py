@@ -1,4 +1,4 @@
-"""Backbones of the zoo inside detectron2. Needs detectron2 (its own installation notes apply).
+"""Backbones of the zoo inside detectron2. Requires detectron2; see its installation notes.
 
 ``import zoo.export.detectron2_registration`` puts the builders into detectron2's registry; here are the classes, for
 lazy configs and for code.
@@ -29,21 +29,22 @@ IMAGENET = zoo.InputTransform.imagenet()
 
 
 class ZooBackbone(Backbone):
-    """A backbone of the zoo as detectron2 wants it: standardised images (N, 3, H, W) -> {name: map}.
+    """A backbone of the zoo with detectron2's interface: standardised images (N, 3, H, W) -> {name: map}.
 
-    detectron2 standardises with its own pixel mean and std, by default in BGR order and with a std of 1: 58 times the
-    scale that ImageNet nets of the zoo expect. A net without normalization feels that, so this takes what detectron2
-    was told (``pixel_std``, ``format``) back to what the weights were trained with. The weights stay as they are.
+    detectron2 standardises with its own pixel mean and std, by default in BGR order and with a std of 1. Such images
+    have 58 times the scale that ImageNet nets of the zoo expect, and without normalization a wrong scale changes the
+    result. The backbone therefore converts its input from detectron2's settings (``pixel_std``, ``format``) to those of
+    the weights. The weights are not changed.
 
     Args:
-        name, weights, scheme, options: as ``zoo.create_model`` takes them.
+        name, weights, scheme, options: arguments of ``zoo.create_model``.
         out_features: names of the maps: ``stem``, ``res2`` to ``res5`` for ResNets, the stages' names for others.
-        freeze_at: how many of stem and stages are fixed.
+        freeze_at: number of feature levels, counted from the stem, that are not trained.
         pixel_mean, pixel_std, format: detectron2's MODEL.PIXEL_MEAN, MODEL.PIXEL_STD and INPUT.FORMAT.
 
     Raises:
-        ZooError: unknown names or options, or a pixel mean that is not the weights' (its offset would not be zero at
-            the borders).
+        ZooError: unknown names or options, or a pixel mean that differs from the weights'. Its offset could not be
+            corrected at the borders, where detectron2 pads with zeros.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ZooBackbone(Backbone):
             raise ZooError(f"{name} takes {takes}, not images")
         transform = IMAGENET if weights is None else zoo.get_weights(weights, model=name).transform
         assert isinstance(transform, zoo.InputTransform | zoo.DetectionTransform)
+        # the net, with the feature levels that were asked for
         net = zoo.create_model(name, weights, scheme=scheme, num_classes=0, **(options or {}))
         names = feature_names(net)
         for feature in out_features:
@@ -75,13 +77,16 @@ class ZooBackbone(Backbone):
         self._out_features = [names[i] for i in indices]
         info = self.body.feature_info
         self._shapes = dict(zip(self._out_features, zip(info.channels(), info.reduction(), strict=True), strict=True))
+        # from detectron2's pixels to those of the weights: order of the channels, then scale
         self.reverse = format != transform.channel_order
         if format not in ("RGB", "BGR"):
-            raise ZooError(f"INPUT.FORMAT={format!r}: RGB or BGR is expected")
-        wanted = pixel_settings(transform, format)
-        if max(abs(a - b) for a, b in zip(pixel_mean, wanted["PIXEL_MEAN"], strict=True)) > 0.5:
-            raise ZooError(f"MODEL.PIXEL_MEAN={list(pixel_mean)}: these weights need {wanted['PIXEL_MEAN']} ({format})")
-        scale = torch.tensor(pixel_std) / torch.tensor(wanted["PIXEL_STD"])
+            raise ZooError(f"INPUT.FORMAT={format!r}: must be RGB or BGR")
+        trained = pixel_settings(transform, format)
+        if max(abs(a - b) for a, b in zip(pixel_mean, trained["PIXEL_MEAN"], strict=True)) > 0.5:
+            raise ZooError(
+                f"MODEL.PIXEL_MEAN={list(pixel_mean)}: must be {trained['PIXEL_MEAN']} ({format}) for these weights"
+            )
+        scale = torch.tensor(pixel_std) / torch.tensor(trained["PIXEL_STD"])
         self.register_buffer("input_scale", scale.view(-1, 1, 1), persistent=False)
 
     input_scale: Tensor
@@ -92,23 +97,23 @@ class ZooBackbone(Backbone):
         return dict(zip(self._out_features, maps, strict=True))
 
     def output_shape(self) -> dict[str, Any]:
-        """name -> ShapeSpec(channels, stride)."""
+        """Return the channels and stride of each map, by name."""
         return {name: ShapeSpec(channels=c, stride=stride) for name, (c, stride) in self._shapes.items()}
 
     @property
     def size_divisibility(self) -> int:
-        """0: images of any size."""
+        """0, as images may have any size."""
         return 0
 
 
 def feature_names(net: zoo.Backbone) -> list[str]:
-    """detectron2's names of a net's feature levels, finest first: ``layer1`` of a ResNet is its ``res2``."""
+    """Return detectron2's names of a net's feature levels, finest first: ``layer1`` of a ResNet is its ``res2``."""
     names = [level.module for level in net.levels]
     return [f"res{int(name[5:]) + 1}" if name.startswith("layer") else name for name in names]
 
 
 def pixel_settings(transform: zoo.InputTransform | zoo.DetectionTransform, format: str) -> dict[str, list[float]]:
-    """PIXEL_MEAN and PIXEL_STD, on the 0..255 scale and in the order of ``format``, that make weights feel at home."""
+    """Return PIXEL_MEAN and PIXEL_STD of weights, on the 0..255 scale and in the order of ``format``."""
     step = 1 if format == transform.channel_order else -1
     return {
         "PIXEL_MEAN": [round(255 * value, 4) for value in transform.mean[::step]],
@@ -117,10 +122,11 @@ def pixel_settings(transform: zoo.InputTransform | zoo.DetectionTransform, forma
 
 
 def fpn(bottom_up: ZooBackbone, *, in_features: Sequence[str], out_channels: int = 256, norm: str = "") -> FPN:
-    """detectron2's FPN on a backbone of the zoo, with a level at twice the last stride.
+    """Return detectron2's FPN on a backbone of the zoo, with a level at twice the last stride.
 
-    The levels of a net without normalization differ by orders of magnitude in power at init: there, each lateral
-    convolution without a norm reads its level through an ``InputGain``, which ``zoo.calibrate`` measures.
+    The levels of a net without normalization differ by orders of magnitude in power at init. If neither the net nor the
+    FPN has norms, each lateral convolution reads its level through an ``InputGain``, which ``zoo.calibrate`` measures
+    (docs/method.md, M15).
     """
     pyramid = FPN(
         bottom_up, in_features=list(in_features), out_channels=out_channels, norm=norm, top_block=LastLevelMaxPool()

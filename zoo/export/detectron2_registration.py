@@ -1,4 +1,4 @@
-"""Importing this registers the zoo's backbones with detectron2 and knows their config keys.
+"""Registration of the zoo's backbones with detectron2, done by importing this module, and their config keys.
 
 import zoo.export.detectron2_registration as rescalenet
 cfg = get_cfg()
@@ -28,7 +28,7 @@ def add_config(cfg: Any) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_zoo_backbone(cfg: Any, input_shape: Any) -> ZooBackbone:
-    """The backbone that MODEL.ZOO describes, its first MODEL.BACKBONE.FREEZE_AT levels fixed."""
+    """Build the backbone that MODEL.ZOO describes; its first MODEL.BACKBONE.FREEZE_AT levels are not trained."""
     section = cfg.MODEL.ZOO
     return ZooBackbone(
         section.NAME,
@@ -45,7 +45,7 @@ def build_zoo_backbone(cfg: Any, input_shape: Any) -> ZooBackbone:
 
 @BACKBONE_REGISTRY.register()
 def build_zoo_fpn_backbone(cfg: Any, input_shape: Any) -> FPN:
-    """The same with detectron2's FPN (MODEL.FPN)."""
+    """Build the backbone of MODEL.ZOO with detectron2's FPN (MODEL.FPN)."""
     section = cfg.MODEL.FPN
     bottom_up = build_zoo_backbone(cfg, input_shape)
     return fpn(bottom_up, in_features=section.IN_FEATURES, out_channels=section.OUT_CHANNELS, norm=section.NORM)

@@ -1,4 +1,4 @@
-"""ONNX, verified in onnxruntime. Needs the extra ``onnx``."""
+"""Export to ONNX, verified in onnxruntime. Requires the extra ``onnx``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def export_onnx(
     Args:
         model: net of images (N, in_chans, H, W), or clips (N, in_chans, T, H, W); exported in eval mode, its mode is
             restored.
-        path: ``.onnx`` file; nothing is left there unless the outputs agree.
+        path: ``.onnx`` file; it is written only if the outputs agree.
         input_size: H and W in pixels, of clips T, H and W; fixed in the file. One number is both H and W.
         in_chans: number of input channels.
         batch_sizes: batch sizes at which the outputs are compared.
@@ -96,13 +96,13 @@ def export_detector_onnx(
     """Export a detector of torchvision's form with a dynamic image size, run the file in onnxruntime and compare.
 
     The input ``image`` is one RGB image (3, H, W) in 0..1; the outputs are ``boxes``, ``labels``, ``scores`` and, of
-    Mask R-CNN, ``masks`` (N, 1, H, W) of probabilities. The TorchScript exporter
-    writes the file, because the newer one does not take torchvision's detectors.
+    Mask R-CNN, ``masks`` (N, 1, H, W) of probabilities. The TorchScript exporter writes the file, because the newer
+    one does not support torchvision's detectors.
 
     Args:
         model: detector, of which ``model([image])`` is a list of one dict; exported in eval mode, its mode is restored.
-        path: ``.onnx`` file; nothing is left there unless the outputs agree.
-        images: images at which the outputs are compared; default: noise of three sizes.
+        path: ``.onnx`` file; it is written only if the outputs agree.
+        images: images at which the outputs are compared; () for noise of three sizes.
         opset: version of ONNX's operators.
         tolerance: largest error that passes (float32): of boxes relative to the largest coordinate, of scores, and of
             a mask's mean probability.
@@ -142,13 +142,13 @@ def export_detector_onnx(
 
 
 def noise_images() -> list[Tensor]:
-    """Three images (3, H, W) of noise in 0..1, of different sizes."""
+    """Return three images (3, H, W) of noise in 0..1, of different sizes."""
     generator = torch.Generator().manual_seed(0)
     return [torch.rand(3, *size, generator=generator) for size in ((160, 224), (224, 160), (200, 312))]
 
 
 def _named(output: Any) -> dict[str, Tensor]:
-    """The outputs of a net by name."""
+    """Return the outputs of a net by name."""
     if isinstance(output, Tensor):
         return {"logits": output}
     if isinstance(output, dict):
@@ -166,7 +166,7 @@ def _verified(
     tolerance: float,
     compare: Callable[[dict[str, Tensor], dict[str, Tensor]], float],
 ) -> Verified:
-    """Let ``build`` write the file; keep it if its outputs in onnxruntime are the model's.
+    """Write a file with ``build``, and keep it if its outputs in onnxruntime equal the model's.
 
     Args:
         model: net to export.
@@ -182,7 +182,8 @@ def _verified(
         import onnxruntime
         import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
-        raise ExportError(f"ONNX export needs {error.name}: pip install 'rescalenet-zoo[onnx]'") from None
+        raise ExportError(f"export to ONNX needs {error.name}: pip install 'rescalenet-zoo[onnx]'") from None
+    # write a temporary file and compare; an error leaves no file at ``path``
     errors: list[float] = []
 
     def write(temporary: Path) -> None:
@@ -191,13 +192,16 @@ def _verified(
         name = session.get_inputs()[0].name
         for x in inputs:
             with torch.no_grad():
-                want = {key: value.cpu() for key, value in expected(x).items()}
-            outputs = session.run(list(want), {name: x.cpu().numpy()})
-            got = dict(zip(want, map(torch.from_numpy, outputs), strict=True))
-            errors.append(compare(got, want))
+                of_model = {key: value.cpu() for key, value in expected(x).items()}
+            outputs = session.run(list(of_model), {name: x.cpu().numpy()})
+            of_file = dict(zip(of_model, map(torch.from_numpy, outputs), strict=True))
+            errors.append(compare(of_file, of_model))
             if not errors[-1] <= tolerance:
-                raise ExportError(f"{path}: outputs differ by {errors[-1]:.1e} (relative) at {shown}")
+                raise ExportError(
+                    f"{path}: outputs differ by {errors[-1]:.1e} (relative) at {shown}; must be <= {tolerance:g}"
+                )
 
+    # the model is exported in eval mode, and its mode is restored
     training = model.training
     model.eval()
     try:
@@ -209,30 +213,31 @@ def _verified(
     return Verified(path, max(errors), shown, f"onnxruntime {onnxruntime.__version__}")
 
 
-def _largest_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
-    """Largest |difference| over largest |value|, of all outputs; infinite where shapes differ."""
+def _largest_error(of_file: dict[str, Tensor], of_model: dict[str, Tensor]) -> float:
+    """Return the largest |difference| over largest |value| of all outputs; infinity if shapes differ."""
     worst = 0.0
-    for key, value in want.items():
-        if got[key].shape != value.shape:
+    for key, value in of_model.items():
+        if of_file[key].shape != value.shape:
             return math.inf
-        worst = max(worst, float((got[key] - value).abs().max() / value.abs().max().clamp(min=1e-12)))
+        worst = max(worst, float((of_file[key] - value).abs().max() / value.abs().max().clamp(min=1e-12)))
     return worst
 
 
-def _detection_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
-    """Largest error of boxes (over their largest coordinate), scores and masks (mean), of pairs of detections.
+def _detection_error(of_file: dict[str, Tensor], of_model: dict[str, Tensor]) -> float:
+    """Return the largest error of boxes (over the largest coordinate), scores and masks (mean) of paired detections.
 
-    Detections are paired by label and box, as rounding may swap neighbours in the order of scores. Infinite where more
-    than 2 % of them have no partner: those that stand within rounding of a threshold may.
+    Detections are paired by label and box, because rounding may swap neighbours in the order of scores. Up to 2 % of
+    them may have no partner, because rounding may move their score across a threshold; if more have none, the error is
+    infinite.
     """
-    count = max(len(got["boxes"]), len(want["boxes"]))
+    count = max(len(of_file["boxes"]), len(of_model["boxes"]))
     if not count:
         return 0.0
-    # 1. distances between the boxes of each pair of one label
-    extent = float(want["boxes"].abs().max()) if len(want["boxes"]) else 1.0
-    distance = torch.cdist(want["boxes"], got["boxes"], p=math.inf) / extent  # (W, G)
-    distance[want["labels"][:, None] != got["labels"]] = math.inf
-    # 2. the nearest partner of each detection
+    # 1. distances between the M boxes of the model and the F boxes of the file, infinite between different labels
+    extent = float(of_model["boxes"].abs().max()) if len(of_model["boxes"]) else 1.0
+    distance = torch.cdist(of_model["boxes"], of_file["boxes"], p=math.inf) / extent  # (M, F)
+    distance[of_model["labels"][:, None] != of_file["labels"]] = math.inf
+    # 2. the nearest partner of each of the model's detections: ``rows`` of the model, ``partners`` of the file
     rows, partners = [], []
     for i, row in enumerate(distance):
         if len(row) and row.min() < 1e-3:
@@ -241,7 +246,7 @@ def _detection_error(got: dict[str, Tensor], want: dict[str, Tensor]) -> float:
     if count - len(set(partners)) > 0.02 * count:
         return math.inf
     # 3. the largest error of all pairs
-    errors = [distance[rows, partners].max(), (want["scores"][rows] - got["scores"][partners]).abs().max()]
-    if "masks" in want:
-        errors.append((want["masks"][rows] - got["masks"][partners]).abs().flatten(1).mean(1).max())
+    errors = [distance[rows, partners].max(), (of_model["scores"][rows] - of_file["scores"][partners]).abs().max()]
+    if "masks" in of_model:  # (M, 1, H, W)
+        errors.append((of_model["masks"][rows] - of_file["masks"][partners]).abs().flatten(1).mean(1).max())
     return float(max(errors))

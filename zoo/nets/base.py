@@ -21,10 +21,10 @@ class FeatureLevel:
     """One feature map.
 
     Attributes:
-        channels: number of its channels.
-        reduction: its stride to the input in space.
-        module: name of the module that makes it.
-        frames: its stride to the input in time; 1 for nets that take images.
+        channels: number of channels.
+        reduction: input pixels per position, along each side.
+        module: name of the module that makes the map.
+        frames: input frames per position in time; 1 for nets that take images.
     """
 
     channels: int
@@ -40,19 +40,19 @@ class FeatureInfo:
         self.levels, self.out_indices = tuple(levels), tuple(out_indices)
 
     def channels(self) -> list[int]:
-        """Channels of each returned map."""
+        """Return the channels of each map."""
         return [level.channels for level in self.levels]
 
     def reduction(self) -> list[int]:
-        """Input pixels per map position, for each returned map."""
+        """Return the input pixels per position of each map, along each side."""
         return [level.reduction for level in self.levels]
 
     def frames(self) -> list[int]:
-        """Input frames per map position in time, for each returned map; 1 for nets that take images."""
+        """Return the input frames per position in time of each map; 1 for nets that take images."""
         return [level.frames for level in self.levels]
 
     def module_name(self) -> list[str]:
-        """The module each map comes from."""
+        """Return the name of the module that makes each map."""
         return [level.module for level in self.levels]
 
     def __len__(self) -> int:
@@ -82,12 +82,12 @@ class Net(nn.Module):
 
     @classmethod
     def build(cls, layout: Any, scheme: Any, config: ModelConfig) -> Net:
-        """A fresh net. The registry has checked what it passes."""
+        """Return a fresh net. The registry has checked the arguments."""
         raise NotImplementedError
 
     @classmethod
     def scheme_options(cls, scheme: str) -> dict[str, dataclasses.Field[Any]]:
-        """The options of a scheme; those about residual branches only where the net has them."""
+        """Return the options of a scheme, without those about residual branches if the net has none."""
         owner = cls.schemes[scheme]
         return {f.name: f for f in dataclasses.fields(owner) if cls.residual or f.name not in owner.residual_options}
 
@@ -96,15 +96,15 @@ class Net(nn.Module):
         raise NotImplementedError
 
     def nominal(self, name: str, output: Tensor) -> Tensor:
-        """The value that the plain formulas have at a module's output, given the output that a hook has seen.
+        """Return the value of the formulas at a module's output, given the output that a hook has seen.
 
-        Inside a block the trunk and the branch are stored at a scale (``print(net.trunk_scales)``), which this
-        removes. At the branch's last product and after it, the value is the weighted branch that is added; at a
-        projection, the weighted shortcut.
+        Inside a block the trunk and the branch are stored at a scale (docs/method.md, M10), by which this method
+        divides; ``print(net.trunk_scales)`` lists the scales. At the branch's last product and after it, the value is
+        the weighted branch that is added; at a projection, the weighted shortcut.
 
         Args:
             name: qualified name of the module, as ``named_modules`` gives it.
-            output: its output.
+            output: output of the module.
 
         Raises:
             ZooError: a folded net, an unknown name (with near matches), or a module without a single scale.
@@ -118,7 +118,7 @@ class Net(nn.Module):
         return output if scale == 1 else output / scale
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that take no weight decay: biases, multipliers and norm parameters."""
+        """Return the names of the parameters that take no weight decay: biases, multipliers and norm parameters."""
         return no_weight_decay(self)
 
 
@@ -150,22 +150,22 @@ class Backbone(Net):
         return FeatureInfo(self.levels, range(len(self.levels)))
 
     def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
-        """The feature maps of the levels ``indices`` (None: all), finest first."""
+        """Return the feature maps of the levels ``indices`` (None: all), finest first."""
         raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The last feature map (N, C, h, w)."""
+        """Return the last feature map (N, C, h, w)."""
         return self.forward_levels(x, (len(self.levels) - 1,))[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Last feature map (N, C, h, w) -> logits, or the last layer's input if ``pre_logits``."""
+        """Return the logits, or the last layer's input if ``pre_logits``, of the last feature map (N, C, h, w)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A fresh last layer for ``num_classes`` classes; 0 removes it."""
+        """Put a fresh last layer for ``num_classes`` classes in place; 0 removes it."""
         self.num_classes = num_classes
         like = next(self.parameters())
         self.fc = nn.Identity()
@@ -195,7 +195,7 @@ class FeatureExtractor(nn.Module):
         self.frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, in_chans, [T,] H, W) -> the maps (N, C_i, [t_i,] h_i, w_i), as ``feature_info`` describes them."""
+        """Return the maps (N, C_i, [t_i,] h_i, w_i) that ``feature_info`` describes, of (N, in_chans, [T,] H, W)."""
         return self.body.forward_levels(x, self.out_indices)
 
     def freeze(self, levels: int) -> None:
@@ -218,19 +218,19 @@ class FeatureExtractor(nn.Module):
         return self
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that take no weight decay."""
+        """Return the names of the parameters that take no weight decay."""
         return no_weight_decay(self)
 
 
 def no_weight_decay(model: nn.Module) -> set[str]:
-    """Names of all 0-D and 1-D parameters: biases before and after products, multipliers, norm parameters."""
+    """Return the names of all 0-D and 1-D parameters: biases of both kinds, multipliers, norm parameters."""
     return {name for name, p in model.named_parameters() if p.ndim <= 1}
 
 
 def param_groups(
     model: nn.Module, weight_decay: float, *, multiplier_lr: float = 1.0, bias_lr: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: weights with decay; biases, norm parameters and multipliers without.
+    """Return groups for an optimizer: weights with decay; biases, norm parameters and multipliers without.
 
     Args:
         model: any module.

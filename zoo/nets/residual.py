@@ -1,4 +1,4 @@
-"""Residual nets of any scheme for images and clips: the code that ``resnet.py`` and ``resnet3d.py`` share.
+"""Residual nets of any scheme for images and clips: the common code of ``resnet.py`` and ``resnet3d.py``.
 
 A family decides which convolutions a stem and a block consist of. The blocks, the scales of the trunk
 (``zoo.trunk``), the features, the head and the deployment form are written once, here.
@@ -44,7 +44,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not self.width > 0:
-            raise ZooError(f"option width={self.width}: must be greater than 0")
+            raise ZooError(f"option width={self.width}: must be > 0")
         for name in ("drop_rate", "branch_drop_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ZooError(f"option {name}={getattr(self, name)}: must be in [0, 1)")
@@ -75,7 +75,10 @@ class AvgPool3d(nn.Module):
 
 
 def average_pool(size: tuple[int, ...]) -> nn.Module:
-    """The means over windows. Incomplete windows at the ends count their own values; odd sizes are rounded up."""
+    """Return a pool of means over windows, whose output sizes are rounded up.
+
+    A window that ends outside of the map averages the values inside.
+    """
     if len(size) == 2:
         return nn.AvgPool2d((size[0], size[1]), ceil_mode=True, count_include_pad=False)
     return AvgPool3d(size)
@@ -126,7 +129,7 @@ class Shortcut(nn.Module):
         return self.norm(join.projection(self.conv, self.pool(x)))
 
     def fold_(self, gain: float | Tensor, input_shift: Shift) -> None:
-        """Changes this shortcut into its deployment form (``zoo.fold.folded_conv``)."""
+        """Change this shortcut into its deployment form (``zoo.folding.folded_conv``)."""
         if isinstance(self.conv, BiasedConvNd) and self.conv.pool:
             self.pool = average_pool(self.conv.pool)
         self.conv, self.norm = folded_conv(self.conv, self.norm, gain=gain, input_shift=input_shift)
@@ -212,21 +215,21 @@ class Block(ConvStack, TrunkBlock):
         return inner | dict.fromkeys(added, scales.scale_out)
 
     def fold_(self, input_shift: Shift, output_shift: Shift) -> None:
-        """Changes this block into its deployment form.
+        """Change this block into its deployment form.
 
         Args:
             input_shift: shift of the block's input, (in_channels,).
-            output_shift: shift that its output gets, (out_channels,).
+            output_shift: shift that the block's output gets, (out_channels,).
         """
         convs = self.branch_layers()
         folded = self.join.fold(convs[-1])
-        # inner layers: each gives the shift that the next one needs
+        # inner layers: each adds the shift that the next one needs
         shift = input_shift
         for number, following in enumerate(convs[1:], 1):
             needed = needed_shift(following)
             self.fold_layer_(number, input_shift=shift, output_shift=needed)
             shift = needed
-        # the sum has output_shift: an identity shortcut brings input_shift, the branch brings the rest
+        # the sum must have output_shift: an identity shortcut has input_shift, so the branch adds the difference
         branch_shift = output_shift
         if self.downsample is not None:
             self.downsample.fold_(folded.projection, input_shift)
@@ -253,14 +256,16 @@ class Stem(ConvStack, nn.Sequential, OnTrunk):
         if isinstance(conv, StemConvNd):
             conv.output_scale = scales.scale_out
         elif scales.scale_out != 1:
-            raise ZooError(f"{type(conv).__name__} has no output_scale; the stem of this trunk needs StemConv2d or 3d")
+            raise ZooError(
+                f"{type(conv).__name__} has no output_scale; the stem of this trunk must end in StemConv2d or 3d"
+            )
 
     def output_scales(self, scales: ModuleScales) -> dict[str, float]:
         names = [f"{kind}{i}" for i in range(1, self.depth + 1) for kind in ("conv", "norm", "act")]
         return dict.fromkeys(names[:-3], 1.0) | dict.fromkeys(names[-3:], scales.scale_out)
 
     def fold_(self, output_shift: Shift) -> None:
-        """Changes this stem into its deployment form; ``output_shift`` is the shift that its output gets."""
+        """Change this stem into its deployment form; ``output_shift`` is the shift that its output gets."""
         for number in range(1, self.depth + 1):
             self.fold_layer_(number, output_shift=output_shift if number == self.depth else None)
 
@@ -283,7 +288,7 @@ class Stage:
 
 
 def strides(extent: Extent) -> tuple[int, int]:
-    """The steps in time and in space."""
+    """Return the steps in time and in space."""
     return (1, extent) if isinstance(extent, int) else (extent[0], extent[1])
 
 
@@ -305,7 +310,17 @@ class ResidualNet(Backbone):
         num_classes: int,
         in_chans: int,
     ) -> None:
-        """Makes all modules, in the order of the forward."""
+        """Make all modules, in the order of the forward.
+
+        Args:
+            layout: layout of the net.
+            scheme: scheme of the net.
+            stem: convolutions of the entrance.
+            stages: plans of the stages.
+            num_classes: number of classes; 0 for no last layer.
+            in_chans: number of input channels.
+        """
+        # the entrance, and what surrounds the stages
         self.scheme = scheme
         self.stem = Stem(scheme, in_chans, stem)
         self.pools = nn.ModuleList(stage.pool or nn.Identity() for stage in stages)  # before each stage
@@ -318,7 +333,7 @@ class ResidualNet(Backbone):
         for number, stage in enumerate(stages, 1):
             blocks: list[Block] = []
             for convs in stage.blocks:
-                index += 1
+                index += 1  # k of the formulas counts through the whole net
                 block = Block(
                     scheme,
                     channels,
@@ -331,7 +346,7 @@ class ResidualNet(Backbone):
                 blocks.append(block)
                 channels = block.out_channels
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
-        # what follows from them: feature levels, scales of the trunk
+        # feature levels and scales of the trunk, which follow from stem and stages
         self.levels = _feature_levels(stem, stages)
         self.trunk_scales = self._plan_scales()
         self.trunk_scales.apply(self)
@@ -342,11 +357,14 @@ class ResidualNet(Backbone):
         self.reset_classifier(num_classes)
 
     def stages(self) -> list[Any]:
-        """The stages layer1, layer2, ..., each a Sequential of blocks."""
+        """Return the stages layer1, layer2, ..., each a Sequential of blocks."""
         return [getattr(self, f"layer{number}") for number in range(1, len(self.pools) + 1)]
 
     def _plan_scales(self) -> TrunkScales:
-        """The scales of all stages. Each ends at 1, so that its features are those of the formulas."""
+        """Return the scales of all stages (docs/method.md, M10).
+
+        Each stage ends at 1, so that its feature map is that of the formulas.
+        """
         stages = []
         for number, blocks in enumerate(self.stages(), 1):
             plan = [
@@ -354,7 +372,7 @@ class ResidualNet(Backbone):
                 for i, block in enumerate(blocks)
             ]
             stages.append(TrunkScales.ending_at_one(plan))
-        # a first stage without a projection begins at another scale: the stem gives it, feature level 0 removes it
+        # a first stage without a projection begins at another scale: the stem multiplies by it, feature level 0 divides
         first = stages[0].first
         scales = TrunkScales().with_end("stem", 1.0, first).with_end("to_features.0", first, 1.0)
         scales = scales.with_end("pools.0", first, first)
@@ -363,12 +381,12 @@ class ResidualNet(Backbone):
         return scales
 
     def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
-        wanted = range(len(self.to_features)) if indices is None else indices
+        selected = range(len(self.to_features)) if indices is None else indices
         x = self.stem(x)
-        maps = [self.to_features[0](x)] if 0 in wanted else []
+        maps = [self.to_features[0](x)] if 0 in selected else []
         for level, (pool, stage) in enumerate(zip(self.pools, self.stages(), strict=True), 1):
             x = stage(pool(x))
-            if level in wanted:
+            if level in selected:
                 maps.append(self.to_features[level](x))
         return maps
 
@@ -388,10 +406,10 @@ class ResidualNet(Backbone):
         stages = [list(stage) for stage in self.stages()]
         blocks = [block for stage in stages for block in stage]
         shifts = [*(needed_shift(block.conv1) for block in blocks), None]  # before each block, and at the end
-        self.stem.fold_(shifts[0])  # max pooling lets a shift through
+        self.stem.fold_(shifts[0])  # max pooling commutes with a shift
         for block, input_shift, output_shift in zip(blocks, shifts[:-1], shifts[1:], strict=True):
             block.fold_(input_shift, output_shift)
-        # each feature level loses the shift for the block after it
+        # the shift for the next block is subtracted from each feature level
         end = 0
         for to_features, stage in zip(self.to_features, [*stages, []], strict=True):
             assert isinstance(to_features, Unscale)
@@ -401,7 +419,7 @@ class ResidualNet(Backbone):
 
 
 def _feature_levels(stem: Sequence[Conv], stages: Sequence[Stage]) -> tuple[FeatureLevel, ...]:
-    """The feature levels of a net with these convolutions."""
+    """Return the feature levels of a net with these convolutions."""
     frames, reduction = 1, 1
     for conv in stem:
         frames, reduction = frames * strides(conv.stride)[0], reduction * strides(conv.stride)[1]

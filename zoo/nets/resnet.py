@@ -25,8 +25,9 @@ class ResNetConfig(Layout):
     Attributes:
         block: basic (two 3x3) or bottleneck (1x1, 3x3, 1x1).
         depths: blocks in each stage.
-        base_channels: width of the first stage; doubles with each stage.
-        groups, width_per_group: as in torchvision's ResNet.
+        base_channels: channels of the first stage; each further stage has twice as many.
+        groups: groups of a bottleneck's 3x3.
+        width_per_group: channels of each of these groups in the first stage; 64 and one group for plain ResNets.
         stem: conv7 = 7x7/2 and max pool; deep = three 3x3 (the first /2) and max pool; cifar = one 3x3.
         stride_in_1x1: stride in a bottleneck's first 1x1 instead of its 3x3 (the original, Caffe's and detectron2's).
     """
@@ -44,15 +45,17 @@ class ResNetConfig(Layout):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stride_in_1x1 and self.block != "bottleneck":
-            raise ZooError("option stride_in_1x1: only bottleneck nets have a 1x1 to stride")
+            raise ZooError(
+                f"option stride_in_1x1={self.stride_in_1x1}: requires bottleneck blocks, not {self.block}; leave it out"
+            )
 
     def channels(self, count: int) -> int:
-        """A channel count times ``width``, kept a multiple of the groups."""
+        """Return a channel count times ``width``, kept a multiple of the groups."""
         return max(1, round(count * self.width / self.groups)) * self.groups
 
 
 def branch(config: ResNetConfig, channels: int, stride: int) -> tuple[Conv, ...]:
-    """The convolutions of a block's branch: two 3x3 (basic), or 1x1, 3x3, 1x1 (bottleneck)."""
+    """Return the convolutions of a block's branch: two 3x3 (basic), or 1x1, 3x3, 1x1 (bottleneck)."""
     if config.block == "basic":
         out = config.channels(channels)
         return Conv(out, 3, stride), Conv(out, 3)
@@ -66,7 +69,7 @@ def branch(config: ResNetConfig, channels: int, stride: int) -> tuple[Conv, ...]
 
 
 def stem(config: ResNetConfig) -> list[Conv]:
-    """The entrance convolutions."""
+    """Return the entrance convolutions."""
     out, half = config.channels(config.base_channels), config.channels(config.base_channels // 2)
     if config.stem == "conv7":
         return [Conv(out, 7, 2)]

@@ -30,7 +30,7 @@ class ResNet3dConfig(Layout):
         stem: r3d = 3x7x7/(1,2,2); factorised = 1x7x7/(1,2,2) and 3x1x1; slow = 1x7x7/(1,2,2) and i3d = 5x7x7/(1,2,2),
             both followed by a max pool in space; cifar = 1x3x3.
         frame_pool: windows of a max pool in time after the first stage.
-        base_channels: width of the first stage; doubles with each stage.
+        base_channels: channels of the first stage; each further stage has twice as many.
         temporal_padding: padding in time before the first and after the last frame: zeros, or replicate for copies of
             those frames.
     """
@@ -46,12 +46,12 @@ class ResNet3dConfig(Layout):
     temporal_padding: Literal["zeros", "replicate"] = "zeros"
 
     def channels(self, count: int) -> int:
-        """A channel count times ``width``."""
+        """Return a channel count times ``width``."""
         return max(1, round(count * self.width))
 
 
 def branch(config: ResNet3dConfig, in_channels: int, channels: int, stride: int, temporal: int) -> tuple[Conv, ...]:
-    """The convolutions of a block's branch.
+    """Return the convolutions of a block's branch.
 
     Args:
         config: layout of the net.
@@ -82,12 +82,12 @@ def branch(config: ResNet3dConfig, in_channels: int, channels: int, stride: int,
 
 
 def time_stride(config: ResNet3dConfig, stride: int, temporal: int) -> int:
-    """A block's stride in time, given that in space."""
+    """Return a block's stride in time, given that in space."""
     return 1 if config.block == "bottleneck" or temporal == 1 else stride
 
 
 def stem(config: ResNet3dConfig) -> list[Conv]:
-    """The entrance convolutions."""
+    """Return the entrance convolutions."""
     out = config.channels(config.base_channels)
     if config.stem == "factorised":  # 45 channels between the two, torchvision's
         return [Conv(config.channels(45), (1, 7, 7), (1, 2, 2)), Conv(out, (3, 1, 1), (1, 1, 1))]

@@ -1,4 +1,4 @@
-"""Convolutions with their norms and activations, numbered from 1: what stems, blocks and VGG's stages consist of."""
+"""Convolutions with their norms and activations, numbered from 1: the parts of stems, blocks and VGG's stages."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class ConvStack(nn.Module):
     depth = 0  # number of convolutions
 
     def add_layer(self, conv: nn.Module, norm: nn.Module, act: nn.Module | None) -> None:
-        """Appends a layer."""
+        """Append a layer."""
         self.depth += 1
         for kind, module in zip(ConvLayer._fields, (conv, norm, act), strict=True):
             if module is not None:
                 self.add_module(f"{kind}{self.depth}", module)
 
     def layers(self) -> list[ConvLayer]:
-        """All layers in order."""
+        """Return all layers in order."""
         numbers = range(1, self.depth + 1)
         return [ConvLayer(*(getattr(self, f"{kind}{i}", None) for kind in ConvLayer._fields)) for i in numbers]
 
     def fold_layer_(
         self, number: int, *, gain: float | Tensor = 1.0, input_shift: Shift = None, output_shift: Shift = None
     ) -> None:
-        """Puts a layer's deployment form in its place (``zoo.fold.folded_conv``).
+        """Put a layer's deployment form in its place (``zoo.folding.folded_conv``).
 
         Args:
             number: number of the layer, from 1.

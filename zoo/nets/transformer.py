@@ -1,7 +1,7 @@
 """Encoder-decoder Transformers, written once for every scheme.
 
-Vaswani et al. 2017, "Attention is all you need"; rescaled residuals: Shao et al. 2020 (``zoo.method``). Token ids and
-sinusoids are fairseq's (id 0 <s>, 1 padding, 2 </s>, 3 unknown; a decoder's input begins with </s>).
+Vaswani et al. 2017, "Attention is all you need"; rescaled residuals: Shao et al. 2020 (docs/method.md, M5, M6, M14).
+Token ids and sinusoids are fairseq's (id 0 <s>, 1 padding, 2 </s>, 3 unknown; a decoder's input begins with </s>).
 
 In the shapes below, B counts sentences, S and T source and target tokens; d is the width, H the heads, D = d / H.
 """
@@ -43,7 +43,7 @@ class TransformerLayout:
         hidden_drop_rate: dropout after the activation of the feed-forward layers.
         share: embeddings that are one matrix with the output layer: ``all`` (one vocabulary), ``decoder`` or ``none``.
         source_vocabulary, target_vocabulary: numbers of tokens.
-        max_length: largest length of a sentence in tokens, </s> counted.
+        max_length: largest length of a sentence in tokens, including </s>.
     """
 
     OPTIONS: ClassVar[tuple[str, ...]] = (
@@ -79,7 +79,7 @@ class TransformerLayout:
     def __post_init__(self) -> None:
         for key in ("dim", "hidden", "heads", "encoder_layers", "decoder_layers", "max_length"):
             if getattr(self, key) < 1:
-                raise ZooError(f"option {key}={getattr(self, key)}: must be at least 1")
+                raise ZooError(f"option {key}={getattr(self, key)}: must be >= 1")
         for key in ("drop_rate", "attention_drop_rate", "hidden_drop_rate"):
             if not 0 <= getattr(self, key) < 1:
                 raise ZooError(f"option {key}={getattr(self, key)}: must be in [0, 1)")
@@ -87,7 +87,9 @@ class TransformerLayout:
             raise ZooError(f"options dim={self.dim} and heads={self.heads}: dim must be a multiple of heads")
         source, target = self.source_vocabulary, self.target_vocabulary
         if min(source, target) <= UNK:
-            raise ZooError(f"options source_vocabulary={source}, target_vocabulary={target}: ids 0 to {UNK} are taken")
+            raise ZooError(
+                f"options source_vocabulary={source}, target_vocabulary={target}: must be > {UNK}, the last special id"
+            )
         if self.share == "all" and source != target:
             raise ZooError(
                 f"option share='all' requires one vocabulary, not source_vocabulary={source} and "
@@ -97,7 +99,7 @@ class TransformerLayout:
 
 @dataclass
 class Memory:
-    """A batch of encoded sentences, as the decoder reads them.
+    """A batch of encoded sentences: the decoder's input from the source.
 
     Attributes:
         keys_values: keys and values for each decoder layer, (B, H, S, D) each.
@@ -108,7 +110,7 @@ class Memory:
     mask: Tensor | None
 
     def select(self, rows: Tensor) -> Memory:
-        """The sentences with these numbers."""
+        """Return the sentences with these numbers."""
         chosen = [(k[rows], v[rows]) for k, v in self.keys_values]
         return Memory(chosen, None if self.mask is None else self.mask[rows])
 
@@ -116,8 +118,8 @@ class Memory:
 class Cache:
     """Keys and values of the target tokens so far, for each decoder layer: (rows, tokens, 2, H, D).
 
-    The buffers are larger than the tokens need. Reordering rows copies between two buffers, so that a step copies only
-    the tokens that there are.
+    The buffers are larger than the tokens require, so that appending a token copies only that token. Rows are reordered
+    by copying the tokens so far from one buffer into a second one.
 
     Args:
         layers: keys and values of each layer, of an earlier cache.
@@ -130,12 +132,13 @@ class Cache:
 
     @property
     def layers(self) -> list[Tensor]:
-        """The keys and values of each layer."""
+        """Keys and values of each layer."""
         return [buffer[:, : self.length] for buffer in self._buffers]
 
     def extend(self, layer: int, new: Tensor) -> Tensor:
-        """Appends the keys and values of new tokens (rows, T, 2, H, D); returns those of all tokens."""
+        """Append the keys and values of new tokens (rows, T, 2, H, D), and return those of all tokens."""
         end = self.length + new.shape[1]
+        # a buffer for the first tokens of a layer, or one of twice the size that copies the tokens so far
         if layer == len(self._buffers):
             self._buffers.append(new.new_empty(new.shape[0], max(_FIRST_TOKENS, end), *new.shape[2:]))
             self._spare.append(None)
@@ -149,7 +152,7 @@ class Cache:
         return buffer[:, :end]
 
     def select(self, rows: Tensor) -> None:
-        """Keeps these rows, in this order."""
+        """Keep these rows, in this order."""
         count = len(rows)
         for i, (buffer, spare) in enumerate(zip(self._buffers, self._spare, strict=True)):
             if spare is None or len(spare) < count:
@@ -174,7 +177,7 @@ class Branch(TrunkBlock):
         self.drop = _dropout(layout.drop_rate)
 
     def add(self, x: Tensor, h: Tensor) -> Tensor:
-        """The next trunk: x (B, T, d) and the branch whose last layer gets h."""
+        """Return the next trunk (B, T, d): x (B, T, d) and the branch, whose last layer reads h."""
         return self.join(x, self.drop(self.join.product(self.branch_layers()[-1], h)))
 
     def set_scales(self, scales: ModuleScales) -> None:
@@ -185,7 +188,7 @@ class Branch(TrunkBlock):
         return dict.fromkeys(added, scales.scale_out)
 
     def fold_(self) -> None:
-        """Changes this branch into its deployment form: plain linear layers, the join that remains, no dropout."""
+        """Change this branch into its deployment form: plain linear layers, the join that remains, no dropout."""
         last = self.branch_layers()[-1]
         folded = self.join.fold(last)
         for name, layer in list(self.named_children()):
@@ -208,17 +211,18 @@ class Attention(Branch):
         self.set_temperature(1.0)
 
     def set_temperature(self, scale: float) -> None:
-        """Sets the factor on q k for queries and keys whose product is ``scale`` times that of the formulas."""
+        """Set the factor on q k for queries and keys whose product is ``scale`` times that of the formulas."""
         self.temperature = self.head_dim**-0.5 / scale
 
     def split(self, x: Tensor, parts: int) -> Sequence[Tensor]:
-        """(B, T, parts * d) -> for each part (B, H, T, D)."""
+        """Split packed projections into parts and heads: (B, T, parts * d) -> for each part (B, H, T, D)."""
         return x.view(*x.shape[:2], parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """Scaled dot-product attention: q (B, H, T, D), k and v (B, H, S, D) -> (B, T, d)."""
+        """Apply scaled dot-product attention: q (B, H, T, D), k and v (B, H, S, D) -> (B, T, d)."""
         drop_rate = self.drop_rate if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, mask, drop_rate, is_causal=causal, scale=self.temperature)
+        # (B, H, T, D) -> (B, T, d)
         return out.transpose(1, 2).flatten(2)
 
     def fold_(self) -> None:
@@ -247,12 +251,12 @@ class SelfAttention(Attention):
         return {"qkv": scales.scale_in, "out": scales.scale_out, **super().output_scales(scales)}
 
     def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """(B, T, d) -> (B, T, d)."""
+        """Return the next trunk: (B, T, d) -> (B, T, d)."""
         q, k, v = self.split(self.qkv(self.join.enter(x)), 3)  # (B, H, T, D) each
         return self.add(x, self.attend(q, k, v, mask, causal))
 
     def step(self, x: Tensor, layer: int, cache: Cache) -> Tensor:
-        """The same for the tokens (rows, T, d) that follow those of the cache; T is 1 unless the cache is empty."""
+        """Apply ``forward`` to the tokens (rows, T, d) after those of the cache; T is 1 unless the cache is empty."""
         qkv = self.qkv(self.join.enter(x)).view(*x.shape[:2], 3, self.heads, -1)  # (rows, T, 3, H, D)
         k, v = cache.extend(layer, qkv[:, :, 1:]).transpose(1, 3).unbind(2)  # (rows, H, all tokens, D) each
         q = qkv[:, :, 0].transpose(1, 2)  # (rows, H, T, D)
@@ -283,12 +287,12 @@ class CrossAttention(Attention):
         return {**inner, **super().output_scales(scales)}
 
     def remember(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, H, S, D) of the encoder's output (B, S, d)."""
+        """Return the keys and values (B, H, S, D) of the encoder's output (B, S, d)."""
         key, value = self.split(self.key_value(source), 2)
         return key, value
 
     def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """(B * beams, T, d) -> the same shape; the beams of a sentence are consecutive rows with the same keys."""
+        """Return the next trunk (B * beams, T, d); the beams of a sentence are consecutive rows with the same keys."""
         key, value = keys_values  # (B, H, S, D) each
         (q,) = self.split(self.query(self.join.enter(x)), 1)  # (B * beams, H, T, D)
         rows, heads, length, _ = q.shape
@@ -296,22 +300,22 @@ class CrossAttention(Attention):
             # beams as further positions of the query: (B, beams, H, T, D) -> (B, H, beams * T, D)
             q = q.view(count, -1, heads, length, q.shape[-1]).transpose(1, 2).flatten(2, 3)
         out = self.attend(q, key, value, mask)  # (B, beams * T, d)
-        if count != rows:
+        if count != rows:  # -> (B * beams, T, d)
             out = out.view(rows, length, -1)
         return self.add(x, out)
 
     def weights(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """The attention weights of ``forward`` without dropout: (B, H, T, S)."""
+        """Return the attention weights of ``forward`` without dropout: (B, H, T, S)."""
         (q,) = self.split(self.query(self.join.enter(x)), 1)
-        scores = q @ keys_values[0].transpose(2, 3) * self.temperature
+        scores = q @ keys_values[0].transpose(2, 3) * self.temperature  # (B, H, T, S)
         return (scores if mask is None else scores + mask).softmax(3)
 
 
 class FeedForward(Branch):
     """Two linear layers with an activation between them.
 
-    ReLU is positively homogeneous: its output has the scale of its input. GELU needs the value of the formulas, which
-    ``hidden`` then gives: its product is multiplied by ``restore``.
+    ReLU is positively homogeneous, so its output has the scale of its input. GELU is not, so its input must have the
+    value of the formulas: the product of ``hidden`` is multiplied by ``restore``.
     """
 
     def __init__(self, layout: TransformerLayout, scheme: TextScheme, place: Place) -> None:
@@ -347,9 +351,9 @@ class FeedForward(Branch):
             self.hidden = folded_linear(self.hidden, gain=restore)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d) -> (B, T, d)."""
+        """Return the next trunk: (B, T, d) -> (B, T, d)."""
         entered = self.join.enter(x)
-        h = self.hidden(entered) if self.restore is None else self.hidden(entered, self.restore)
+        h = self.hidden(entered) if self.restore is None else self.hidden(entered, self.restore)  # (B, T, hidden)
         return self.add(x, self.hidden_drop(self.activation(h)))
 
 
@@ -364,7 +368,7 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(layout, scheme, places[1])
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, S, d) -> (B, S, d)."""
+        """Return the next trunk: (B, S, d) -> (B, S, d)."""
         return self.ffn(self.self_attn(x, mask))
 
 
@@ -393,16 +397,18 @@ class Embedding(nn.Embedding):
         self.register_buffer("sinusoids", sinusoids(max_length, dim), persistent=False)
 
     def forward(self, tokens: Tensor, start: int = 0) -> Tensor:
-        """(B, T) -> (B, T, d); ``start`` is the position of the first token."""
+        """Return the embeddings (B, T, d) of tokens (B, T); ``start`` is the position of the first token."""
         end = start + tokens.shape[1]
         if end > self.max_length:
-            raise ZooError(f"a sentence of {end} tokens; the net was made for {self.max_length} (option max_length)")
+            raise ZooError(
+                f"a sentence of {end} tokens: must be <= {self.max_length} tokens, the net's option max_length"
+            )
         positions = self.sinusoids[start:end].to(self.weight.dtype)  # (T, d)
         return torch.add(positions, super().forward(tokens), alpha=math.sqrt(self.embedding_dim))
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
-    """Positions as sines, then cosines, of geometrically spaced frequencies (length, dim); fairseq's numbers."""
+    """Return fairseq's positions (length, dim): sines, then cosines, of geometrically spaced frequencies."""
     half = dim // 2
     frequencies = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / max(half - 1, 1)))
     angles = (torch.arange(length, dtype=torch.float64) + PAD + 1)[:, None] * frequencies
@@ -442,14 +448,14 @@ class Transformer(Net):
         self.trunk_scales.apply(self)
 
     def _plan_scales(self) -> TrunkScales:
-        """The scales of both stacks. Each begins at 1, the scale of the embeddings."""
+        """Return the scales of both stacks (docs/method.md, M14). Each begins at 1, the scale of the embeddings."""
         blocks = [(name, module) for name, module in self.named_modules() if isinstance(module, TrunkBlock)]
         plans = {
             stack: [planned(name, block) for name, block in blocks if name.startswith(f"{stack}.")]
             for stack in ("encoder", "decoder")
         }
         encoder = TrunkScales.beginning_at_one(plans["encoder"])
-        # an Identity hands the trunk on as it is, for the biases of the keys and values; other ends remove its scale
+        # behind an Identity the memory has the trunk's scale, which keys and values take into account; others remove it
         memory = encoder.last if isinstance(self.encoder_end, nn.Identity) else 1.0
         decoder = TrunkScales.beginning_at_one(plans["decoder"], memory=memory)
         decoder = decoder.with_end("decoder_end", decoder.last, 1.0)
@@ -461,16 +467,16 @@ class Transformer(Net):
 
     @property
     def target_embedding(self) -> Embedding:
-        """The embedding of target tokens, which may be the encoder's."""
+        """Embedding of target tokens, which may be the encoder's."""
         return self.encoder_embedding if self.decoder_embedding is None else self.decoder_embedding
 
     @property
     def output_weight(self) -> Tensor:
-        """The matrix (target vocabulary, d) of the output layer."""
+        """Matrix (target vocabulary, d) of the output layer."""
         return self.target_embedding.weight if self.projection is None else self.projection.weight
 
     def project(self, x: Tensor) -> Tensor:
-        """Features (..., d) -> logits (..., target vocabulary)."""
+        """Return the logits (..., target vocabulary) of features (..., d)."""
         return F.linear(x, self.output_weight)
 
     def fold_(self) -> None:
@@ -480,13 +486,15 @@ class Transformer(Net):
         self.drop = nn.Identity()
 
     def encode(self, source: Tensor) -> Memory:
-        """Tokens (B, S), padded at the end with ``PAD`` -> the keys and values that the decoder reads."""
+        """Return the keys and values that the decoder reads, of tokens (B, S) padded at the end with ``PAD``."""
         padding = source == PAD
-        x = self.encoder_embedding(source)
+        x = self.encoder_embedding(source)  # (B, S, d)
+        # attention ignores padding: 0 and -inf, (B, 1, 1, S)
         mask = None
         if padding.any():
             mask = torch.zeros(padding.shape, dtype=x.dtype, device=x.device).masked_fill_(padding, -math.inf)
             mask = mask[:, None, None]
+        # the stack; padding does not count in calibration
         x = self.drop(x)
         with only_positions(~padding):
             for layer in self.encoder:
@@ -495,7 +503,7 @@ class Transformer(Net):
             return Memory([layer.cross_attn.remember(x) for layer in self.decoder], mask)
 
     def decode(self, target: Tensor, memory: Memory) -> Tensor:
-        """Tokens (B, T) that begin with ``EOS``, padded at the end -> features (B, T, d) before the projection."""
+        """Return the features (B, T, d) of tokens (B, T) that begin with ``EOS`` and are padded at the end."""
         x = self.drop(self.target_embedding(target))
         with only_positions(target != PAD):
             for layer, keys_values in zip(self.decoder, memory.keys_values, strict=True):
@@ -506,11 +514,11 @@ class Transformer(Net):
 
     @torch.no_grad()
     def step(self, target: Tensor, memory: Memory, cache: Cache) -> Tensor:
-        """Tokens (rows, T) that follow those in the cache -> logits (rows, vocabulary) after the last of them.
+        """Return the logits (rows, vocabulary) after the last of the tokens (rows, T) that follow those in the cache.
 
         ``rows`` may be a multiple of the memory's sentences: consecutive rows are beams of one.
         """
-        x = self.target_embedding(target, cache.length)
+        x = self.target_embedding(target, cache.length)  # (rows, T, d)
         for i, (layer, keys_values) in enumerate(zip(self.decoder, memory.keys_values, strict=True)):
             x = layer.self_attn.step(x, i, cache)
             x = layer.cross_attn(x, keys_values, memory.mask)
@@ -521,7 +529,7 @@ class Transformer(Net):
     def forward(
         self, source: Tensor, target: Tensor, labels: Tensor | None = None, label_smoothing: float = 0.0
     ) -> Any:
-        """Logits (B, T, V), or the summed loss and likelihood if labels are given.
+        """Return logits (B, T, V), or the summed loss and likelihood if labels are given.
 
         Args:
             source: source tokens (B, S).
@@ -532,10 +540,10 @@ class Transformer(Net):
         Returns:
             Logits; or two 0-D tensors, see ``zoo.losses.linear_cross_entropy``.
         """
-        x = self.decode(target, self.encode(source))
+        x = self.decode(target, self.encode(source))  # (B, T, d)
         if labels is None:
             return self.project(x)
-        is_label = labels != PAD
+        is_label = labels != PAD  # (B, T)
         return linear_cross_entropy(x[is_label], self.output_weight, labels[is_label], label_smoothing=label_smoothing)
 
 

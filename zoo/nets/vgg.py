@@ -40,7 +40,7 @@ class VGGConfig:
 
     def __post_init__(self) -> None:
         if not self.width > 0:
-            raise ZooError(f"option width={self.width}: must be greater than 0")
+            raise ZooError(f"option width={self.width}: must be > 0")
         if not 0 <= self.drop_rate < 1:
             raise ZooError(f"option drop_rate={self.drop_rate}: must be in [0, 1)")
 
@@ -92,7 +92,7 @@ class VGG(Backbone):
         self.reset_classifier(num_classes)
 
     def stages(self) -> list[Any]:
-        """The stages stage1, stage2, ..."""
+        """Return the stages stage1, stage2, ..."""
         return [getattr(self, f"stage{number}") for number in range(1, len(self.to_features) + 1)]
 
     def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
@@ -121,14 +121,14 @@ class VGG(Backbone):
         self.num_classes = 0
 
     def fold_(self) -> None:
-        # each convolution gives the shift that the next one needs; max pooling lets a shift through
+        # each convolution adds the shift that the next one needs; max pooling commutes with a shift
         stages = self.stages()
         places = [(stage, number) for stage in stages for number in range(1, stage.depth + 1)]
         convs = [layer.conv for stage in stages for layer in stage.layers()]
         shifts = [None, *(needed_shift(conv) for conv in convs[1:]), None]
         for (stage, number), input_shift, output_shift in zip(places, shifts[:-1], shifts[1:], strict=True):
             stage.fold_layer_(number, input_shift=input_shift, output_shift=output_shift)
-        # each feature level loses the shift for the stage after it
+        # the shift for the next stage is subtracted from each feature level
         end = 0
         for stage, to_features in zip(stages, self.to_features, strict=True):
             end += stage.depth
@@ -138,10 +138,10 @@ class VGG(Backbone):
             self._fold_head_()
 
     def _fold_head_(self) -> None:
-        """Changes the classifier into its deployment form."""
-        missing = None
+        """Change the classifier into its deployment form."""
+        missing = None  # bias of the pooled features, (C * 7 * 7,)
         if isinstance(self.head_bias, ChannelBias):
-            missing = self.head_bias.bias.double().repeat_interleave(49)  # (C,) -> (C * 7 * 7,), as flattened
+            missing = self.head_bias.bias.double().repeat_interleave(49)  # (C,) in the order of flatten
         self.head_bias = nn.Identity()
         hidden: Any = self.hidden
         for i, layer in enumerate(hidden):

@@ -1,4 +1,4 @@
-"""What convolutions and linear layers share: when to use the own backward, what it saves, and the algebra of W b.
+"""The parts that convolutions and linear layers share: choice of the backward, saved tensors, algebra of W b.
 
 No helper launches an operation that its result does not need: factors of 1 are skipped, kernels of one position are
 viewed as matrices, and gradients are changed in place unless they are to be differentiated again.
@@ -107,7 +107,7 @@ def through_scaled_weight(
 
 
 def _sum_positions(weight: Tensor) -> Tensor:
-    """(O, I, *kernel) -> (O, I): sum over the positions of the kernel; a view if there is one position."""
+    """Sum over the positions of the kernel: (O, I, *kernel) -> (O, I), a view if there is one position."""
     if weight.ndim == 2:
         return weight
     if weight.shape[2:].numel() == 1:
@@ -116,7 +116,7 @@ def _sum_positions(weight: Tensor) -> Tensor:
 
 
 def per_channel(bias: Tensor, x: Tensor) -> Tensor:
-    """(C,) -> (C, 1, ...), which broadcasts over the positions of x (N, C, *positions), in x's dtype."""
+    """View a bias as (C, 1, ...), to broadcast over the positions of x (N, C, *positions), in x's dtype."""
     return bias.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
 
 

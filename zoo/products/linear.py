@@ -107,7 +107,7 @@ class _Linear(torch.autograd.Function):
             grad_x = (grad @ kernel.to(dtype)).view(x.shape)
         # u, the gradient of W b + bias before the scale
         grad_beta = multiply_unless_one(grad.sum(0, dtype=weight.dtype), input_scale)  # (O,)
-        if need.pre_bias:  # from the scaled W, which is there already
+        if need.pre_bias:  # from the scaled W, which is computed already
             grad_pre_bias = _pre_bias_gradient(kernel, grad_beta, sections)
         if need.bias:
             grad_bias = multiply_unless_one(grad_beta, scale)
@@ -120,7 +120,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _add_outer(grad_weight: Tensor, grad: Tensor, pre_bias: Tensor, sections: Sections) -> Tensor:
-    """``common.add_outer`` for each section."""
+    """Apply ``common.add_outer`` to each section."""
     if not sections:
         return common.add_outer(grad_weight, grad, pre_bias)
     parts = zip(grad_weight.split(sections), grad.split(sections), pre_bias, strict=True)
@@ -129,7 +129,7 @@ def _add_outer(grad_weight: Tensor, grad: Tensor, pre_bias: Tensor, sections: Se
 
 
 def _pre_bias_gradient(weight: Tensor, grad: Tensor, sections: Sections) -> Tensor:
-    """``common.pre_bias_gradient`` for each section: (O, I) and (O,) -> (I,), or (number of sections, I)."""
+    """Return ``common.pre_bias_gradient`` of each section: (O, I) and (O,) -> (I,), or (number of sections, I)."""
     if not sections:
         return common.pre_bias_gradient(weight, grad)
     parts = zip(weight.split(sections), grad.split(sections), strict=True)

@@ -1,4 +1,4 @@
-"""How nets do without normalization, or with it: one class a scheme."""
+"""Schemes: the ways in which nets do without normalization, or with it. Each is a class."""
 
 from __future__ import annotations
 

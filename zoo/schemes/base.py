@@ -1,7 +1,7 @@
-"""What the schemes of all nets share: their facts, a branch's place, and the tables by name.
+"""The base of all schemes, the place of a branch in its net, and the registration of schemes by name.
 
-A scheme says how a net does without normalization, or with which. It makes the layers with their init, the norms and
-the joins of trunk and branch; the nets are written once, given a scheme. A new scheme is a frozen dataclass that
+A scheme decides how a net does without normalization, or which one it has. It makes the layers with their init, the
+norms and the joins of trunk and branch, so that the nets are written once. A new scheme is a frozen dataclass that
 derives from ``VisionScheme`` or ``TextScheme`` and is given to ``register_scheme``; its fields are its options.
 """
 
@@ -43,7 +43,7 @@ class Scheme:
         name: value of ``scheme=`` that chooses it.
         needs_weights: whether a net of it starts from weights only.
         normalized: whether its nets contain normalization layers, so that feature maps have power near 1 at init.
-        residual_options: options that mean something only in nets with residual branches.
+        residual_options: options that only nets with residual branches have.
         registered: schemes of this kind by name, filled by ``register_scheme``.
     """
 
@@ -54,7 +54,7 @@ class Scheme:
     registered: ClassVar[dict[str, type[Any]]]
 
     def join(self, place: Place, channels: int) -> Join:
-        """The join of trunk and branch.
+        """Return the join of trunk and branch.
 
         Args:
             place: place of the branch.
@@ -67,7 +67,7 @@ SchemeClass = TypeVar("SchemeClass", bound=type[Scheme])
 
 
 def register_scheme(cls: SchemeClass) -> SchemeClass:
-    """Adds a scheme to the table of its kind, ``VISION_SCHEMES`` or ``TEXT_SCHEMES``; usable as a decorator.
+    """Add a scheme to the table of its kind, ``VISION_SCHEMES`` or ``TEXT_SCHEMES``; usable as a decorator.
 
     Returns:
         The class itself.

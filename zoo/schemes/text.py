@@ -44,7 +44,7 @@ class TextScheme(Scheme):
     registered: ClassVar[dict[str, type[TextScheme]]] = {}
 
     def linear(self, roles: Sequence[Role], in_features: int, out_features: int, place: Place) -> Any:
-        """The layer that computes ``roles``, each with ``out_features``, packed in this order."""
+        """Return the layer that computes ``roles``, each with ``out_features``, packed in this order."""
         layer = self._make_linear(roles, in_features, len(roles) * out_features)
         with torch.no_grad():
             for role, weight in zip(roles, layer.weight.chunk(len(roles)), strict=True):
@@ -57,11 +57,11 @@ class TextScheme(Scheme):
         return PlainJoin()
 
     def final_norm(self, stack: str, dim: int) -> nn.Module:
-        """The module after the last branch of a stack; an Identity in schemes without one."""
+        """Return the module after the last branch of a stack; an Identity in schemes without one."""
         return nn.Identity()
 
     def embedding_std(self, dim: int, stack: str, layers: int) -> float:
-        """Standard deviation of an embedding's entries; the net multiplies by sqrt(dim) what it looks up."""
+        """Return the standard deviation of an embedding's entries; the net multiplies looked-up rows by sqrt(dim)."""
         return dim**-0.5
 
     def _make_linear(self, roles: Sequence[Role], in_features: int, out_features: int) -> Any:
@@ -79,10 +79,10 @@ class TextRescale(TextScheme):
     """RescaleNet: a bias before each product, rescaled residual connections, a learnable multiplier.
 
     Attributes:
-        multiplier: the learnable scalar m_k of each branch; without it beta_k is used.
+        multiplier: whether each branch has the learnable scalar m_k (docs/method.md, M5); if not, beta_k is used (M2).
         encoder_c, decoder_c: constants c of the stacks' decay; None for the number of a stack's branches. A trunk ends
             with c / (branches + c) of its input's power.
-        post_bias: give each linear layer an ordinary bias too.
+        post_bias: whether each linear layer has an ordinary bias too.
     """
 
     name: ClassVar[str] = "rescale"
@@ -95,7 +95,7 @@ class TextRescale(TextScheme):
     def __post_init__(self) -> None:
         for key in ("encoder_c", "decoder_c"):
             if (c := getattr(self, key)) is not None and not c > 0:
-                raise ZooError(f"option {key}={c}: must be greater than 0")
+                raise ZooError(f"option {key}={c}: must be > 0")
 
     def _c(self, place: Place) -> float:
         c = self.encoder_c if place.stack == "encoder" else self.decoder_c
@@ -139,7 +139,7 @@ class PreNorm(TextScheme):
         return self.norm(dim)
 
     def norm(self, dim: int) -> nn.Module:
-        """The normalization of ``dim`` features."""
+        """Return the normalization of ``dim`` features."""
         return nn.LayerNorm(dim)
 
     def _init(self, role: Role, weight: Tensor, place: Place) -> None:
@@ -185,7 +185,7 @@ class DeepNorm(TextScheme):
     normalized: ClassVar[bool] = True
 
     def _constants(self, place: Place) -> tuple[float, float]:
-        """The paper's alpha and beta: weight of the trunk, and gain of the init."""
+        """Return the paper's alpha and beta: weight of the trunk, and gain of the init."""
         n, m = place.encoders, place.decoders
         if place.stack == "encoder":
             return 0.81 * (n**4 * m) ** (1 / 16), 0.87 * (n**4 * m) ** (-1 / 16)

@@ -24,12 +24,12 @@ Extent = int | tuple[int, int, int]  # a kernel or stride: one number for images
 
 
 def dimensions(extent: Extent) -> int:
-    """2 for images, 3 for clips."""
+    """Return the number of dimensions that an extent covers: 2 for images, 3 for clips."""
     return 2 if isinstance(extent, int) else 3
 
 
 def _half(kernel: Extent) -> Extent:
-    """The padding that keeps the size."""
+    """Return the padding that keeps the size."""
     return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
 
 
@@ -43,7 +43,7 @@ class FrozenBatchNorm3d(FrozenBatchNorm2d):
 
 
 def _he(layer: Any, **settings: Any) -> nn.Module:
-    """The layer with He init (``he_normal_``) of its weight and zeros in its ordinary bias, if it has one."""
+    """Initialize a layer: its weight by ``he_normal_``, its ordinary bias, if it has one, with zeros."""
     he_normal_(layer.weight, **settings)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -55,7 +55,7 @@ class VisionScheme(Scheme):
     """Plain convolutions with He init and no normalization: the base of the others, and ``none`` itself.
 
     Attributes:
-        post_bias: give each convolution an ordinary bias too (what folded BatchNorm nets need).
+        post_bias: whether each convolution has an ordinary bias too, as folded BatchNorm nets require.
     """
 
     name: ClassVar[str] = "none"
@@ -76,7 +76,7 @@ class VisionScheme(Scheme):
         place: Place | None = None,
         mode: str | None = None,
     ) -> nn.Module:
-        """A convolution, padded by kernel_size // 2, before a ReLU or at the end of a branch.
+        """Return a convolution, padded by kernel_size // 2, before a ReLU or at the end of a branch.
 
         Args:
             place: place of the branch that it belongs to; None outside of branches.
@@ -87,47 +87,48 @@ class VisionScheme(Scheme):
         return _he(conv, mode=mode or self.conv_mode, factor=factor)
 
     def projection(self, in_channels: int, out_channels: int, *, stride: Extent = 1) -> nn.Module:
-        """The 1x1 convolution of a shortcut; no ReLU of its own follows, so its gain is 1 (Kaiming with a = 1)."""
+        """Return the 1x1 convolution of a shortcut, with gain 1 (Kaiming with a = 1), as no ReLU of its own follows."""
         kernel: Extent = 1 if dimensions(stride) == 2 else (1, 1, 1)
         conv = self._make_conv(in_channels, out_channels, kernel, stride, 1)
         return _he(conv, gain=self.gain_of_projection())
 
     def gain_of_projection(self) -> float:
-        """Gain of the shortcut's 1x1 at init."""
+        """Return the gain of the shortcut's 1x1 at init."""
         return 1.0
 
     def stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
-        """A convolution at the net's entrance, before a norm (if any) and a ReLU."""
+        """Return a convolution at the net's entrance, before a norm (if any) and a ReLU."""
         return self.conv(in_channels, out_channels, kernel_size, stride=stride)
 
     def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
-        """The first convolution of a net without a stem of its own (VGG)."""
+        """Return the first convolution of a net without a stem of its own (VGG)."""
         return self.conv(in_channels, out_channels, kernel_size, mode=mode)
 
     def norm(self, channels: int, dims: int = 2) -> nn.Module:
-        """The norm after a convolution of ``dims`` dimensions; an Identity in schemes without normalization."""
+        """Return the norm after a convolution of ``dims`` dimensions; an Identity in schemes without normalization."""
         return nn.Identity()
 
     def activation(self) -> nn.Module:
+        """Return the activation after a convolution and its norm."""
         return nn.ReLU(inplace=True)
 
     def join(self, place: Place, channels: int) -> Join:
         return InPlaceJoin()
 
     def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
-        """A linear layer before a ReLU (VGG's classifier); ``first`` is the one that the features enter."""
+        """Return a linear layer before a ReLU (VGG's classifier); ``first`` is the one that the features enter."""
         return _he(nn.Linear(in_features, out_features))
 
     def classifier(self, in_features: int, out_features: int, *, pooled: bool) -> nn.Module:
-        """The last linear layer. ``pooled``: its input is pooled features, which ``head_bias`` has shifted."""
+        """Return the last linear layer; if ``pooled``, ``head_bias`` has shifted its input already."""
         return _he(nn.Linear(in_features, out_features), gain=1.0)
 
     def head_bias(self, channels: int) -> nn.Module:
-        """The module between the last feature map and the classifier: (N, C, ...) -> the same shape."""
+        """Return the module between the last feature map and the classifier: (N, C, ...) -> the same shape."""
         return nn.Identity()
 
     def branch_factor(self, place: Place) -> float:
-        """Factor on the He standard deviation of a branch's layers."""
+        """Return the factor on the He standard deviation of a branch's layers (docs/method.md, M6)."""
         return 1.0
 
     def _make_conv(self, in_channels: int, out_channels: int, kernel: Extent, stride: Extent, groups: int) -> Any:
@@ -140,7 +141,7 @@ class VisionRescale(VisionScheme):
     """RescaleNet: a bias before each product, rescaled residual connections, a learnable multiplier.
 
     Attributes:
-        multiplier: the learnable scalar m_k of each branch (paper, section 3.3); without it beta_k is used.
+        multiplier: whether each branch has the learnable scalar m_k (docs/method.md, M5); if not, beta_k is used (M2).
         c: constant of the decay; None for the number of branches L, as published.
         first_index: k of the first branch: 1 as published, 0 as in the authors' code.
         projection_gain: gain of the shortcuts' 1x1 at init: 1 as published. A stage's first block then keeps
@@ -157,11 +158,13 @@ class VisionRescale(VisionScheme):
 
     def __post_init__(self) -> None:
         if self.c is not None and not self.c > 0:
-            raise ZooError(f"option c={self.c}: must be greater than 0")
+            raise ZooError(f"option c={self.c}: must be > 0")
         if self.first_index not in (0, 1):
-            raise ZooError(f"option first_index={self.first_index}: 1 (as published) or 0 (the authors' code)")
+            raise ZooError(
+                f"option first_index={self.first_index}: must be 1 (as published) or 0 (as in the authors' code)"
+            )
         if not self.projection_gain > 0:
-            raise ZooError(f"option projection_gain={self.projection_gain}: must be greater than 0")
+            raise ZooError(f"option projection_gain={self.projection_gain}: must be > 0")
 
     def gain_of_projection(self) -> float:
         return self.projection_gain
@@ -198,7 +201,7 @@ class VisionRescale(VisionScheme):
         return init_factor(*self._index_and_constant(place), place.layers) if self.multiplier else 1.0
 
     def _index_and_constant(self, place: Place) -> tuple[int, float]:
-        """k and c of the formulas."""
+        """Return k and c of the formulas (docs/method.md, M2)."""
         return place.index - 1 + self.first_index, float(place.total if self.c is None else self.c)
 
     def _make_conv(self, in_channels: int, out_channels: int, kernel: Extent, stride: Extent, groups: int) -> Any:
@@ -253,7 +256,7 @@ class GroupNorm(_Normalized):
 
     def __post_init__(self) -> None:
         if self.gn_groups < 1:
-            raise ZooError(f"option gn_groups={self.gn_groups}: must be at least 1")
+            raise ZooError(f"option gn_groups={self.gn_groups}: must be >= 1")
 
     def norm(self, channels: int, dims: int = 2) -> nn.Module:
         return nn.GroupNorm(math.gcd(self.gn_groups, channels), channels)

@@ -284,7 +284,7 @@ def test_round_trip(scheme, tmp_path, caplog):
         (("mask_rcnn_rescalenet18_fpn", {"fpn_channels": 0}), "option fpn_channels=0: must be greater than 0"),
         (("mask_rcnn_rescalenet18_fpn", {"body": {"widht": 1}}), "no option 'widht' .did you mean width"),
         (("mask_rcnn_rescalenet18_fpn", {"num_classes": 0}), "num_classes=0"),
-        (("mask_rcnn_rescalenet18_fpn", {"scheme": "frozen_bn"}), "needs weights"),
+        (("mask_rcnn_rescalenet18_fpn", {"scheme": "frozen_bn"}), "requires weights"),
         (("mask_rcnn_rescalenet18_fpn", {"out_indices": (3, 9)}), "out_indices"),
         (("mask_rcnn_rescalenet18_fpn", {"min_size": 900, "max_size": 800}), "min_size=900, max_size=800"),
     ],

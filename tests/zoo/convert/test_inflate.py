@@ -82,13 +82,13 @@ def test_frozen_statistics_become_statistics(tmp_path):
 @pytest.mark.parametrize(
     ("make", "name", "message"),
     [
-        (lambda: zoo.create_model("rescalenet20_cifar", width=0.25), None, "there is no I3D of rescalenet20_cifar"),
+        (lambda: zoo.create_model("rescalenet20_cifar", width=0.25), None, "rescalenet20_cifar has no I3D"),
         (lambda: zoo.create_model("rescalenet18", width=0.125), "rescalenet50", "rescalenet50 takes images"),
         (lambda: zoo.create_model("rescale_r3d_10"), None, "rescale_r3d_10 takes clips already"),
         (
             lambda: zoo.create_model("rescalenet50", width=0.125, stem="deep"),
             None,
-            "has nothing like stem='deep' of this rescalenet50",
+            "does not have the options stem='deep' of this rescalenet50",
         ),
     ],
 )

@@ -67,15 +67,15 @@ def test_a_forward(name):
     ("options", "message"),
     [
         ({"dim": 30}, "options dim=30 and heads=4: dim must be a multiple of heads"),
-        ({"encoder_layers": 0}, "option encoder_layers=0: must be at least 1"),
+        ({"encoder_layers": 0}, "option encoder_layers=0: must be >= 1"),
         ({"drop_rate": 1.0}, r"option drop_rate=1.0: must be in \[0, 1\)"),
         ({"target_vocabulary": 50}, "source_vocabulary=40 and target_vocabulary=50; use share='decoder'"),
-        ({"source_vocabulary": 3, "target_vocabulary": 3}, "ids 0 to 3 are taken"),
+        ({"source_vocabulary": 3, "target_vocabulary": 3}, "source_vocabulary=3, target_vocabulary=3: must be > 3"),
         ({"activation": "tanh"}, "option activation='tanh'"),
         ({"num_classes": 5}, "takes text: not num_classes, but source_vocabulary and target_vocabulary"),
         ({"features_only": True}, "features_only: rescale_transformer_tiny takes text and has no feature maps"),
         ({"scheme": "bn"}, r"unknown scheme 'bn'"),
-        ({"decoder_c": 0.0}, "option decoder_c=0.0: must be greater than 0"),
+        ({"decoder_c": 0.0}, "option decoder_c=0.0: must be > 0"),
         ({"dyt_alpha": 0.3}, "with scheme 'rescale' has no option 'dyt_alpha'"),
     ],
 )
@@ -139,7 +139,7 @@ def test_alpha_beta_and_init_are_the_formulas(encoders, decoders, constants):
 
 
 def by_the_book(model, source, target, encoder_c, decoder_c):
-    """METHOD's section 6, word for word: a nominal trunk, each bias added to the input of its product."""
+    """The Transformer of docs/method.md, word for word: an unscaled trunk, each bias added to a product's input."""
     p = dict(model.named_parameters())
     layout = model.layout
     d, heads = layout.dim, layout.heads
@@ -332,7 +332,7 @@ def test_folding_keeps_the_logits(scheme, activation, caplog):
 
 def test_a_sentence_longer_than_the_net():
     model = make(max_length=6, calibrated=False)
-    with pytest.raises(zoo.ZooError, match="a sentence of 9 tokens; the net was made for 6"):
+    with pytest.raises(zoo.ZooError, match="a sentence of 9 tokens: must be <= 6 tokens"):
         model(*batch())
 
 

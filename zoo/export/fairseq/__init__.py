@@ -1,4 +1,4 @@
-"""fairseq: where its plug-in is, and checkpoints for it.
+"""Export to fairseq: the folder of its plug-in, and checkpoints for it.
 
 ``fairseq-train DATA --user-dir "$(python -c 'import zoo.export.fairseq as f; print(f.USER_DIR)')" --arch
 rescale_transformer_wmt_en_de ...`` trains the net in fairseq.
@@ -27,21 +27,21 @@ class FairseqExport(Verified):
     """A checkpoint for fairseq; ``max_error`` is the largest absolute difference of logits.
 
     Attributes:
-        plugin: whether fairseq needs the plug-in for it.
+        plugin: whether fairseq needs the plug-in to load the checkpoint.
     """
 
     plugin: bool
 
     def __str__(self) -> str:
-        needs = f"; it needs --user-dir {USER_DIR}" if self.plugin else ""
+        needs = f"; it requires --user-dir {USER_DIR}" if self.plugin else ""
         return f"{self.path}: checkpoint.pt and dictionaries, largest difference {self.max_error:.2g}{needs}"
 
 
 def export_fairseq(weights: zoo.Weights, folder: str | Path) -> FairseqExport:
-    """Write ``checkpoint.pt``, ``dict.LANGUAGE.txt`` and the sentencepiece models for fairseq; read again and compared.
+    """Write ``checkpoint.pt``, ``dict.LANGUAGE.txt`` and the sentencepiece models for fairseq, then verify them.
 
-    The dictionaries are what ``fairseq-preprocess --srcdict --tgtdict`` takes; the text must be cut into pieces with
-    the sentencepiece models.
+    The checkpoint is read again and its logits are compared. The dictionaries are for ``fairseq-preprocess --srcdict
+    --tgtdict``; the text must be cut into pieces with the sentencepiece models.
 
     Raises:
         ZooError: weights of a net that does not take text.
@@ -49,7 +49,7 @@ def export_fairseq(weights: zoo.Weights, folder: str | Path) -> FairseqExport:
     """
     transform = weights.transform
     if not isinstance(transform, zoo.TextTransform):
-        raise ZooError(f"{weights.name}: not weights of a translation net; fairseq takes no others")
+        raise ZooError(f"{weights.name}: not weights of a translation net; export to fairseq takes no others")
     coder = transform.build()
     source = torch.arange(4, min(20, len(coder.source)))[None]  # (1, S)
     target = torch.arange(4, min(16, len(coder.target)))[None]  # (1, T)
@@ -58,11 +58,11 @@ def export_fairseq(weights: zoo.Weights, folder: str | Path) -> FairseqExport:
 
 
 def export_text(model: Any, path: Path, example: tuple[Any, ...], weights: zoo.Weights) -> FairseqExport:
-    """Write the files of ``export_fairseq`` for a net of text, not folded; compared at the example's token ids."""
+    """Write the files of ``export_fairseq`` for a net that is not folded; compare at the example's token ids."""
     transform = weights.transform
     assert isinstance(transform, zoo.TextTransform)
     model.eval()
-    # 1. the checkpoint, with what fairseq reads of a run's state
+    # 1. the checkpoint, with the parts of a run's state that fairseq reads
     arguments, state = to_fairseq(model)
     coder = transform.build()
     arguments |= {"source_lang": transform.source, "target_lang": transform.target}
@@ -81,10 +81,10 @@ def export_text(model: Any, path: Path, example: tuple[Any, ...], weights: zoo.W
     for language, vocabulary in ((transform.source, coder.source), (transform.target, coder.target)):
         write_text(dictionary(vocabulary), path / f"dict.{language}.txt")
         atomic_write(path / f"{language}.model", lambda temporary, v=vocabulary: temporary.write_bytes(v.model))  # type: ignore[misc]
-    # 3. the net that the checkpoint gives
+    # 3. the net that is read from the checkpoint computes the same
     with torch.no_grad():
         difference = float((model(*example) - from_fairseq(checkpoint)(*example)).abs().max())
     if not difference <= 1e-4:
-        raise ExportError(f"{checkpoint}: its logits differ from the net's by {difference:.3g}")
+        raise ExportError(f"{checkpoint}: its logits differ from the net's by {difference:.3g}; must be <= 1e-4")
     shown = ", ".join(f"{ids.shape[1]} tokens" for ids in example)
     return FairseqExport(path, difference, shown, "zoo.convert.fairseq", arguments["arch"] != "transformer")

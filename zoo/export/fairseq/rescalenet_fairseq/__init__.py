@@ -29,19 +29,19 @@ from zoo.schemes.text import TEXT_SCHEMES
 
 
 class Encoder(FairseqEncoder):
-    """The encoder's half of a net. The net itself belongs to the model: here it is not a submodule."""
+    """The encoder's half of a net. The net is a submodule of the model; the tuple here hides it from torch."""
 
     def __init__(self, dictionary: Any, net: Transformer) -> None:
         super().__init__(dictionary)
         self._net = (net,)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **kwargs: Any) -> dict[str, list[Tensor]]:
-        """fairseq's dictionary: the keys and values of each decoder layer as ``encoder_states``."""
+        """Return fairseq's dictionary, with the keys and values of each decoder layer as ``encoder_states``."""
         right = convert_padding_direction(src_tokens, PAD, left_to_right=True)
         memory = self._net[0].encode(right)
         flat = [tensor for pair in memory.keys_values for tensor in pair]
         return {
-            "encoder_out": [flat[0].transpose(0, 1)],  # its second dimension is the batch's, as fairseq looks it up
+            "encoder_out": [flat[0].transpose(0, 1)],  # (S, B, ...): fairseq reads the batch size from it
             "encoder_padding_mask": [right == PAD],
             "encoder_states": flat,
             "mask": [] if memory.mask is None else [memory.mask],
@@ -51,7 +51,7 @@ class Encoder(FairseqEncoder):
         }
 
     def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor) -> dict[str, list[Tensor]]:
-        """The rows ``new_order`` of every entry."""
+        """Return the rows ``new_order`` of every entry."""
         order = torch.arange(len(encoder_out["encoder_padding_mask"][0]), device=new_order.device)
         if torch.equal(order, new_order):
             return encoder_out
@@ -80,7 +80,7 @@ class Decoder(FairseqIncrementalDecoder):
         incremental_state: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Logits (B, T, V), of the last token only when decoding incrementally."""
+        """Return logits (B, T, V), of the last token only when decoding incrementally."""
         assert encoder_out is not None
         net, states = self._net[0], encoder_out["encoder_states"]
         memory = Memory(list(zip(states[::2], states[1::2], strict=True)), next(iter(encoder_out["mask"]), None))
@@ -89,11 +89,11 @@ class Decoder(FairseqIncrementalDecoder):
         saved = self.get_incremental_state(incremental_state, "cache") or {}
         cache = Cache([saved[str(i)] for i in range(len(saved))])
         logits = net.step(prev_output_tokens[:, -1:], memory, cache)
-        self.set_incremental_state(incremental_state, "cache", {str(i): held for i, held in enumerate(cache.layers)})
+        self.set_incremental_state(incremental_state, "cache", {str(i): layer for i, layer in enumerate(cache.layers)})
         return logits[:, None], {"attn": [None]}
 
     def reorder_incremental_state(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:
-        """The rows ``new_order`` of the cache."""
+        """Keep the rows ``new_order`` of the cache."""
         saved = self.get_incremental_state(incremental_state, "cache")
         if saved:
             rows = {key: tensor.index_select(0, new_order) for key, tensor in saved.items()}
@@ -113,12 +113,14 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
 
     @staticmethod
     def add_args(parser: ArgumentParser) -> None:
-        """fairseq's names for a Transformer's options, and the scheme."""
+        """Add a Transformer's options under fairseq's names, and the scheme."""
         for side in ("encoder", "decoder"):
             parser.add_argument(f"--{side}-layers", type=int, metavar="N")
         parser.add_argument("--encoder-embed-dim", type=int, metavar="N", help="width of both stacks")
-        parser.add_argument("--encoder-ffn-embed-dim", type=int, metavar="N", help="of both stacks")
-        parser.add_argument("--encoder-attention-heads", type=int, metavar="N", help="of both stacks")
+        parser.add_argument(
+            "--encoder-ffn-embed-dim", type=int, metavar="N", help="width of the feed-forward layers of both stacks"
+        )
+        parser.add_argument("--encoder-attention-heads", type=int, metavar="N", help="attention heads of both stacks")
         parser.add_argument("--activation-fn", choices=["relu", "gelu"])
         parser.add_argument("--dropout", type=float, metavar="D")
         parser.add_argument("--attention-dropout", type=float, metavar="D")
@@ -127,8 +129,10 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
         parser.add_argument("--share-decoder-input-output-embed", action="store_true")
         parser.add_argument("--max-source-positions", type=int, metavar="N")
         parser.add_argument("--max-target-positions", type=int, metavar="N")
-        parser.add_argument("--scheme", choices=list(TEXT_SCHEMES), help="what stands in for normalization")
-        parser.add_argument("--scheme-options", type=json.loads, metavar="JSON", help='of it, as in {"decoder_c": 1}')
+        parser.add_argument("--scheme", choices=list(TEXT_SCHEMES), help="replacement of normalization, or its kind")
+        parser.add_argument(
+            "--scheme-options", type=json.loads, metavar="JSON", help='options of the scheme, as in {"decoder_c": 1}'
+        )
 
     @classmethod
     def build_model(cls, args: Namespace, task: Any) -> RescaleTransformer:
@@ -136,7 +140,7 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
         for dictionary in (task.source_dictionary, task.target_dictionary):
             ids = (dictionary.bos(), dictionary.pad(), dictionary.eos(), dictionary.unk())
             if ids != (0, 1, 2, 3):
-                raise ValueError(f"<s>, padding, </s> and unknown have ids {ids}; (0, 1, 2, 3) are needed")
+                raise ValueError(f"<s>, padding, </s> and unknown have ids {ids}; must be (0, 1, 2, 3)")
         share = "all" if args.share_all_embeddings else "decoder" if args.share_decoder_input_output_embed else "none"
         sizes = {
             "dim": args.encoder_embed_dim,
@@ -154,13 +158,13 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
             "max_length": max(args.max_source_positions, args.max_target_positions),
         }
         if taken := sorted(sizes.keys() & args.scheme_options.keys()):
-            raise ValueError(f"--scheme-options: {taken[0]!r} is not one of a scheme; fairseq has an argument for it")
+            raise ValueError(f"--scheme-options: {taken[0]!r} is no option of a scheme; use fairseq's argument for it")
         options = {**sizes, **args.scheme_options}
         net: Any = build_model(ModelConfig("rescale_transformer_base", args.scheme, 0, 0, options))
         return cls(net, task.source_dictionary, task.target_dictionary)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, **kwargs: Any) -> Any:
-        """Logits (B, T, V) and fairseq's dictionary."""
+        """Return logits (B, T, V) and fairseq's dictionary; the first training batch calibrates the biases."""
         if self.training and not all(
             m.calibrated for m in self.net.modules() if isinstance(m, zoo.calibration.HasDataBias)
         ):
@@ -186,7 +190,7 @@ def _defaults(args: Namespace, **values: Any) -> None:
 
 @register_model_architecture("rescale_transformer", "rescale_transformer")
 def base_architecture(args: Namespace) -> None:
-    """Transformer base."""
+    """Set the defaults of Transformer base."""
     _defaults(
         args,
         encoder_layers=6,
@@ -209,19 +213,19 @@ def base_architecture(args: Namespace) -> None:
 
 @register_model_architecture("rescale_transformer", "rescale_transformer_wmt_en_de")
 def wmt_en_de(args: Namespace) -> None:
-    """As fairseq's transformer_wmt_en_de."""
+    """Set the defaults of fairseq's transformer_wmt_en_de."""
     base_architecture(args)
 
 
 @register_model_architecture("rescale_transformer", "rescale_transformer_wmt_en_de_big")
 def wmt_en_de_big(args: Namespace) -> None:
-    """As fairseq's transformer_wmt_en_de_big."""
+    """Set the defaults of fairseq's transformer_wmt_en_de_big."""
     _defaults(args, encoder_embed_dim=1024, encoder_ffn_embed_dim=4096, encoder_attention_heads=16, dropout=0.3)
     base_architecture(args)
 
 
 @register_model_architecture("rescale_transformer", "rescale_transformer_iwslt_de_en")
 def iwslt_de_en(args: Namespace) -> None:
-    """As fairseq's transformer_iwslt_de_en."""
+    """Set the defaults of fairseq's transformer_iwslt_de_en."""
     _defaults(args, encoder_embed_dim=512, encoder_ffn_embed_dim=1024, encoder_attention_heads=4)
     base_architecture(args)
