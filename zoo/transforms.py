@@ -248,7 +248,7 @@ KINDS: dict[str, type[AnyTransform]] = {
 
 
 def register_transform(cls: type[Any]) -> type[Any]:
-    """Lets the headers of weights name a kind of transform that another package defines; usable as a decorator.
+    """Register a kind of transform that the headers of weights may name; usable as a decorator.
 
     Args:
         cls: frozen dataclass with a ``kind`` and the method ``build``.
