@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import zoo
-from tests.helpers.nets import CLIPS, NARROW, narrow, samples
+from tests.helpers.nets import CLIPS, NARROW, VISION, narrow, samples
 from zoo.folding import fold
 from zoo.joins import RescaledJoin
 from zoo.layers import FeatureBias
@@ -56,7 +56,7 @@ def test_the_table_of_a_net():
     assert str(narrow("vgg").trunk_scales) == "module  alpha  scale in  scale out"
 
 
-@pytest.mark.parametrize("name", zoo.list_models())
+@pytest.mark.parametrize("name", VISION + zoo.list_models(input_kind="text"))
 @pytest.mark.parametrize("c", [None, 1.0])
 def test_identity_shortcuts_are_added_as_they_are(name, c):
     """In every net and at any c autograd multiplies no gradient by alpha, and stages end at the published scale."""
