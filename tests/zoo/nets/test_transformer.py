@@ -216,13 +216,13 @@ def test_the_net_is_the_method_word_for_word(activation, constants):
 
 
 def second_moments(model, batches):
-    """E[x^2] of the nominal trunk after each branch, padding left out: (encoder, decoder)."""
+    """E[x^2] of the trunk of the formulas after each branch, padding left out: (encoder, decoder)."""
     found = {"encoder": {}, "decoder": {}}
 
     def record(name):
         def hook(module, args, out):
             keep = zoo.calibration._POSITIONS.get()
-            value = (out / getattr(module.join, "after", 1.0))[keep].square().mean().item()
+            value = model.nominal(name, out)[keep].square().mean().item()
             found[name.split(".")[0]].setdefault(name, []).append(value)
 
         return hook

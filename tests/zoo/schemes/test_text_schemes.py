@@ -58,7 +58,7 @@ def test_the_normalized_nets_are_torchs(scheme):
 
 def test_constants_of_the_published_schemes():
     def place(stack, n, m):
-        return Place(stack, 1, 2 * n, n, m)
+        return Place(1, 2 * n, 2, stack, n, m)
 
     scheme = TRANSFORMER_SCHEMES["deepnorm"]()
     for n, m in ((6, 6), (18, 18), (100, 12)):
