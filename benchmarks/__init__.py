@@ -1,1 +1,1 @@
-"""Measurements of our nets beside the nets they are compared with, in one run; they print ratios and assert nothing."""
+"""Measurements of our nets and of baselines in one run; they print ratios and assert nothing."""

@@ -18,8 +18,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 import zoo
 from benchmarks import measure
+from benchmarks.baselines import NETS
 from benchmarks.memory import kept_bytes
-from benchmarks.rivals import NETS
 from tasks.detection.detector import Detector, create_detector
 
 VARIANTS = ("torchvision", "rescale", "frozen_bn", "bn", "gn")
@@ -33,7 +33,7 @@ def build(net: str, variant: str, size: tuple[int, int]) -> GeneralizedRCNN:
     number of objects, so that no net has more work in its heads because its random weights find more objects.
 
     Args:
-        net: key of ``benchmarks.rivals.NETS``.
+        net: key of ``benchmarks.baselines.NETS``.
         variant: "torchvision", or a scheme of ours; frozen_bn is our bn net with constant statistics.
         size: height and width of the images.
     """
@@ -84,11 +84,12 @@ def data(batch: int, size: tuple[int, int], device: str) -> tuple[list[Tensor], 
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = measure.parser((__doc__ or "").split("\n")[0])
     parser.set_defaults(size=None)
     parser.add_argument("--image", type=int, nargs=2, default=(480, 640), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--rivals", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="nets to compare")
+    measure.add_baselines(parser, VARIANTS)
     parser.add_argument("--mode", nargs="+", default=["train", "infer"], choices=["train", "infer"])
     parser.add_argument("--repeats", type=int, default=30, help="interleaved rounds")
     arguments = parser.parse_args()
@@ -125,13 +126,13 @@ def main() -> None:
         for mode in arguments.mode:
             steps: dict[str, Callable[[], object]]
             # 1. Build and calibrate the nets.
-            models = {variant: build(net, variant, size) for variant in arguments.rivals}
+            models = {variant: build(net, variant, size) for variant in arguments.baselines}
             for model in models.values():
                 model.to(arguments.device).to(memory_format=form)
                 if isinstance(model, Detector):
                     run = model.calibration_pass
                     zoo.calibrate(model, [(images, targets)], forward=lambda _, batch, run=run: run(*batch))  # type: ignore[misc]
-            base = "torchvision" if "torchvision" in models else arguments.rivals[0]
+            base = "torchvision" if "torchvision" in models else arguments.baselines[0]
             # 2. Count the bytes saved for backward, or fold for inference.
             if mode == "train":
                 saved = {}

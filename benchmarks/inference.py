@@ -12,7 +12,7 @@ from torch import nn
 
 import zoo
 from benchmarks import measure
-from benchmarks.rivals import NETS
+from benchmarks.baselines import NETS
 from zoo.export.onnx import export_onnx
 
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
@@ -95,6 +95,7 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = measure.parser(__doc__ or "")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--engine", nargs="+", default=list(ENGINES), choices=ENGINES)

@@ -54,8 +54,26 @@ def parser(description: str, *, nets: Sequence[str] = ("50", "18", "101", "x50")
     return shared
 
 
+def add_baselines(parser: argparse.ArgumentParser, default: Sequence[str], further: Sequence[str] = ()) -> None:
+    """Add the option that names the nets to compare; ``--rivals`` is its former name.
+
+    Args:
+        parser: parser of the benchmark.
+        default: names of the nets that are compared by default.
+        further: names of other nets that can be chosen.
+    """
+    parser.add_argument(
+        "--baselines",
+        "--rivals",
+        nargs="+",
+        default=list(default),
+        choices=[*default, *further],
+        help="nets to compare, ours among them",
+    )
+
+
 def start(arguments: argparse.Namespace) -> None:
-    """Set the number of threads; restart the script in the tuned environment if it is not yet in it."""
+    """Set the number of threads; restart the script in the tuned environment unless it runs in it already."""
     tuned = arguments.runtime == "tuned" and arguments.device == "cpu"
     if tuned and any(os.environ.get(key) != value for key, value in _TUNED.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **_TUNED})

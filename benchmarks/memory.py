@@ -1,9 +1,9 @@
-"""Memory of a training step of RescaleNet and the nets it is compared with: python -m benchmarks.memory
+"""Memory of a training step of RescaleNet and of baselines: python -m benchmarks.memory
 
 Bytes saved for backward are counted by saved-tensor hooks at two batch sizes, which separates the bytes per image from
 those that do not depend on the batch. The peak memory of a step (forward, backward, SGD with momentum) is measured for
 each net in a process of its own; it gives the largest batch that fits into a given memory. ``floor`` is the net of bare
-convolutions, which saves the least.
+convolutions, which saves the least of all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import measure
-from benchmarks.rivals import NETS, build, builders
+from benchmarks.baselines import NETS, build, builders
 
 VARIANTS = ("floor", "floor_conv", "rescale", "naive", "bn", "frozen_bn", "gn", "nf")
 
@@ -107,8 +107,9 @@ def _peak_elsewhere(net: str, variant: str, batch: int, arguments: argparse.Name
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = measure.parser((__doc__ or "").split("\n")[0])
-    parser.add_argument("--rivals", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="nets to compare")
+    measure.add_baselines(parser, VARIANTS)
     parser.add_argument("--peak-batches", type=int, nargs=2, default=(4, 12), help="batch sizes of the peak")
     parser.add_argument("--gib", type=float, default=16.0, help="memory for the largest batch, GiB")
     parser.add_argument("--no-peak", action="store_true", help="count saved bytes only")
@@ -125,7 +126,7 @@ def main() -> None:
     for net in arguments.net:
         # 2. Measure each net.
         rows: dict[str, dict[str, float]] = {}
-        for variant in (r for r in arguments.rivals if r in builders(net)):
+        for variant in (r for r in arguments.baselines if r in builders(net)):
             model = build(net, variant).to(arguments.device).to(memory_format=torch.channels_last).train()
             image, constant = saved_per_image(model, arguments.size, device=arguments.device)
             parameters = sum(p.numel() * p.element_size() for p in model.parameters())

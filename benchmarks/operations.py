@@ -1,11 +1,11 @@
-"""The operations of one training step of every task, as text to compare versions by.
+"""Operations of one training step of every task, as text files that can be compared between versions.
 
     python -m benchmarks.operations --out FOLDER                    # one file for each case, and summary.txt
     python -m benchmarks.operations --out FOLDER --compare EARLIER  # exit code 1 if a sequence differs
 
-A step is the forward, the loss, the backward and the optimizer's update of the trainer's first step, without the
-calibration before it. The nets are tiny, the data synthetic, the seeds fixed. An operation is what reaches torch's
-dispatcher below autograd: its name and overload, with ``--shapes`` also the shapes of its inputs.
+The step is the first one of the trainer: forward, loss, backward and the update of the optimizer, without the
+calibration before it. The nets are tiny, the data synthetic, the seeds fixed. An operation is a call of torch's
+dispatcher below autograd. A line has its name and overload, and with ``--shapes`` the shapes of its inputs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,18 +21,20 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tasks.engine import Trainer
-from tasks.run import check, make_task
+from tasks.spec import check, make_task
+from tasks.translation.config import CorpusSection
+from tasks.translation.corpus import prepare
 
-BATCH = 4
+BATCH = 4  # samples of each class, and of most batches
 DETECTOR = {
     "body": {"width": 0.125},
     "fpn_channels": 8,
@@ -51,9 +52,10 @@ ADAMW = {"name": "adamw", "lr": 0.001, "clip_norm": 1.0}
 
 
 def cases() -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
-    """Name, task, model section and changes to the train section of each case."""
+    """Yield name, task, model section and changes to the train section of each case."""
 
     def case(task: str, kind: str, name: str, options: dict[str, Any], scheme: str, **train: Any) -> Any:
+        """Return a case; its name consists of task, kind, scheme and the changes."""
         model = {"name": name, "scheme": scheme, "options": options}
         return "-".join([task, kind, scheme, *map(str, train.values())]), task, model, train
 
@@ -76,11 +78,16 @@ def cases() -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
     yield case("translation", "tiny", "rescale_transformer_tiny", TRANSFORMER, "rescale", precision="bf16")
 
 
-# -- data -------------------------------------------------------------------------------------------
+def write_images(root: Path, random: np.random.RandomState) -> dict[str, Any]:
+    """Write images of noise in two classes.
 
+    Args:
+        root: folder of the data, which does not exist yet.
+        random: source of the data.
 
-def write_pictures(root: Path, random: np.random.RandomState) -> dict[str, Any]:
-    """Pictures of noise in two classes. Returns the data section, as the other writers do."""
+    Returns:
+        Data section of a config.
+    """
     for split in ("train", "val"):
         for name in ("a", "b"):
             folder = root / split / name
@@ -92,21 +99,21 @@ def write_pictures(root: Path, random: np.random.RandomState) -> dict[str, Any]:
 
 
 def write_objects(root: Path, random: np.random.RandomState) -> dict[str, Any]:
-    """Pictures of two rectangles each, and their COCO annotations."""
+    """Write images of two rectangles each and their COCO annotations; see ``write_images``."""
     (root / "images").mkdir(parents=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for n in range(BATCH):
         pixels = random.randint(0, 100, (64, 96, 3))
         for kind in (1, 2):
-            x, y, w, h = (int(v) for v in (*random.randint(2, 24, 2), *random.randint(12, 36, 2)))
+            x, y, w, h = (int(v) for v in (*random.randint(2, 24, 2), *random.randint(12, 36, 2)))  # JSON needs int
             pixels[y : y + h, x : x + w] += 120
             outline = [x, y, x + w, y, x + w, y + h, x, y + h]
             place = {"bbox": [x, y, w, h], "area": w * h, "segmentation": [outline], "iscrowd": 0}
             annotations.append({"id": len(annotations) + 1, "image_id": n + 1, "category_id": kind, **place})
         Image.fromarray(pixels.astype(np.uint8)).save(root / "images" / f"{n}.png")
         images.append({"id": n + 1, "file_name": f"{n}.png", "height": 64, "width": 96})
-    content = {"images": images, "annotations": annotations, "categories": [{"id": i, "name": f"{i}"} for i in (1, 2)]}
+    content = {"images": images, "annotations": annotations, "categories": [{"id": i, "name": str(i)} for i in (1, 2)]}
     (root / "instances.json").write_text(json.dumps(content))
     files = {"train_annotations": "instances.json", "val_annotations": "instances.json"}
     folders = {"train_images": "images", "val_images": "images"}
@@ -115,9 +122,7 @@ def write_objects(root: Path, random: np.random.RandomState) -> dict[str, Any]:
 
 
 def write_videos(root: Path, random: np.random.RandomState) -> dict[str, Any]:
-    """Videos of eight frames of noise in two classes."""
-    import av
-
+    """Write videos of eight frames of noise in two classes; see ``write_images``."""
     for split in ("train", "val"):
         for name in ("a", "b"):
             (root / split / name).mkdir(parents=True)
@@ -133,7 +138,8 @@ def write_videos(root: Path, random: np.random.RandomState) -> dict[str, Any]:
 
 
 def write_corpus(root: Path, random: np.random.RandomState) -> dict[str, Any]:
-    """Sentences of numbers, prepared."""
+    """Write sentences of numbers in two languages and prepare the corpus; see ``write_images``."""
+    # 1. Write the text.
     words = {"en": ["one", "two", "three", "four", "five"], "de": ["eins", "zwei", "drei", "vier", "fünf"]}
     root.mkdir()
     rows = [random.randint(0, 5, random.randint(2, 9)) for _ in range(40)]
@@ -141,20 +147,15 @@ def write_corpus(root: Path, random: np.random.RandomState) -> dict[str, Any]:
         text = "".join(" ".join(known[i] for i in row) + "\n" for row in rows)
         for name in ("train", "val"):
             (root / f"{name}.{language}").write_text(text, encoding="utf-8")
+    # 2. Prepare the corpus.
     corpus = {"root": str(root), "source": "en", "target": "de", "train": ["train"], "val": "val"}
-    clean, vocabulary = {"duplicates": "keep"}, {"size": 40}
-    data = {"corpus": {**corpus, "clean": clean, "vocabulary": vocabulary}, "folder": str(root / "corpus")}
-    model = {"name": "rescale_transformer_tiny"}
-    train = {"epochs": 1, "batch_size": 200, "optimizer": ADAMW}
-    config = {"task": "translation", "output": str(root / "run"), "model": model, "data": data, "train": train}
-    (root / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [sys.executable, "-m", "tasks.cli", "prepare", str(root / "config.yaml")]
-    subprocess.run(command, check=True, capture_output=True)
-    return data
+    section = {**corpus, "clean": {"duplicates": "keep"}, "vocabulary": {"size": 40}}
+    prepare(CorpusSection.model_validate(section), root / "corpus")
+    return {"corpus": section, "folder": str(root / "corpus")}
 
 
 WRITERS = {
-    "classification": write_pictures,
+    "classification": write_images,
     "detection": write_objects,
     "video": write_videos,
     "translation": write_corpus,
@@ -167,11 +168,15 @@ TRAIN: dict[str, dict[str, Any]] = {
 }
 
 
-# -- recording --------------------------------------------------------------------------------------
-
-
 class Recorder(TorchDispatchMode):
-    """Writes down what is dispatched while it is entered."""
+    """Recorder of the operations that are dispatched while it is entered.
+
+    Args:
+        shapes: record the shapes of the inputs too.
+
+    Attributes:
+        lines: line of each operation.
+    """
 
     def __init__(self, shapes: bool) -> None:
         super().__init__()
@@ -187,13 +192,17 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Recorded(Exception):
-    """The step is done."""
+class StepDone(Exception):
+    """Raised after the recorded step, to leave the trainer."""
 
 
 @contextmanager
 def after_optimizer_step(do: Any) -> Iterator[None]:
-    """Call ``do`` after each step of any optimizer."""
+    """Call a function after each step of any optimizer.
+
+    Args:
+        do: function that accepts the arguments of a post hook.
+    """
     handle = register_optimizer_step_post_hook(do)
     try:
         yield
@@ -204,11 +213,22 @@ def after_optimizer_step(do: Any) -> Iterator[None]:
 def record(
     task: str, model: dict[str, Any], data: dict[str, Any], output: Path, shapes: bool, **train: Any
 ) -> list[str]:
-    """The operations of the first step of a run, from the call of the task's losses to the optimizer's update."""
+    """Return the operations of the first step of a run, from the call of the task's losses to the optimizer's update.
+
+    Args:
+        task: name of the task.
+        model: model section of the config.
+        data: data section of the config.
+        output: folder of the run.
+        shapes: record the shapes of the inputs too.
+        train: changes to the train section of the config.
+    """
+    # 1. Make the task.
     base = {"epochs": 2, "log_every": 1, "calibration_batches": 1, **TRAIN[task]}
     content: dict[str, Any] = {"task": task, "output": str(output), "model": model, "data": data}
     content["train"] = {**base, **train}
     running: Any = make_task(check(content, output.name))
+    # 2. Start to record with the losses, which the trainer calls after calibration, and stop after the update.
     recorder = Recorder(shapes)
     losses = running.losses
 
@@ -218,20 +238,26 @@ def record(
 
     def stop(*arguments: Any) -> None:
         recorder.__exit__(None, None, None)
-        raise Recorded
+        raise StepDone
 
     running.losses = start
-    # The backward runs on this thread, where the recorder is.
+    # 3. Train. The backward must run on this thread, because a recorder sees the operations of its thread only.
     with torch.autograd.set_multithreading_enabled(False), after_optimizer_step(stop):
         try:
             Trainer(running).fit()
-        except Recorded:
+        except StepDone:
             return recorder.lines
-    raise AssertionError(f"{output.name}: no step")
+    raise AssertionError(f"{output.name}: the trainer ended before its first step")
 
 
 def first_difference(name: str, earlier: list[str], later: list[str]) -> str | None:
-    """The place where two sequences part, with the three operations before it; None where they are equal."""
+    """Return a description of the first difference of two sequences, or None if they are equal.
+
+    Args:
+        name: name of the case.
+        earlier: operations of the earlier version.
+        later: operations of this version.
+    """
     for i, (a, b) in enumerate(zip_longest(earlier, later, fillvalue="(end)")):
         if a != b:
             before = "".join(f"    {line}\n" for line in earlier[max(0, i - 3) : i])
@@ -240,6 +266,7 @@ def first_difference(name: str, earlier: list[str], later: list[str]) -> str | N
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the sequences and summary.txt")
     parser.add_argument("--compare", type=Path, help="folder of an earlier version, made with the same options")
@@ -254,9 +281,11 @@ def main() -> None:
         for name, task, model, train in cases():
             if arguments.only not in name:
                 continue
+            # 1. Record a case; the cases of a task share its data.
             if task not in data:
                 data[task] = WRITERS[task](Path(place, task), np.random.RandomState(0))
             lines = record(task, model, data[task], Path(place, "runs", name), arguments.shapes, **train)
+            # 2. Write and compare the sequence.
             text = "".join(f"{line}\n" for line in lines)
             (arguments.out / f"{name}.txt").write_text(text)
             summary.append(f"{name:40} {len(lines):6} {hashlib.sha256(text.encode()).hexdigest()}\n")
@@ -265,6 +294,7 @@ def main() -> None:
                 earlier = (arguments.compare / f"{name}.txt").read_text().splitlines()
                 if found := first_difference(name, earlier, lines):
                     differences.append(found)
+    # 3. Write the summary and report the differences.
     (arguments.out / "summary.txt").write_text("".join(summary))
     if arguments.compare is not None:
         print("\n".join(differences) if differences else f"all {len(summary)} sequences equal {arguments.compare}'s")

@@ -1,4 +1,4 @@
-"""Time of a training step of RescaleNet and the nets it is compared with: python -m benchmarks.train_step
+"""Time of a training step of RescaleNet and of baselines: python -m benchmarks.train_step
 
 A step is forward, backward and, with ``--optimizer``, SGD. Ratios are to ``floor``, the net of bare convolutions.
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import measure
-from benchmarks.rivals import NETS, build, builders
+from benchmarks.baselines import NETS, build, builders
 
 VARIANTS = ("floor", "rescale", "naive", "bn", "frozen_bn", "gn", "nf")
 
@@ -22,8 +22,8 @@ def step(net: str, variant: str, batch: int, arguments: Any, mode: str) -> Calla
     """Return a function that runs one training step.
 
     Args:
-        net: key of ``benchmarks.rivals.NETS``.
-        variant: key of ``benchmarks.rivals.builders``.
+        net: key of ``benchmarks.baselines.NETS``.
+        variant: key of ``benchmarks.baselines.builders``.
         batch: batch size.
         arguments: arguments of the command line.
         mode: "eager" or "compile".
@@ -50,13 +50,12 @@ def step(net: str, variant: str, batch: int, arguments: Any, mode: str) -> Calla
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = measure.parser((__doc__ or "").split("\n")[0])
     parser.add_argument("--batch", type=int, nargs="+", default=[4])
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"], help="bf16 is autocast")
     parser.add_argument("--mode", nargs="+", default=["eager"], choices=["eager", "compile"])
-    parser.add_argument(
-        "--rivals", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, "floor_conv"], help="nets to compare"
-    )
+    measure.add_baselines(parser, VARIANTS, ["floor_conv"])
     parser.add_argument("--base", default="floor", help="net to which the ratios are")
     parser.add_argument("--repeats", type=int, default=30, help="interleaved rounds")
     parser.add_argument("--optimizer", action="store_true", help="include the step of the optimizer")
@@ -64,10 +63,10 @@ def main() -> None:
     measure.start(arguments)
     results: list[dict[str, Any]] = []
     for net in arguments.net:
-        known = builders(net)
-        variants = [r for r in arguments.rivals if r in known]
+        variants = [name for name in arguments.baselines if name in builders(net)]  # timm lacks some layouts
         for mode in arguments.mode:
             for batch in arguments.batch:
+                # Dynamo limits the compilations of a function, and the nets share the functions of their layers.
                 torch.compiler.reset()
                 steps: dict[str, Callable[[], object]] = {
                     variant: step(net, variant, batch, arguments, mode) for variant in variants
@@ -76,10 +75,8 @@ def main() -> None:
                 seconds = measure.interleave(steps, arguments.repeats, title=title, device=arguments.device)
                 rows = measure.ratios(seconds, arguments.base)
                 measure.show_ratios(title, arguments.base, rows)
-                for variant, row in rows.items():
-                    results.append(
-                        {"net": net, "mode": mode, "batch": batch, "dtype": arguments.dtype, "rival": variant, **row}
-                    )
+                facts = {"net": net, "mode": mode, "batch": batch, "dtype": arguments.dtype}
+                results += [{**facts, "rival": variant, **row} for variant, row in rows.items()]
     measure.finish(arguments, results)
 
 

@@ -24,6 +24,7 @@ import zoo
 from benchmarks import measure
 from benchmarks.memory import kept_bytes
 from tasks.progress import print_line
+from tasks.translation.evaluate import longest_first
 from tasks.translation.search import Beam, beam_search
 from tasks.translation.text import read_lines
 from zoo.text import EOS, PAD, padded
@@ -195,12 +196,6 @@ def sentences_of(path: Path, coder: Any, count: int) -> list[list[int]]:
     return [[*ids[:200], EOS] for ids in coder.source.encode(chosen)]
 
 
-def in_batches(sentences: list[list[int]], size: int) -> list[list[int]]:
-    """Return the numbers of the sentences in batches, longest first."""
-    order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
-    return [order[i : i + size] for i in range(0, len(order), size)]
-
-
 Translate = Callable[[int], list[list[int]]]  # batch size -> tokens of each sentence's best translation
 
 
@@ -209,7 +204,7 @@ def our_decoder(model: zoo.Transformer, sentences: list[list[int]], settings: Be
 
     def translate(size: int) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in sentences]
-        for rows in in_batches(sentences, size):
+        for rows in longest_first(sentences, size):
             source = padded([sentences[i] for i in rows]).to(device)
             for i, hypotheses in zip(rows, beam_search(model, source, settings), strict=True):
                 found[i] = hypotheses[0].tokens
@@ -231,7 +226,7 @@ def fairseq_decoder(model: zoo.Transformer, sentences: list[list[int]], settings
     @torch.inference_mode()
     def translate(size: int) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in sentences]
-        for rows in in_batches(sentences, size):
+        for rows in longest_first(sentences, size):
             width = max(len(sentences[i]) for i in rows)
             # fairseq requires padding at the left.
             source = torch.tensor([[PAD] * (width - len(sentences[i])) + sentences[i] for i in rows]).to(device)
@@ -258,6 +253,7 @@ def marian_decoder(
     """
     from transformers import MarianConfig, MarianMTModel
 
+    # 1. Build a net of the same sizes and tokens.
     layout = model.layout
     torch.manual_seed(0)
     config = MarianConfig(
@@ -279,10 +275,11 @@ def marian_decoder(
     )
     marian = MarianMTModel(config).to(device).eval()
 
+    # 2. Generate translations of a fixed length, because random weights would not end them.
     @torch.inference_mode()
     def translate(size: int) -> list[list[int]]:
         found: list[list[int]] = [[] for _ in sentences]
-        for rows in in_batches(sentences, size):
+        for rows in longest_first(sentences, size):
             source = padded([sentences[i] for i in rows]).to(device)
             mask = (source != PAD).long()
             out = marian.generate(
@@ -416,6 +413,7 @@ def decode_with(
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = measure.parser((__doc__ or "").split("\n")[0], nets=tuple(NETS))
     parser.add_argument("--mode", nargs="+", default=["memory", "train"], choices=["memory", "train", "decode"])
     parser.add_argument(

@@ -28,8 +28,8 @@ from torch import nn
 
 import zoo
 from benchmarks import measure
+from benchmarks.baselines import naive
 from benchmarks.memory import sample, saved_per_image
-from benchmarks.rivals import naive
 from tasks.video.config import DataSection
 from tasks.video.decode import VideoInfo, decode_all, probe, read_frames
 from tasks.video.encode import write_video
@@ -265,7 +265,7 @@ def steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         frames, size = arguments.frames or frames, arguments.size or size
         # 1. Count the bytes saved for backward.
         saved = {}
-        for variant in arguments.rivals:
+        for variant in arguments.baselines:
             saved[variant] = saved_per_image(build(net, variant, arguments.device), size, frames=frames)
         cells = [
             [
@@ -281,7 +281,7 @@ def steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         results += [{"what": "saved", "net": net, "rival": r, "clip": c, "constant": k} for r, (c, k) in saved.items()]
         # 2. Measure the time.
         for batch in arguments.batch:
-            runs = {variant: step(net, variant, batch, arguments) for variant in arguments.rivals}
+            runs = {variant: step(net, variant, batch, arguments) for variant in arguments.baselines}
             title = f"{ours}, batch {batch}, {frames} x {size} px, forward and backward"
             seconds = measure.interleave(runs, arguments.repeats, title=title, device=arguments.device)
             rows = measure.ratios(seconds, "floor")
@@ -291,6 +291,7 @@ def steps(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = measure.parser((__doc__ or "").split("\n")[0], nets=list(NETS))
     parser.set_defaults(net=list(NETS), size=None)
     parser.add_argument("--what", nargs="+", default=["read", "feed", "step"], choices=["read", "feed", "step"])
@@ -298,9 +299,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[2])
     parser.add_argument("--bf16", action="store_true", help="step: autocast (on a GPU)")
     parser.add_argument("--repeats", type=int, default=30, help="interleaved rounds")
-    parser.add_argument(
-        "--rivals", nargs="+", default=list(builders("i3d50")), choices=list(builders("i3d50")), help="nets to compare"
-    )
+    measure.add_baselines(parser, list(builders("i3d50")))
     parser.add_argument("--videos", type=Path, nargs="+", help="files and folders to read, instead of rendered ones")
     parser.add_argument("--count", type=int, default=6, help="videos to render")
     parser.add_argument("--keys", type=int, default=250, help="rendered videos: frames from key frame to key frame")

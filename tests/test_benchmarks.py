@@ -25,10 +25,10 @@ def run(script, *arguments, out):
 
 
 def test_train_step(tmp_path):
-    rivals = ["floor", "floor_conv", "rescale", "naive", "bn", "frozen_bn", "gn", "nf"]
-    arguments = ["--net", "50", "--batch", "2", "--repeats", "2", "--optimizer", "--rivals", *rivals]
+    names = ["floor", "floor_conv", "rescale", "naive", "bn", "frozen_bn", "gn", "nf"]
+    arguments = ["--net", "50", "--batch", "2", "--repeats", "2", "--optimizer", "--baselines", *names]
     table, results = run("train_step", *arguments, out=tmp_path / "train.json")
-    assert [r["rival"] for r in results] == rivals
+    assert [r["rival"] for r in results] == names
     assert all(r["rival"] in table for r in results)
     assert results[0]["ratio"] == 1
     assert all(r["milliseconds"] > 0 and r["pairs"] == 2 for r in results)
@@ -37,7 +37,7 @@ def test_train_step(tmp_path):
 @pytest.mark.slow
 def test_train_step_compiled_in_bf16(tmp_path):
     arguments = ["--net", "18", "--batch", "1", "--repeats", "1", "--mode", "compile", "--dtype", "bf16"]
-    _, results = run("train_step", *arguments, "--rivals", "floor", "rescale", out=tmp_path / "train.json")
+    _, results = run("train_step", *arguments, "--baselines", "floor", "rescale", out=tmp_path / "train.json")
     assert [r["mode"] for r in results] == ["compile", "compile"]
 
 
@@ -51,6 +51,7 @@ def test_inference(tmp_path):
 
 
 def test_memory(tmp_path):
+    """Run with the former name of --baselines, which docs and scripts may use."""
     arguments = ["--net", "18", "--rivals", "floor", "rescale", "bn", "--peak-batches", "8", "64"]
     _, results = run("memory", *arguments, out=tmp_path / "memory.json")
     floor, rescale, bn = results
@@ -59,18 +60,31 @@ def test_memory(tmp_path):
 
 
 def test_detection(tmp_path):
-    rivals = ["torchvision", "rescale", "frozen_bn", "bn", "gn"]
+    names = ["torchvision", "rescale", "frozen_bn", "bn", "gn"]
     arguments = ["--image", "64", "96", "--net", "18", "--repeats", "1"]
     _, results = run("detection", *arguments, out=tmp_path / "detection.json")
     found = {mode: [r["rival"] for r in results if r["mode"] == mode] for mode in ("saved", "train", "infer")}
-    assert found == {"saved": rivals, "train": rivals, "infer": [*rivals, "rescale folded"]}
+    assert found == {"saved": names, "train": names, "infer": [*names, "rescale folded"]}
     saved = {r["rival"]: r["bytes"] for r in results if r["mode"] == "saved"}
     assert saved["frozen_bn"] == pytest.approx(saved["torchvision"], rel=0.01)  # the same net
 
 
 def test_video(tmp_path):
-    """Every part runs on small input; each reader that is there gives the frames that ours gives."""
-    small = ["--net", "r3d18", "--frames", "4", "--rivals", "floor", "rescale", "bn", "--batch", "1", "--repeats", "2"]
+    """Every part runs on small input; each installed reader returns the frames that ours returns."""
+    small = [
+        "--net",
+        "r3d18",
+        "--frames",
+        "4",
+        "--baselines",
+        "floor",
+        "rescale",
+        "bn",
+        "--batch",
+        "1",
+        "--repeats",
+        "2",
+    ]
     table, results = run("video", *small, "--count", "1", "--keys", "50", out=tmp_path / "video.json")
     read = {r["reader"]: r for r in results if r["what"] == "read"}
     assert {"ours", "full decode", "full decode, clip converted"} <= read.keys()
@@ -83,7 +97,7 @@ def test_video(tmp_path):
 
 
 def test_saved_memory_of_i3d():
-    """As the benchmark counts it, at the full net: at most 1.03 of the bare convolutions with either shortcut."""
+    """The full net saves at most 1.03 of the bare convolutions with either shortcut, as the benchmark counts it."""
     from benchmarks.memory import saved_per_image
     from benchmarks.video import build
 
@@ -120,7 +134,7 @@ def test_translation(tmp_path):
 
 
 def test_operations(tmp_path):
-    """Two runs record the same; a difference is shown with its place."""
+    """Two runs record equal sequences; a difference is shown with its place."""
     from benchmarks.operations import first_difference
 
     command = [sys.executable, "-m", "benchmarks.operations", "--only", "video-r3d-rescale", "--shapes", "--out"]

@@ -46,7 +46,7 @@ def attention_picture(model: Transformer, coder: Tokenizer, source: str, target:
         model: net in eval mode.
         coder: tokenizer of the net.
         source: source sentence.
-        target: its translation.
+        target: translation of the source.
         path: path of the picture.
     """
     from matplotlib.figure import Figure

@@ -12,6 +12,7 @@ from tasks.translation.text import Pair
 
 # Characters of category C (control) that belong to text: the joiners of scripts such as Persian.
 _JOINERS = "\u200c\u200d"
+REPLACED = "mended"  # key in corpus.json of the number of pairs whose control characters were replaced
 
 
 class Cleaner:
@@ -28,8 +29,8 @@ class Cleaner:
         settings: limits of the rules.
 
     Attributes:
-        counts: number of pairs by result: ``read``, ``mended`` (control characters were replaced), ``kept``, and the
-            reasons above.
+        counts: number of pairs by result: ``read``, ``kept``, the reasons above, and ``REPLACED`` for pairs with
+            replaced control characters.
     """
 
     def __init__(self, settings: CleanSection) -> None:
@@ -43,7 +44,7 @@ class Cleaner:
             cleaned = Pair(*map(without_control, pair))
             reason = self._reason(cleaned)
             self.counts["read"] += 1
-            self.counts["mended"] += cleaned != pair
+            self.counts[REPLACED] += cleaned != pair
             self.counts[reason or "kept"] += 1
             if reason is None:
                 yield cleaned
@@ -70,7 +71,7 @@ class Cleaner:
         dropped = ", ".join(f"{self.counts[r]} {r}" for r in ("empty", "long", "ratio", "duplicate", "untokenisable"))
         return (
             f"{self.counts['read']} pairs read, {self.counts['kept']} kept "
-            f"({self.counts['mended']} with control characters replaced); dropped: {dropped}"
+            f"({self.counts[REPLACED]} with control characters replaced); dropped: {dropped}"
         )
 
 

@@ -37,7 +37,7 @@ class TranslationEvalOptions:
 def run_eval(
     entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: TranslationEvalOptions
 ) -> Evaluation:
-    """BLEU and chrF with signatures; ``hypotheses.txt`` and ``metrics.json``."""
+    """Translate a set and return BLEU and chrF; write ``hypotheses.txt`` and ``metrics.json``."""
     from tasks.devices import process_state
     from tasks.report import Evaluation
     from tasks.translation.evaluate import as_dict, evaluate_pairs, read_set
@@ -59,7 +59,7 @@ def run_eval(
 
 @dataclass(frozen=True)
 class TranslationPredictOptions:
-    """Options of ``rescalenet predict``. None: the default of the search, and not to be given with the other one."""
+    """Options of ``rescalenet predict``. Those of beam search exclude those of sampling; None is the default."""
 
     nbest: Annotated[int, typer.Option(min=1, help="Print number, score and text of this many.")] = 1
     beam: Annotated[int | None, typer.Option(min=1, help="Width of the beam search, by default 5; 1 is greedy.")] = None
@@ -79,10 +79,10 @@ class TranslationPredictOptions:
     attention: Annotated[bool, typer.Option(help="Write pictures of the cross-attention.")] = False
 
     def search(self) -> search.Beam | search.Sampling:
-        """How to translate.
+        """Return the settings of the search.
 
         Raises:
-            UserError: an option of the beam search with ``sample``, one of sampling without, or a value out of range.
+            UserError: an option of beam search with ``sample``, one of sampling without it, or a value out of range.
         """
         from tasks.translation.search import Beam, Sampling
 
@@ -103,18 +103,21 @@ class TranslationPredictOptions:
 
 
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: TranslationPredictOptions) -> bool:
-    """Print translations in order, as soon as they are there.
+    """Print the translations in the order of the sentences, as soon as they are known; return True.
 
-    One line each; with ``nbest`` as many a sentence, of its number, score and text, separated by tabs.
+    Each translation is a line. With ``nbest`` > 1, the line has the number of the sentence, score and text, separated
+    by tabs.
 
     Raises:
-        UserError: see ``TranslationPredictOptions.search``; also pictures without a folder for them.
+        UserError: options that exclude each other (``TranslationPredictOptions.search``), or ``attention`` without
+            ``out``.
     """
     from tasks.translation.attention import attention_picture
     from tasks.translation.evaluate import load_folded
     from tasks.translation.predict import Translated, Translator
     from zoo.files import write_json
 
+    # 1. Check the options and load the net. On a terminal, each sentence is translated as soon as it is typed.
     settings, nbest, size = options.search(), options.nbest, options.batch_size
     inputs = inputs or ["-"]
     model, coder = load_folded(entry)
@@ -124,6 +127,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         raise UserError("--attention writes pictures: give their folder with --out FOLDER")
     if interactive:
         print_line(f"{entry.name}: type sentences, one a line; end with Ctrl-D")
+    # 2. Translate and print.
     done: list[Translated] = []
     for number, result in enumerate(translator(_lines(inputs)), 1):
         for text, value in list(zip(result.texts, result.scores, strict=True))[:nbest]:
@@ -133,6 +137,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
             done.append(result)
             if options.attention and result.texts[0]:
                 attention_picture(model, coder, result.source, result.texts[0], out / f"attention_{number}.png")
+    # 3. Write the translations as JSON.
     if out is not None:
         rows = [{"source": r.source, "texts": r.texts[:nbest], "scores": r.scores[:nbest]} for r in done]
         write_json(rows, out / "translations.json")
@@ -140,13 +145,13 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
 
 
 def _lines(inputs: list[str]) -> Iterator[str]:
-    """The sentences of the arguments: - is standard input, the name of a file its lines, else a sentence."""
+    """Yield the sentences of the arguments: - is standard input, a path the lines of a file, other text a sentence."""
     from tasks.translation.text import decode_lines, read_lines
 
     for argument in inputs:
         if argument == "-":
             yield from decode_lines(sys.stdin.buffer, "standard input")
-        elif os.path.isfile(argument):  # Path.is_file raises at a sentence too long for a name
+        elif os.path.isfile(argument):  # Path.is_file raises an error if a sentence is too long for a file name
             yield from read_lines(Path(argument))
         else:
             yield argument
@@ -158,7 +163,7 @@ class TranslationExportOptions:
 
 
 def example_inputs(entry: zoo.Weights, options: TranslationExportOptions) -> tuple[Any, ...]:
-    """Token ids of a source (1, S) and a target (1, T)."""
+    """Return token ids of a source (1, S) and a target (1, T)."""
     import torch
 
     import zoo

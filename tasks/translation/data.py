@@ -16,17 +16,19 @@ from tasks.errors import DataError
 from tasks.translation.corpus import Sentences
 from zoo.text import EOS, PAD, padded
 
-_GRID = 2  # lengths are rounded up to a multiple before pairs are grouped: the coarser, the more pairs mix
+# Lengths are rounded up to a multiple of this before pairs are sorted: more pairs are then of equal length, and batches
+# are composed differently in each epoch.
+_GRID = 2
 
 
 class Batch(NamedTuple):
-    """Tokens, padded at the end with ``PAD``.
+    """Tokens of sentence pairs, padded at the end with ``PAD``.
 
     Attributes:
-        source: (B, S), each ends with </s>.
-        target: (B, T), each begins with </s>: the decoder's input.
-        labels: (B, T), what is to follow: the target one token on, with </s> at its end.
-        tokens: labels that are not padding; known here, so that no device is asked for it.
+        source: source sentences (B, S); each ends with </s>.
+        target: input of the decoder (B, T); each begins with </s>.
+        labels: next token after each of ``target`` (B, T); each ends with </s>.
+        tokens: number of labels that are not padding, counted here because a GPU would have to be synchronised.
     """
 
     source: Tensor
@@ -36,7 +38,13 @@ class Batch(NamedTuple):
 
 
 class Pairs(Dataset[tuple[np.ndarray, np.ndarray]]):
-    """Pairs of sentences as ids, by (epoch, number)."""
+    """Pairs of sentences as token ids, by (epoch, number).
+
+    Args:
+        source: source sentences of the corpus.
+        target: target sentences of the corpus.
+        chosen: numbers of the pairs to use.
+    """
 
     def __init__(self, source: Sentences, target: Sentences, chosen: np.ndarray) -> None:
         self.source, self.target, self.chosen = source, target, chosen
@@ -50,7 +58,7 @@ class Pairs(Dataset[tuple[np.ndarray, np.ndarray]]):
 
 
 def collate(pairs: Sequence[tuple[Any, Any]]) -> Batch:
-    """Pairs of ids (lists or arrays) -> batch."""
+    """Return the batch of pairs of token ids (lists or arrays)."""
     return Batch(
         padded([np.append(s, EOS) for s, _ in pairs]),
         padded([np.insert(t, 0, EOS) for _, t in pairs]),
@@ -60,9 +68,10 @@ def collate(pairs: Sequence[tuple[Any, Any]]) -> Batch:
 
 
 def merge(batches: Sequence[Batch]) -> Batch:
-    """One batch with the pairs of all, padded to their common lengths."""
+    """Return one batch with the pairs of all, padded to the longest."""
 
     def joined(parts: Sequence[Tensor]) -> Tensor:
+        """Concatenate tokens (B, T) of several widths T."""
         length = max(part.shape[1] for part in parts)
         return torch.cat([F.pad(part, (0, length - part.shape[1]), value=PAD) for part in parts])
 
@@ -71,17 +80,17 @@ def merge(batches: Sequence[Batch]) -> Batch:
 
 
 class TokenBatches(EpochSampler):
-    """Batches for one rank each, of at most ``budget`` tokens on either side, padding counted.
+    """Batches for one rank each, of at most ``budget`` tokens on either side, with padding.
 
-    Pairs are sorted by their lengths on a coarse grid; which of equal ones meet in a batch, and the batches' order,
-    depends on seed and epoch alone. Every epoch has the same number of batches.
+    Pairs are sorted by their lengths on a coarse grid. Seed and epoch alone determine which pairs of equal length share
+    a batch, and the order of the batches. Every epoch has the same number of batches.
 
     Args:
-        source: lengths of the pairs' sources, </s> counted.
-        target: lengths of their targets.
-        budget: tokens of a batch.
+        source: length of each source sentence with </s>.
+        target: length of each target sentence with </s>.
+        budget: number of tokens of a batch.
         seed: seed of the run.
-        ranks: batches taken at a time; those that are left over at an epoch's end are dropped.
+        ranks: number of batches taken at a time; a smaller rest at the end of an epoch is dropped.
 
     Raises:
         DataError: a sentence longer than the budget, or fewer batches than ranks.
@@ -90,13 +99,18 @@ class TokenBatches(EpochSampler):
     per_rank = True
 
     def __init__(self, source: np.ndarray, target: np.ndarray, budget: int, seed: int, ranks: int) -> None:
-        self.keys = np.stack([-(-target // _GRID), -(-source // _GRID)])
+        # 1. Sort the pairs by target length, then source length.
+        self.keys = np.stack([-(-target // _GRID), -(-source // _GRID)])  # (2, pairs) lengths in steps of the grid
         longest = np.maximum(source, target)
         if len(longest) and int(longest.max()) > budget:
-            raise DataError(f"a sentence of {int(longest.max())} tokens is longer than a batch of {budget}")
+            raise DataError(
+                f"a training sentence has {int(longest.max())} tokens, a batch of one process {budget}; "
+                "raise train.batch_size or lower data.max_length"
+            )
         order = np.lexsort((self.keys[1], self.keys[0]))
         widths = np.minimum(self.keys.max(0) * _GRID, budget)[order]
-        self.bounds = [0]
+        # 2. Cut the sorted pairs into batches.
+        self.bounds = [0]  # place of the first pair of each batch, and the number of pairs
         widest = 0
         for i, width in enumerate(widths.tolist()):
             widest = max(widest, width)
@@ -106,7 +120,10 @@ class TokenBatches(EpochSampler):
         self.bounds.append(len(order))
         self.count = (len(self.bounds) - 1) // ranks * ranks
         if not self.count:
-            raise DataError(f"{len(order)} pairs make fewer batches of {budget} tokens than there are processes")
+            raise DataError(
+                f"{len(order)} pairs make {len(self.bounds) - 1} batches of {budget} tokens, {ranks} processes require "
+                f"at least {ranks}; lower train.batch_size or start fewer processes"
+            )
         super().__init__(seed, batch_size=None, per_batch=float(target.sum()) / (len(self.bounds) - 1))
 
     def __len__(self) -> int:

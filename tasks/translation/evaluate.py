@@ -1,4 +1,4 @@
-"""Translations of a set, and their scores with sacrebleu's signatures."""
+"""Translation of sets, and scores with the signatures of sacrebleu."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import zoo
 from tasks.devices import process_state
 from tasks.errors import DataError
 from tasks.progress import Progress, print_line
-from tasks.shards import gather_in_order, own_batch_size, own_part
+from tasks.shards import chunks, gather_in_order, own_batch_size, own_part
 from tasks.spec import load_model
 from tasks.translation.search import Beam, Hypothesis, beam_search
 from tasks.translation.sources import find_pairs
@@ -22,7 +22,13 @@ from zoo.transforms import TextTransform
 
 
 class Score(NamedTuple):
-    """A metric's value in points, and the signature that makes it comparable."""
+    """The value of a metric.
+
+    Attributes:
+        name: name of the metric.
+        value: value in points, 0 to 100.
+        signature: settings of sacrebleu; scores are comparable if their signatures are equal.
+    """
 
     name: str
     value: float
@@ -33,11 +39,13 @@ class Score(NamedTuple):
 
 
 def score(hypotheses: Sequence[str], references: Sequence[str], *, tokenized: bool = False) -> list[Score]:
-    """BLEU and chrF of translations (sacrebleu).
+    """Return BLEU and chrF of translations (sacrebleu).
 
     Args:
-        tokenized: hypotheses and references are Moses-tokenised text: BLEU takes their words as they are, and a third
-            score is ``compound_split_bleu``. Else they are plain text, which BLEU tokenises itself (13a).
+        hypotheses: translations.
+        references: reference of each translation.
+        tokenized: False: the texts are plain, and BLEU tokenises them itself (13a). True: they are Moses-tokenised,
+            BLEU uses their words as they are, and ``compound_split_bleu`` is the third score.
     """
     from sacrebleu.metrics import BLEU, CHRF
 
@@ -51,19 +59,25 @@ def score(hypotheses: Sequence[str], references: Sequence[str], *, tokenized: bo
 
 
 def compound_split_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """BLEU of Moses-tokenised text whose hyphens are words of their own, as papers on WMT14 En-De report.
+    """Return BLEU of Moses-tokenised text in which hyphens are words, as papers on WMT14 En-De report it.
 
-    ``a-b`` counts as ``a ##AT##-##AT## b`` (fairseq's compound_split_bleu.sh). It is higher than the BLEU of the same
-    text, and comparable to nothing else.
+    ``a-b`` counts as ``a ##AT##-##AT## b`` (fairseq's compound_split_bleu.sh). The score is higher than the BLEU of the
+    same text, and only comparable with scores of this kind.
     """
     from sacrebleu.metrics import BLEU
 
     def split(text: str) -> str:
+        """Separate the parts of compounds."""
         return re.sub(r"(?<=\S)-(?=\S)", " ##AT##-##AT## ", text)
 
     metric = BLEU(tokenize="none", force=True)
     result = metric.corpus_score([split(h) for h in hypotheses], [[split(r) for r in references]])
     return Score("compound-split BLEU", result.score, str(metric.get_signature()))
+
+
+def longest_first(sentences: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Return the numbers of the sentences in batches, longest first, so that a lack of memory shows at once."""
+    return list(chunks(sorted(range(len(sentences)), key=lambda i: -len(sentences[i])), size))
 
 
 def translate_ids(
@@ -74,21 +88,18 @@ def translate_ids(
     *,
     progress: bool = False,
 ) -> list[list[Hypothesis]]:
-    """Hypotheses of sentences (ids without </s>), in their order; longest first, so that memory runs out early.
-
-    Each rank translates its share of the batches; all return all of them.
+    """Return the hypotheses of each sentence. Each rank translates its part, and returns the results of all ranks.
 
     Args:
         model: net in eval mode, on its device.
-        sentences: token ids of each sentence.
-        settings: search.
-        batch_size: number of sentences of all ranks together.
+        sentences: token ids of each sentence, without </s>.
+        settings: settings of the search.
+        batch_size: number of sentences of a batch on all ranks together.
         progress: whether progress is shown.
     """
     device, ranks = model.encoder_embedding.weight.device, process_state()
-    order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
     size = own_batch_size(batch_size, ranks)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches = longest_first(sentences, size)
     own = own_part(len(batches), ranks)
     found: dict[int, list[Hypothesis]] = {}
     shown = progress and ranks.is_main_process
@@ -101,44 +112,47 @@ def translate_ids(
     return gather_in_order(found)
 
 
-def tokens_within(limit: int, sentences: Sequence[Sequence[int]]) -> tuple[list[list[int]], int]:
-    """Sentences cut to ``limit`` tokens, and how many were cut."""
-    return [list(s[:limit]) for s in sentences], sum(len(s) > limit for s in sentences)
+def cut_sources(model: Transformer, sentences: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return sentences cut to the largest length of a net; print the number of longer ones."""
+    limit = model.layout.max_length - 1  # without </s>
+    longer = sum(len(s) > limit for s in sentences)
+    if longer and process_state().is_main_process:
+        print_line(f"{longer} source sentences have more than {limit} tokens, the limit of the net; cut to the limit")
+    return [list(s[:limit]) for s in sentences]
 
 
 def as_dict(scores: Sequence[Score]) -> dict[str, Any]:
-    """For JSON."""
+    """Return scores as they are stored in JSON files."""
     return {s.name: {"score": s.value, "signature": s.signature} for s in scores}
 
 
 def load_folded(entry: zoo.Weights) -> tuple[Transformer, Tokenizer]:
-    """The net of weights, folded, on this process's device, and its tokenizer."""
+    """Return the folded net of weights, on the device of this process, and its tokenizer."""
     model = zoo.fold(load_model(entry)).to(process_state().device)
     assert isinstance(model, Transformer)
-    return model, _transform(entry).build()
-
-
-def _transform(entry: zoo.Weights) -> TextTransform:
-    assert isinstance(entry.transform, TextTransform)
-    return entry.transform
+    coder = entry.transforms()
+    assert isinstance(coder, Tokenizer)
+    return model, coder
 
 
 def read_set(entry: zoo.Weights, data: Path) -> list[Pair]:
-    """The pairs of a set to evaluate, in the languages of the weights.
+    """Return the pairs of a set, in the languages of the weights.
 
     Args:
-        entry: weights.
-        data: files, as ``tasks.translation.sources.find_files`` names them, or ``sacrebleu:`` and ``hf:`` names.
+        entry: weights of a translation net.
+        data: name of the set: a path (``tasks.translation.sources.find_pair_files``), or a name with ``sacrebleu:`` or
+            ``hf:``.
 
     Raises:
-        DataError: no such set, or one without sentences.
+        DataError: a set that does not exist, or has no sentences.
     """
-    transform = _transform(entry)
+    assert isinstance(entry.transform, TextTransform)
+    languages = entry.transform.source, entry.transform.target
     named = str(data).startswith(("sacrebleu:", "hf:"))
     root, name = (Path(), str(data)) if named else (data.parent, data.name)
-    pairs = list(find_pairs(root, name, (transform.source, transform.target))())
+    pairs = list(find_pairs(root, name, languages)())
     if not pairs:
-        raise DataError(f"{data}: no sentences")
+        raise DataError(f"{data}: has no sentences")
     return pairs
 
 
@@ -151,21 +165,18 @@ def evaluate_pairs(
     tokenized: bool = False,
     progress: bool = False,
 ) -> tuple[list[Score], list[str]]:
-    """Scores and translations of a set.
+    """Translate a set; return its scores and translations.
 
     Args:
-        entry: weights.
+        entry: weights of a translation net.
         pairs: sentences with their references.
-        settings: search.
-        batch_size: number of sentences of all ranks together.
-        tokenized: see ``score``.
+        settings: settings of the search.
+        batch_size: number of sentences of a batch on all ranks together.
+        tokenized: True: the pairs are Moses-tokenised text; see ``score``.
         progress: whether progress is shown.
     """
     model, coder = load_folded(entry)
-    limit = model.layout.max_length - 1
-    sources, cut = tokens_within(limit, coder.source.encode([pair.source for pair in pairs]))
-    if cut and process_state().is_main_process:
-        print_line(f"{cut} sources have more than the {limit} tokens that the net takes: cut there")
+    sources = cut_sources(model, coder.source.encode([pair.source for pair in pairs]))
     found = translate_ids(model, sources, settings, batch_size, progress=progress)
     texts = [coder.decode(hypotheses[0].tokens) for hypotheses in found]
     return score(texts, [pair.target for pair in pairs], tokenized=tokenized), texts

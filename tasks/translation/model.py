@@ -1,4 +1,4 @@
-"""Translation as the engine sees it."""
+"""The task of translation for the training engine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from tasks.devices import process_state
 from tasks.engine import BaseTask
 from tasks.errors import ConfigError, DataError
 from tasks.progress import print_line
+from tasks.shards import chunks, own_batch_size, own_part
 from tasks.translation.config import TranslationConfig
 from tasks.translation.corpus import Corpus
 from tasks.translation.data import Batch, Pairs, TokenBatches, collate, merge
-from tasks.translation.evaluate import score, tokens_within, translate_ids
+from tasks.translation.evaluate import cut_sources, score, translate_ids
 from tasks.translation.search import Beam
 from zoo.files import write_text
 
@@ -29,31 +30,33 @@ class Translation(BaseTask):
     """Loss, data and metrics of a run of translation.
 
     Raises:
-        DataError: no prepared corpus, one of other settings, or one without pairs that are short enough.
-        ConfigError: a net that does not take text, or weights with another vocabulary (on ``build_model``).
+        DataError: a missing corpus, a corpus with other settings, or one in which all pairs are too long.
+        ConfigError: a net that does not take text, or weights with another vocabulary (in ``build_model``).
     """
 
     metric, unit = "bleu", "tokens"
 
     def __init__(self, config: TranslationConfig) -> None:
         self.config = config
+        # 1. Open the corpus.
         self.corpus = Corpus(Path(config.data.folder))
         self.corpus.expect(config.data.corpus)
         self.main = process_state().is_main_process
         self.source, self.target = self.corpus.sentences("train")
-        lengths = np.stack([self.source.lengths, self.target.lengths]) + 1
-        self.chosen = np.flatnonzero(lengths.max(0) <= config.data.max_length)
-        self.lengths = lengths[:, self.chosen]
-        left = lengths.shape[1] - len(self.chosen)
-        if left and self.main:
-            print_line(
-                f"{left} of {lengths.shape[1]} training pairs have more than {config.data.max_length} tokens: left out"
-            )
+        # 2. Choose the training pairs by length.
+        limit = config.data.max_length
+        lengths = np.stack([self.source.lengths, self.target.lengths]) + 1  # (2, pairs) with </s>
+        self.chosen = np.flatnonzero(lengths.max(0) <= limit)  # numbers of the pairs
+        self.lengths = lengths[:, self.chosen]  # (2, chosen)
+        total = lengths.shape[1]
         if not len(self.chosen):
-            raise DataError(f"data.max_length={config.data.max_length}: no training pair is as short")
+            raise DataError(f"every training pair has more than {limit} tokens; raise data.max_length")
+        if len(self.chosen) < total and self.main:
+            print_line(f"{total - len(self.chosen)} of {total} training pairs have more than {limit} tokens: left out")
 
     def build_model(self) -> nn.Module:
         section, transform = self.config.model, self.corpus.transform
+        # 1. Check that the net takes text and the weights have the vocabularies of the corpus.
         net_info(section.name, "text")
         if section.weights is not None:
             entry = zoo.get_weights(section.weights, model=section.name)
@@ -62,12 +65,16 @@ class Translation(BaseTask):
                     f"model.weights={section.weights}: languages or vocabularies are not those of the corpus in "
                     f"{self.corpus.folder}; prepare one with data.corpus.vocabulary.weights={section.weights}"
                 )
+        # 2. Build the net and check its largest length.
         sizes = [len(v) for v in self.corpus.vocabularies]
         options = {**section.options, "source_vocabulary": sizes[0], "target_vocabulary": sizes[1]}
         model = zoo.create_model(section.name, section.weights, scheme=section.scheme, **options)
         assert isinstance(model, zoo.Transformer)
         if model.layout.max_length < self.config.data.max_length:
-            raise ConfigError(f"data.max_length={self.config.data.max_length}: the net takes {model.layout.max_length}")
+            raise ConfigError(
+                f"data.max_length={self.config.data.max_length}: must be <= {model.layout.max_length}, "
+                "the largest length of the net; lower it or raise model.options.max_length"
+            )
         return model
 
     def train_set(self) -> Pairs:
@@ -86,7 +93,8 @@ class Translation(BaseTask):
 
     def calibration_forward(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
         assert isinstance(model, zoo.Transformer)
-        model.decode(batch.target, model.encode(batch.source))  # no layer with a bias from data makes the logits
+        # Without the logits: no layer behind the decoder has a bias that is initialised from data.
+        model.decode(batch.target, model.encode(batch.source))
 
     def weight(self, batch: Batch) -> int:
         return batch.tokens
@@ -96,40 +104,45 @@ class Translation(BaseTask):
         return {"loss": loss / batch.tokens}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
-        """BLEU and chrF of ``val``, its loss a token without label smoothing, and perplexity."""
+        """Return BLEU, chrF, the loss of a token without label smoothing, and perplexity of the evaluation set."""
         assert isinstance(model, zoo.Transformer)
         data, net = self.config.data, zoo.fold(model)
+        # 1. Cut the sentences to the limit of the net.
         source, target = self.corpus.sentences("val")
-        limit = net.layout.max_length - 1
-        rank, ranks = accelerator.process_index, accelerator.num_processes
-        sources, cut = tokens_within(limit, [source[i].tolist() for i in range(len(source))])
-        targets, _ = tokens_within(limit, [target[i].tolist() for i in range(len(target))])
-        if cut and self.main:
-            print_line(f"evaluation: {cut} sources have more than {limit} tokens: cut there")
-        likelihood, count = torch.zeros((), dtype=torch.float64, device=accelerator.device), 0
-        own = sorted(range(rank, len(source), ranks), key=lambda i: len(targets[i]))
-        size = max(1, data.eval_batch_size // ranks)
+        sources = cut_sources(net, [source[i].tolist() for i in range(len(source))])
+        targets = [target[i].tolist()[: net.layout.max_length - 1] for i in range(len(target))]
+        # 2. Compute the loss, and translate.
         with torch.no_grad(), accelerator.autocast():
-            for start in range(0, len(own), size):
-                rows = own[start : start + size]
-                *batch, tokens = collate([(sources[i], targets[i]) for i in rows])
-                likelihood += net(*(tensor.to(accelerator.device) for tensor in batch))[1].double()
-                count += tokens
+            loss = self._val_loss(net, sources, targets, accelerator)
             hypotheses = translate_ids(net, sources, Beam(**data.search.model_dump()), data.eval_batch_size)
+        # 3. Score the translations.
         texts = [self.corpus.vocabularies[1].decode(h[0].tokens) for h in hypotheses]
-        sums = torch.stack([likelihood, likelihood.new_tensor(count)])
-        summed, tokens = accelerator.reduce(sums, "sum").tolist()
         bleu, chrf = score(texts, [pair.target for pair in self.corpus.text("val")])[:2]
         if self.main:
             folder = Path(self.config.output) / "evaluation"
             write_text("".join(f"{text}\n" for text in texts), folder / "hypotheses.txt")
-        loss = summed / tokens
-        return {
-            "bleu": bleu.value,
-            "chrf": chrf.value,
-            "val_loss": loss,
-            "perplexity": math.exp(min(loss, 700)),
-        }
+        # math.exp raises an error above 709.
+        return {"bleu": bleu.value, "chrf": chrf.value, "val_loss": loss, "perplexity": math.exp(min(loss, 700))}
+
+    def _val_loss(
+        self, net: zoo.Transformer, sources: list[list[int]], targets: list[list[int]], accelerator: Accelerator
+    ) -> float:
+        """Return the mean loss of a token without label smoothing, over all ranks.
+
+        Args:
+            net: net in eval mode.
+            sources: token ids of the source sentences.
+            targets: token ids of the target sentences.
+            accelerator: processes of the run.
+        """
+        total, count = torch.zeros((), dtype=torch.float64, device=accelerator.device), 0
+        own = sorted(own_part(len(sources), accelerator), key=lambda i: len(targets[i]))
+        for rows in chunks(own, own_batch_size(self.config.data.eval_batch_size, accelerator)):
+            *batch, tokens = collate([(sources[i], targets[i]) for i in rows])
+            total += net(*(tensor.to(accelerator.device) for tensor in batch))[1].double()
+            count += tokens
+        summed, tokens = accelerator.reduce(torch.stack([total, total.new_tensor(count)]), "sum").tolist()
+        return summed / tokens
 
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         assert isinstance(model, zoo.Transformer)

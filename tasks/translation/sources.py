@@ -19,7 +19,7 @@ def find_pairs(root: Path, entry: str, languages: tuple[str, str]) -> Source:
         root: folder of the files.
         entry: name of the text. ``sacrebleu:NAME`` is a test set of sacrebleu, such as ``sacrebleu:wmt14/full``.
             ``hf:NAME[@CONFIG]:SPLIT`` is a data set of the Hugging Face hub whose rows are ``{"translation":
-            {language: text}}``, such as ``hf:wmt/wmt14@de-en:train``. Other names are files, see ``find_files``.
+            {language: text}}``, such as ``hf:wmt/wmt14@de-en:train``. Other names are files, see ``find_pair_files``.
         languages: codes of the source and the target language.
 
     Raises:
@@ -30,7 +30,7 @@ def find_pairs(root: Path, entry: str, languages: tuple[str, str]) -> Source:
         return lambda: read_pairs(source, target, languages)
     if entry.startswith("hf:"):
         return _hub(entry.removeprefix("hf:"), languages)
-    source, target = find_files(root, entry, languages)
+    source, target = find_pair_files(root, entry, languages)
     return lambda: read_pairs(source, target, languages)
 
 
@@ -74,7 +74,7 @@ def _hub(name: str, languages: tuple[str, str]) -> Source:
     return read
 
 
-def find_files(root: Path, entry: str, languages: tuple[str, str]) -> tuple[Path, Path]:
+def find_pair_files(root: Path, entry: str, languages: tuple[str, str]) -> tuple[Path, Path]:
     """Return the source and the target file of a name; both are the same file if it contains pairs.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the shared code knows of translation."""
+"""Translation in the table of tasks (``tasks.spec``)."""
 
 from __future__ import annotations
 

@@ -47,5 +47,5 @@ def train_vocabulary(
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise DataError(f"vocabulary of {size} {kind} pieces: {error}; set vocabulary.size lower") from None
+        raise DataError(f"vocabulary of {size} {kind} pieces: {error}; lower data.corpus.vocabulary.size") from None
     return Vocabulary(buffer.getvalue())

@@ -32,18 +32,18 @@ class VideoEvalOptions:
 
 
 def run_eval(entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: VideoEvalOptions) -> Evaluation:
-    """Top-1, top-5, mean class recall, macro-F1, single-clip and over all views; ``predictions.npz`` and more."""
+    """Evaluate weights on a set of videos; see ``tasks.video.evaluate.evaluate_weights`` for metrics and files."""
     from tasks.devices import process_state
     from tasks.report import Evaluation, class_lines
     from tasks.video.data import read_set, report_failures
     from tasks.video.evaluate import evaluate_weights
     from tasks.video.index import Index
 
-    found, root = read_set(data, options.videos, options.subset)
+    videos, root = read_set(data, options.videos, options.subset)
     result = evaluate_weights(
         load_model(entry),
         entry,
-        found,
+        videos,
         Index(options.index or root / "video_index.json", root),
         clips=options.clips,
         crops=options.crops,
@@ -52,7 +52,7 @@ def run_eval(entry: zoo.Weights, data: Path, out: Path | None, workers: int, opt
         workers=workers,
     )
     if process_state().is_main_process:
-        report_failures(result.failures, len(found), "evaluation")
+        report_failures(result.failures, len(videos), "evaluation")
     metrics = result.metrics()
     return Evaluation(metrics, class_lines(result.table(), metrics, "videos"))
 
@@ -69,7 +69,7 @@ class VideoPredictOptions:
 
 
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: VideoPredictOptions) -> bool:
-    """Print the classes of videos, write timelines and annotated copies; returns whether any could be read."""
+    """Print the classes of videos, write timelines and annotated copies; return whether any could be read."""
     from tasks.report import prediction_line
     from tasks.video.predict import classify_videos
     from tasks.video.sources import find_videos
@@ -98,7 +98,7 @@ class VideoExportOptions:
 
 
 def example_inputs(entry: zoo.Weights, options: VideoExportOptions) -> tuple[Any, ...]:
-    """A batch of one standardised clip: (1, C, T, H, W)."""
+    """Return a batch of one clip as the net takes it: (1, C, T, H, W)."""
     import torch
 
     import zoo

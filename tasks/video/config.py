@@ -10,19 +10,21 @@ from tasks.config import ModelSection, RunConfig, Strict
 
 
 class VideoModelSection(ModelSection):
-    """The net. ``weights`` may be those of an image net, which are inflated."""
+    """The net. ``weights`` may be the weights of an image net, which are inflated."""
 
-    inflate: Literal["centre", "mean"] = Field("centre", description="image weights: zoo.convert.inflate's kernel")
+    inflate: Literal["centre", "mean"] = Field(
+        "centre", description="how weights of an image net are inflated; see zoo.convert.inflate"
+    )
 
 
 class Clip(Strict):
-    """Which frames of a video make a clip."""
+    """Choice of the frames of a clip."""
 
     frames: int = Field(8, ge=1)
     interval: float | None = Field(
-        8, gt=0, description="from frame to frame, in frames at fps; null: spread evenly over the whole video"
+        8, gt=0, description="distance between frames, in frames at fps; null: frames spread over the whole video"
     )
-    fps: float | None = Field(30, gt=0, description="null: the video's own average rate")
+    fps: float | None = Field(30, gt=0, description="frames per second; null: the average rate of the video")
 
 
 class Augment(Strict):
@@ -34,7 +36,7 @@ class Augment(Strict):
 
 
 class DataSection(Strict):
-    """Where the videos are and how they enter the net."""
+    """Videos and their preparation for the net."""
 
     source: Literal["folders", "list", "kinetics"] = Field(
         "folders",
@@ -42,14 +44,18 @@ class DataSection(Strict):
         "kinetics: CSV with label, youtube_id, time_start, time_end",
     )
     root: str = Field(description="folder of the data set")
-    train: str = Field("train", description="below root: folder of the training videos, or file that lists them")
-    val: str = Field("val", description="the same for evaluation")
-    videos: str = Field("", description="list, kinetics: folder of the videos below root; default: root itself")
-    holdout: str | None = Field(None, description="file with a list of training videos held out, a name on each line")
+    train: str = Field("train", description="folder of the training videos below root, or file that lists them")
+    val: str = Field("val", description="folder of the evaluation videos below root, or file that lists them")
+    videos: str = Field("", description="folder below root with the videos that a list or CSV names; default: root")
+    holdout: str | None = Field(None, description="file with a list of held-out training videos, a name on each line")
     split: Literal["official", "holdout"] = Field(
-        "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
+        "official",
+        description="official: train on all of train and evaluate val; holdout: train without the held-out videos and "
+        "evaluate them",
     )
-    index: str | None = Field(None, description="file with what is known of each video; default: root/video_index.json")
+    index: str | None = Field(
+        None, description="file with the frame times of each video; default: root/video_index.json"
+    )
     max_failed: float = Field(
         0.05, ge=0, le=1, description="share of the videos of an epoch that may fail before training stops"
     )
@@ -57,14 +63,14 @@ class DataSection(Strict):
     size: int = Field(224, ge=1, description="side of the frames that enter the net, in pixels")
     resize: int = Field(256, ge=1, description="short side before the crop in evaluation")
     crop_mode: Literal["center", "squash"] = Field(
-        "center", description="squash: frames become squares before the crop, whatever their shape"
+        "center", description="center: keep the shape of the frames before the crop; squash: resize them to squares"
     )
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     augment: Augment = Augment()
     eval_clips: int = Field(1, ge=1, description="clips of a video in evaluation")
     eval_crops: Literal[1, 3] = Field(1, description="crops of a clip in evaluation, along the long side")
-    eval_batch_size: int = Field(8, ge=1, description="videos of all ranks together")
+    eval_batch_size: int = Field(8, ge=1, description="videos of a batch in evaluation, on all ranks together")
 
     @model_validator(mode="after")
     def _sizes(self) -> DataSection:

@@ -1,4 +1,4 @@
-"""Clips for training and evaluation; what cannot be read is counted and named, never replaced."""
+"""Clips for training and evaluation. Videos that cannot be read are counted and named, never replaced."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ from tasks.video.sources import Video, Videos, folder_videos, kinetics_videos, l
 from tasks.video.transforms import crops, train_transform
 from zoo import VideoTransform
 
-SHOWN = 5  # names of videos in a message
+SHOWN = 5  # failures that ``report_failures`` prints one by one
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """A set of videos with what the index knows of them.
+    """A set of videos with their frame times.
 
     Attributes:
-        items, infos: those that can be read.
-        failures: name -> reason, of those that cannot.
+        classes: names of the classes, in the order of the labels.
+        items: videos that can be read.
+        infos: frame times, key frames and size of each of them.
+        failures: mapping from the name of each video that cannot be read to the reason.
     """
 
     classes: tuple[str, ...]
@@ -47,19 +49,27 @@ class Indexed:
 
     @property
     def total(self) -> int:
-        """How many videos the set names."""
+        """Number of videos, with those that cannot be read."""
         return len(self.items) + len(self.failures)
 
     def read(self, number: int, indices: np.ndarray) -> Tensor:
-        """Frames of a video: uint8 (len(indices), 3, H, W)."""
+        """Return frames of a video: uint8 (len(indices), 3, H, W).
+
+        Args:
+            number: number of the video in ``items``.
+            indices: frame numbers.
+
+        Raises:
+            DataError: frames that cannot be read.
+        """
         path = self.items[number].path
         assert path is not None
-        frames = read_frames(path, self.infos[number], indices.tolist())
+        frames = read_frames(path, self.infos[number], indices.tolist())  # (len(indices), H, W, 3)
         return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
 def load_videos(section: DataSection) -> tuple[Videos, Videos]:
-    """The training and evaluation videos that the config names.
+    """Return the training and evaluation videos that the config names.
 
     Raises:
         DataError: files, folders, classes or held-out names that are missing or do not agree.
@@ -85,12 +95,12 @@ def load_videos(section: DataSection) -> tuple[Videos, Videos]:
 
 
 def read_set(data: Path, videos: Path | None = None, subset: str | None = None) -> tuple[Videos, Path]:
-    """A set of labelled videos and the folder that they are in.
+    """Return a set of labelled videos and the folder that they are in.
 
     Args:
-        data: folder of videos for each class, file of 'path label' lines, or Kinetics' CSV.
-        videos: folder of the videos that a file lists; default: the file's.
-        subset: file with the names of those to take, as ``data.holdout``.
+        data: folder with one folder of videos for each class, file of 'path label' lines, or CSV file of Kinetics.
+        videos: folder of the videos that a file lists; default: the folder of that file.
+        subset: file with the names of the videos to return, like ``data.holdout``; default: all videos.
 
     Raises:
         DataError: files, folders or names that are missing.
@@ -102,7 +112,7 @@ def read_set(data: Path, videos: Path | None = None, subset: str | None = None) 
         try:
             heading = data.open(encoding="utf-8-sig").readline()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{data}: not a folder of videos nor a list of them ({error})") from None
+            raise DataError(f"{data}: must be a folder of videos or a list of videos ({error})") from None
         found = (kinetics_videos if "youtube_id" in heading else list_videos)(data, root)
     if subset is not None:
         found = found.subset(read_holdout(subset, found.names()))
@@ -110,11 +120,19 @@ def read_set(data: Path, videos: Path | None = None, subset: str | None = None) 
 
 
 def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
-    """Probe all videos. Rank 0 probes and writes the index; the other ranks then read it.
+    """Return the frame times of all videos; probe those that the index does not have.
+
+    Rank 0 probes and writes the index, then the other ranks read it.
+
+    Args:
+        videos: set of videos.
+        index: index of the videos.
+        workers: number of processes that probe videos.
 
     Raises:
-        DataError: none can be read, or the index cannot be written.
+        DataError: no video that can be read, or an index that cannot be written.
     """
+    # 1. Look up or probe the videos that have a file.
     accelerator = make_accelerator()
     paths = [video.path for video in videos.items if video.path is not None]
     with accelerator.main_process_first():
@@ -122,6 +140,7 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
             index = Index(index.path, index.root)
         found = index.entries(paths, workers=workers, write=accelerator.is_main_process)
     entries = dict(zip(paths, found, strict=True))
+    # 2. Separate the videos that can be read from the others.
     items, infos, failures = [], [], {}
     for video in videos.items:
         if video.path is None:
@@ -142,7 +161,13 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
 
 
 def report_failures(failures: dict[str, str], total: int, what: str) -> None:
-    """Print how many of ``total`` videos failed, and the first of them."""
+    """Print how many of ``total`` videos failed, and the reasons of the first.
+
+    Args:
+        failures: mapping from name to reason.
+        total: number of videos.
+        what: name of the set in the message.
+    """
     if not failures:
         return
     for reason in list(failures.values())[:SHOWN]:
@@ -152,7 +177,13 @@ def report_failures(failures: dict[str, str], total: int, what: str) -> None:
 
 
 class Batch(NamedTuple):
-    """Clips uint8 (N, T, 3, H, W) and labels (N,), -1 for those that failed; and the failures, name -> reason."""
+    """A batch of training clips.
+
+    Attributes:
+        clips: uint8 (N, T, 3, H, W).
+        labels: classes (N,); -1 for clips that could not be read.
+        failures: mapping from the name of each video that could not be read to the reason.
+    """
 
     clips: Tensor
     labels: Tensor
@@ -160,7 +191,14 @@ class Batch(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One clip, or the reason why there is none."""
+    """A training clip, or the reason why it could not be read.
+
+    Attributes:
+        clip: uint8 (T, 3, H, W); black if it could not be read.
+        label: class; -1 if the clip could not be read.
+        name: name of the video.
+        failure: reason; empty if the clip was read.
+    """
 
     clip: Tensor
     label: int
@@ -169,7 +207,14 @@ class Sample(NamedTuple):
 
 
 class TrainSet(Dataset[Sample]):
-    """Augmented clips by (epoch, number of the video). A video that fails gives a black one with label -1."""
+    """Augmented clips by (epoch, number of the video).
+
+    Args:
+        videos: set of videos.
+        section: data section of the config, with the augmentation.
+        transform: input transform of the net.
+        seed: seed of the run; clips and augmentations depend on it, the epoch and the number alone.
+    """
 
     def __init__(self, videos: Indexed, section: DataSection, transform: VideoTransform, seed: int) -> None:
         self.videos, self.seed = videos, seed
@@ -188,13 +233,20 @@ class TrainSet(Dataset[Sample]):
             frames = self.videos.read(number, indices)
         except DataError as error:
             return Sample(torch.zeros(self.shape, dtype=torch.uint8), -1, video.name, str(error))
+        # The transforms draw from torch's generator of this process, whose state others may rely on.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return Sample(self.transform(frames).contiguous(), video.label, video.name, "")
 
 
 class Views(NamedTuple):
-    """The views of a video: uint8 (views, T, 3, H, W), its number in the set, and whether (and why) it failed."""
+    """The views of a video in evaluation.
+
+    Attributes:
+        clips: uint8 (views, T, 3, H, W); black if the video could not be read.
+        number: number of the video in its set.
+        failure: reason; empty if the video was read.
+    """
 
     clips: Tensor
     number: int
@@ -202,10 +254,15 @@ class Views(NamedTuple):
 
 
 class EvalSet(Dataset[Views]):
-    """Views of videos by number: first the middle clip's centre, then, of several clips or crops, all of them.
+    """Views of videos by number.
+
+    The first view is the centre of the middle clip. If there are several clips or crops, all crops of all clips follow.
 
     Args:
-        transform: frames of a clip and their size.
+        videos: set of videos.
+        transform: input transform of the net.
+        clips: number of clips of each video.
+        crop_count: number of crops of each clip, 1 or 3.
     """
 
     def __init__(self, videos: Indexed, transform: VideoTransform, clips: int, crop_count: int) -> None:
@@ -218,23 +275,22 @@ class EvalSet(Dataset[Views]):
 
     def __getitem__(self, number: int) -> Views:
         info, segment, t = self.videos.infos[number], self.videos.items[number].segment, self.transform
-        middle = self.sampler.uniform(info, 1, segment)
-        indices = middle
+        indices = self.sampler.uniform(info, 1, segment)  # (1, T)
         if self.count > 1:
-            indices = np.concatenate([middle, self.sampler.uniform(info, self.clips, segment)])
+            indices = np.concatenate([indices, self.sampler.uniform(info, self.clips, segment)])  # (1 + clips, T)
         try:
             frames = self.videos.read(number, indices.reshape(-1))
         except DataError as error:
             shape = (self.count, t.frames, 3, t.size, t.size)
             return Views(torch.zeros(shape, dtype=torch.uint8), number, str(error))
-        clips = frames.unflatten(0, indices.shape)
+        clips = frames.unflatten(0, indices.shape)  # (1 or 1 + clips, T, 3, H, W)
         views = [crops(clips[0], t, 1)]
         views += [crops(clip, t, self.crop_count) for clip in clips[1:]]
         return Views(torch.cat(views), number, "")
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples -> a batch."""
+    """Return the batch of some samples."""
     failures = {sample.name: sample.failure for sample in samples if sample.failure}
     labels = torch.tensor([sample.label for sample in samples])
     return Batch(torch.stack([sample.clip for sample in samples]), labels, failures)

@@ -25,7 +25,7 @@ def write_video(
 
     Args:
         path: path of the file.
-        frames: at least one RGB frame, uint8 (H, W, 3), all of one size with even height and width.
+        frames: RGB frames, uint8 (H, W, 3), one or more, all of one size with even height and width.
         rate: number of frames per second; the average number if ``times`` is given.
         options: options of the encoder (libx264).
         times: time of each frame, and the unit of the times in seconds; None: evenly spaced frames.
@@ -34,7 +34,7 @@ def write_video(
     def write(temporary: Path) -> None:
         with av.open(str(temporary), "w", format="mp4") as container:
             stream: Any = container.add_stream("libx264", rate=rate, options=dict(options or {}))
-            stream.pix_fmt = "yuv420p"
+            stream.pix_fmt = "yuv420p"  # the format that every player decodes
             if times is not None:
                 stream.time_base = stream.codec_context.time_base = times[1]
             for number, pixels in enumerate(frames):

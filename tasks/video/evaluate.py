@@ -1,17 +1,16 @@
-"""Top-1, top-5, per-class figures and macro-F1, single-clip and multi-view; predictions that can be scored again."""
+"""Evaluation of video classifiers: metrics of the middle clip and of several views, and files of predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import zoo
 from tasks.devices import make_accelerator
@@ -20,7 +19,7 @@ from tasks.metrics import ClassCounts, class_numbers
 from tasks.plots import confusion_matrix
 from tasks.progress import Progress
 from tasks.shards import as_list, gather_in_order, own_batch_size, own_loader
-from tasks.video.data import EvalSet, Views, index_videos
+from tasks.video.data import EvalSet, index_videos
 from tasks.video.index import Index
 from tasks.video.sources import Video, Videos
 from zoo.files import atomic_write, write_json
@@ -32,11 +31,13 @@ class VideoResult:
 
     Attributes:
         classes: class names in the order of the scores.
-        names, labels: of the videos that were read.
-        single: (videos, classes) softmax of the middle clip's centre crop.
-        multi: (videos, classes) mean softmax over all views; None without further views.
-        clips, crops: the views.
-        failures: name -> reason, of videos that could not be read. They are in no other figure.
+        names: names of the videos that were read.
+        labels: numbers of their classes (videos,).
+        single: softmax of the middle clip's centre crop (videos, classes).
+        multi: mean softmax over all views (videos, classes); None if the middle clip is the only view.
+        clips: number of clips of each video.
+        crops: number of crops of each clip.
+        failures: mapping from the name of each video that could not be read to the reason. No metric counts them.
     """
 
     classes: tuple[str, ...]
@@ -50,38 +51,39 @@ class VideoResult:
 
     @property
     def scores(self) -> Tensor:
-        """Of the fullest protocol."""
+        """Scores over all views if there are several, of the single view otherwise: (videos, classes)."""
         return self.single if self.multi is None else self.multi
 
     def counts(self, scores: Tensor) -> ClassCounts:
-        """Confusion matrix and top-5 hits of scores (videos, classes)."""
+        """Count confusions and top-5 hits of scores (videos, classes)."""
         counts = ClassCounts.zero(len(self.classes))
         counts.add(scores, self.labels)
         return counts
 
     def metrics(self) -> dict[str, float]:
-        """top1, top5, mean class recall and macro-F1 in percent; numbers of videos read and failed.
+        """Return top1, top5, mean_class (recall) and macro_f1 in percent, and the numbers of videos and failures.
 
-        The names of those over several views end in, e.g., ``_10x3``.
+        Metrics over several views have names with the numbers of clips and crops, such as ``top1_10x3``.
         """
         found = _percentages(self.counts(self.single))
         if self.multi is not None:
-            of_views = _percentages(self.counts(self.multi))
-            found |= {f"{key}_{self.clips}x{self.crops}": value for key, value in of_views.items()}
+            views = _percentages(self.counts(self.multi))
+            found |= {f"{key}_{self.clips}x{self.crops}": value for key, value in views.items()}
         return {**found, "videos": len(self.names), "failed": len(self.failures)}
 
     def table(self) -> list[dict[str, Any]]:
-        """A row for each class: videos, recall, precision, and the class it is most often taken for."""
+        """Return a row for each class; see ``ClassCounts.table``."""
         return self.counts(self.scores).table(self.classes, "videos")
 
 
 def _percentages(counts: ClassCounts) -> dict[str, float]:
+    """Return the metrics in percent."""
     found = counts.metrics()
     return {key: found[key] for key in ("top1", "top5", "mean_class")} | {"macro_f1": counts.macro_f1()}
 
 
 def save_predictions(result: VideoResult, path: Path) -> None:
-    """Write all scores in numpy's format without pickles; ``read_predictions`` reads them."""
+    """Write a result in numpy's format, without pickles; ``read_predictions`` reads it."""
     arrays = {
         "classes": np.array(result.classes),
         "names": np.array(result.names, dtype=str),
@@ -101,10 +103,10 @@ def save_predictions(result: VideoResult, path: Path) -> None:
 
 
 def read_predictions(path: Path) -> VideoResult:
-    """Read the file that ``save_predictions`` wrote.
+    """Read a file of ``save_predictions``.
 
     Raises:
-        DataError: another kind of file.
+        DataError: a missing file, or a file of another kind.
     """
     try:
         with np.load(path, allow_pickle=False) as content:
@@ -120,12 +122,21 @@ def read_predictions(path: Path) -> VideoResult:
             dict(arrays["failed"].tolist()),
         )
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path}: not predictions that an evaluation wrote ({error})") from None
+        raise DataError(f"{path}: must be the predictions.npz of an evaluation ({error})") from None
 
 
-def eval_loader(data: EvalSet, accelerator: Accelerator, batch_size: int, workers: int = 0) -> DataLoader[Views]:
-    """Batches (lists) of views of this rank's videos; ``batch_size`` counts the videos of all ranks together."""
-    return own_loader(data, accelerator, own_batch_size(batch_size, accelerator), workers=workers, collate=as_list)
+class _Row(NamedTuple):
+    """The scores of a video, as lists, which the ranks exchange.
+
+    Attributes:
+        failure: reason why the video could not be read; empty if it was read.
+        single: scores of the middle clip (classes,).
+        multi: mean scores of all views (classes,); empty if the middle clip is the only view.
+    """
+
+    failure: str
+    single: list[float]
+    multi: list[float]
 
 
 def evaluate(
@@ -139,7 +150,7 @@ def evaluate(
     workers: int = 0,
     progress: bool = False,
 ) -> VideoResult:
-    """Run the model over a set; every video counts once, on any number of ranks.
+    """Evaluate a model on a set; every video counts once, on any number of ranks.
 
     Args:
         model: classifier of clips, on the device.
@@ -147,14 +158,15 @@ def evaluate(
         accelerator: processes of the run.
         classes: class names in the order of the model's outputs.
         inputs: function from uint8 clips (N, T, 3, H, W) on the device to the model's input.
-        batch_size: number of videos of all ranks together.
+        batch_size: number of videos of a batch on all ranks together.
         workers: number of data loading processes.
         progress: whether progress is shown.
     """
-    loader = eval_loader(data, accelerator, batch_size, workers)
+    # 1. Divide the videos among the ranks.
     share = own_batch_size(batch_size, accelerator)
-    # number of the video -> reason of the failure, scores of the middle clip, mean scores of all views
-    found: dict[int, tuple[str, list[float], list[float]]] = {}
+    loader = own_loader(data, accelerator, share, workers=workers, collate=as_list)  # lists of Views
+    found: dict[int, _Row] = {}  # row of each video of this rank, by its number
+    # 2. Score the views; the first view of a video is its middle clip.
     training = model.training
     model.eval()
     with (
@@ -164,36 +176,37 @@ def evaluate(
     ):
         for done, batch in enumerate(loader, 1):
             read = [views for views in batch if not views.failure]
-            found |= {views.number: (views.failure, [], []) for views in batch if views.failure}
+            found |= {views.number: _Row(views.failure, [], []) for views in batch if views.failure}
             scores = _scores(model, [views.clips for views in read], inputs, share, accelerator.device)
             for views, each in zip(read, scores, strict=True):  # each: (views, classes)
-                many = each[1:].mean(0).tolist() if len(each) > 1 else []
-                found[views.number] = ("", each[0].tolist(), many)
+                multi = each[1:].mean(0).tolist() if len(each) > 1 else []
+                found[views.number] = _Row("", each[0].tolist(), multi)
             bar.step(done)
     model.train(training)
+    # 3. Collect the results of all ranks.
     return _result(data, classes, gather_in_order(found))
 
 
-def _result(data: EvalSet, classes: Sequence[str], rows: Sequence[tuple[str, list[float], list[float]]]) -> VideoResult:
-    """The result of all videos.
+def _result(data: EvalSet, classes: Sequence[str], rows: Sequence[_Row]) -> VideoResult:
+    """Return the result of all videos.
 
     Args:
         data: views of the videos.
         classes: class names.
-        rows: for each video the reason of its failure, scores of the middle clip, mean scores of all views.
+        rows: row of each video.
     """
     pairs = list(zip(data.videos.items, rows, strict=True))
-    good = [(video, row) for video, row in pairs if not row[0]]
+    good = [(video, row) for video, row in pairs if not row.failure]
     shape = (len(good), len(classes))
     return VideoResult(
         tuple(classes),
         [video.name for video, _ in good],
         torch.tensor([video.label for video, _ in good], dtype=torch.int64),
-        torch.tensor([row[1] for _, row in good], dtype=torch.float64).view(shape),
-        torch.tensor([row[2] for _, row in good], dtype=torch.float64).view(shape) if data.count > 1 else None,
+        torch.tensor([row.single for _, row in good], dtype=torch.float64).view(shape),
+        torch.tensor([row.multi for _, row in good], dtype=torch.float64).view(shape) if data.count > 1 else None,
         data.clips,
         data.crop_count,
-        data.videos.failures | {video.name: row[0] for video, row in pairs if row[0]},
+        data.videos.failures | {video.name: row.failure for video, row in pairs if row.failure},
     )
 
 
@@ -204,18 +217,26 @@ def _scores(
     share: int,
     device: torch.device,
 ) -> list[Tensor]:
-    """(views, classes) softmax for each video, ``share`` clips at a time."""
+    """Return the softmax (views, classes) of each video.
+
+    Args:
+        model: classifier in eval mode.
+        videos: views of each video, uint8 (views, T, 3, H, W).
+        inputs: function from uint8 clips on the device to the model's input.
+        share: number of clips of a forward.
+        device: device of the model.
+    """
     if not videos:
         return []
-    clips = torch.cat(list(videos))
+    clips = torch.cat(list(videos))  # (all views, T, 3, H, W)
     parts = [model(inputs(part.to(device))).cpu().double().softmax(1) for part in clips.split(share)]
     return list(torch.cat(parts).split([len(views) for views in videos]))
 
 
 def standardised(clips: Tensor, transform: zoo.VideoTransform, dtype: torch.dtype) -> Tensor:
-    """uint8 clips (N, T, 3, H, W) -> (N, 3, T, H, W), standardised, channels last."""
+    """Standardise clips and put channels last in memory: uint8 (N, T, 3, H, W) -> (N, 3, T, H, W)."""
     values = torch.tensor((transform.mean, transform.std), dtype=dtype, device=clips.device)
-    mean, std = values.view(2, -1, 1, 1, 1)
+    mean, std = values.view(2, -1, 1, 1, 1)  # (3, 1, 1, 1) each
     x = (clips.transpose(1, 2).to(dtype) / 255 - mean) / std
     return x.contiguous(memory_format=torch.channels_last_3d)
 
@@ -237,21 +258,24 @@ def evaluate_weights(
     Args:
         model: net of the weights.
         weights: transform and class names.
-        videos: set whose class names are among the weights'; it may have fewer.
+        videos: set of videos whose class names are all among the weights'.
         index: index of the videos.
-        clips, crops: views of each video; the middle clip alone is always evaluated too.
+        clips: number of clips of each video; the middle clip alone is always evaluated too.
+        crops: number of crops of each clip, 1 or 3.
         out: folder for ``metrics.json`` (with the per-class table), ``predictions.npz`` and ``confusion.png``.
-        batch_size: number of videos of all ranks together.
+        batch_size: number of videos of a batch on all ranks together.
         workers: number of data loading processes.
 
     Raises:
-        DataError: a class that the weights do not know, or no video that can be read.
+        DataError: a class that the weights do not have, or no video that can be read.
     """
     assert isinstance(weights.transform, zoo.VideoTransform)
     transform = weights.transform
+    # 1. Number the classes of the set as those of the weights.
     numbers = class_numbers(videos.classes, weights)
     relabelled = tuple(Video(v.name, v.path, numbers[v.label], v.segment) for v in videos.items)
     indexed = index_videos(Videos(weights.classes, relabelled), index, workers=workers)
+    # 2. Evaluate, and write the files on one rank.
     accelerator = make_accelerator()
     model.to(accelerator.device).to(memory_format=torch.channels_last_3d)
     result = evaluate(

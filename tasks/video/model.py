@@ -1,4 +1,4 @@
-"""Video classification as the engine sees it."""
+"""The task of video classification for the training engine."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ class VideoClassification(BaseTask):
     """Loss, data and metrics of a run of video classification.
 
     Raises:
-        DataError: see ``load_videos``; also more videos that cannot be read than ``data.max_failed`` allows.
-        ConfigError: a net that does not take clips, or frames smaller than it takes (on ``build_model``).
+        DataError: problems that ``load_videos`` lists, or more unreadable videos than ``data.max_failed`` allows.
+        ConfigError: a net that does not take clips, or frames that are too small for it (in ``build_model``).
     """
 
     metric, unit = "top1", "clips"
 
     def __init__(self, config: VideoConfig) -> None:
         self.config = config
+        # 1. Find the videos and their frame times.
         data = config.data
         train, val = load_videos(data)
         root = Path(data.root)
@@ -43,11 +44,13 @@ class VideoClassification(BaseTask):
         self.train_videos = index_videos(train, index, workers=config.train.workers)
         self.val_videos = index_videos(val, index, workers=config.train.workers)
         self.classes = train.classes
+        # 2. Report the videos that cannot be read.
         for videos, name in ((self.train_videos, "training"), (self.val_videos, "evaluation")):
             if process_state().is_main_process:
                 report_failures(videos.failures, videos.total, f"{name} set")
         self._refuse(self.train_videos.failures, "of the training set", DataError)
-        self.failures: dict[str, str] = {}  # of this epoch, on this rank
+        self.failures: dict[str, str] = {}  # training videos that failed in this epoch on this rank, with reasons
+        # 3. Describe the input of the net.
         self.transform = zoo.VideoTransform(
             data.clip.frames,
             data.clip.interval,
@@ -60,7 +63,13 @@ class VideoClassification(BaseTask):
         )
 
     def _refuse(self, failures: dict[str, str], where: str, kind: type[Exception]) -> None:
-        """Stop if more failed than the config allows."""
+        """Raise an error if more training videos failed than the config allows.
+
+        Args:
+            failures: mapping from name to reason.
+            where: part of the videos, for the message.
+            kind: class of the error.
+        """
         total, limit = self.train_videos.total, self.config.data.max_failed
         if len(failures) > limit * total:
             raise kind(
@@ -72,10 +81,10 @@ class VideoClassification(BaseTask):
         section = self.config.model
         info = net_info(section.name, "clips")
         if self.config.train.precision == "bf16" and not torch.accelerator.is_available():
-            # oneDNN: a weight gradient is noise or NaN where a clip is shorter than its kernel (docs/video.md)
+            # oneDNN's weight gradient is noise or NaN if a clip is shorter than the kernel (docs/video.md).
             raise ConfigError("train.precision=bf16: 3D convolutions give wrong gradients on the CPU; set it to fp32")
         if self.config.data.size < info.min_size:
-            raise ConfigError(f"data.size={self.config.data.size}: {section.name} needs at least {info.min_size} px")
+            raise ConfigError(f"data.size={self.config.data.size}: must be >= {info.min_size} for {section.name}")
         if section.weights is not None:
             entry = zoo.get_weights(section.weights)
             if not isinstance(entry.transform, zoo.VideoTransform):
@@ -89,7 +98,7 @@ class VideoClassification(BaseTask):
         )
 
     def _inflated(self, entry: zoo.Weights) -> zoo.Backbone:
-        """The net that weights of an image net give."""
+        """Return the net inflated from the weights of an image net, with a new last layer."""
         section = self.config.model
         scheme = entry.scheme_for(section.scheme)
         images = zoo.create_model(entry.config.name, entry.name, scheme=scheme)
@@ -111,7 +120,7 @@ class VideoClassification(BaseTask):
         return collate(samples)
 
     def inputs(self, clips: Tensor, dtype: torch.dtype) -> Tensor:
-        """uint8 clips (N, T, 3, H, W) -> the model's input."""
+        """Return the model's input: uint8 clips (N, T, 3, H, W) -> (N, 3, T, H, W)."""
         return standardised(clips, self.transform, dtype)
 
     def calibration_forward(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
@@ -125,10 +134,11 @@ class VideoClassification(BaseTask):
             self.failures |= batch.failures
             self._refuse({**self.train_videos.failures, **self.failures}, "of this epoch", TrainingError)
         good = batch.labels >= 0
-        if not good.any():  # the other ranks wait for a backward of this one
+        if not good.any():
+            # The other ranks wait for a backward of this rank, so that it needs a loss, of gradient 0.
             return {"loss": model(self.inputs(batch.clips, dtype)).sum() * 0}
         clips, labels = (batch.clips, batch.labels) if good.all() else (batch.clips[good], batch.labels[good])
-        logits = model(self.inputs(clips, dtype))
+        logits = model(self.inputs(clips, dtype))  # (good, classes)
         return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)}
 
     def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
@@ -138,9 +148,9 @@ class VideoClassification(BaseTask):
         if accelerator.is_main_process:
             report_failures(failures, total, "epoch")
         failures = {**self.train_videos.failures, **failures}
-        count = len(failures)
-        self._refuse(failures, "of this epoch", TrainingError)  # a rank alone saw its part only
-        return {"train_failed": count, "train_failed_share": count / total}
+        # ``losses`` counts the failures of its own rank only, so that all together may be too many.
+        self._refuse(failures, "of this epoch", TrainingError)
+        return {"train_failed": len(failures), "train_failed_share": len(failures) / total}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         data = self.config.data
@@ -156,8 +166,8 @@ class VideoClassification(BaseTask):
         if not result.names:
             raise DataError(f"no video of the evaluation set can be read: {next(iter(result.failures.values()))}")
         if accelerator.is_main_process:
-            fresh = {k: v for k, v in result.failures.items() if k not in self.val_videos.failures}
-            report_failures(fresh, self.val_videos.total, "evaluation")
+            new = {k: v for k, v in result.failures.items() if k not in self.val_videos.failures}
+            report_failures(new, self.val_videos.total, "evaluation")
             write_report(result, Path(self.config.output) / "evaluation")
         return result.metrics()
 

@@ -1,4 +1,4 @@
-"""Videos -> classes: files and folders, JSON, a timeline of long videos, an annotated copy."""
+"""Classification of video files, with timelines of long videos and annotated copies."""
 
 from __future__ import annotations
 
@@ -27,12 +27,19 @@ from tasks.video.sampling import ClipSampler
 from tasks.video.transforms import crops
 from zoo.files import write_json
 
-_TOGETHER = 8  # clips of a forward
+_BATCH = 8  # number of clips of a forward
 
 
 @dataclass
 class Window:
-    """A part of a video, in seconds, and its most likely classes, best first."""
+    """A part of a video and its most likely classes.
+
+    Attributes:
+        begin: begin of the part in seconds.
+        end: end of the part in seconds.
+        classes: names of the classes, best first.
+        scores: softmax of each of them.
+    """
 
     begin: float
     end: float
@@ -42,7 +49,15 @@ class Window:
 
 @dataclass
 class Prediction:
-    """A video's most likely classes with their scores (mean softmax over the clips), best first."""
+    """The most likely classes of a video.
+
+    Attributes:
+        file: path of the video.
+        duration: duration in seconds.
+        classes: names of the classes, best first.
+        scores: mean softmax over the clips, of each of them.
+        timeline: windows in order of time; empty for short videos.
+    """
 
     file: str
     duration: float
@@ -63,32 +78,34 @@ def classify_videos(
     annotate: bool = False,
     out: Path | None = None,
 ) -> tuple[list[Prediction], dict[str, str]]:
-    """Classify videos; those that cannot be read are reported, not fatal.
+    """Classify videos; report and skip those that cannot be read.
 
     Args:
         model: net of the weights.
         weights: transform, which defines the frames of a clip, and class names.
         files: paths of the videos.
         top: number of classes to report for each video and window.
-        clips: number of clips spread over the video; a net whose clip is the whole video takes one.
-        window: length of a timeline's windows in seconds; None: the length of a clip, or no timeline where a clip is
-            the whole video.
+        clips: number of clips spread over the video; one is used if a clip is spread over the whole video itself.
+        window: length of a timeline's windows in seconds; None: the length of a clip, or no timeline if a clip is
+            spread over the whole video.
         step: seconds from window to window; None: half a window.
-        annotate: whether a copy of each video with the class in it (without sound) is written.
-        out: folder for ``predictions.json`` and ``contact_sheet.png``; of videos longer than a window and a step
-            ``NAME.timeline.json`` and ``.png``; ``NAME.annotated.mp4``.
+        annotate: whether to write a copy of each video, without sound, with the class in its pictures.
+        out: folder for ``predictions.json`` and ``contact_sheet.png``; for videos longer than a window and a step also
+            ``NAME.timeline.json`` and ``.png``; with ``annotate`` also ``NAME.annotated.mp4``.
 
     Returns:
         Predictions in the order of ``files``, and the reason for each file that could not be read.
 
     Raises:
-        UserError: a window or step that is not greater than 0, or copies without a folder for them.
+        UserError: a window or step that is not > 0, or ``annotate`` without ``out``.
     """
+    # 1. Check the arguments.
     for name, value in (("window", window), ("step", step)):
         if value is not None and not value > 0:
-            raise UserError(f"{name}={value}: seconds, greater than 0")
+            raise UserError(f"{name}={value}: must be > 0 (seconds)")
     if annotate and out is None:
-        raise UserError("annotated copies need a folder to go to")
+        raise UserError("annotate=True requires out, the folder of the annotated copies")
+    # 2. Classify the videos one by one.
     model.to(best_device()).to(memory_format=torch.channels_last_3d).eval()
     classifier = _Classifier(model, weights, top, clips, window, step)
     predictions: list[Prediction] = []
@@ -99,15 +116,17 @@ def classify_videos(
         sheet.add(picture, found)
         if out is None:
             continue
+        # 3. Write the files of a video.
         if annotate:
             try:
-                annotated(path, info, found, out / f"{stem}.annotated.mp4")
-            except DataError as error:  # the prediction stays
+                write_annotated(path, info, found, out / f"{stem}.annotated.mp4")
+            except DataError as error:  # damage after the frames of the clips; the prediction is valid
                 failed[str(path)] = str(error)
         if found.timeline:
             content = {"file": found.file, "weights": weights.name, "windows": [asdict(w) for w in found.timeline]}
             write_json(content, out / f"{stem}.timeline.json")
             timeline(found.timeline, out / f"{stem}.timeline.png")
+    # 4. Report, and write the files of all videos.
     report_unread(failed, len(files))
     if out is not None:
         rows = [{k: v for k, v in asdict(p).items() if k != "timeline"} for p in predictions]
@@ -117,7 +136,7 @@ def classify_videos(
 
 
 class _Classifier:
-    """The classes of a video and its timeline. Arguments as for ``classify_videos``; the model is on its device."""
+    """Function from the path of a video to its classes and timeline; see ``classify_videos`` for the arguments."""
 
     def __init__(
         self,
@@ -134,18 +153,18 @@ class _Classifier:
         self.sampler = ClipSampler(weights.transform)
 
     def __call__(self, path: Path) -> tuple[VideoInfo, Prediction, Image.Image]:
-        """The video's properties, its prediction and its middle picture.
+        """Return the frame times of a video, its prediction and its middle picture.
 
         Raises:
-            DataError: the video cannot be read.
+            DataError: a video that cannot be read.
         """
         info = probe(path)
         whole = self.transform.interval is None  # a clip is spread over the whole video
-        # 1. the video: mean scores of its clips
+        # 1. Average the scores of the clips.
         indices = self.sampler.uniform(info, 1 if whole else self.clips)  # (clips, frames)
-        scores, middle = _scores(self.model, self.transform, path, info, indices)
+        scores, middle = _scores(self.model, self.transform, path, info, indices)  # scores (clips, classes)
         found = Prediction(str(path), round(info.duration, 3), *best_classes(scores.mean(0), self.classes, self.top))
-        # 2. the timeline: scores of the middle clip of each window
+        # 2. For the timeline, score the middle clip of each window.
         spans = self._windows(info)
         if spans:
             rows = np.concatenate([self.sampler.uniform(info, 1, span) for span in spans])  # (windows, frames)
@@ -156,7 +175,7 @@ class _Classifier:
         return info, found, middle
 
     def _windows(self, info: VideoInfo) -> list[tuple[float, float]]:
-        """Begin and end of a timeline's windows in seconds; none where the video is shorter than two of them."""
+        """Return begin and end in seconds of a timeline's windows; none if the video is shorter than two of them."""
         length = self.window or (None if self.transform.interval is None else self.sampler.span(info))
         if length is None:
             return []
@@ -166,43 +185,59 @@ class _Classifier:
         count = int((info.duration - length) / stride + 1e-9) + 1
         spans = [(k * stride, k * stride + length) for k in range(count)]
         if spans[-1][1] < info.duration - 1e-6:
-            spans.append((info.duration - length, info.duration))  # up to the end
+            spans.append((info.duration - length, info.duration))  # the steps may end before the video does
         return spans
 
 
 def _scores(
     model: zoo.Backbone, transform: zoo.VideoTransform, path: Path, info: VideoInfo, indices: np.ndarray
 ) -> tuple[Tensor, Image.Image]:
-    """(clips, classes) softmax of clips given by frame numbers ``indices`` (clips, frames), and the middle picture."""
+    """Return the softmax (clips, classes) of clips of a video, and a picture from the middle of the video.
+
+    Args:
+        model: net in eval mode.
+        transform: input transform of the net.
+        path: path of the video.
+        info: frame times of the video.
+        indices: frame numbers (clips, frames).
+    """
     device = next(model.parameters()).device
     found: list[Tensor] = []
-    for start in range(0, len(indices), _TOGETHER):
-        part = indices[start : start + _TOGETHER]
+    for start in range(0, len(indices), _BATCH):
+        part = indices[start : start + _BATCH]
         frames = read_frames(path, info, part.reshape(-1).tolist())  # (clips * T, H, W, 3)
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).unflatten(0, part.shape)  # (clips, T, 3, H, W)
         views = torch.cat([crops(clip, transform, 1) for clip in pixels])  # (clips, T, 3, size, size)
         with torch.inference_mode():
             found.append(model(standardised(views.to(device), transform, torch.float32)).softmax(1).cpu())
-        if start == len(indices) // 2 // _TOGETHER * _TOGETHER:
+        if start == len(indices) // 2 // _BATCH * _BATCH:  # the batch with the middle clip
             picture = Image.fromarray(frames[len(frames) // 2])
     return torch.cat(found), picture
 
 
-def annotated(path: Path, info: VideoInfo, found: Prediction, target: Path) -> None:
-    """An H.264 copy of a video with the class of each moment, or of the whole, in the upper left corner.
+def write_annotated(path: Path, info: VideoInfo, found: Prediction, target: Path) -> None:
+    """Write an H.264 copy of a video with its class, or that of each moment, in the upper left corner.
+
+    Args:
+        path: path of the video.
+        info: frame times of the video.
+        found: prediction; if it has a timeline, the class of each moment is shown.
+        target: path of the copy.
 
     Raises:
-        DataError: the video cannot be decoded to its end.
+        DataError: a video that cannot be decoded to its end.
     """
     font = ImageFont.load_default(size=max(11, info.height // 18))
 
     def caption(seconds: float) -> str:
+        """Return the class of the window whose middle is closest to the time, or of the whole video."""
         windows = [w for w in found.timeline if w.begin <= seconds < w.end]
         best: Any = min(windows, key=lambda w: abs(seconds - (w.begin + w.end) / 2)) if windows else found
         return f"{best.classes[0]} {best.scores[0]:.0%}"
 
     def captioned() -> Iterator[np.ndarray]:
-        # H.264's usual colour format requires even sides
+        """Yield the frames with their captions: uint8 (H, W, 3)."""
+        # H.264's usual colour format requires even sides.
         size = (info.width + info.width % 2, info.height + info.height % 2)
         for pixels, seconds in zip(decode_all(path), info.times.tolist(), strict=False):
             image = Image.new("RGB", size)

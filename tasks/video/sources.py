@@ -64,7 +64,7 @@ def is_video(path: Path) -> bool:
 
 
 def find_videos(paths: Sequence[str]) -> list[Path]:
-    """The videos among the files and folders named; see ``tasks.files.find_files``."""
+    """Return the videos among the given files and folders; see ``tasks.files.find_files``."""
     return find_files(paths, EXTENSIONS, "videos")
 
 

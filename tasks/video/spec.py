@@ -1,4 +1,4 @@
-"""What the shared code knows of video classification."""
+"""Video classification in the table of tasks (``tasks.spec``)."""
 
 from __future__ import annotations
 

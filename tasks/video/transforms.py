@@ -27,9 +27,11 @@ class RandomSide(v2.Transform):
         self.low, self.high, self.resized = low, high, transform.resized
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the length."""
         return {"size": self.resized(int(torch.randint(self.low, self.high + 1, ())))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize a clip to the length that was drawn."""
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 

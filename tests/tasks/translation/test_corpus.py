@@ -59,17 +59,20 @@ def test_other_settings_are_refused(tmp_path):
         Corpus(tmp_path / "none")
     ids = tmp_path / "corpus" / "train.source.ids"
     ids.write_bytes(ids.read_bytes()[:-2])
-    with pytest.raises(DataError, match=r"train\.source\.ids: has another size"):
+    with pytest.raises(DataError, match=r"train\.source\.ids: size does not match train\.source\.ends\.npy"):
         Corpus(tmp_path / "corpus").sentences("train")
     info = json.loads((tmp_path / "corpus/corpus.json").read_text())
     (tmp_path / "corpus/corpus.json").write_text(json.dumps({**info, "version": 99}))
-    with pytest.raises(DataError, match="a corpus of version 99; prepare it again"):
+    with pytest.raises(DataError, match="corpus of version 99, must be 1; delete it and prepare again"):
         Corpus(tmp_path / "corpus")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"test": {"t": "none"}}, "none has no pairs"), ({"holdout": 10**6}, "holdout=1000000: one of 1000000 pairs")],
+    [
+        ({"test": {"t": "none"}}, "none has no pairs"),
+        ({"holdout": 10**6}, r"data\.corpus\.holdout=1000000 needs at least 1000000 pairs, the corpus has \d+"),
+    ],
 )
 def test_a_set_without_pairs(tmp_path, change, message):
     root = toy(tmp_path / "text")
@@ -115,10 +118,10 @@ def test_a_killed_prepare_is_cleared_away(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocabulary": {"size": 5000}}, "vocabulary of 5000 bpe pieces: .*set vocabulary.size lower"),
+        ({"vocabulary": {"size": 5000}}, "vocabulary of 5000 bpe pieces: .*lower data.corpus.vocabulary.size"),
         ({"train": ["other"]}, r"other\.en: no such file"),
         ({"test": {"t": "gone"}}, r"gone\.en: no such file"),
-        ({"clean": {"max_words": 1}}, "no pair is left of the training text"),
+        ({"clean": {"max_words": 1}}, "cleaning drops every training pair"),
     ],
 )
 def test_a_corpus_that_cannot_be_made(tmp_path, change, message):

@@ -80,7 +80,7 @@ def test_eval_of_an_empty_set(capsys, monkeypatch, weights, tmp_path):
     lines(tmp_path / "none.en"), lines(tmp_path / "none.de")
     code, _, err = call(capsys, monkeypatch, "eval", weights, tmp_path / "none")
     assert code == 1
-    assert "none: no sentences" in err
+    assert "none: has no sentences" in err
 
 
 def test_eval_export_info_prepare(capsys, monkeypatch, prepared, weights, tmp_path):

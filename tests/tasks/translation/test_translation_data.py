@@ -29,7 +29,9 @@ def test_batches_cover_each_pair_once_within_the_budget():
     assert {frozenset(b) for b in epochs[0]} != {frozenset(b) for b in epochs[1]}
     three = TokenBatches(source, target, 160, seed=3, ranks=3)
     assert len(three) == len(batches) // 3 * 3
-    with pytest.raises(DataError, match="a sentence of 39 tokens is longer than a batch of 30"):
+    with pytest.raises(
+        DataError, match="a training sentence has 39 tokens, a batch of one process 30; raise train.batch_size"
+    ):
         TokenBatches(source, target, 30, 0, 1)
-    with pytest.raises(DataError, match="2 pairs make fewer batches of 160 tokens than there are processes"):
+    with pytest.raises(DataError, match="2 pairs make 1 batches of 160 tokens, 4 processes require"):
         TokenBatches(source[:2], target[:2], 160, 0, 4)

@@ -164,11 +164,11 @@ def test_training_that_does_not_fit_the_corpus(prepared, tmp_path):
         fit(prepared, run, data={"corpus": corpus})
     with pytest.raises(ConfigError, match=r"model.name=rescalenet18: takes images, not text"):
         fit(prepared, run, model={"name": "rescalenet18", "options": {}})
-    with pytest.raises(DataError, match=r"data.max_length=2: no training pair is as short"):
+    with pytest.raises(DataError, match=r"every training pair has more than 2 tokens; raise data.max_length"):
         fit(prepared, run, data={"max_length": 2})
-    with pytest.raises(ConfigError, match=r"data.max_length=256: the net takes 64"):
+    with pytest.raises(ConfigError, match=r"data.max_length=256: must be <= 64"):
         fit(prepared, run, model={"options": {"max_length": 64}})
-    with pytest.raises(DataError, match=r"is longer than a batch of 10"):
+    with pytest.raises(DataError, match=r"tokens, a batch of one process 10;"):
         fit(prepared, run, batch_size=10)
 
 

@@ -43,7 +43,7 @@ def test_a_line_longer_than_the_net_is_translated_in_parts(prepared, capsys):
     assert all(1 <= len(part) <= 11 for part in long.parts("one " * 1000 + "x" * 500))
     text = "one two three four five six seven eight"
     (result,) = long([text])
-    assert "line 1: more than the net's 11 tokens, translated in" in capsys.readouterr().err
+    assert "line 1: has more than 11 tokens, the limit of the net; translated in" in capsys.readouterr().err
     assert len(result.texts) == 2
     whole = long.parts("one two three four five six seven eight")
     assert [i for part in whole for i in part] == long.coder.source.encode(["one two three four five six seven eight"])[

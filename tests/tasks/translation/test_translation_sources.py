@@ -6,7 +6,7 @@ import types
 import pytest
 
 from tasks.errors import DataError
-from tasks.translation.sources import find_files, find_pairs
+from tasks.translation.sources import find_pair_files, find_pairs
 from tasks.translation.text import read_segments
 from tests.helpers.translation import lines
 
@@ -39,12 +39,12 @@ def test_wmt_formats(tmp_path):
 def test_files_by_name(tmp_path):
     for name in ("a.en", "a.de.gz", "b.tok.en.txt", "b.tok.de.sgm", "c.en"):
         (tmp_path / name).touch()
-    assert [p.name for p in find_files(tmp_path, "a", ("en", "de"))] == ["a.en", "a.de.gz"]
-    assert [p.name for p in find_files(tmp_path, "b.tok.{lang}", ("en", "de"))] == ["b.tok.en.txt", "b.tok.de.sgm"]
+    assert [p.name for p in find_pair_files(tmp_path, "a", ("en", "de"))] == ["a.en", "a.de.gz"]
+    assert [p.name for p in find_pair_files(tmp_path, "b.tok.{lang}", ("en", "de"))] == ["b.tok.en.txt", "b.tok.de.sgm"]
     with pytest.raises(DataError, match=r"c\.de: no such file, nor with \.gz, \.txt or \.sgm after it"):
-        find_files(tmp_path, "c", ("en", "de"))
+        find_pair_files(tmp_path, "c", ("en", "de"))
     with pytest.raises(DataError, match=r"x\.tsv: no such file"):
-        find_files(tmp_path, "x.tsv", ("en", "de"))
+        find_pair_files(tmp_path, "x.tsv", ("en", "de"))
 
 
 def test_sets_of_sacrebleu_and_of_the_hub(tmp_path, monkeypatch):

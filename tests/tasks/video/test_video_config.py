@@ -18,7 +18,7 @@ from zoo.errors import ZooError
         ({"model": {"name": "rescalenet18"}}, "model.name=rescalenet18: takes images, not clips"),
         (
             {"data": {"size": 8, "resize": 8, "augment": {"short_side": [8, 8]}}},
-            "data.size=8: rescale_r3d_10 needs at least 16",
+            "data.size=8: must be >= 16 for rescale_r3d_10",
         ),
     ],
 )

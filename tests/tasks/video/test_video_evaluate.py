@@ -93,7 +93,7 @@ def test_predictions_are_saved_and_scored_again(moving, weights, tmp_path):
     assert again.table() == result.table()
     assert json.loads((tmp_path / "out/metrics.json").read_text())["metrics"] == result.metrics()
     (tmp_path / "other.npz").write_bytes(b"something else")
-    with pytest.raises(DataError, match="other.npz: not predictions that an evaluation wrote"):
+    with pytest.raises(DataError, match="other.npz: must be the predictions.npz of an evaluation"):
         read_predictions(tmp_path / "other.npz")
     save_predictions(again, tmp_path / "copy.npz")
     assert torch.equal(read_predictions(tmp_path / "copy.npz").multi, result.multi)

@@ -35,7 +35,7 @@ def test_windows_are_the_clips_they_say(moving, weights, tmp_path):
 def test_prediction_refuses_what_makes_no_sense(weights, moving):
     entry = zoo.get_weights(str(weights))
     model, file = load_model(entry), moving / "val/down/0.mp4"
-    with pytest.raises(UserError, match="window=0: seconds, greater than 0"):
+    with pytest.raises(UserError, match="window=0: must be > 0"):
         predict(model, entry, [file], window=0)
-    with pytest.raises(UserError, match="annotated copies need a folder"):
+    with pytest.raises(UserError, match="annotate=True requires out"):
         predict(model, entry, [file], annotate=True)

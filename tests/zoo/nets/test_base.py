@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import zoo
+from benchmarks.baselines import naive
 from benchmarks.memory import saved_per_image
-from benchmarks.rivals import naive
 from tests.helpers.nets import CLIPS, NARROW, narrow, samples
 
 

@@ -1,4 +1,8 @@
-"""The nets that are measured against each other, by scheme: ours, torchvision's, timm's, and RescaleNet written out."""
+"""Image nets that are compared with each other: ours, those of torchvision and timm, and RescaleNet without fusions.
+
+The keys of JSON results have their first names: "rival" is any net of a comparison, "floor" the net of bare
+convolutions without normalization.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from zoo.nets.base import Backbone
 from zoo.nets.residual import Block
 from zoo.products import per_channel, pooled
 
-# our name, torchvision's, timm's normalizer-free ResNet of the same layout
+# our name, torchvision's name, and timm's name of the normalizer-free ResNet of the same layout
 NETS = {
     "18": ("rescalenet18", "resnet18", None),
     "50": ("rescalenet50", "resnet50", "nf_resnet50"),
@@ -27,7 +31,11 @@ NETS = {
 
 
 class NaiveConv(nn.Module):
-    """The bias added to the activations, then the convolution; scales are left to the join."""
+    """A convolution with a bias that is added to the activations before it; the join applies the scales.
+
+    Args:
+        layer: convolution to replace.
+    """
 
     def __init__(self, layer: BiasedConvNd) -> None:
         super().__init__()
@@ -35,12 +43,16 @@ class NaiveConv(nn.Module):
 
     def forward(self, x: Tensor, scale: object = None) -> Tensor:
         layer = self.layer
-        x = pooled(x, layer.pool)
+        x = pooled(x, layer.pool)  # (N, C, *sizes)
         return layer._conv_forward(x + per_channel(layer.pre_bias, x), layer.weight, layer.bias)  # type: ignore[operator]
 
 
 class NaiveJoin(Join):
-    """alpha x + m/sqrt(c) F(x) on the activations, as the formula reads."""
+    """The formula alpha x + m/sqrt(c) F(x) on the activations, without fused operations.
+
+    Args:
+        join: join to replace.
+    """
 
     def __init__(self, join: RescaledJoin) -> None:
         super().__init__()
@@ -52,7 +64,7 @@ class NaiveJoin(Join):
 
 
 def naive(model: Backbone) -> nn.Module:
-    """A copy of a RescaleNet that computes what the paper writes, operation by operation."""
+    """Return a copy of a RescaleNet that computes the formulas of the paper one operation after the other."""
     model = copy.deepcopy(model)
     model.trunk_scales = model.trunk_scales.unscaled()
     model.trunk_scales.apply(model)
@@ -65,9 +77,13 @@ def naive(model: Backbone) -> nn.Module:
 
 
 def builders(net: str) -> dict[str, Callable[[], nn.Module]]:
-    """Rival name -> how to build it; ``floor`` has the bare convolutions and no norm.
+    """Return functions that build the nets by name.
 
-    ``floor`` has our average-pool shortcut, ``floor_conv`` torchvision's strided one.
+    ``floor`` is the net of bare convolutions with our average-pool shortcut, ``floor_conv`` the same with torchvision's
+    strided shortcut.
+
+    Args:
+        net: key of ``NETS``.
     """
     ours, theirs, nf = NETS[net]
     made: dict[str, Callable[[], nn.Module]] = {
@@ -87,14 +103,20 @@ def builders(net: str) -> dict[str, Callable[[], nn.Module]]:
 
 
 def _timm(name: str) -> nn.Module:
+    """Return a net of timm, which is an optional package."""
     try:
         import timm
     except ImportError:
-        raise SystemExit(f"the rival {name} is timm's: pip install 'rescalenet-zoo[bench]'") from None
+        raise SystemExit(f"{name} requires timm; pip install 'rescalenet-zoo[bench]'") from None
     return timm.create_model(name)
 
 
-def build(net: str, rival: str) -> nn.Module:
-    """A fresh net; the same seed for each."""
+def build(net: str, variant: str) -> nn.Module:
+    """Return a new net; all nets have the same seed.
+
+    Args:
+        net: key of ``NETS``.
+        variant: key of ``builders``.
+    """
     torch.manual_seed(0)
-    return builders(net)[rival]()
+    return builders(net)[variant]()
