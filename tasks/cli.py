@@ -35,7 +35,7 @@ def list_(
         ),
     ] = None,
 ) -> None:
-    """List the nets, and the weights that can be loaded by name."""
+    """Print the nets, and the weights that can be loaded by name."""
     import zoo
     from zoo.specs import InputKind
 

@@ -231,9 +231,10 @@ class TrainSection(Strict):
     checkpoint_minutes: float = Field(
         10.0, ge=0, description="minutes between checkpoints within an epoch; 0: one after each step"
     )
-    log_every: int = Field(50, ge=1, description="optimizer steps between records of the loss; an epoch's last is one")
+    log_every: int = Field(50, ge=1, description="optimizer steps between records of the loss; an epoch ends with one")
     sinks: tuple[str, ...] = Field(
-        ("tensorboard",), description="where records go besides log.jsonl: names of tasks.engine.register_sink"
+        ("tensorboard",),
+        description="destinations of records besides log.jsonl, by names of tasks.engine.register_sink",
     )
 
 
@@ -349,7 +350,7 @@ def _explain(error: Any, schema: type[Strict]) -> str:
 
 
 def _variants(section: type[Strict], key: Any) -> list[type[Strict]]:
-    """List the sections that a key of a section may have: one, the variants of a union, or none for a plain value."""
+    """Return the sections that a key of a section may have: one, the variants of a union, or none for a plain value."""
 
     def sections(annotation: Any) -> list[type[Strict]]:
         if isinstance(annotation, type) and issubclass(annotation, Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -204,15 +205,11 @@ def render_shapes(path: Path, seconds: float = 4.0, rate: int = 16) -> None:
     """Render a video of 128 px in which an orange triangle moves in each of ``MOTIONS`` for some seconds."""
     count = round(seconds * rate)
 
-    def place(t: int) -> tuple[float, float]:
+    def draw(t: int) -> np.ndarray:
         angle = 2 * np.pi * (t % count) / (2.2 * rate)
         motion = MOTIONS[t // count]
         x = 64 + 40 * np.cos(angle) if motion != "vertical" else 64
         y = 64 + 40 * np.sin(angle) if motion != "horizontal" else 64
-        return float(x), float(y)
-
-    def draw(t: int) -> np.ndarray:
-        x, y = place(t)
         image = Image.new("RGB", (128, 128))
         corners = [(x + 15 * np.sin(a), y - 15 * np.cos(a)) for a in (0, 2 * np.pi / 3, 4 * np.pi / 3)]
         ImageDraw.Draw(image).polygon(corners, fill=(230, 120, 20))
@@ -298,10 +295,6 @@ def write_digits(root: Path) -> dict[str, int]:
     for i, (pixels, label) in enumerate(zip(data.images, data.target, strict=True)):
         split = "val" if i in held_out else "train"
         image = Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
-
-        def save(path: Path, image: Image.Image = image) -> None:
-            image.save(path, format="PNG")
-
-        atomic_write(root / split / str(label) / f"{i:04}.png", save)
+        atomic_write(root / split / str(label) / f"{i:04}.png", functools.partial(image.save, format="PNG"))
         counts[split] += 1
     return counts

@@ -38,7 +38,7 @@ def _version(package: str) -> str:
 
 
 def _optional_packages() -> list[str]:
-    """List the packages of this distribution's extras, without those for developers."""
+    """Return the packages of this distribution's extras, without those for developers."""
     try:
         listed = requires(DISTRIBUTION) or []
     except PackageNotFoundError:  # run from a folder, not installed

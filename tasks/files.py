@@ -27,7 +27,7 @@ def find_file(name: str, shipped: str | None = None) -> Path | None:
 
 
 def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> list[Path]:
-    """List the given files, and those with one of the endings below the given folders, in order.
+    """Find the given files, and those with one of the endings below the given folders, in order.
 
     Args:
         paths: files and folders.

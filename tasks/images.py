@@ -19,7 +19,7 @@ EXTENSIONS = datasets.folder.IMG_EXTENSIONS
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """List the images among the given files and folders; see ``tasks.files.find_files``."""
+    """Find the images among the given files and folders; see ``tasks.files.find_files``."""
     return find_files(paths, EXTENSIONS, "images")
 
 

@@ -8,24 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 
 Found = TypeVar("Found")
 
 
-class Ranks(Protocol):
-    """The processes of a run: an ``Accelerator`` or a ``PartialState``."""
-
-    @property
-    def process_index(self) -> int:
-        """Number of this process."""
-
-    @property
-    def num_processes(self) -> int:
-        """Number of all processes."""
+Ranks = Accelerator | PartialState  # the processes of a run, and the number of this one
 
 
 def own_part(count: int, ranks: Ranks) -> range:

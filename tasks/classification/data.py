@@ -49,7 +49,7 @@ class Images:
 
 
 def folder_images(root: Path) -> Images:
-    """List the images of an ImageFolder tree: one folder a class, classes in alphabetical order.
+    """Find the images of an ImageFolder tree: one folder a class, classes in alphabetical order.
 
     Raises:
         DataError: there is no such folder, it has no classes, or a class has no images.
@@ -80,7 +80,7 @@ def _torchvision_images(section: DataSection, train: bool) -> Images:
 
 
 def load_images(section: DataSection) -> tuple[Images, Images]:
-    """List the training and evaluation images that the config names.
+    """Find the training and evaluation images that the config names.
 
     Raises:
         DataError: folders, classes or held-out names are missing or do not agree.

@@ -116,7 +116,7 @@ def _save(state: dict[str, Any], path: Path) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    """List the dotted keys whose values differ, with both values, as text."""
+    """Return the dotted keys whose values differ, with both values, as text."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
