@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 Found = TypeVar("Found")
 
 
-Ranks = Accelerator | PartialState  # the processes of a run, and the number of this one
+Ranks: TypeAlias = Accelerator | PartialState  # the processes of a run, and the number of this one
 
 
 def own_part(count: int, ranks: Ranks) -> range:
