@@ -130,7 +130,7 @@ def test_drawn_results(tmp_path):
 
 
 def test_a_wrong_overlap_is_refused():
-    with pytest.raises(UserError, match="overlap=50: 0 to 49 pixels"):
+    with pytest.raises(UserError, match="overlap=50: must be >= 0 and < tile=50"):
         detect_image(Blobs(), Image.new("RGB", (200, 200)), ["blob"], tile=50, overlap=50)
 
 
