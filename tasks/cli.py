@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -32,7 +35,7 @@ def list_(
         ),
     ] = None,
 ) -> None:
-    """The nets, and the weights that can be loaded by name."""
+    """Print the nets, and the weights that can be loaded by name."""
     import zoo
     from zoo.specs import InputKind
 
@@ -47,8 +50,8 @@ def list_(
 def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Show the resolved config and stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and stop.")] = False,
 ) -> None:
     """Train by a recipe. Under torchrun: torchrun --no-python --nproc-per-node 2 rescalenet train CONFIG."""
     from tasks import config as cfg
@@ -90,9 +93,9 @@ def info(
         bool, typer.Option("--env", help="Versions, device and optional packages, for bug reports.")
     ] = False,
 ) -> None:
-    """What a net offers, or what weights are: schemes, options, metrics, data, licence."""
+    """Describe a net (schemes, options, weights) or weights (metrics, data, licence)."""
     if env == (model is not None):
-        raise UserError("info takes a net or weights, or --env")
+        raise UserError("info takes either a net or weights, or --env")
     if env:
         from tasks.environment import describe_environment
 
@@ -102,21 +105,10 @@ def info(
     assert model is not None
     import zoo
 
-    if zoo.is_weights_name(model):
-        _print_json(_weights_info(model))
-    else:
-        _print_json(_net_info(model))
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    import json
-
-    typer.echo(json.dumps(content, indent=1))
+    typer.echo(json.dumps(_weights_info(model) if zoo.is_weights_name(model) else _net_info(model), indent=1))
 
 
 def _weights_info(name: str) -> dict[str, Any]:
-    import dataclasses
-
     import zoo
 
     weights = zoo.get_weights(name)
@@ -130,13 +122,11 @@ def _weights_info(name: str) -> dict[str, Any]:
 
 
 def _net_info(name: str) -> dict[str, Any]:
-    import dataclasses
-
     import torch
 
     import zoo
 
-    with torch.device("meta"):
+    with torch.device("meta"):  # counting parameters needs no memory
         net = zoo.create_model(name)
     parameters = sum(p.numel() for p in net.parameters())
     return {**dataclasses.asdict(zoo.model_info(name)), "parameters": parameters}
@@ -214,20 +204,20 @@ def export(
     target = targets[to] if to else next(iter(targets.values()))
     example = spec.export.run(entry, spec.options("export", options, entry.name))
     model = load_model(entry)
+    if fold and target.folded:
+        model = zoo.fold(model)
     path = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}{target.ending}")
-    typer.echo(
-        target.export(spec.input_kind, zoo.fold(model) if fold and target.folded else model, path, example, entry)
-    )
+    typer.echo(target.export(spec.input_kind, model, path, example, entry))
 
 
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the authors' RescaleNet code (.pth).")],
-    name: Annotated[str, typer.Argument(help="The net of ours that it is of, e.g. rescalenet50.")],
+    name: Annotated[str, typer.Argument(help="Name of the same net in this zoo, e.g. rescalenet50.")],
     out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
     classes: Annotated[Path | None, typer.Option(help="Text file with a class name on each line.")] = None,
 ) -> None:
-    """Turn a checkpoint of the authors' code into weights of this zoo (ImageNet input assumed)."""
+    """Convert a checkpoint of the authors' code to weights of this zoo (ImageNet input assumed)."""
     import torch
 
     import zoo
@@ -251,16 +241,17 @@ def convert_fairseq(
     dictionary: Annotated[list[Path], typer.Option(help="dict.txt; twice for a source's and a target's.")],
     sentencepiece: Annotated[list[Path], typer.Option(help="Sentencepiece model; twice for two.")],
 ) -> None:
-    """Turn a checkpoint of fairseq, trained on sentencepiece tokens, into weights of this zoo."""
+    """Convert a checkpoint of fairseq, trained on sentencepiece tokens, to weights of this zoo."""
     import zoo
     from zoo.convert.fairseq import from_fairseq, read_dictionary, with_vocabularies
     from zoo.text import Vocabulary
 
     source, _, target = languages.partition("-")
     if not source or not target:
-        raise UserError(f"languages {languages!r}: source-target is expected, as in en-de")
+        raise UserError(f"languages {languages!r}: must be source-target, as in en-de")
     if max(len(dictionary), len(sentencepiece)) > 2:
-        raise UserError("--dictionary and --sentencepiece: one of each, or one for the source and one for the target")
+        raise UserError("--dictionary and --sentencepiece: give one for both languages, or source and target")
+    # Given one file, both languages share it.
     vocabularies = [Vocabulary(path.read_bytes(), str(path)) for path in sentencepiece]
     symbols = [read_dictionary(path) for path in dictionary]
     both = [vocabularies[0], vocabularies[-1]]
@@ -275,7 +266,7 @@ def convert_fairseq(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures, curves and the report.")] = Path("out/demo"),
 ) -> None:
-    """Photographs, fine-tuning at batch size 2 beside BatchNorm, ONNX export, cell nuclei, a video, captions."""
+    """Run seven small jobs: photographs, fine-tuning beside BatchNorm, ONNX, cell nuclei, a video, captions."""
     from tasks.demo import run
 
     run(out)
@@ -283,8 +274,6 @@ def demo(
 
 def main() -> None:
     """Run the command line: a user's error becomes one line and exit code 1."""
-    import logging
-
     from zoo.errors import ZooError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -302,12 +291,12 @@ def main() -> None:
 
 
 def _short(value: Any) -> Any:
-    """A value for people: of a long string, such as a vocabulary, its length."""
+    """Shorten a value for people: a long string, such as a vocabulary, to its length."""
     return f"{len(value)} characters" if isinstance(value, str) and len(value) > 200 else value
 
 
 def _last_line(error: BaseException) -> str:
-    """The message; of an error that a data loading process raised, the part after its traceback."""
+    """Return the message of an error, without the traceback in front if a data loading process raised it."""
     text = str(error)
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]

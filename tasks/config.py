@@ -8,11 +8,10 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import typing
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -39,7 +38,7 @@ class ModelSection(Strict):
     name: str = Field(description="a name of zoo.list_models()")
     weights: str | None = Field(None, description="tag, name.tag or path of a safetensors file to start from")
     scheme: str | None = Field(None, description=f"{', '.join(VISION_SCHEMES)}; default: the weights' or rescale")
-    options: dict[str, Any] = Field({}, description="further options of the net and the scheme")
+    options: dict[str, Any] = Field({}, description="other options of the net and of its scheme")
 
 
 def net_info(name: str, input_kind: InputKind) -> ModelInfo:
@@ -50,8 +49,8 @@ def net_info(name: str, input_kind: InputKind) -> ModelInfo:
         input_kind: input that the task has.
 
     Raises:
-        ConfigError: a net with another input.
-        zoo.ZooError: an unknown name.
+        ConfigError: the net has another input.
+        zoo.ZooError: the name is unknown.
     """
     info = model_info(name)
     if info.input_kind != input_kind:
@@ -69,10 +68,10 @@ class SGD(Strict):
     lr: float = Field(gt=0, description="peak learning rate for the whole (global) batch")
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = Field(1e-4, ge=0, description="on weights only, never on biases, multipliers or norms")
+    weight_decay: float = Field(1e-4, ge=0, description="decay of weights; biases, multipliers and norms have none")
     multiplier_lr: float = Field(1.0, ge=0, description="factor on lr for the multipliers m_k")
     bias_lr: float = Field(1.0, ge=0, description="factor on lr for the biases initialised from data")
-    clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm to this")
+    clip_norm: float | None = Field(None, gt=0, description="limit on the norm of the whole gradient")
 
 
 class AdamW(Strict):
@@ -95,10 +94,10 @@ class ScheduleSection(Strict):
 
     @abstractmethod
     def factor(self, epoch: float, epochs: int, steps: int = 1) -> float:
-        """The learning rate over its peak.
+        """Return the ratio of the learning rate to its peak.
 
         Args:
-            epoch: fractional epoch, from 0 at the start of the run.
+            epoch: fractional epoch, 0 at the start of the run.
             epochs: epochs of the whole run.
             steps: optimizer steps of an epoch.
         """
@@ -109,9 +108,9 @@ AnySchedule = TypeVar("AnySchedule", bound=ScheduleSection)
 
 
 def register_schedule(schedule: type[AnySchedule]) -> type[AnySchedule]:
-    """Decorator that makes a schedule available to ``train.schedule``.
+    """Make a schedule available to ``train.schedule``; a decorator.
 
-    Its ``name`` is a ``Literal`` whose default is that literal.
+    The field ``name`` of the schedule is a ``Literal`` whose default is that literal.
 
     Raises:
         ValueError: another schedule has the name.
@@ -130,7 +129,7 @@ def _chosen_schedule(value: Any) -> Any:
 
 
 def _after_warmup(epoch: float, warmup_epochs: float, factor: float) -> float:
-    """The factor, or during the linear warm-up the share of the warm-up that is done."""
+    """Return the factor, or during the linear warm-up the share of the warm-up that is done."""
     return epoch / warmup_epochs if epoch < warmup_epochs else factor
 
 
@@ -168,7 +167,7 @@ class OneCycle(ScheduleSection):
 
     name: Literal["onecycle"] = "onecycle"
     up: float = Field(0.3, gt=0, lt=1)
-    start: float = Field(0.04, ge=0, le=1, description="first rate over the peak")
+    start: float = Field(0.04, ge=0, le=1, description="ratio of the first learning rate to the peak")
 
     def factor(self, epoch: float, epochs: int, steps: int = 1) -> float:
         up = self.up * epochs
@@ -214,7 +213,7 @@ class TrainSection(Strict):
     """The engine's settings."""
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1, description="of all ranks together, for one forward")
+    batch_size: int = Field(ge=1, description="samples of a forward, all ranks together")
     accumulate: int = Field(1, ge=1, description="forwards per optimizer step")
     optimizer: Optimizer
     schedule: Schedule = Cosine()
@@ -222,17 +221,20 @@ class TrainSection(Strict):
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the net")
     seed: int = Field(0, ge=0)
-    average: Average | None = Field(None, description="weights that are averaged, then evaluated and kept")
+    average: Average | None = Field(None, description="average of the weights, which is evaluated and stored")
     calibration_batches: int = Field(8, ge=1, description="batches whose means initialise the biases of a fresh net")
     calibration_samples: int = Field(
         1024, ge=1, description="limit on the samples of those batches, all ranks together; at least one batch is taken"
     )
     workers: int = Field(0, ge=0, description="data loading processes on each rank")
-    eval_every: int = Field(1, ge=1, description="epochs")
-    checkpoint_minutes: float = Field(10.0, ge=0, description="between checkpoints within an epoch; 0: after each step")
-    log_every: int = Field(50, ge=1, description="optimizer steps between records of the loss; an epoch's last is one")
+    eval_every: int = Field(1, ge=1, description="epochs between evaluations")
+    checkpoint_minutes: float = Field(
+        10.0, ge=0, description="minutes between checkpoints within an epoch; 0: one after each step"
+    )
+    log_every: int = Field(50, ge=1, description="optimizer steps between records of the loss; an epoch ends with one")
     sinks: tuple[str, ...] = Field(
-        ("tensorboard",), description="where records go besides log.jsonl: names of tasks.engine.register_sink"
+        ("tensorboard",),
+        description="destinations of records besides log.jsonl, by names of tasks.engine.register_sink",
     )
 
 
@@ -248,13 +250,13 @@ Section = TypeVar("Section", bound=Strict)
 
 
 def find_config(name: str) -> Path:
-    """The path of a config file, given as a path or as the name of a shipped recipe.
+    """Find a config file by its path, or by the name of a recipe that ships.
 
     Args:
         name: path, or name below ``configs/`` with or without ``.yaml`` (``classification/cifar10/rescalenet20``).
 
     Raises:
-        ConfigError: no such file; the message has near matches.
+        ConfigError: there is no such file; the message has near matches.
     """
     root = configs_dir()
     short = name.removeprefix("configs/").removesuffix(".yaml")
@@ -265,10 +267,10 @@ def find_config(name: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Read the mapping in a YAML file.
 
     Raises:
-        ConfigError: not YAML, or not a mapping.
+        ConfigError: the file is not YAML, or not a mapping.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -280,16 +282,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``train.epochs=3`` style changes; values are YAML (``null``, lists and numbers work).
+    """Return the content with changes of the form ``train.epochs=3``; values are YAML, such as ``null`` and lists.
 
     Raises:
-        ConfigError: an override without ``=``, with a value that is not YAML, or below a key that is not a section.
+        ConfigError: an override lacks ``=``, its value is not YAML, or it is below a key that is not a section.
     """
     content = {**content}
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals or not dotted:
-            raise ConfigError(f"override {override!r}: section.key=value is expected")
+            raise ConfigError(f"override {override!r}: must be section.key=value")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -307,7 +309,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
 
 
 def check(content: dict[str, Any], schema: type[Section], source: str) -> Section:
-    """The typed config. All keys at fault are named in one error.
+    """Return the typed config. One error names all keys at fault.
 
     Args:
         content: mapping read from the source.
@@ -315,7 +317,7 @@ def check(content: dict[str, Any], schema: type[Section], source: str) -> Sectio
         source: file or place that messages name.
 
     Raises:
-        ConfigError: unknown keys (with the nearest valid one), missing keys, wrong values.
+        ConfigError: keys are unknown (the message names the nearest valid one) or missing, or values are wrong.
     """
     try:
         return schema.model_validate(content)
@@ -324,23 +326,22 @@ def check(content: dict[str, Any], schema: type[Section], source: str) -> Sectio
 
 
 def _explain(error: Any, schema: type[Strict]) -> str:
-    """One error of pydantic in the words of the file: the dotted key, and the nearest valid one."""
+    """Describe one error of pydantic in the words of the file: the dotted key, and the nearest valid one."""
     # A location names the keys down to the fault, and behind each discriminated union the variant's tag, which is
     # not a key of the file:
-    #   ("train", "epoch")                      -> train.epoch
+    #   ("train", "epoch")                        -> train.epoch
     #   ("train", "optimizer", "sgd", "momentun") -> train.optimizer.momentun
-    location = list(error["loc"])
-    section: Any = schema
-    shown: list[str] = []
-    for part in location[:-1]:
-        section, is_key = _step(section, part)
-        if is_key:
-            shown.append(str(part))
-    key = str(location[-1]) if location else ""
-    dotted = ".".join([*shown, key])
+    *parents, key = error["loc"] or ("",)
+    keys: list[str] = []
+    sections: list[type[Strict]] = [schema]  # the section at this place, or the variants of a union
+    for part in parents:
+        tagged = [s for s in sections if len(sections) > 1 and s.model_fields["name"].default == part]
+        if not tagged:
+            keys.append(str(part))
+        sections = tagged or [v for s in sections if part in s.model_fields for v in _variants(s, part)]
+    dotted = ".".join([*keys, str(key)])
     if error["type"] == "extra_forbidden":
-        known = list(section.model_fields) if _is_section(section) else []
-        return f"unknown key {dotted!r}{suggestion(key, known)}"
+        return f"unknown key {dotted!r}{suggestion(str(key), [field for s in sections for field in s.model_fields])}"
     if error["type"] == "missing":
         return f"key {dotted!r} is missing"
     if error["type"].startswith("union_tag"):
@@ -348,32 +349,18 @@ def _explain(error: Any, schema: type[Strict]) -> str:
     return f"{dotted}={error['input']!r}: {error['msg']}"
 
 
-def _is_section(schema: Any) -> bool:
-    return isinstance(schema, type) and issubclass(schema, pydantic.BaseModel)
+def _variants(section: type[Strict], key: Any) -> list[type[Strict]]:
+    """Return the sections that a key of a section may have: one, the variants of a union, or none for a plain value."""
 
+    def sections(annotation: Any) -> list[type[Strict]]:
+        if isinstance(annotation, type) and issubclass(annotation, Strict):
+            return [annotation]
+        return [found for part in get_args(annotation) for found in sections(part)]
 
-def _step(section: Any, part: Any) -> tuple[Any, bool]:
-    """The schema below ``part`` of a location, and whether ``part`` is a key of the file.
-
-    Below a union the schema is the list of its variants: from ``TrainSection``, "optimizer" leads to
-    ``([SGD, AdamW], True)``, and from there the tag "sgd" to ``(SGD, False)``.
-    """
-    if _is_section(section) and part in section.model_fields:
-        annotation = section.model_fields[part].annotation
-        if annotation is ScheduleSection:
-            return SCHEDULES, True
-        variants = [a for a in typing.get_args(annotation) if isinstance(a, type)]
-        if any(map(_is_section, variants)):
-            return variants, True
-        return annotation, True
-    if isinstance(section, list):
-        for variant in section:
-            if _is_section(variant) and "name" in variant.model_fields and variant.model_fields["name"].default == part:
-                return variant, False
-        return section, False
-    return section, True
+    annotation = section.model_fields[key].annotation
+    return list(SCHEDULES) if annotation is ScheduleSection else sections(annotation)
 
 
 def dump(config: pydantic.BaseModel) -> str:
-    """The resolved config as YAML, in the order of the schema."""
+    """Return the resolved config as YAML, in the order of the schema."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

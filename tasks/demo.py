@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -37,16 +38,15 @@ BASELINES = {"rescale": f"{NET}.cifar10", "bn": f"{NET}.cifar10_bn"}
 
 
 def run(out: Path) -> None:
-    """Run the main job of each task on real input.
+    """Run the main job of each task on real input, and write all results and ``report.md`` into ``out``.
 
-    Photographs, fine-tuning at batch size 2 beside BatchNorm, export, cell nuclei, a video, captions.
-
-    All results, and ``report.md``, are written into ``out``.
+    The jobs are photographs, fine-tuning at batch size 2 beside BatchNorm, export, cell nuclei, a video, captions.
 
     Raises:
         UserError: the extra ``demo`` is not installed.
     """
     start = time.monotonic()
+    # The pictures are those that scikit-image and scikit-learn bring along: nothing is downloaded.
     try:
         import skimage
         from sklearn import datasets
@@ -56,6 +56,7 @@ def run(out: Path) -> None:
     photographs = [pictures / name for name in _SKIMAGE] + [Path(f) for f in datasets.load_sample_images().filenames]
     digits = out / "digits"
 
+    # Each job announces itself, and returns its lines of the report.
     report = ["# RescaleNet demo", ""]
     print_line(f"1/7 classifying photographs with {BASELINES['rescale']}")
     report += classify_photographs(photographs, out / "photographs")
@@ -75,6 +76,7 @@ def run(out: Path) -> None:
 
     report.append(f"Took {time.monotonic() - start:.0f} s.")
     write_text("\n".join(report) + "\n", out / "report.md")
+    # Print the lines of the report that contain numbers.
     for line in report:
         if line.startswith("|") or "agrees" in line or "nuclei, of" in line or "are recognised" in line:
             print_line(line)
@@ -82,7 +84,7 @@ def run(out: Path) -> None:
 
 
 def classify_photographs(photographs: Sequence[Path], out: Path) -> list[str]:
-    """Classify photographs by the CIFAR-10 net; contact sheet and JSON into ``out``.
+    """Classify photographs by the CIFAR-10 net, and write a contact sheet and JSON into ``out``.
 
     Returns:
         Lines of the report.
@@ -96,7 +98,7 @@ def classify_photographs(photographs: Sequence[Path], out: Path) -> list[str]:
     return [
         f"## Photographs, by `{weights.name}` (CIFAR-10 classes, 32 px)",
         "",
-        "The net knows ten classes; only the cat's is among them, the other pictures show what it makes of the rest.",
+        "The net knows ten classes. Of these pictures only the cat belongs to one of them.",
         "",
         "| photograph | first | second |",
         "|---|---|---|",
@@ -111,7 +113,8 @@ def fine_tune(digits: Path, out: Path) -> None:
     """Fine-tune the CIFAR-10 nets on digits, a run for each scheme in ``out/SCHEME``; earlier runs are removed."""
     for scheme, name in BASELINES.items():
         folder = out / scheme
-        _forget(folder)
+        if (folder / "config.yaml").exists():  # the run of an earlier demo, and no other folder
+            shutil.rmtree(folder)
         config = resolve(
             "classification/digits/rescalenet20",
             [f"data.root={digits}", f"output={folder}", f"model.weights={name}", f"model.scheme={scheme}"],
@@ -120,7 +123,7 @@ def fine_tune(digits: Path, out: Path) -> None:
 
 
 def compare_schemes(digits: Path, counts: Mapping[str, int], out: Path) -> list[str]:
-    """Evaluate the fine-tuned nets; confusion matrices and curves into ``out``.
+    """Evaluate the fine-tuned nets, and draw confusion matrices and curves into ``out``.
 
     Args:
         digits: folder of the digits.
@@ -151,7 +154,7 @@ def compare_schemes(digits: Path, counts: Mapping[str, int], out: Path) -> list[
 
 
 def export_digits(out: Path) -> list[str]:
-    """Export the fine-tuned rescale net to ONNX, verified; returns lines of the report."""
+    """Export the fine-tuned rescale net to ONNX, verify it, and return lines of the report."""
     model = zoo.create_model(NET, str(_last_weights(out, "rescale")))
     verified = export_onnx(zoo.fold(model), out / "rescalenet20_digits.onnx", input_size=32)
     return ["## Export", "", str(verified), ""]
@@ -162,19 +165,21 @@ def _last_weights(out: Path, scheme: str) -> Path:
 
 
 def find_nuclei(slide: Path, out: Path) -> list[str]:
-    """Boxes and masks of the nuclei in a tissue slide larger than the training images; picture and JSON into ``out``.
+    """Find the nuclei in a tissue slide larger than the training images, and write a picture and JSON into ``out``.
 
     Returns:
         Lines of the report.
     """
     from skimage.color import rgb2hed
 
-    # The net knows fluorescence (bright nuclei) and H&E; here a brown stain covers the nuclei. So: the blue one alone.
+    # The net was trained on fluorescence (bright nuclei) and H&E. In this slide a brown stain covers the nuclei, so
+    # only the blue stain is kept, and shown bright on dark.
     stain = rgb2hed(np.asarray(Image.open(slide).convert("RGB")))[..., 0]
     low, high = np.percentile(stain, (30, 99.7))
     grey = Image.fromarray((255 * np.clip((stain - low) / (high - low), 0, 1)).round().astype(np.uint8))
     picture = out / "input" / "haematoxylin.png"
     atomic_write(picture, lambda path: grey.save(path, format="PNG"))
+    # Detect in tiles of the size of the training images; loading the net does not count as time.
     entry = zoo.get_weights(DETECTOR)
     model = load_model(entry)
     start = time.monotonic()
@@ -197,18 +202,14 @@ MOTIONS = ("horizontal", "vertical", "circular")
 
 
 def render_shapes(path: Path, seconds: float = 4.0, rate: int = 16) -> None:
-    """A video in which an orange triangle moves in each of ``MOTIONS`` for some seconds, 128 px."""
+    """Render a video of 128 px in which an orange triangle moves in each of ``MOTIONS`` for some seconds."""
     count = round(seconds * rate)
 
-    def place(t: int) -> tuple[float, float]:
+    def draw(t: int) -> np.ndarray:
         angle = 2 * np.pi * (t % count) / (2.2 * rate)
         motion = MOTIONS[t // count]
         x = 64 + 40 * np.cos(angle) if motion != "vertical" else 64
         y = 64 + 40 * np.sin(angle) if motion != "horizontal" else 64
-        return float(x), float(y)
-
-    def draw(t: int) -> np.ndarray:
-        x, y = place(t)
         image = Image.new("RGB", (128, 128))
         corners = [(x + 15 * np.sin(a), y - 15 * np.cos(a)) for a in (0, 2 * np.pi / 3, 4 * np.pi / 3)]
         ImageDraw.Draw(image).polygon(corners, fill=(230, 120, 20))
@@ -218,7 +219,7 @@ def render_shapes(path: Path, seconds: float = 4.0, rate: int = 16) -> None:
 
 
 def watch_shapes(out: Path) -> list[str]:
-    """A video rendered here, its timeline and an annotated copy into ``out``.
+    """Classify a video that is rendered here, and write its timeline and an annotated copy into ``out``.
 
     Returns:
         Lines of the report.
@@ -226,7 +227,7 @@ def watch_shapes(out: Path) -> list[str]:
     video, entry = out / "input" / "triangle.mp4", zoo.get_weights(VIDEO)
     render_shapes(video)
     (found,), _ = classify_videos(load_model(entry), entry, [video], window=2.0, step=0.5, annotate=True, out=out)
-    # a window belongs to the motion that fills it
+    # Only a window that lies within one motion has a right answer.
     inside = [w for w in found.timeline if w.begin // 4 == (w.end - 1e-6) // 4]
     right = sum(w.classes[0] == MOTIONS[int(w.begin // 4)] for w in inside)
     return [
@@ -250,7 +251,7 @@ CAPTIONS = (
 
 
 def translate_captions(out: Path) -> list[str]:
-    """Captions translated to German; where the net looked for the second into ``out``.
+    """Translate captions to German, and draw the attention for the second one into ``out``.
 
     Returns:
         Lines of the report.
@@ -263,7 +264,7 @@ def translate_captions(out: Path) -> list[str]:
     return [
         f"## Translation, by `{TRANSLATOR}` (a Transformer without LayerNorm)",
         "",
-        f"Captions to German, beam 5, in {seconds:.1f} s. It has read 28,995 captions of photographs, nothing else.",
+        f"Captions to German, beam 5, in {seconds:.1f} s. The net was trained on 28,995 captions of photographs only.",
         "",
         "| caption | German |",
         "|---|---|",
@@ -278,31 +279,22 @@ _SKIMAGE = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg", "motorcy
 
 
 def write_digits(root: Path) -> dict[str, int]:
-    """scikit-learn's digits (8x8, Optical Recognition of Handwritten Digits, UCI) as PNG folders.
+    """Write scikit-learn's digits (8x8, Optical Recognition of Handwritten Digits, UCI) as folders of PNG files.
 
-    A fifth of each class is held out. Returns the number of images in ``train`` and ``val``.
+    Returns:
+        Number of images in ``train`` and in ``val``, which has a fifth of each class.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     data = load_digits()
     indices = range(len(data.target))
-    _, held = train_test_split(indices, test_size=0.2, stratify=data.target, random_state=0)
-    held = set(held)
+    _, chosen = train_test_split(indices, test_size=0.2, stratify=data.target, random_state=0)
+    held_out = set(chosen)
     counts = {"train": 0, "val": 0}
     for i, (pixels, label) in enumerate(zip(data.images, data.target, strict=True)):
-        split = "val" if i in held else "train"
+        split = "val" if i in held_out else "train"
         image = Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
-
-        def save(path: Path, image: Image.Image = image) -> None:
-            image.save(path, format="PNG")
-
-        atomic_write(root / split / str(label) / f"{i:04}.png", save)
+        atomic_write(root / split / str(label) / f"{i:04}.png", functools.partial(image.save, format="PNG"))
         counts[split] += 1
     return counts
-
-
-def _forget(folder: Path) -> None:
-    """Remove an earlier demo's run, and nothing else."""
-    if (folder / "config.yaml").exists():
-        shutil.rmtree(folder)

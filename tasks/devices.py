@@ -14,26 +14,26 @@ from tasks.errors import TrainingError
 
 
 def best_device() -> torch.device:
-    """The machine's accelerator, or the CPU."""
+    """Return the machine's accelerator, or the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def process_state() -> PartialState:
-    """This process's rank, the number of processes and the device, also before there is an Accelerator."""
-    # Without ``cpu`` it ignores torchrun on machines without accelerators, as an Accelerator does.
+    """Return this process's rank, the number of processes and the device, also before an Accelerator exists."""
+    # Without ``cpu``, PartialState and Accelerator ignore torchrun on machines without accelerators.
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def make_accelerator(**settings: Any) -> Accelerator:
-    """An Accelerator whose batches are split over the ranks, on the machine's accelerator or the CPU.
+    """Make an Accelerator whose batches are split over the ranks, on the machine's accelerator or the CPU.
 
     Args:
-        settings: further arguments of ``Accelerator``.
+        settings: other arguments of ``Accelerator``.
 
     Raises:
         TrainingError: the device lacks the precision, or Accelerate does not see the processes torchrun launched.
     """
-    AcceleratorState._reset_state()  # else the precision of an earlier run in this process stays
+    AcceleratorState._reset_state()  # otherwise the precision of an earlier run in this process stays
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # see process_state

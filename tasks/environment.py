@@ -14,7 +14,7 @@ DISTRIBUTION = "rescalenet-zoo"
 
 
 def describe_environment() -> list[str]:
-    """Lines of ``name: value``."""
+    """Return lines of the form ``name: value``."""
     device = best_device()
     cuda = torch.version.cuda or "not in this build"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -38,7 +38,7 @@ def _version(package: str) -> str:
 
 
 def _optional_packages() -> list[str]:
-    """The packages of this one's extras, without those for developers."""
+    """Return the packages of this distribution's extras, without those for developers."""
     try:
         listed = requires(DISTRIBUTION) or []
     except PackageNotFoundError:  # run from a folder, not installed

@@ -13,15 +13,13 @@ class DataError(UserError):
     """Data that is missing or cannot be read."""
 
 
+class TrainingError(UserError):
+    """A run that cannot start or continue; its checkpoints are intact."""
+
+
 def dead_worker(error: BaseException) -> str | None:
-    """The message where torch reports that a data loading process died; None for other errors."""
+    """Return the message where torch reports that a data loading process died; None for other errors."""
     if not isinstance(error, RuntimeError) or "DataLoader worker" not in str(error):
         return None
     reason = str(error).splitlines()[0].rstrip(". ")
-    return (
-        f"a data loading process died ({reason}), often for want of memory: fewer workers or smaller samples need less"
-    )
-
-
-class TrainingError(UserError):
-    """A run that cannot start or go on; its checkpoints are intact."""
+    return f"a data loading process died ({reason}), often for lack of memory: use fewer workers, or smaller samples"

@@ -14,12 +14,12 @@ Content = TypeVar("Content")
 
 
 def configs_dir() -> Path:
-    """The folder of the configs that ship, in a checkout as in a wheel."""
+    """Return the folder of the configs that ship, in a checkout as in a wheel."""
     return Path(str(resources.files("zoo._configs").joinpath("README.md"))).parent
 
 
 def find_file(name: str, shipped: str | None = None) -> Path | None:
-    """The file ``name``, or else the one that ships as ``shipped`` (by default ``name``) below ``configs/``."""
+    """Find the file ``name``, or else the one that ships as ``shipped`` (by default ``name``) below ``configs/``."""
     for path in (Path(name), configs_dir() / (shipped or name).removeprefix("configs/")):
         if path.is_file():
             return path
@@ -27,19 +27,19 @@ def find_file(name: str, shipped: str | None = None) -> Path | None:
 
 
 def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> list[Path]:
-    """The files named, and all with one of the endings below the folders named, in order.
+    """Find the given files, and those with one of the endings below the given folders, in order.
 
     Args:
         paths: files and folders.
         endings: file endings in lower case, as ``.png``.
-        what: plural noun for messages.
+        what: plural noun of the files, for messages.
 
     Raises:
         UserError: no path is given.
-        DataError: a path that does not exist, or no files at all.
+        DataError: a path does not exist, or there are no files.
     """
     if not paths:
-        raise UserError("no input: name pictures or videos, or folders of them")
+        raise UserError("no input: give pictures or videos, or folders of them")
     found: list[Path] = []
     for name in paths:
         path = Path(name)
@@ -60,7 +60,7 @@ class Opened(NamedTuple, Generic[Content]):
     Attributes:
         path: path of the file.
         stem: name without ending for its results, different from those of all files before it.
-        content: what was read.
+        content: content of the file, as ``read`` returned it.
     """
 
     path: Path
@@ -76,7 +76,7 @@ def read_each(
     unit: str = "images",
     quiet_up_to: int = 4,
 ) -> Iterator[Opened[Content]]:
-    """The files that can be read, in order.
+    """Yield the files that can be read, in order.
 
     Args:
         files: paths to read.
@@ -87,7 +87,7 @@ def read_each(
     """
     stems: set[str] = set()
     with Progress(len(files), 0, 1, unit=unit, enabled=len(files) > quiet_up_to) as progress:
-        for place, path in enumerate(files, 1):
+        for number, path in enumerate(files, 1):
             try:
                 content = read(path)
             except DataError as error:
@@ -95,18 +95,18 @@ def read_each(
             else:
                 stem = path.stem
                 while stem in stems:
-                    stem = f"{stem}_{place}"
+                    stem = f"{stem}_{number}"
                 stems.add(stem)
-                yield Opened(path, stem, content)  # the caller's work on it counts as progress too
-            progress.step(place)
+                yield Opened(path, stem, content)  # the rate includes the caller's work on the file
+            progress.step(number)
 
 
 def report_unread(failed: Mapping[str, str], total: int) -> None:
-    """Print which of ``total`` files could not be read.
+    """Print the reason for each file that could not be read, and their number.
 
     Args:
         failed: mapping from file to reason.
-        total: number of files.
+        total: number of files that were to be read.
     """
     for reason in failed.values():
         print_line(f"skipped: {reason}")

@@ -1,4 +1,4 @@
-"""Reading pictures: any mode and orientation to RGB, or one clear line."""
+"""Images from files: every mode and orientation becomes RGB, or the error names the file."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ EXTENSIONS = datasets.folder.IMG_EXTENSIONS
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """The images among the files and folders named; see ``tasks.files.find_files``."""
+    """Find the images among the given files and folders; see ``tasks.files.find_files``."""
     return find_files(paths, EXTENSIONS, "images")
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The image in RGB, turned as its EXIF orientation says. Arguments and errors as ``decode_image``'s."""
+    """Read an image in RGB, turned to its EXIF orientation; see ``decode_image``."""
     return decode_image(path, str(path))
 
 
 class Pixels:
-    """Images by index as uint8 tensors (3, H, W), decoded when asked for.
+    """Images by index as uint8 tensors (3, H, W), decoded at the first access or at every access.
 
     Args:
         read: function from an index to the image.
@@ -50,16 +50,16 @@ class Pixels:
 
 
 def decode_image(source: str | Path | BinaryIO, name: str, size: tuple[int, int] | None = None) -> Image.Image:
-    """The image in RGB, turned as its EXIF orientation says. 16-bit grey is scaled to 8 bits (65535 is white).
+    """Decode an image to RGB, turned to its EXIF orientation. 16-bit grey is scaled to 8 bits (65535 is white).
 
     Args:
         source: path of a file, or its content.
         name: name of the image in errors.
-        size: width and height that annotations were made for. Where the orientation would swap them against this,
-            the image stays as it is stored.
+        size: width and height that annotations were made for; None: any size. The image is not turned where it has
+            this size as it is stored and another one when turned.
 
     Raises:
-        DataError: missing, not an image that can be decoded, or not of ``size``.
+        DataError: the image is missing, cannot be decoded, or is not of ``size``.
     """
     try:
         with Image.open(source) as image:
@@ -68,8 +68,8 @@ def decode_image(source: str | Path | BinaryIO, name: str, size: tuple[int, int]
                 turned = image
             if size is not None and turned.size != size:
                 raise DataError(
-                    f"{name}: is {turned.width} x {turned.height} pixels, the annotations say {size[0]} x {size[1]}; "
-                    "replace the image or correct the annotations"
+                    f"{name}: the image has {turned.width} x {turned.height} pixels, the annotations are for "
+                    f"{size[0]} x {size[1]}; replace the image or correct the annotations"
                 )
             return _rgb(turned, name)
     except FileNotFoundError:

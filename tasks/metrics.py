@@ -16,7 +16,7 @@ from zoo.errors import suggestion
 
 @dataclass
 class ClassCounts:
-    """The counts from which all metrics of a classifier follow.
+    """Counts from which all metrics of a classifier follow.
 
     Attributes:
         confusion: (classes, classes) counts; rows are true classes, columns predictions.
@@ -28,18 +28,18 @@ class ClassCounts:
 
     @classmethod
     def zero(cls, classes: int) -> ClassCounts:
-        """Counts before the first sample."""
+        """Return the counts before the first sample."""
         return cls(torch.zeros(classes, classes, dtype=torch.int64), 0)
 
     def add(self, scores: Tensor, labels: Tensor) -> None:
-        """Count samples: scores (N, classes) and labels (N,), on any device."""
+        """Count N samples with scores (N, classes) and labels (N,), on any device."""
         classes = len(self.confusion)
         best, labels = scores.topk(min(5, classes)).indices.cpu(), labels.cpu()  # (N, k), (N,)
         self.confusion += torch.bincount(labels * classes + best[:, 0], minlength=classes**2).view(classes, classes)
         self.top5 += int((best == labels[:, None]).any(1).sum())
 
     def metrics(self) -> dict[str, float]:
-        """top1, top5 and mean per-class accuracy in percent, and the number of images."""
+        """Return top1, top5 and mean per-class accuracy in percent, and the number of images."""
         count = int(self.confusion.sum())
         return {
             "top1": 100 * float(self.confusion.diagonal().sum()) / count,
@@ -49,17 +49,17 @@ class ClassCounts:
         }
 
     def macro_f1(self) -> float:
-        """The mean F1 of the classes that occur or are predicted, in percent."""
+        """Return the mean F1 of the classes that occur or are predicted, in percent."""
         hits = self.confusion.diagonal().double()
         f1 = 2 * hits / (self.confusion.sum(0) + self.confusion.sum(1))  # NaN for classes that never occur
         return 100 * float(f1.nanmean())
 
     def per_class(self) -> Tensor:
-        """(classes,) recall of each class; NaN for classes without samples."""
+        """Return the recall of each class, (classes,); NaN for classes without samples."""
         return self.confusion.diagonal().double() / self.confusion.sum(1)
 
     def table(self, classes: Sequence[str], unit: str = "images") -> list[dict[str, Any]]:
-        """A row for each class: its number of ``unit``, recall, precision, and the class it is most often taken for."""
+        """Return a row for each class: number of ``unit``, recall, precision, most frequent wrong prediction."""
         rows = []
         predicted = self.confusion.sum(0)
         for i, name in enumerate(classes):
@@ -80,10 +80,10 @@ class ClassCounts:
 
 
 def class_numbers(names: Sequence[str], weights: zoo.Weights) -> list[int]:
-    """The number that each class of a set has among those of weights.
+    """Return the number of each class of a set among the classes of weights.
 
     Raises:
-        DataError: a class that the weights do not know.
+        DataError: the weights lack a class of the set.
     """
     index = {name: i for i, name in enumerate(weights.classes)}
     for name in names:

@@ -24,7 +24,10 @@ Side = Annotated[int, typer.Option(min=1, help="Side of the input, in pixels; de
 
 
 def takes_task_options(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that gives a function the options of all tasks for ``command``, by keyword, None if not given."""
+    """Return a decorator that adds the options of all tasks for ``command`` to a function.
+
+    The function receives them by keyword, None for those that the user did not give.
+    """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -42,7 +45,7 @@ def takes_task_options(command: str) -> Callable[[Callable[..., None]], Callable
 
 
 def parameters_of(command: str) -> list[inspect.Parameter]:
-    """The options that tasks declare for a command, as parameters that typer understands."""
+    """Return the options that tasks declare for a command, as parameters that typer understands."""
     declared: dict[str, dict[str, Any]] = {}  # option -> task -> default
     hints: dict[str, Any] = {}
     specs = task_specs()
@@ -56,19 +59,19 @@ def parameters_of(command: str) -> list[inspect.Parameter]:
 
 
 def _parameter(name: str, hint: Any, defaults: Mapping[str, Any], *, everyone: bool) -> inspect.Parameter:
-    """One option. Its default is None, so that an option which is given can be told from one which is not.
+    """Make the parameter of one option. Its default is None, which distinguishes a missing option from a given one.
 
     Args:
         name: name of the field.
-        hint: ``Annotated[type, typer.Option(...)]``, or that or None.
-        defaults: mapping from each task that declares it to its default.
-        everyone: whether all tasks declare it.
+        hint: ``Annotated[type, typer.Option(...)]``, or its union with None.
+        defaults: mapping from each task that declares the option to its default.
+        everyone: whether all tasks declare the option.
     """
     (annotated,) = (part for part in (hint, *get_args(hint)) if get_origin(part) is Annotated)
     kind, declaration = get_args(annotated)
     info = copy(declaration)
     if kind is bool:
-        info.param_decls = (f"--{name.replace('_', '-')}",)  # without --no-...
+        info.param_decls = (f"--{name.replace('_', '-')}",)  # by default typer adds --no-...
     shown = {task: value for task, value in defaults.items() if value is not None and value is not False}
     if shown:
         values = set(shown.values())

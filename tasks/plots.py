@@ -1,4 +1,4 @@
-"""Pictures: training curves, confusion matrix, contact sheet."""
+"""Pictures: training curves, confusion matrix, contact sheet, timeline, detected objects."""
 
 from __future__ import annotations
 
@@ -11,17 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tasks.engine.records import EpochRecord, StepRecord, read_log, read_records
+from tasks.engine.records import EpochRecord, StepRecord, read_records
+from tasks.engine.records import read_log as read_log  # its place in 0.1.0
 from zoo.files import atomic_write
-
-__all__ = [  # with read_log, which was defined here
-    "confusion_matrix",
-    "contact_sheet",
-    "curves",
-    "draw_instances",
-    "read_log",
-    "timeline",
-]
 
 
 def _figure(width: float, height: float) -> Any:
@@ -46,6 +38,7 @@ def curves(log: Path | dict[str, Path], path: Path, metric: str) -> None:
         metric: metric of the epoch records.
     """
     runs = {"": log} if isinstance(log, Path) else log
+    # Plot the loss on the left and the metric on the right.
     figure = _figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     for name, file in runs.items():
@@ -57,6 +50,7 @@ def curves(log: Path | dict[str, Path], path: Path, metric: str) -> None:
             left.plot(*zip(*steps, strict=True), label=name or None, linewidth=1)
         if epochs:
             right.plot(*zip(*epochs, strict=True), label=name or None, marker="o", markersize=3)
+    # Label the axes.
     left.set(xlabel="step", ylabel="training loss")
     right.set(xlabel="epoch", ylabel=metric)
     right.xaxis.get_major_locator().set_params(integer=True)
@@ -68,7 +62,7 @@ def curves(log: Path | dict[str, Path], path: Path, metric: str) -> None:
 
 
 def confusion_matrix(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
-    """Row-normalised confusion matrix; counts are written in where they are readable."""
+    """Draw a row-normalised confusion matrix, with counts and class names where they are readable."""
     count = len(classes)
     side = min(max(4.0, 0.5 * count + 2), 16)
     figure = _figure(side, side)
@@ -89,7 +83,7 @@ def confusion_matrix(confusion: Tensor, classes: Sequence[str], path: Path) -> N
 
 
 def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:
-    """Small pictures in a grid with a caption below each."""
+    """Draw small pictures in a grid, each under its caption."""
     columns = min(5, len(images))
     rows = -(-len(images) // columns)
     figure = _figure(2.4 * columns, 2.8 * rows)
@@ -114,7 +108,7 @@ class Scored(Protocol):
 
 
 def timeline(windows: Sequence[Scored], path: Path, *, limit: int = 6) -> None:
-    """Scores over time of the classes that are highest somewhere, at most ``limit`` of them."""
+    """Draw the scores over time of the ``limit`` classes with the highest peaks."""
     peaks: dict[str, float] = {}
     for window in windows:
         for name, score in zip(window.classes, window.scores, strict=True):
@@ -142,25 +136,33 @@ class Drawable(Protocol):
 
 
 def draw_instances(image: Image.Image, instances: Sequence[Drawable], path: Path) -> None:
-    """A copy of the picture with masks, boxes and labels; the best ones are drawn last, on top."""
-    scale = max(1, round(512 / max(image.size)))  # small pictures are enlarged, or their labels would hide them
+    """Draw masks, boxes and labels into a copy of a picture; the best ones are drawn last, on top.
+
+    Args:
+        image: picture.
+        instances: objects in the picture, best first.
+        path: PNG file to write.
+    """
+    scale = max(1, round(512 / max(image.size)))  # in small pictures the labels would cover the objects
     pixels = np.asarray(image.convert("RGB")).astype(np.float32)
     colours = [
         tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 1.0))
         for i in range(len(instances))
     ]
     worst_first = list(zip(instances, colours, strict=True))[::-1]
+    # Blend the masks into the pixels (H, W, 3).
     for instance, colour in worst_first:
         if instance.mask is not None and instance.mask.size:
             x, y = instance.corner
             part = pixels[y : y + instance.mask.shape[0], x : x + instance.mask.shape[1]]
             part[instance.mask] = 0.55 * part[instance.mask] + 0.45 * np.asarray(colour, dtype=np.float32)
+    # Draw boxes and labels into the enlarged copy.
     drawn = Image.fromarray(pixels.round().astype(np.uint8)).resize((image.width * scale, image.height * scale))
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=11)
     for instance, colour in worst_first:
         box = [scale * value for value in instance.box]
         pen.rectangle(box, outline=colour, width=1)
         text = f"{instance.label} {instance.score:.0%}"
-        if pen.textlength(text, font=font) <= box[2] - box[0]:  # else it would cover its neighbours
+        if pen.textlength(text, font=font) <= box[2] - box[0]:  # a longer text would cover the neighbours
             pen.text((box[0] + 2, box[1]), text, fill=colour, font=font)
     atomic_write(path, lambda temporary: drawn.save(temporary, format="PNG"))

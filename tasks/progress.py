@@ -19,7 +19,7 @@ def print_line(message: str) -> None:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
+    """Format seconds as 1:02:03 or 2:03."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
@@ -29,7 +29,7 @@ class Progress:
     """The display of progress over a number of steps, as a context.
 
     Args:
-        total: steps in all.
+        total: number of all steps.
         done: steps done before this process began.
         items: mean number of items of a step, for the rate.
         unit: name of the items.
@@ -54,10 +54,10 @@ class Progress:
             self.bar.stop()
 
     def step(self, done: int, **shown: object) -> None:
-        """Show that ``done`` steps are done.
+        """Update the display.
 
         Args:
-            done: steps done, those before this process included.
+            done: steps done, including those before this process began.
             shown: values to print in front of the rate.
         """
         if not self.enabled:
@@ -76,6 +76,6 @@ class Progress:
             print_line(text)
 
     def message(self, text: str) -> None:
-        """Print a line above the bar, where it stays."""
+        """Print a line that stays above the bar."""
         if self.enabled:
             print_line(text)

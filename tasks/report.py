@@ -14,7 +14,7 @@ SHEET_LIMIT = 60  # pictures on a contact sheet
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation gives: metrics by name, and the lines that report it."""
+    """The result of an evaluation: metrics by name, and the lines that report it."""
 
     metrics: Mapping[str, float]
     lines: list[str]
@@ -29,7 +29,7 @@ class Classified(Protocol):
 
 
 def class_lines(table: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], unit: str) -> list[str]:
-    """A line for each class, with its number of ``unit``, and one for the metrics.
+    """Format a line for each class, with its number of ``unit``, and one for the metrics.
 
     Args:
         table: rows of ``ClassCounts.table``.
@@ -44,12 +44,18 @@ def class_lines(table: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]
 
 
 def prediction_line(found: Classified) -> str:
-    """A file's classes with their scores, in one line."""
+    """Format a file's classes with their scores in one line."""
     return f"{found.file}: " + ", ".join(f"{k} {s:.1%}" for k, s in zip(found.classes, found.scores, strict=True))
 
 
 def best_classes(scores: Any, classes: Sequence[str], top: int) -> tuple[list[str], list[float]]:
-    """The ``top`` classes of highest score, best first, and their scores: scores (classes,)."""
+    """Return the ``top`` classes of highest score, best first, and their scores.
+
+    Args:
+        scores: score of each class, (classes,).
+        classes: names of the classes.
+        top: number of classes to return.
+    """
     values, order = scores.topk(min(top, len(classes)))
     return [classes[i] for i in order.tolist()], values.tolist()
 
@@ -69,6 +75,6 @@ class Sheet:
             self.captions.append(f"{found.classes[0]} {found.scores[0]:.0%}\n{Path(found.file).name[:28]}")
 
     def write(self, path: Path) -> None:
-        """Write the PNG file; nothing without pictures."""
+        """Write the PNG file, unless there are no pictures."""
         if self.pictures:
             contact_sheet(self.pictures, self.captions, path)

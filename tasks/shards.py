@@ -1,4 +1,4 @@
-"""Each rank's part of a list of work, and the results of all ranks in the list's order.
+"""Each rank's part of a list of samples, and the results of all ranks in the list's order.
 
 Evaluation needs no batches of equal size, so each rank takes its own part and no sample is repeated to fill a batch.
 """
@@ -8,33 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 
 Found = TypeVar("Found")
 
 
-class Ranks(Protocol):
-    """The processes of a run: an ``Accelerator`` or a ``PartialState``."""
-
-    @property
-    def process_index(self) -> int:
-        """Number of this process."""
-
-    @property
-    def num_processes(self) -> int:
-        """Number of all processes."""
+Ranks: TypeAlias = Accelerator | PartialState  # the processes of a run, and the number of this one
 
 
 def own_part(count: int, ranks: Ranks) -> range:
-    """The numbers below ``count`` that are this rank's: each ``num_processes``-th."""
+    """Return the numbers below ``count`` that this rank processes: each ``num_processes``-th."""
     return range(ranks.process_index, count, ranks.num_processes)
 
 
 def own_batch_size(batch_size: int, ranks: Ranks) -> int:
-    """This rank's share of a batch of all ranks together, at least 1."""
+    """Return this rank's share of a batch of all ranks together, at least 1."""
     return max(1, batch_size // ranks.num_processes)
 
 
@@ -46,7 +38,7 @@ def own_loader(
     workers: int = 0,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
-    """Batches of this rank's part of a data set, in its order.
+    """Load this rank's part of a data set in batches, in its order.
 
     Args:
         data: map-style data set with a length.
@@ -60,22 +52,22 @@ def own_loader(
 
 
 def as_list(samples: list[Any]) -> list[Any]:
-    """Samples as they are: a collate function for those of different shapes."""
+    """Return the samples as they are: a collate function for samples of different shapes."""
     return samples
 
 
 def gather_in_order(found: Mapping[int, Found]) -> list[Found]:
-    """The results of all ranks in the order of their numbers, on every rank.
+    """Gather the results of all ranks on every rank, in the order of the samples' numbers.
 
     Args:
-        found: mapping from a work item's number to its result, of this rank's items.
+        found: mapping from the number of each of this rank's samples to its result.
     """
     pairs: Sequence[tuple[int, Found]] = gather_object(list(found.items()))
     return [result for _, result in sorted(pairs, key=itemgetter(0))]
 
 
 def chunks(items: Iterable[Found], size: int) -> Iterator[list[Found]]:
-    """Lists of ``size`` items, the last one of those that are left."""
+    """Yield lists of ``size`` items; the last list may be shorter."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

@@ -1,10 +1,10 @@
-"""The one table of tasks: what the command line and the engine need to know of each.
+"""The table of tasks, from which the command line and the engine learn about each task.
 
 A task is a folder ``tasks/NAME`` whose ``spec.py`` has a ``SPEC``. A package outside of this one registers its task by
 an entry point of the group ``rescalenet.tasks`` (value: ``module:SPEC``) or by ``register_task``.
 
-Specs are light: they name the modules that need torch, which are imported when they are used. So do the functions
-here, because ``rescalenet --help`` reads the table.
+``rescalenet --help`` reads the table and should not load torch. So a spec only names the modules that need torch, and
+the functions here import such modules when they run.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ class Command:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the shared code knows of a task. Strings of the form ``module:name`` are imported when they are used.
+    """Description of a task for the shared code. Strings of the form ``module:name`` are imported when they are used.
 
     Attributes:
         name: name of the task in configs.
-        input_kind: kind of input of its nets, by which export targets are chosen: see ``zoo.export``.
-        config: class of its configs.
+        input_kind: kind of input of the task's nets, which determines the export targets (``zoo.export``).
+        config: class of the task's configs.
         task: class that the engine trains, made from a config.
-        transform: class of its weights' input transform.
+        transform: class of the input transform of the task's weights.
         eval: ``(weights, data, out, workers, options) -> Evaluation``.
-        predict: ``(weights, inputs, out, options) -> bool``: whether any input could be read.
-        export: ``(weights, options) -> tuple``: the arguments of an example call of the net.
-        predict_out: default folder of what ``predict`` writes; None: it writes no files.
+        predict: ``(weights, inputs, out, options) -> bool``, which is whether any input could be read.
+        export: ``(weights, options) -> tuple``, the arguments of an example call of the net.
+        predict_out: default folder of the files that ``predict`` writes; None: it writes no files.
     """
 
     name: str
@@ -69,7 +69,7 @@ class TaskSpec:
     predict_out: Path | None = Path("out/predict")
 
     def options(self, command: str, given: Mapping[str, Any], weights: str) -> Any:
-        """The options of a command, with defaults where None or False is given.
+        """Return the options of a command, with defaults where None or False is given.
 
         Args:
             command: eval, predict or export.
@@ -77,7 +77,7 @@ class TaskSpec:
             weights: name of the weights, for messages.
 
         Raises:
-            UserError: an option that the task does not have.
+            UserError: the task does not have an option that was given.
         """
         options = getattr(self, command).options
         known = {field.name for field in dataclasses.fields(options)}
@@ -105,7 +105,7 @@ def register_task(spec: TaskSpec) -> TaskSpec:
 
 @functools.cache
 def _found() -> dict[str, TaskSpec]:
-    """The tasks of this package and of entry points."""
+    """Load the specs of this package and of entry points."""
     from importlib.metadata import entry_points
 
     specs: list[TaskSpec] = [importlib.import_module(f"tasks.{name}.spec").SPEC for name in BUILT_IN]
@@ -114,21 +114,21 @@ def _found() -> dict[str, TaskSpec]:
 
 
 def task_specs() -> dict[str, TaskSpec]:
-    """All tasks by name."""
+    """Return the specs of all tasks by name."""
     return {**_found(), **_registered}
 
 
 def load(reference: str) -> Any:
-    """The object that ``module:name`` names."""
+    """Import the object that ``module:name`` names."""
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def resolve(name: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The checked config of a file or a shipped recipe, with dotted overrides.
+    """Read the config of a file or a shipped recipe, change it by dotted overrides, and check it.
 
     Raises:
-        ConfigError: see ``tasks.config``; also a task that does not exist.
+        ConfigError: there is no such file or task, or the config is not valid (see ``tasks.config``).
     """
     from tasks import config as cfg
 
@@ -138,14 +138,14 @@ def resolve(name: str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def check(content: dict[str, object], source: str) -> RunConfig:
-    """The typed config of the task that the content names.
+    """Return the typed config of the task that the content names.
 
     Args:
         content: mapping of sections.
-        source: where it comes from, for messages.
+        source: file of the content, for messages.
 
     Raises:
-        ConfigError: a task that does not exist, or see ``tasks.config.check``.
+        ConfigError: there is no such task, or the config is not valid (see ``tasks.config.check``).
     """
     from tasks import config as cfg
 
@@ -156,22 +156,22 @@ def check(content: dict[str, object], source: str) -> RunConfig:
 
 
 def make_task(config: RunConfig) -> Task:
-    """The task of a config, its data found."""
+    """Make the task of a config, which finds its data."""
     return load(task_specs()[config.task].task)(config)
 
 
 def spec_of(entry: zoo.Weights) -> TaskSpec:
-    """The task that weights are for: the class of their input transform tells."""
+    """Return the spec of the task that weights are for, found by the class of their input transform."""
     return next(spec for spec in task_specs().values() if load(spec.transform) is type(entry.transform))
 
 
 def task_of(entry: zoo.Weights) -> str:
-    """The name of the task that weights are for."""
+    """Return the name of the task that weights are for."""
     return spec_of(entry).name
 
 
 def load_model(entry: zoo.Weights) -> Any:
-    """The net that weights are of: a ``zoo.Backbone``, a ``zoo.Transformer``, or a detector."""
+    """Load the net of weights: a ``zoo.Backbone``, a ``zoo.Transformer``, or a detector."""
     import zoo
 
     return zoo.create_model(entry.config.name, entry.name)

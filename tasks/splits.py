@@ -20,28 +20,28 @@ class SplitSection(Protocol):
 
     @property
     def holdout(self) -> str | None:
-        """The file that lists the held-out samples."""
+        """File that lists the held-out samples."""
 
 
 def read_holdout(name: str | None, known: Collection[str]) -> set[str]:
-    """The samples that ``data.holdout`` lists, one on each line.
+    """Read the names of the samples that ``data.holdout`` lists, one on each line.
 
     Args:
         name: path of the list, or of one that ships; None is an error.
         known: names of all training samples.
 
     Raises:
-        DataError: no list, or names that are not among the training samples.
+        DataError: there is no list, or it has names that are not among the training samples.
     """
     if name is None:
         raise DataError("data.split=holdout needs data.holdout, the list of held-out images")
     listed = find_file(name)
     if listed is None:
         raise DataError(f"data.holdout={name}: no such file")
-    held = set(listed.read_text(encoding="utf-8").split("\n")) - {""}
-    if unknown := sorted(held - set(known)):
+    names = set(listed.read_text(encoding="utf-8").split("\n")) - {""}
+    if unknown := sorted(names - set(known)):
         raise DataError(f"{name}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
-    return held
+    return names
 
 
 def split_sets(
@@ -52,7 +52,7 @@ def split_sets(
     load_val: Callable[[], Samples],
     select: Callable[[Callable[[str], bool]], Samples],
 ) -> tuple[Samples, Samples]:
-    """The sets to train on and to evaluate, as ``data.split`` says.
+    """Return the sets to train on and to evaluate, according to ``data.split``.
 
     Args:
         section: ``data`` section of the config.
@@ -66,8 +66,8 @@ def split_sets(
     """
     if section.split == "official":
         return train, load_val()
-    held = read_holdout(section.holdout, names)
-    return select(lambda name: name not in held), select(lambda name: name in held)
+    held_out = read_holdout(section.holdout, names)
+    return select(lambda name: name not in held_out), select(lambda name: name in held_out)
 
 
 def require_same_classes(train: Sequence[str], val: Sequence[str], where: str) -> None:
@@ -75,10 +75,10 @@ def require_same_classes(train: Sequence[str], val: Sequence[str], where: str) -
 
     Args:
         train, val: class names in order.
-        where: beginning of the message: the two sets.
+        where: names of the two sets, with which the message begins.
 
     Raises:
-        DataError: they differ.
+        DataError: the classes differ.
     """
     if tuple(train) != tuple(val):
         odd = sorted(set(train) ^ set(val))

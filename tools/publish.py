@@ -1,4 +1,4 @@
-"""From a run's folder to weights that ship: half precision, evaluated once, entered into the index.
+"""Publish a run's weights: convert them to half precision, evaluate them once, enter them into the index.
 
     python tools/publish.py RUN NAME.TAG EVALUATION --data "CIFAR-10" --licence "..." --command "..."
 
@@ -31,15 +31,15 @@ LIMIT = 12_000_000  # bytes of one file
 
 
 def evaluate(entry: zoo.Weights, evaluation: Path, **options: Any) -> dict[str, float]:
-    """The metrics of weights on an evaluation set: of videos by one clip, of translations by a beam of 5.
+    """Evaluate weights by the defaults of ``rescalenet eval``: videos by one clip, translations by a beam of 5.
 
     Args:
         entry: weights.
-        evaluation: what ``rescalenet eval`` takes.
+        evaluation: evaluation set, in the form that ``rescalenet eval`` accepts for the task.
         options: options of ``rescalenet eval``; None: not given.
 
     Raises:
-        UserError: an option that the task does not have, or a detector without ``images``.
+        UserError: the task does not have an option, or a detector is evaluated without ``images``.
     """
     spec = spec_of(entry)
     return dict(spec.eval.run(entry, evaluation, None, 0, spec.options("eval", options, entry.name)).metrics)
@@ -58,7 +58,7 @@ def publish(
     """Write ``target/NAME.TAG.safetensors`` and its log, and enter it into ``target/index.json``.
 
     Args:
-        run: folder of a finished run; its last weights are taken, not the best on the evaluation set.
+        run: folder of a finished run, whose last weights are published, not the best on the evaluation set.
         name: name of the weights, NET.TAG.
         evaluation: folder of images or videos, COCO annotations or parallel text, on which the half-precision file that
             ships is evaluated.
@@ -73,12 +73,12 @@ def publish(
     Raises:
         UserError: the run is of another net, or the file is too large.
     """
-    # 1. the run's last weights, under the name of their net
+    # Load the run's last weights, and compare their net with the name.
     source = zoo.get_weights(str(run / "checkpoints" / "last.safetensors"))
     net, _, tag = name.partition(".")
     if source.config.name != net or not tag:
         raise UserError(f"{run} is of {source.config.name}; its weights are named {source.config.name}.TAG")
-    # 2. its config, without the folders of the machine it ran on
+    # Remove the folders of the machine from the config.
     config = read_yaml(run / "config.yaml")
     data = config["data"]
     folders = [
@@ -88,7 +88,7 @@ def publish(
     ]
     for section, key in folders:
         section.pop(key, None)
-    # 3. the weights in half precision: evaluated as they ship, then written again with their metrics
+    # Write the weights in half precision, evaluate that file, and write it again with its metrics.
     model = load_model(source)
     meta: dict[str, Any] = {
         **facts,
@@ -114,10 +114,10 @@ def publish(
     save()
     meta["metrics"] = evaluate(zoo.get_weights(str(path)), evaluation, images=images, subset=subset)
     digest = save()
-    # 4. the entry in the index, and the log
+    # Copy the log, and enter the weights into the index.
     if path.stat().st_size > LIMIT:
         path.unlink()
-        raise UserError(f"{name} takes more than {LIMIT} bytes")
+        raise UserError(f"{name}: the file must be at most {LIMIT} bytes")
     shutil.copyfile(run / "log.jsonl", target / f"{name}.log.jsonl")
     index = json.loads((target / "index.json").read_text(encoding="utf-8"))
     shipped = load_model(zoo.get_weights(str(path)))  # half precision rounds: not quite the net of the run

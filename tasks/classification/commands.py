@@ -29,7 +29,7 @@ class ClassificationEvalOptions:
 def run_eval(
     entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: ClassificationEvalOptions
 ) -> Evaluation:
-    """Top-1, the table of classes, and ``metrics.json`` and ``confusion.png``."""
+    """Evaluate weights on a folder of images; writes ``metrics.json`` and ``confusion.png`` into ``out``."""
     from tasks.classification.data import folder_images
     from tasks.classification.evaluate import evaluate_weights
     from tasks.report import Evaluation, class_lines
@@ -48,7 +48,7 @@ class ClassificationPredictOptions:
 
 
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: ClassificationPredictOptions) -> bool:
-    """Print the classes of pictures; returns whether any could be read."""
+    """Print the classes of pictures, and return whether any could be read."""
     from tasks.classification.predict import classify_images
     from tasks.images import find_images
     from tasks.report import prediction_line
@@ -67,7 +67,7 @@ class ClassificationExportOptions:
 
 
 def example_inputs(entry: zoo.Weights, options: ClassificationExportOptions) -> tuple[Any, ...]:
-    """A batch of one standardised image: (1, C, H, W)."""
+    """Return a batch of one standardised image, (1, C, H, W)."""
     import torch
 
     import zoo

@@ -24,7 +24,7 @@ class RandomResizedCrop(Strict):
 
 
 class CentreCrop(Strict):
-    """No augmentation of position: what evaluation does."""
+    """Resize and crop the centre, as in evaluation."""
 
     name: Literal["centre"] = "centre"
 
@@ -38,7 +38,7 @@ class Augment(Strict):
 
 
 class DataSection(Strict):
-    """Where the images are and how they enter the net."""
+    """The images, and their size and scale at the input of the net."""
 
     source: Literal["folder", "cifar10", "cifar100"] = Field(
         "folder", description="folder: train/<class>/*.jpg trees; cifar10 and cifar100: torchvision's download"
@@ -47,7 +47,7 @@ class DataSection(Strict):
     train: str = Field("train", description="folder of the training images below root")
     val: str = Field("val", description="folder of the evaluation images below root")
     holdout: str | None = Field(
-        None, description="file with a list of training images (class/name per line) held out for tuning"
+        None, description="file with the training images that are held out for tuning, a line CLASS/NAME each"
     )
     split: Literal["official", "holdout"] = Field(
         "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
@@ -58,7 +58,7 @@ class DataSection(Strict):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     augment: Augment = Augment()
     cache: bool = Field(False, description="keep decoded images in memory")
-    eval_batch_size: int = Field(256, ge=1, description="of all ranks together")
+    eval_batch_size: int = Field(256, ge=1, description="images of a forward in evaluation, all ranks together")
 
 
 class ClassificationConfig(RunConfig):

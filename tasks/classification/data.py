@@ -21,7 +21,14 @@ from tasks.splits import require_same_classes, split_sets
 
 
 class Images:
-    """Labelled images: ``classes``, ``labels``, ``names`` and a reader by index."""
+    """Labelled images.
+
+    Args:
+        classes: names of the classes.
+        labels: number of each image's class.
+        names: name of each image.
+        read: function from an image's index to the image.
+    """
 
     def __init__(
         self, classes: Sequence[str], labels: Sequence[int], names: Sequence[str], read: Callable[[int], Image.Image]
@@ -32,7 +39,7 @@ class Images:
         return len(self.labels)
 
     def subset(self, indices: Sequence[int]) -> Images:
-        """The images at ``indices``."""
+        """Return the images at ``indices``."""
         return Images(
             self.classes,
             [self.labels[i] for i in indices],
@@ -42,13 +49,13 @@ class Images:
 
 
 def folder_images(root: Path) -> Images:
-    """An ImageFolder tree: one folder a class, classes in alphabetical order.
+    """Find the images of an ImageFolder tree: one folder a class, classes in alphabetical order.
 
     Raises:
-        DataError: no such folder, no classes, or a class without images.
+        DataError: there is no such folder, it has no classes, or a class has no images.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder; one folder of images for each class is expected there")
+        raise DataError(f"{root}: no such folder; it must contain one folder of images for each class")
     try:
         classes, to_index = datasets.folder.find_classes(str(root))
         samples = datasets.folder.make_dataset(str(root), to_index, extensions=EXTENSIONS)
@@ -65,7 +72,7 @@ def _torchvision_images(section: DataSection, train: bool) -> Images:
         data = cls(section.root, train=train, download=True)
     except Exception as error:  # torchvision raises URLError, RuntimeError, ...
         raise DataError(
-            f"{section.root}: {section.source} is not there and cannot be downloaded ({error}); "
+            f"{section.root}: {section.source} is missing and cannot be downloaded ({error}); "
             "put torchvision's files there, or use data.source=folder"
         ) from None
     names = [f"{i:05}" for i in range(len(data))]
@@ -73,10 +80,10 @@ def _torchvision_images(section: DataSection, train: bool) -> Images:
 
 
 def load_images(section: DataSection) -> tuple[Images, Images]:
-    """The training and evaluation images that the config names.
+    """Find the training and evaluation images that the config names.
 
     Raises:
-        DataError: folders, classes or held-out names that are missing or do not agree.
+        DataError: folders, classes or held-out names are missing or do not agree.
     """
     root = Path(section.root)
 
@@ -96,7 +103,7 @@ def load_images(section: DataSection) -> tuple[Images, Images]:
 
 
 class TrainSet(Dataset[tuple[Tensor, int]]):
-    """Augmented training images by (epoch, index): ((3, size, size) uint8, label)."""
+    """Augmented training images by (epoch, index): (uint8 (3, size, size), label)."""
 
     def __init__(self, images: Images, section: DataSection, seed: int) -> None:
         self.images, self.seed = images, seed
@@ -129,7 +136,7 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
 
 
 def train_transform(section: DataSection) -> v2.Transform:
-    """uint8 (3, H, W) -> augmented uint8 (3, size, size)."""
+    """Make the augmentation: uint8 (3, H, W) -> uint8 (3, size, size)."""
     crop = section.augment.crop
     steps: list[Any]
     if isinstance(crop, CentreCrop):
@@ -144,5 +151,5 @@ def train_transform(section: DataSection) -> v2.Transform:
 
 
 def eval_transform(section: DataSection) -> v2.Transform:
-    """uint8 (3, H, W) -> uint8 (3, size, size): short side to ``resize``, centre crop."""
+    """Make the transform of evaluation, resize and centre crop: uint8 (3, H, W) -> uint8 (3, size, size)."""
     return v2.Compose([v2.Resize(section.resize, antialias=True), v2.CenterCrop(section.size)])

@@ -22,7 +22,7 @@ from zoo.files import write_json
 
 
 def eval_loader(data: Dataset[Any], accelerator: Accelerator, batch_size: int, workers: int = 0) -> DataLoader[Any]:
-    """Batches of this rank's part of ``data`` (image, label); ``batch_size`` is that of all ranks together."""
+    """Load this rank's part of ``data`` (image, label); ``batch_size`` counts the images of all ranks together."""
     return own_loader(data, accelerator, own_batch_size(batch_size, accelerator), workers=workers)
 
 
@@ -34,7 +34,7 @@ def evaluate(
     *,
     inputs: Callable[[Any], Tensor],
 ) -> ClassCounts:
-    """Run the model over a set; every image counts once, on any number of ranks.
+    """Count the model's predictions on a set; every image counts once, on any number of ranks.
 
     Args:
         model: classifier, on the device.
@@ -55,7 +55,7 @@ def evaluate(
 
 
 def sum_over_ranks(counts: ClassCounts, accelerator: Accelerator) -> ClassCounts:
-    """The counts of all ranks, on every rank."""
+    """Add the counts of all ranks, on every rank."""
     flat = torch.cat([counts.confusion.flatten(), torch.tensor([counts.top5])]).to(accelerator.device)
     flat = accelerator.reduce(flat, "sum").cpu()
     return ClassCounts(flat[:-1].view_as(counts.confusion), int(flat[-1]))
@@ -75,14 +75,15 @@ def evaluate_weights(
     Args:
         model: net of the weights.
         weights: transform and class names.
-        images: set whose class names are among the weights'; it may have fewer.
+        images: set whose class names are all or some of the weights'.
         out: folder for ``metrics.json`` (with the per-class table) and ``confusion.png``.
         batch_size: images of a forward on all ranks together.
         workers: number of data loading processes.
 
     Raises:
-        DataError: a class that the weights do not know.
+        DataError: the weights lack a class of the set.
     """
+    # The set's labels, as numbers of the weights' classes.
     numbers = class_numbers(images.classes, weights)
     labels = [numbers[label] for label in images.labels]
     data = EvalSet(Images(weights.classes, labels, images.names, images.read), weights.transforms())

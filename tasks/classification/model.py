@@ -1,4 +1,4 @@
-"""Classification as the engine sees it."""
+"""The task of classification, as the engine trains it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Classification(BaseTask):
 
     Raises:
         DataError: see ``load_images``.
-        ConfigError: images smaller than the net takes (on ``build_model``).
+        ConfigError: the images are smaller than the net accepts (raised by ``build_model``).
     """
 
     metric, unit = "top1", "images"
@@ -44,9 +44,7 @@ class Classification(BaseTask):
         section = self.config.model
         info = net_info(section.name, "images")
         if self.config.data.size < info.min_size:
-            raise ConfigError(
-                f"data.size={self.config.data.size}: {section.name} needs at least {info.min_size} pixels"
-            )
+            raise ConfigError(f"data.size={self.config.data.size}: must be >= {info.min_size} for {section.name}")
         return zoo.create_model(
             section.name,
             section.weights,
@@ -65,7 +63,7 @@ class Classification(BaseTask):
         return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
 
     def inputs(self, batch: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-        """uint8 images (N, 3, H, W) -> standardised, in the run's dtype and layout."""
+        """Standardise uint8 images (N, 3, H, W), in the run's dtype and memory layout."""
         x = batch[0].to(dtype) / 255
         x = (x - self.mean.to(x)) / self.std.to(x)
         return x.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else x

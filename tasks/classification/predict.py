@@ -1,4 +1,4 @@
-"""Pictures -> classes: a list of files and folders, JSON and a contact sheet."""
+"""Classes of pictures: predictions as JSON, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zoo.files import write_json
 
 
 @dataclass
-class Prediction:
+class ClassifiedImage:
     """A picture's most likely classes, with their softmax scores, best first."""
 
     file: str
@@ -36,8 +36,8 @@ def classify_images(
     top: int = 5,
     batch_size: int = 32,
     out: Path | None = None,
-) -> tuple[list[Prediction], dict[str, str]]:
-    """Classify pictures; those that cannot be read are reported, not fatal.
+) -> tuple[list[ClassifiedImage], dict[str, str]]:
+    """Classify pictures, and report those that cannot be read.
 
     Args:
         model: net of the weights.
@@ -53,7 +53,7 @@ def classify_images(
     transform, classes = weights.transforms(), weights.classes
     device = best_device()
     model.to(device).eval()
-    predictions: list[Prediction] = []
+    predictions: list[ClassifiedImage] = []
     failed: dict[str, str] = {}
     sheet = Sheet()
 
@@ -63,13 +63,15 @@ def classify_images(
         picture.thumbnail((360, 360))  # a batch of large pictures would not fit into memory
         return pixels, picture
 
+    # Predict batch by batch, while the files are read.
     with torch.inference_mode():
         for batch in chunks(read_each(files, read, failed, quiet_up_to=batch_size), batch_size):
             inputs = torch.stack([opened.content[0] for opened in batch])  # (N, 3, size, size)
             scores = model(inputs.to(device)).softmax(1).cpu()  # (N, classes)
             for opened, row in zip(batch, scores, strict=True):
-                predictions.append(Prediction(str(opened.path), *best_classes(row, classes, top)))
+                predictions.append(ClassifiedImage(str(opened.path), *best_classes(row, classes, top)))
                 sheet.add(opened.content[1], predictions[-1])
+    # Report and write the results.
     report_unread(failed, len(files))
     if out is not None:
         content = {"weights": weights.name, "predictions": [asdict(p) for p in predictions], "failed": failed}

@@ -1,4 +1,4 @@
-"""What the shared code knows of classification."""
+"""The entry of classification in the table of tasks."""
 
 from __future__ import annotations
 

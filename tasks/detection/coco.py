@@ -391,7 +391,7 @@ def _check_images(
 
     Args:
         images: images to check.
-        files: their files.
+        files: image files of the set.
         check: "header" or "decode".
         problems: reason -> examples, to which defects are added that training cannot handle.
         notes: reason -> examples, to which the other defects are added.

@@ -33,14 +33,14 @@ class DetectionEvalOptions:
 def run_eval(
     entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: DetectionEvalOptions
 ) -> Evaluation:
-    """COCO's metrics, of all objects and of each category."""
+    """Evaluate a detector by COCO's metrics, of all objects and of each category."""
     from tasks.detection.coco import load_coco
     from tasks.detection.evaluate import all_metrics, evaluate_weights
     from tasks.progress import print_line
     from tasks.report import Evaluation
 
     if options.images is None:
-        raise UserError("evaluation of a detector needs --images, the folder or zip file of the images")
+        raise UserError("a detector's evaluation needs --images FOLDER or --images FILE.zip, which has the images")
     model = load_model(entry)
     coco = load_coco(data, options.images, masks=model.has_masks, check="header")
     for line in coco.report():
@@ -48,6 +48,7 @@ def run_eval(
     reports = evaluate_weights(
         model, entry, coco, out=out, fast=options.fast, batch_size=options.batch_size, workers=workers
     )
+    # The lines of pycocotools, then a table with a row for each category and a column for each kind.
     lines = [f"{kind}\n{report.text}" for kind, report in reports.items()]
     lines.append(f"{'category':<24}" + "".join(f"{kind:>8}" for kind in reports))
     for name in coco.names:
@@ -68,7 +69,7 @@ class DetectionPredictOptions:
 
 
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: DetectionPredictOptions) -> bool:
-    """Print the objects in pictures; returns whether any picture could be read."""
+    """Print the objects in pictures, and return whether any picture could be read."""
     from tasks.detection.predict import detect_objects
     from tasks.images import find_images
 
@@ -89,11 +90,11 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
 
 @dataclass(frozen=True)
 class DetectionExportOptions:
-    """Options of ``rescalenet export``: none."""
+    """Options of ``rescalenet export``; there are none."""
 
 
 def example_inputs(entry: zoo.Weights, options: DetectionExportOptions) -> tuple[Any, ...]:
-    """A list of three images (3, H, W) of noise in 0..1, of different sizes."""
+    """Return a list of three images (3, H, W) of noise in 0..1, of different sizes."""
     from zoo.export.onnx import noise_images
 
     return (noise_images(),)

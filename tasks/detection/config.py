@@ -14,15 +14,15 @@ class DetectorSection(Strict):
     """The detector, as ``create_detector`` takes it."""
 
     name: str = Field(description="faster_rcnn_BACKBONE_fpn or mask_rcnn_BACKBONE_fpn")
-    weights: str | None = Field(None, description="of the whole detector: tag, name.tag or path")
-    weights_backbone: str | None = Field(None, description="of the backbone alone: tag, name.tag or path")
+    weights: str | None = Field(None, description="weights of the whole detector: tag, name.tag or path")
+    weights_backbone: str | None = Field(None, description="weights of the backbone alone: tag, name.tag or path")
     scheme: str | None = Field(None, description=f"{', '.join(SCHEMES)}; default: the weights' or rescale")
-    freeze: int = Field(0, ge=0, le=5, description="how many of stem and stages stay fixed")
-    options: dict[str, Any] = Field({}, description="tasks.detection.detector.DetectorOptions")
+    freeze: int = Field(0, ge=0, le=5, description="number of levels, from the stem on, that stay fixed")
+    options: dict[str, Any] = Field({}, description="fields of tasks.detection.detector.DetectorOptions")
 
 
 class ShortSide(Strict):
-    """Short side to a size drawn from ``sizes``, long side at most ``max_size`` (multi-scale training)."""
+    """Resize the short side to a size drawn from ``sizes``, the long side to at most ``max_size``."""
 
     name: Literal["short_side"] = "short_side"
     sizes: tuple[int, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1, description="pixels")
@@ -50,17 +50,17 @@ class DataSection(Strict):
     """COCO JSON files, and folders or zip files of images."""
 
     root: str = Field(description="folder of the data set")
-    train_annotations: str = Field("annotations/instances_train2017.json", description="below root")
+    train_annotations: str = Field("annotations/instances_train2017.json", description="JSON file below root")
     train_images: str = Field("train2017", description="folder or zip below root; .zip may be left out")
-    val_annotations: str = Field("annotations/instances_val2017.json", description="below root")
+    val_annotations: str = Field("annotations/instances_val2017.json", description="JSON file below root")
     val_images: str = Field("val2017", description="folder or zip below root; .zip may be left out")
-    holdout: str | None = Field(None, description="file with a list of training file names held out for tuning")
+    holdout: str | None = Field(None, description="file with the names of training images that are held out for tuning")
     split: Literal["official", "holdout"] = Field(
         "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
     )
     empty: Literal["skip", "keep"] = Field("skip", description="training images without objects")
     check: Literal["decode", "header"] = Field(
-        "decode", description="before training: decode every image, or read sizes only (for large sets)"
+        "decode", description="check before training: decode every image, or read sizes only (for large sets)"
     )
     min_size: int = Field(800, ge=1, description="short side in evaluation, in pixels")
     max_size: int = Field(1333, ge=1, description="limit of the long side in evaluation, in pixels")
@@ -73,7 +73,7 @@ class DataSection(Strict):
     )
     cache: bool = Field(False, description="keep decoded images in memory")
     eval_batch_size: int = Field(1, ge=1, description="images of a forward in evaluation, on each rank")
-    fast_eval: bool = Field(False, description="faster-coco-eval instead of pycocotools (same figures)")
+    fast_eval: bool = Field(False, description="faster-coco-eval instead of pycocotools (same metrics)")
 
 
 class DetectionConfig(RunConfig):

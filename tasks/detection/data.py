@@ -26,10 +26,11 @@ IMAGENET_GREY = (124, 116, 104)  # ImageNet's mean in 0..255: padding that is ab
 
 
 def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
-    """The training and evaluation sets that the config names, checked; what was corrected is printed.
+    """Load and check the training and evaluation sets that the config names, and print what was corrected.
 
     Raises:
-        DataError: see ``load_coco``; sets with different categories; held-out names that are not there; no objects.
+        DataError: a set cannot be loaded (see ``load_coco``), the sets have different categories, held-out names are
+            not in the training set, or no images are left to train on.
     """
     root = Path(section.root)
 
@@ -39,6 +40,7 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
             print_line(line)
         return loaded
 
+    # Split, and check that both sets mean the same by a category's number.
     everything = load(section.train_annotations, section.train_images)
     train, val = split_sets(
         section,
@@ -49,6 +51,7 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
     )
     if (train.categories, train.names) != (val.categories, val.names):
         raise DataError(f"{train.path} and {val.path} list different categories")
+    # Leave out training images without objects, if the config does.
     if section.empty == "skip":
         count = len(train)
         train = train.subset(lambda image: bool(train.objects(image, masks=masks)))
@@ -62,7 +65,12 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
 
 
 def make_target(data: Coco, image: ImageRecord, *, masks: bool) -> Target:
-    """Boxes (N, 4) as x1, y1, x2, y2, labels (N,) from 1, masks (N, H, W) uint8 if asked for, and the image's id."""
+    """Return the N objects of an image as the target of a detector.
+
+    Returns:
+        ``boxes`` (N, 4) as x1, y1, x2, y2, ``labels`` (N,) from 1, ``image_id``, and with ``masks`` also ``masks``
+        (N, H, W) uint8.
+    """
     objects = data.objects(image, masks=masks)
     label = {category: i for i, category in enumerate(data.categories, 1)}
     size = (image.height, image.width)
@@ -107,23 +115,19 @@ class TrainSet(Dataset[tuple[Tensor, Target]]):
 
 def clean_target(target: Target) -> Target:
     """Convert to plain tensors, shrink boxes to the cropped masks, drop objects that were cropped away."""
-    boxes = target["boxes"].as_subclass(Tensor)
-    keep = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
-    masks = target.get("masks")
-    if masks is not None:
-        masks = masks.as_subclass(Tensor)
-        keep &= masks.flatten(1).amax(1) > 0
-        masks = masks[keep]
-        boxes = boxes[keep]
-        if len(masks):
-            tight = masks_to_boxes(masks)
-            tight[:, 2:] += 1  # masks_to_boxes gives the last pixel, boxes end behind it
-            low, high = torch.maximum(boxes[:, :2], tight[:, :2] - 1), torch.minimum(boxes[:, 2:], tight[:, 2:] + 1)
-            boxes = torch.cat([low, high], dim=1)
-    else:
-        boxes = boxes[keep]
-    out = {"boxes": boxes, "labels": target["labels"][keep], "image_id": target["image_id"]}
-    return out if masks is None else {**out, "masks": masks}
+    boxes = target["boxes"].as_subclass(Tensor)  # (N, 4)
+    keep = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)  # (N,)
+    if "masks" not in target:
+        return {"boxes": boxes[keep], "labels": target["labels"][keep], "image_id": target["image_id"]}
+    masks = target["masks"].as_subclass(Tensor)  # (N, H, W)
+    keep &= masks.flatten(1).amax(1) > 0
+    boxes, masks = boxes[keep], masks[keep]
+    if len(masks):
+        tight = masks_to_boxes(masks)
+        tight[:, 2:] += 1  # masks_to_boxes gives the last pixel, boxes end behind it
+        low, high = torch.maximum(boxes[:, :2], tight[:, :2] - 1), torch.minimum(boxes[:, 2:], tight[:, 2:] + 1)
+        boxes = torch.cat([low, high], dim=1)
+    return {"boxes": boxes, "labels": target["labels"][keep], "image_id": target["image_id"], "masks": masks}
 
 
 class EvalSet(Dataset[tuple[Tensor, int]]):
@@ -141,7 +145,7 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
 
 
 def train_transform(augment: Augment) -> v2.Transform:
-    """(image, target) -> augmented (image, target), at the size that enters the net."""
+    """Make the augmentation of (image, target), which ends at the size that enters the net."""
     steps: list[Any] = []
     if augment.photometric:
         steps.append(v2.RandomPhotometricDistort(p=augment.photometric))
@@ -160,5 +164,5 @@ def train_transform(augment: Augment) -> v2.Transform:
 
 
 def aspect_groups(data: Coco) -> list[int]:
-    """0 for images that are wider than tall, 1 for the others."""
+    """Return 0 for images that are wider than tall, 1 for the others."""
     return [int(image.height >= image.width) for image in data.images]

@@ -34,25 +34,25 @@ _PAPERS = {"faster": "https://arxiv.org/abs/1506.01497", "mask": "https://arxiv.
 _PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Kind (faster or mask) and backbone of a detector's name.
+def _parse_name(name: str) -> tuple[str, str]:
+    """Split a detector's name into its kind (faster or mask) and its backbone.
 
     Raises:
-        ZooError: not a detector's name, or a backbone that does not take images.
+        ZooError: the name is not a detector's, or its backbone does not take images.
     """
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ZooError(f"unknown detector {name!r}: faster_rcnn_BACKBONE_fpn and mask_rcnn_BACKBONE_fpn are known")
+        raise ZooError(f"unknown detector {name!r}: must be faster_rcnn_BACKBONE_fpn or mask_rcnn_BACKBONE_fpn")
     if (kind := zoo.model_info(match[2]).input_kind) != "images":
         raise ZooError(f"{name}: {match[2]} takes {kind}, not images")
     return match[1], match[2]
 
 
-def _options(name: str, values: dict[str, Any]) -> DetectorOptions:
-    """Checked options.
+def _check_options(name: str, values: dict[str, Any]) -> DetectorOptions:
+    """Return the checked options of a detector.
 
     Raises:
-        ZooError: an unknown option (with near matches) or a value of the wrong type.
+        ZooError: an option is unknown (the message has near matches), or a value has the wrong type.
     """
     known = [field.name for field in dataclasses.fields(DetectorOptions)]
     for key in values:
@@ -80,7 +80,7 @@ def create_detector(
     std: Sequence[float] | None = None,
     **options: Any,
 ) -> Detector:
-    """A detector by name, fresh, on a pretrained backbone, or with weights of its own.
+    """Create a detector by name: fresh, on a pretrained backbone, or with weights of its own.
 
     ``zoo.create_model`` calls this function for names of detectors.
 
@@ -98,30 +98,30 @@ def create_detector(
         options: fields of ``DetectorOptions``.
 
     Raises:
-        ZooError: unknown name or option, or one that contradicts the weights.
-        zoo.WeightsError: weights that are missing, damaged or do not fit.
+        ZooError: the name or an option is unknown, or an option contradicts the weights.
+        zoo.WeightsError: weights are missing, damaged or do not fit.
     """
-    kind, backbone = _split(name)
+    kind, backbone = _parse_name(name)
     if weights is not None and weights_backbone is not None:
         raise ZooError("weights and weights_backbone: a detector's weights contain the backbone's; give one of them")
-    # what the weights fix: options, scheme, classes and input
+    # Take from the weights: options, scheme, classes and input.
     entry = None
     source: AnyTransform = IMAGENET
     if weights is not None:
         entry = zoo.get_weights(weights, model=name)
         source, stored = entry.transform, entry.config.options
-        _options(name, {**stored, **options})  # refuses unknown options
-        known = dataclasses.asdict(_options(name, stored))
+        _check_options(name, {**stored, **options})  # unknown options come before contradictions
+        known = dataclasses.asdict(_check_options(name, stored))
         refuse_contradictions(options, known, free_options(DetectorOptions), entry.name)
         scheme = entry.scheme_for(scheme)
         options = {**stored, **options}
         num_classes = entry.config.num_classes if num_classes is None else num_classes
     elif weights_backbone is not None:
         source = zoo.get_weights(weights_backbone, model=backbone).transform
-    checked = _options(name, options)
+    checked = _check_options(name, options)
     if scheme == "frozen_bn" and checked.heads == "4conv1fc":
         raise ZooError("heads='4conv1fc' with scheme 'frozen_bn': heads have no statistics to freeze; use '2fc'")
-    # the backbone; with weights of the detector its state is loaded below
+    # Make the backbone. With weights of the detector its state is loaded below.
     if entry is None:
         net = zoo.create_model(backbone, weights_backbone, scheme=scheme, num_classes=0, **checked.body)
     else:
@@ -129,9 +129,9 @@ def create_detector(
         net = zoo.build_model(zoo.ModelConfig(backbone, scheme, 0, 3, checked.body))
     assert isinstance(net, zoo.Backbone)
     indices = _last_strides(net) if checked.out_indices is None else checked.out_indices
-    # the detector
+    # Make the detector.
     assert isinstance(source, zoo.InputTransform | DetectionTransform)
-    input = _input(source, min_size, max_size, mean, std, fixed=weights or weights_backbone)
+    input = _input_transform(source, min_size, max_size, mean, std, fixed=weights or weights_backbone)
     config = zoo.ModelConfig(
         name,
         net.config.scheme,
@@ -140,7 +140,7 @@ def create_detector(
         {**plain(options), "body": dict(net.config.options)},
     )
     if config.num_classes < 1:
-        raise ZooError(f"num_classes={config.num_classes}: must be at least 1 (the background does not count)")
+        raise ZooError(f"num_classes={config.num_classes}: must be >= 1 (the background does not count)")
     model = Detector(config, zoo.FeatureExtractor(net, indices), checked, input, masks=kind == "mask")
     if entry is not None:
         _load(model, entry)
@@ -148,7 +148,7 @@ def create_detector(
 
 
 def _load(model: Detector, entry: zoo.Weights) -> None:
-    """Load the detector's weights; other classes keep the last layers' initialization, which is logged."""
+    """Load the detector's weights. If the classes differ, the last layers stay as initialised, which is logged."""
     state, config = entry.load(), model.config
     fresh: tuple[str, ...] = ()
     if config.num_classes != entry.config.num_classes:
@@ -160,12 +160,12 @@ def _load(model: Detector, entry: zoo.Weights) -> None:
 
 
 def _last_strides(net: zoo.Backbone) -> tuple[int, ...]:
-    """The deepest level of each stride, of the last four strides."""
+    """Return the indices of the deepest level of each of the last four strides."""
     deepest = {level.reduction: i for i, level in enumerate(net.levels)}
     return tuple(deepest.values())[-4:]
 
 
-def _input(
+def _input_transform(
     source: DetectionTransform | zoo.InputTransform,
     min_size: int | None,
     max_size: int | None,
@@ -174,22 +174,22 @@ def _input(
     *,
     fixed: str | None,
 ) -> DetectionTransform:
-    """The input transform of a detector.
+    """Make the input transform of a detector.
 
     Args:
         source: transform of the weights, or the default one; its channel order stays.
-        min_size: short side that was asked for.
-        max_size: limit of the long side that was asked for.
-        mean: mean that was asked for.
-        std: standard deviation that was asked for.
+        min_size: short side, or None for the source's.
+        max_size: limit of the long side, or None for the source's.
+        mean: mean of each channel, or None for the source's.
+        std: standard deviation of each channel, or None for the source's.
         fixed: name of weights that were trained with the mean and std of ``source``; None if there are none.
 
     Raises:
-        ZooError: a mean or std that contradicts the weights.
+        ZooError: a mean or std contradicts the weights.
     """
-    for key, asked, stored in (("mean", mean, source.mean), ("std", std, source.std)):
-        if fixed is not None and asked is not None and tuple(asked) != tuple(stored):
-            raise ZooError(f"weights {fixed} were trained with {key}={stored}, not {tuple(asked)}; leave it out")
+    for key, given, stored in (("mean", mean, source.mean), ("std", std, source.std)):
+        if fixed is not None and given is not None and tuple(given) != tuple(stored):
+            raise ZooError(f"weights {fixed} were trained with {key}={stored}, not {tuple(given)}; leave it out")
     sizes = source if isinstance(source, DetectionTransform) else IMAGENET
     return DetectionTransform(
         min_size or sizes.min_size,
@@ -204,13 +204,13 @@ class DetectorFamily:
     """The detectors as a family of ``zoo``'s registry; its methods are described in ``zoo.families.Family``."""
 
     def names(self) -> list[str]:
-        """Both kinds of detectors on every registered net for images."""
+        """Return both kinds of detectors on every registered net for images."""
         nets = [name for name, spec in MODELS.items() if spec.input_kind == "images"]
         return [f"{kind}_rcnn_{net}_fpn" for kind in _PAPERS for net in nets]
 
     def info(self, name: str) -> ModelInfo:
-        """What ``zoo.model_info`` returns; the backbone's own options are given as the option ``body``."""
-        kind, backbone = _split(name)
+        """Return the ``zoo.model_info`` of a detector; the backbone's own options are given as the option ``body``."""
+        kind, backbone = _parse_name(name)
         body = zoo.model_info(backbone)
         return ModelInfo(
             name=name,
@@ -229,7 +229,7 @@ class DetectorFamily:
         )
 
     def create(self, name: str, weights: str | None = None, **options: Any) -> Detector:
-        """What ``zoo.create_model`` returns: see ``create_detector``."""
+        """Create a detector for ``zoo.create_model``; see ``create_detector``."""
         return create_detector(name, weights, **options)
 
 

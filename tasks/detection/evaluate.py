@@ -1,4 +1,4 @@
-"""COCO evaluation: the 12 figures for boxes and masks, per category, by pycocotools or faster-coco-eval."""
+"""COCO evaluation: 12 metrics of boxes and of masks, AP by category, by pycocotools or faster-coco-eval."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from zoo.files import write_json
 Kind = Literal["bbox", "segm"]
 CocoResult = dict[str, Any]  # a detection in COCO's results format
 
-# The entries of COCOeval.stats, in its order.
-FIGURES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+# Names of the entries of COCOeval.stats, in its order.
+METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
            "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")  # fmt: skip
 
 
 @dataclass
-class Report:
-    """An evaluation of boxes or masks.
+class CocoReport:
+    """COCO's metrics of boxes or masks.
 
     Attributes:
         kind: bbox or segm.
-        stats: the 12 figures, in pycocotools' order; -1 where there is no object of the size.
-        per_category: name -> AP (-1 without objects).
+        stats: values of ``METRICS``; -1 where there is no object of the size.
+        per_category: AP of each category by name; -1 without objects.
     """
 
     kind: Kind
@@ -51,15 +51,15 @@ class Report:
     per_category: dict[str, float]
 
     def metrics(self) -> dict[str, float]:
-        """box_ap, box_ap50, ... or mask_ap, ...: shares, not percent."""
+        """Return box_ap, box_ap50, ... or mask_ap, ..., as shares (not percent)."""
         prefix = "box" if self.kind == "bbox" else "mask"
-        return {f"{prefix}_{name}": value for name, value in zip(FIGURES, self.stats, strict=True)}
+        return {f"{prefix}_{name}": value for name, value in zip(METRICS, self.stats, strict=True)}
 
     @property
     def text(self) -> str:
         """pycocotools' 12 lines."""
         lines = []
-        for name, value in zip(FIGURES, self.stats, strict=True):
+        for name, value in zip(METRICS, self.stats, strict=True):
             title = "Average Precision  (AP)" if name.startswith("ap") else "Average Recall     (AR)"
             tail = name[2:].lstrip("_")
             overlap = {"50": "0.50", "75": "0.75"}.get(tail, "0.50:0.95") if name.startswith("ap") else "0.50:0.95"
@@ -69,21 +69,21 @@ class Report:
         return "\n".join(lines)
 
 
-def all_metrics(reports: Mapping[Kind, Report]) -> dict[str, float]:
-    """The metrics of boxes and masks together."""
+def all_metrics(reports: Mapping[Kind, CocoReport]) -> dict[str, float]:
+    """Return the metrics of boxes and masks together."""
     return {key: value for report in reports.values() for key, value in report.metrics().items()}
 
 
 def kinds_of(*, masks: bool) -> tuple[Kind, ...]:
-    """What is evaluated: boxes, and masks where there are any."""
+    """Return the kinds that are evaluated: boxes, and masks if there are any."""
     return ("bbox", "segm") if masks else ("bbox",)
 
 
 def categories_of(data: Coco, classes: Sequence[str], source: str) -> list[int | None]:
-    """The set's category id for each class of a detector, by name; None for classes that the set does not have.
+    """Return the set's category id of each class of a detector, found by name; None for classes that the set lacks.
 
     Raises:
-        DataError: a category that the detector does not know.
+        DataError: the detector lacks a category of the set.
     """
     ids = dict(zip(data.names, data.categories, strict=True))
     for name in data.names:
@@ -93,15 +93,15 @@ def categories_of(data: Coco, classes: Sequence[str], source: str) -> list[int |
 
 
 def to_results(output: dict[str, Tensor], image_id: int, categories: Sequence[int | None]) -> list[CocoResult]:
-    """A detector's output for one image as COCO results: boxes as x, y, width, height, masks as compressed RLE.
+    """Convert a detector's output for one image to COCO results: boxes as x, y, width, height, masks as compressed RLE.
 
     Args:
         output: boxes, labels from 1, scores and, from Mask R-CNN, masks (N, 1, H, W) of probabilities.
         categories: COCO's id of each label; detections of labels without one are left out.
     """
-    known = torch.tensor([category is not None for category in categories])[output["labels"].cpu() - 1]
+    known = torch.tensor([category is not None for category in categories])[output["labels"].cpu() - 1]  # (N,)
     output = {key: value[known.to(value.device)] for key, value in output.items()}
-    corners = output["boxes"].double().cpu()
+    corners = output["boxes"].double().cpu()  # (N, 4) as x1, y1, x2, y2
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
     labels, scores = output["labels"].tolist(), output["scores"].double().tolist()
     results: list[CocoResult] = [
@@ -127,7 +127,7 @@ def detect(
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> list[CocoResult]:
-    """Run the detector over a set, split over the ranks. Every rank gets all results, in the set's order.
+    """Run the detector over a set, split over the ranks; every rank returns all results, in the set's order.
 
     Args:
         model: detector, on the device.
@@ -140,11 +140,11 @@ def detect(
         progress: whether progress is shown.
     """
     categories = data.categories if categories is None else categories
-    place = {image.id: number for number, image in enumerate(data.images)}
+    position = {image.id: number for number, image in enumerate(data.images)}
     loader = own_loader(EvalSet(data), accelerator, batch_size, workers=workers, collate=as_list)
     training = model.training
     model.eval()
-    found: dict[int, list[CocoResult]] = {}
+    found: dict[int, list[CocoResult]] = {}  # by the image's position in the set
     show = progress and accelerator.is_main_process
     with Progress(len(loader), 0, batch_size * accelerator.num_processes, enabled=show) as bar, torch.no_grad():
         for i, samples in enumerate(loader, 1):
@@ -152,7 +152,7 @@ def detect(
             with accelerator.autocast():
                 outputs = model(images)
             for output, (_, image_id) in zip(outputs, samples, strict=True):
-                found[place[image_id]] = to_results(output, image_id, categories)
+                found[position[image_id]] = to_results(output, image_id, categories)
             bar.step(i)
     model.train(training)
     return [result for results in gather_in_order(found) for result in results]
@@ -160,8 +160,8 @@ def detect(
 
 def coco_metrics(
     data: Coco, results: list[CocoResult], kinds: Sequence[Kind], *, fast: bool = False
-) -> dict[Kind, Report]:
-    """COCO's metrics of detections against the set's annotations, with COCO's rules for crowds.
+) -> dict[Kind, CocoReport]:
+    """Compute COCO's metrics of detections against the set's annotations, with COCO's rules for crowds.
 
     Args:
         data: set with annotations.
@@ -170,8 +170,9 @@ def coco_metrics(
         fast: whether faster-coco-eval computes the metrics: the same numbers, in less time.
 
     Raises:
-        UserError: ``fast`` without faster-coco-eval.
+        UserError: ``fast`` is set, and faster-coco-eval is not installed.
     """
+    # Choose the implementation.
     if fast:
         try:
             from faster_coco_eval import COCO as coco_class
@@ -180,7 +181,8 @@ def coco_metrics(
             raise UserError("fast evaluation needs faster_coco_eval: pip install 'rescalenet-zoo[fast-eval]'") from None
     else:
         coco_class, eval_class = COCO, COCOeval
-    reports: dict[Kind, Report] = {}
+    # Evaluate each kind; both implementations print, which is not shown.
+    reports: dict[Kind, CocoReport] = {}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = _indexed(coco_class, data.ground_truth())
     for kind in kinds:
@@ -191,13 +193,14 @@ def coco_metrics(
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
+        # The AP of each category is a mean over thresholds and recalls, of all areas and with the largest limit.
         precision = np.asarray(evaluation.eval["precision"])  # (thresholds, recalls, categories, areas, limits)
         per_category = {}
         for k, name in enumerate(data.names):
             values = precision[:, :, k, 0, -1]
             values = values[values > -1]
             per_category[name] = float(values.mean()) if values.size else -1.0
-        reports[kind] = Report(kind, [float(value) for value in evaluation.stats[:12]], per_category)
+        reports[kind] = CocoReport(kind, [float(value) for value in evaluation.stats[:12]], per_category)
     return reports
 
 
@@ -209,13 +212,13 @@ def _indexed(coco_class: Any, dataset: dict[str, Any]) -> Any:
 
 
 def results_of(results: list[CocoResult], kind: Kind) -> list[CocoResult]:
-    """The part of detections that pycocotools needs for one kind: given both, it would size masks by their boxes."""
+    """Return the part of detections that one kind needs: given both, pycocotools would size masks by their boxes."""
     other = "segmentation" if kind == "bbox" else "bbox"
     return [{key: value for key, value in result.items() if key != other} for result in results]
 
 
 def _as_annotations(results: list[CocoResult], kind: Kind) -> list[dict[str, Any]]:
-    """What pycocotools' loadRes makes of ``results_of``; unlike it, this takes an empty list too."""
+    """Convert results to annotations as pycocotools' loadRes does, which does not accept an empty list."""
     annotations = []
     for i, result in enumerate(results_of(results, kind), 1):
         area = result["bbox"][2] * result["bbox"][3] if kind == "bbox" else float(rle.area(result["segmentation"]))
@@ -232,21 +235,21 @@ def evaluate_weights(
     fast: bool = False,
     batch_size: int = 1,
     workers: int = 0,
-) -> dict[Kind, Report]:
+) -> dict[Kind, CocoReport]:
     """Evaluate a detector on a set.
 
     Args:
         model: detector of the weights.
-        weights: class names, among which the set's categories are found by name; the set may have fewer.
+        weights: class names; the set's categories are all or some of them.
         data: set with annotations.
         out: folder for ``results_bbox.json`` and ``results_segm.json`` (COCO's results format) and ``metrics.json``
             (with the per-category table).
-        fast: see ``coco_metrics``.
+        fast: whether faster-coco-eval computes the metrics, see ``coco_metrics``.
         batch_size: number of images of a forward on each rank.
         workers: number of data loading processes.
 
     Raises:
-        DataError: a category that the weights do not know.
+        DataError: the weights lack a category of the set.
     """
     categories = categories_of(data, weights.classes, weights.name)
     accelerator = make_accelerator()

@@ -1,4 +1,4 @@
-"""Detection as the engine sees it."""
+"""The task of detection, as the engine trains it."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class Detection(BaseTask):
         return [image for image, _ in samples], [target for _, target in samples]
 
     def inputs(self, batch: Batch, dtype: torch.dtype) -> Batch:
-        """uint8 images -> 0..1 in the run's dtype, as are the boxes."""
+        """Scale uint8 images (3, H, W) to 0..1, and convert them and the boxes to the run's dtype."""
         images = [image.to(dtype) / 255 for image in batch[0]]
         return images, [{**target, "boxes": target["boxes"].to(dtype)} for target in batch[1]]
 
     def merge(self, batches: list[Batch]) -> list[Batch]:
-        """The batches as they are: pictures of other batches would change the padding, and so what is averaged."""
+        """Return the batches as they are: merging would change their padding, and so the means of activations."""
         return batches
 
     def calibration_forward(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:

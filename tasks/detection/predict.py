@@ -1,4 +1,4 @@
-"""Pictures -> boxes, labels and masks: JSON and drawn copies; large pictures in tiles."""
+"""Objects in pictures: boxes, labels and masks as JSON, drawn copies, and large pictures in tiles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tasks.plots import draw_instances
 from tasks.progress import print_line
 from zoo.files import write_json
 
-CLIPPED = 0.5  # a part of an object that a tile cut is dropped where this share of it lies in a whole one
+CLIPPED = 0.5  # a cut part of an object is dropped if more than this share of it lies in a kept object
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Instance:
     corner: tuple[int, int] = (0, 0)
 
     def to_json(self, width: int, height: int) -> dict[str, Any]:
-        """Label, score, box as x1, y1, x2, y2, and the mask as compressed RLE of the whole picture."""
+        """Return label, score, box as x1, y1, x2, y2, and the mask as compressed RLE of the whole picture."""
         content: dict[str, Any] = {"label": self.label, "score": self.score, "box": list(self.box)}
         if self.mask is not None:
             content["segmentation"] = full_rle(self.mask, self.corner, width, height)
@@ -55,7 +55,7 @@ class Instance:
 
 
 @dataclass
-class Prediction:
+class Detections:
     """The objects found in a picture, best first."""
 
     file: str
@@ -64,29 +64,30 @@ class Prediction:
     instances: list[Instance]
 
     def to_json(self) -> dict[str, Any]:
-        """File, size and instances."""
+        """Return file, size and instances."""
         found = [instance.to_json(self.width, self.height) for instance in self.instances]
         return {"file": self.file, "width": self.width, "height": self.height, "instances": found}
 
 
 def full_rle(mask: np.ndarray, corner: tuple[int, int], width: int, height: int) -> dict[str, Any]:
-    """Compressed RLE of a picture (height, width) that is empty but for ``mask`` at ``corner``."""
-    columns, rows = np.nonzero(mask.T)  # column by column, as RLE goes
-    places = (columns + corner[0]) * height + rows + corner[1]
-    if not len(places):
+    """Encode a picture (height, width) that is empty except for ``mask`` at ``corner`` as compressed RLE."""
+    # RLE counts the pixels of the runs of 0 and 1 in turn, column by column, and begins with 0.
+    columns, rows = np.nonzero(mask.T)
+    positions = (columns + corner[0]) * height + rows + corner[1]  # of the pixels that are 1, in order
+    if not len(positions):
         counts = [width * height]
     else:
-        breaks = np.flatnonzero(np.diff(places) > 1)
-        starts = places[np.concatenate([[0], breaks + 1])]
-        ends = places[np.concatenate([breaks, [len(places) - 1]])] + 1
+        breaks = np.flatnonzero(np.diff(positions) > 1)
+        starts = positions[np.concatenate([[0], breaks + 1])]
+        ends = positions[np.concatenate([breaks, [len(positions) - 1]])] + 1
         edges = np.stack([starts, ends], 1).flatten()
         counts = np.diff(np.concatenate([[0], edges, [width * height]])).tolist()
     encoded = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
-def instances(output: dict[str, Tensor], classes: Sequence[str], threshold: float) -> list[Instance]:
-    """A detector's output for one image (or tile) as instances with a score of at least ``threshold``."""
+def to_instances(output: dict[str, Tensor], classes: Sequence[str], threshold: float) -> list[Instance]:
+    """Convert a detector's output for one image or tile to instances with a score of at least ``threshold``."""
     found = []
     keep = output["scores"] >= threshold
     masks = (output["masks"][keep, 0] > 0.5).cpu().numpy() if "masks" in output else None
@@ -100,7 +101,7 @@ def instances(output: dict[str, Tensor], classes: Sequence[str], threshold: floa
 
 
 def _crop(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """The part of a mask that is not empty, and where it is."""
+    """Return the bounding part of a mask (H, W) that is not empty, and its upper left corner (x, y)."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return np.zeros((0, 0), dtype=bool), (0, 0)
@@ -109,7 +110,7 @@ def _crop(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def tile_corners(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin along a side: at most ``tile - overlap`` apart, the last one ending with the picture."""
+    """Return where tiles begin along a side: at most ``tile - overlap`` apart, and the last tile ends with the side."""
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
@@ -117,19 +118,19 @@ def tile_corners(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def merge_tiles(parts: Sequence[tuple[Instance, bool]], iou: float = 0.5) -> list[Instance]:
-    """One set of instances from those of overlapping tiles, in the picture's coordinates.
+    """Merge the instances of overlapping tiles, in the picture's coordinates.
 
     Of instances of one class that overlap by ``iou``, the best is kept. An instance that a tile's border cut is kept
     only if no kept one covers half of it: where tiles overlap by more than an object's size, another tile has the
     object whole.
 
     Args:
-        parts: instances, each with whether a tile's border cut it.
+        parts: pairs of an instance and whether a tile's border cut it.
         iou: intersection over union above which two instances are the same object.
     """
     boxes = torch.tensor([part.box for part, _ in parts], dtype=torch.float64).reshape(-1, 4)  # (N, 4)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)  # (N,)
-    # Whole instances come before cut ones, and each group by score: what is kept first decides.
+    # Whole instances come before cut ones, and each group by score, because kept instances exclude later ones.
     order = sorted(range(len(parts)), key=lambda i: (parts[i][1], -parts[i][0].score))
     kept: list[int] = []
     for i in order:
@@ -158,7 +159,7 @@ def detect_image(
     tile: int | None = None,
     overlap: int | None = None,
 ) -> list[Instance]:
-    """The objects in a picture, best first.
+    """Detect the objects in a picture, best first.
 
     Args:
         model: detector in eval mode, on its device.
@@ -169,29 +170,31 @@ def detect_image(
         overlap: overlap of neighbouring tiles, in pixels, more than an object's size; None: a quarter of the tile.
 
     Raises:
-        UserError: an overlap that is not less than the tile.
+        UserError: the overlap is not less than the tile.
     """
+    # A small picture goes through the net as one.
     device = next(model.parameters()).device
     pixels = v2.functional.pil_to_tensor(image).to(device).float() / 255  # (3, H, W)
     height, width = pixels.shape[-2:]
     if tile is None or max(height, width) <= tile:
         with torch.inference_mode():
-            return instances(model([pixels])[0], classes, threshold)
+            return to_instances(model([pixels])[0], classes, threshold)
+    # A large one goes through it tile by tile.
     overlap = tile // 4 if overlap is None else overlap
     if not 0 <= overlap < tile:
-        raise UserError(f"overlap={overlap}: 0 to {tile - 1} pixels, less than the tile")
+        raise UserError(f"overlap={overlap}: must be >= 0 and < tile={tile}")
     parts: list[tuple[Instance, bool]] = []
     for y in tile_corners(height, tile, overlap):
         for x in tile_corners(width, tile, overlap):
             piece = pixels[:, y : y + tile, x : x + tile]  # (3, <= tile, <= tile)
             with torch.inference_mode():
-                found = instances(model([piece])[0], classes, threshold)
+                found = to_instances(model([piece])[0], classes, threshold)
             parts += [_placed(part, x, y, (width, height), (piece.shape[-1], piece.shape[-2])) for part in found]
     return merge_tiles(parts)
 
 
 def _placed(part: Instance, x: int, y: int, picture: tuple[int, int], tile: tuple[int, int]) -> tuple[Instance, bool]:
-    """Move an instance from a tile's coordinates to the picture's; and whether a border of the tile cut it.
+    """Move an instance from a tile's coordinates to the picture's, and return whether a border of the tile cut it.
 
     Args:
         part: instance found in the tile; changed in place.
@@ -235,30 +238,31 @@ def detect_objects(
     tile: int | None = None,
     overlap: int | None = None,
     out: Path | None = None,
-) -> tuple[list[Prediction], dict[str, str]]:
-    """Find objects in pictures; those that cannot be read are reported, not fatal.
+) -> tuple[list[Detections], dict[str, str]]:
+    """Detect objects in pictures, and report those that cannot be read.
 
     Args:
         model: detector of the weights.
         weights: class names.
         files: paths of the pictures.
         threshold: lowest score that is reported.
-        tile, overlap: see ``detect_image``.
+        tile, overlap: side and overlap of tiles in pixels, see ``detect_image``.
         out: folder for ``predictions.json`` and a drawn copy of each picture.
 
     Returns:
         Predictions in the order of ``files``, and the reason for each file that could not be read.
     """
     model.to(best_device()).eval()
-    predictions: list[Prediction] = []
+    predictions: list[Detections] = []
     failed: dict[str, str] = {}
     shrunk = 0
     for path, stem, image in read_each(files, read_image, failed):
         shrunk += tile is None and max(image.size) > 2 * model.input.max_size
         found = detect_image(model, image, weights.classes, threshold=threshold, tile=tile, overlap=overlap)
-        predictions.append(Prediction(str(path), *image.size, found))
+        predictions.append(Detections(str(path), *image.size, found))
         if out is not None:
             draw_instances(image, found, out / f"{stem}.png")
+    # Report and write the results.
     report_unread(failed, len(files))
     if shrunk:
         print_line(

@@ -48,7 +48,7 @@ class DetectorOptions:
         rpn_samples: anchors that each image is trained on.
         box_samples: proposals that each image is trained on.
         proposals_train: proposals after the RPN's non-maximum suppression, in training.
-        proposals_test: the same in evaluation.
+        proposals_test: proposals after the RPN's non-maximum suppression, in evaluation.
         score_thresh: smallest score of a final box.
         nms_thresh: largest IoU of two final boxes of a class.
         detections: largest number of final boxes of an image.
@@ -65,7 +65,7 @@ class DetectorOptions:
     anchor_scale: float = 8.0
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     canonical_size: int = 224
-    # sampling and post-processing: no weight depends on them
+    # Sampling and post-processing are free to change: no weight depends on them.
     rpn_samples: int = free(256)
     box_samples: int = free(512)
     proposals_train: int = free(2000)
@@ -80,9 +80,10 @@ class DetectorOptions:
         counts = ("rpn_samples", "box_samples", "proposals_train", "proposals_test", "detections")
         for field in sizes + counts:
             if not getattr(self, field) > 0:
-                raise ZooError(f"option {field}={getattr(self, field)}: must be greater than 0")
-        if not self.mask_convs or not self.aspect_ratios or min(*self.mask_convs, *self.aspect_ratios) <= 0:
-            raise ZooError("options mask_convs and aspect_ratios: at least one value each, greater than 0")
+                raise ZooError(f"option {field}={getattr(self, field)}: must be > 0")
+        for field in ("mask_convs", "aspect_ratios"):
+            if not all(value > 0 for value in getattr(self, field) or (0,)):
+                raise ZooError(f"option {field}={getattr(self, field)}: must be one or more values > 0")
 
 
 class Standardize(GeneralizedRCNNTransform):
@@ -101,10 +102,11 @@ class Standardize(GeneralizedRCNNTransform):
         self.reverse = transform.channel_order == "BGR"
 
     def normalize(self, image: Tensor) -> Tensor:
+        """Standardise an RGB image (3, H, W), in the channel order of the transform."""
         return super().normalize(image.flip(0) if self.reverse else image)
 
     def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
-        """The image with its short side at ``min_size`` and its long side at most ``max_size``.
+        """Resize an image to a short side of ``min_size``, or less where the long side would exceed ``max_size``.
 
         Sizes are computed in integers, so that an exported net rounds as Python does.
         """
@@ -123,13 +125,13 @@ class Standardize(GeneralizedRCNNTransform):
 class Detector(GeneralizedRCNN):
     """A detector of torchvision's form.
 
-    ``model(images, targets)`` in training mode gives a dict of losses, ``model(images)`` in eval mode a list of dicts
+    ``model(images, targets)`` in training mode returns a dict of losses, ``model(images)`` in eval mode a list of dicts
     with ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of the image, ``labels`` (N,) from 1, ``scores`` (N,) and, for
     Mask R-CNN, ``masks`` (N, 1, H, W) of probabilities. Images are float RGB tensors (3, H, W) in 0..1; targets have
     ``boxes``, ``labels`` and, for Mask R-CNN, ``masks`` (N, H, W).
 
-    An image's detections do not depend on its batch-mates: in eval mode, images of different sizes go through the
-    net apart, so that none is padded to another's size.
+    An image's detections do not depend on the rest of its batch: in eval mode, images of different sizes go through the
+    net separately, so that none is padded to another's size.
 
     Attributes:
         config: name, scheme, classes and options.
@@ -155,7 +157,7 @@ class Detector(GeneralizedRCNN):
         *,
         masks: bool,
     ) -> None:
-        # backbone with its pyramid; a scheme for the layers around it only with 4conv1fc
+        # Make the backbone with its pyramid. Only with 4conv1fc do the layers around it follow the scheme.
         scheme = body.body.scheme if options.heads == "4conv1fc" else None
         backbone = BodyWithFPN(body, options.fpn_channels, plain=scheme is None)
         classes = config.num_classes + 1
@@ -164,7 +166,7 @@ class Detector(GeneralizedRCNN):
         def pool(size: int) -> MultiScaleRoIAlign:
             return MultiScaleRoIAlign(levels, size, sampling_ratio=2, canonical_scale=options.canonical_size)
 
-        # region proposals
+        # Make the region proposal network.
         anchors = AnchorGenerator(
             tuple((int(options.anchor_scale * stride),) for stride in backbone.strides),
             (options.aspect_ratios,) * len(backbone.strides),
@@ -180,7 +182,7 @@ class Detector(GeneralizedRCNN):
             post_nms_top_n={"training": options.proposals_train, "testing": options.proposals_test},
             nms_thresh=0.7,
         )
-        # heads for boxes and, for Mask R-CNN, masks
+        # Make the heads for boxes and, for Mask R-CNN, masks.
         box_head: nn.Module
         if scheme is None:
             box_head = TwoLinear(options.fpn_channels, 7, options.box_width)
@@ -227,7 +229,7 @@ class Detector(GeneralizedRCNN):
         return found
 
     def calibration_pass(self, images: Sequence[Tensor], targets: list[Target]) -> None:
-        """The forward that ``zoo.calibrate`` observes: heads on true boxes and on the RPN's first 64 proposals.
+        """Run the forward that ``zoo.calibrate`` observes: heads on true boxes and on the RPN's first 64 proposals.
 
         Args:
             images: images in the size of training.
@@ -236,7 +238,7 @@ class Detector(GeneralizedRCNN):
         self.transform.train()  # training images come in their final size
         batch, _ = self.transform(list(images))
         features = self.backbone(batch.tensors)
-        proposals, _ = self.rpn(batch, features)
+        proposals, _ = self.rpn(batch, features)  # (P, 4) for each image
         true = [target["boxes"].to(boxes) for target, boxes in zip(targets, proposals, strict=True)]
         mixed = [torch.cat([boxes, others[:64]]) for boxes, others in zip(true, proposals, strict=True)]
         heads = self.roi_heads
@@ -246,5 +248,5 @@ class Detector(GeneralizedRCNN):
             heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, positives, batch.image_sizes)))
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that take no weight decay."""
+        """Return the names of the parameters without weight decay."""
         return zoo.nets.base.no_weight_decay(self)

@@ -1,4 +1,4 @@
-"""What the shared code knows of detection."""
+"""The entry of detection in the table of tasks."""
 
 from __future__ import annotations
 

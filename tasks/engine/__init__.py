@@ -3,6 +3,7 @@
 The names below are imported when they are first used (PEP 562): ``tasks.plots`` and the data sets read small modules
 of this package, and should not load the trainer.
 """
+# ruff: noqa: F401  (``__all__`` is computed, so ruff cannot see that the imports are exports)
 
 from __future__ import annotations
 
@@ -29,31 +30,7 @@ _MODULES = {
 }
 _HOMES = {name: f"tasks.engine.{module}" for module, names in _MODULES.items() for name in names}
 
-__all__ = [
-    "BaseTask",
-    "BlocksRecord",
-    "EpochBatches",
-    "EpochRecord",
-    "EpochSampler",
-    "JsonlSink",
-    "Key",
-    "Position",
-    "Record",
-    "RunFolder",
-    "RunLog",
-    "Sink",
-    "StepRecord",
-    "Task",
-    "TensorBoardSink",
-    "Trainer",
-    "make_optimizer",
-    "mix",
-    "rate",
-    "read_log",
-    "read_records",
-    "register_sink",
-    "seed_from",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from tasks import config as cfg
 
 
 class WeightAverage:
-    """The average that ``train.average`` asks for.
+    """The average of weights that ``train.average`` chooses.
 
     Args:
         model: trained net, on its device.
@@ -42,10 +42,10 @@ class WeightAverage:
         return self.average.module
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The state of the average; None without one."""
+        """Return the state of the average; None without one."""
         return None if self.average is None else self.average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """The counterpart of ``state_dict``, of a run with the same config."""
+        """Load what ``state_dict`` returned in a run with the same config."""
         if self.average is not None and state is not None:
             self.average.load_state_dict(state)

@@ -42,7 +42,7 @@ class Record:
         Record.kinds[cls.event] = cls
 
     def as_dict(self) -> dict[str, Any]:
-        """The keys and values of the record's line, in its order."""
+        """Return the keys and values of the record's line, in its order."""
         content: dict[str, Any] = {} if self.run is None else {"run": self.run}
         content["event"] = self.event
         for each in dataclasses.fields(self):
@@ -55,7 +55,7 @@ class Record:
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> Record:
-        """The record of a line.
+        """Make the record of a line.
 
         Raises:
             KeyError, TypeError: an event that is unknown, or keys that are missing or have no place in the record.
@@ -72,7 +72,7 @@ class Record:
         return kind(**values)
 
     def scalars(self) -> Iterator[tuple[str, float]]:
-        """Tag and value of every curve that the record has a point of."""
+        """Yield tag and value of every curve that the record has a point of."""
         for key, value in self.as_dict().items():
             if isinstance(value, int | float) and key not in ("step", "epoch"):
                 yield f"{self.event}/{key}", value
@@ -128,7 +128,7 @@ class BlocksRecord(Record):
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a log.
+    """Read the records of a log.
 
     Raises:
         DataError: a line that is not a record.
@@ -143,5 +143,5 @@ def read_records(path: Path) -> list[Record]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log as they stand in its lines, see ``read_records``."""
+    """Read the records of a log as the mappings in its lines; errors as ``read_records``'s."""
     return [record.as_dict() for record in read_records(path)]

@@ -1,4 +1,4 @@
-"""What a run consists of, built step by step, and its state on disk."""
+"""The parts of a run, built step by step, and its state on disk."""
 
 from __future__ import annotations
 
@@ -52,15 +52,14 @@ class Run:
 
     def __init__(self, task: Task, *, resume: bool = False) -> None:
         self.task, self.config = task, task.config
-        train: cfg.TrainSection = self.config.train
-        self.train = train
-        check_sinks(train.sinks)
+        self.train: cfg.TrainSection = self.config.train
+        check_sinks(self.train.sinks)
         self.accelerator = self._make_accelerator()
         self.files = RunFolder(Path(self.config.output))
         state = self._read_folder(resume)
         if self.accelerator.is_main_process:
             print_line(self._describe())
-        self.dtype = torch.float64 if train.precision == "fp64" else torch.float32
+        self.dtype = torch.float64 if self.train.precision == "fp64" else torch.float32
         self.bare = self._build_model()
         self._prepare_data()
         if state is None:
@@ -74,7 +73,7 @@ class Run:
         self.saved_at = time.monotonic()
 
     def _make_accelerator(self) -> Accelerator:
-        """The accelerator with the run's precision and gradient accumulation."""
+        """Make the accelerator with the run's precision and gradient accumulation."""
         train = self.train
         accelerator = make_accelerator(
             mixed_precision=train.precision if train.precision in ("bf16", "fp16") else "no",
@@ -86,14 +85,14 @@ class Run:
         return accelerator
 
     def _describe(self) -> str:
-        """One line on device, precision, processes and torch."""
+        """Describe device, precision, processes and torch in one line."""
         device, ranks = self.accelerator.device, self.accelerator.num_processes
         name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
         processes = "1 process" if ranks == 1 else f"{ranks} processes"
         return f"device {device}{name}, precision {self.train.precision}, {processes}, torch {torch.__version__}"
 
     def _read_folder(self, resume: bool) -> dict[str, Any] | None:
-        """The state to resume from, if any."""
+        """Check the run's folder, and return the state to resume from, if any."""
         self.files.check_config(self.config, resume=resume)
         state = self.files.load_state() if resume else None
         if state is not None and state["ranks"] != self.accelerator.num_processes:
@@ -101,7 +100,7 @@ class Run:
         return state
 
     def _build_model(self) -> nn.Module:
-        """The task's model on the device, in the run's dtype and memory layout."""
+        """Make the task's model on the device, in the run's dtype and memory layout."""
         set_seed(self.train.seed)  # the initial weights are the same on every rank
         model = self.task.build_model().to(self.dtype)
         if self.train.channels_last:
@@ -172,10 +171,8 @@ class Run:
         self.files.write_config(self.config)
         return open_log(self.files.root, self.train.sinks, keep_bytes=self.at.log_bytes, step=self.at.step)
 
-    # -- state -----------------------------------------------------------------------------------
-
     def _save(self) -> None:
-        """Write the training state, after a check that it is worth keeping."""
+        """Write the training state, after a check that all weights are finite."""
         self.check_weights()
         self.saved_at = time.monotonic()
         if not self.accelerator.is_main_process:
@@ -200,6 +197,7 @@ class Run:
                 self.stop_not_finite(f"{name} has values that are not finite")
 
     def stop_not_finite(self, what: str) -> None:
+        """Raise the ``TrainingError`` of a loss or weight that is not finite; its message begins with ``what``."""
         self.log.flush()
         raise TrainingError(
             f"{self.describe_position()}: {what}; {self.files.describe_state()}. "
@@ -207,11 +205,12 @@ class Run:
         )
 
     def describe_position(self) -> str:
+        """Return the epoch and step in progress, for messages."""
         return f"epoch {self.at.epoch + 1}, step {self.at.step}"
 
 
 def count_calibration_batches(sampler: EpochSampler, train: cfg.TrainSection, shards: int) -> int:
-    """The number of batches of each rank whose means initialise the biases.
+    """Count the batches of each rank whose means initialise the biases.
 
     Whole batches are taken, at least one, at most ``train.calibration_batches``, and as many as have at most
     ``train.calibration_samples`` samples on all ranks together.

@@ -19,10 +19,10 @@ class Sink(Protocol):
     """A destination of records."""
 
     def write(self, record: Record) -> None:
-        """Take one record."""
+        """Write one record."""
 
     def flush(self) -> None:
-        """Bring all records to the disk or the server."""
+        """Write all records to the disk or the server."""
 
     def close(self) -> None:
         """End the log; nothing is written afterwards."""
@@ -33,10 +33,10 @@ SINKS: dict[str, SinkFactory] = {}  # what ``train.sinks`` chooses from
 
 
 def register_sink(name: str) -> Callable[[SinkFactory], SinkFactory]:
-    """Decorator of a sink's class (or a function that makes one) that makes it available to ``train.sinks``.
+    """Return a decorator that makes a sink's class, or a function that makes a sink, available to ``train.sinks``.
 
-    It is called with the run's folder and the number of optimizer steps done: records of later steps that an
-    interrupted run wrote come again.
+    The class is called with the run's folder and the number of optimizer steps done. Records of later steps that an
+    interrupted run wrote are written again.
 
     Raises:
         ValueError: another sink has the name.
@@ -56,7 +56,7 @@ class JsonlSink:
 
     Args:
         path: file to write; made if it does not exist.
-        keep_bytes: length at which an existing file is cut off: what follows is of steps that will be done again.
+        keep_bytes: length at which an existing file is cut off; the rest is of steps that will be done again.
     """
 
     def __init__(self, path: Path, keep_bytes: int) -> None:
@@ -68,7 +68,7 @@ class JsonlSink:
 
     def write(self, record: Record) -> None:
         self.size += self._file.write((json.dumps(record.as_dict()) + "\n").encode())
-        self._file.flush()  # for those who watch it
+        self._file.flush()  # users watch the file
 
     def flush(self) -> None:
         self._file.flush()
@@ -97,18 +97,18 @@ class TensorBoardSink:
 
 
 class RunLog:
-    """The log of a run: hands each record to every sink. Without sinks (on all ranks but the first) it does nothing."""
+    """The log of a run, which passes each record to every sink. It has no sinks on all ranks but the first."""
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self.sinks = list(sinks)
 
     def write(self, record: Record) -> None:
-        """Hand a record to every sink."""
+        """Write a record to every sink."""
         for sink in self.sinks:
             sink.write(record)
 
     def flush(self) -> int:
-        """Bring all records to the disk. Returns the bytes of ``log.jsonl``, 0 without that sink."""
+        """Write all records to the disk, and return the bytes of ``log.jsonl`` (0 without that sink)."""
         for sink in self.sinks:
             sink.flush()
         return sum(sink.size for sink in self.sinks if isinstance(sink, JsonlSink))
@@ -131,7 +131,7 @@ def check_sinks(names: Sequence[str]) -> None:
 
 
 def open_log(folder: Path, names: Sequence[str], *, keep_bytes: int, step: int) -> RunLog:
-    """The log of a run: ``log.jsonl`` in its folder and the named sinks.
+    """Open the log of a run: ``log.jsonl`` in its folder and the named sinks.
 
     Args:
         folder: folder of the run.

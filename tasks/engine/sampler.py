@@ -12,11 +12,11 @@ from torch.utils.data import Sampler
 
 from tasks.errors import TrainingError
 
-Key = tuple[int, int]  # (epoch, index): what a sampler asks a training set for
+Key = tuple[int, int]  # (epoch, index) of a sample, the key of training sets
 
 
 def seed_from(*numbers: int) -> int:
-    """One seed from several numbers, the same on every machine (splitmix64)."""
+    """Hash several numbers to one seed, the same on every machine (splitmix64)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
@@ -27,7 +27,7 @@ def seed_from(*numbers: int) -> int:
 
 
 def mix(*numbers: int) -> int:
-    """Deprecated: the former name of ``seed_from``."""
+    """Call ``seed_from``, whose former name this is (deprecated)."""
     warnings.warn("tasks.engine.mix is now tasks.engine.seed_from", DeprecationWarning, stacklevel=2)
     return seed_from(*numbers)
 
@@ -53,11 +53,11 @@ class EpochSampler(Sampler[list[Key]]):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Batches of an epoch, the same number in each."""
+        """Return the number of batches of an epoch, the same for every epoch."""
 
     @abstractmethod
     def index_batches(self) -> Iterable[list[int]]:
-        """Batches of sample indices of ``self.epoch``, from its first on; those beyond ``len(self)`` are dropped."""
+        """Return the batches of sample indices of ``self.epoch``; the caller drops those beyond ``len(self)``."""
 
     def seek(self, epoch: int, start: int) -> None:
         """Let the next iteration begin at batch ``start`` of ``epoch``."""
@@ -118,11 +118,11 @@ class EpochBatches(EpochSampler):
         return batches + [rest[i : i + self.batch_size] for i in range(0, len(rest), self.batch_size)]
 
     def _order(self) -> list[int]:
-        """The epoch's samples in random order."""
+        """Return the epoch's samples in random order."""
         generator = torch.Generator().manual_seed(seed_from(self.seed, self.epoch))
         if self.repeats is None:
             return torch.randperm(self.length, generator=generator).tolist()
-        # Systematic resampling: each sample occurs floor or ceil of its share times, and their total is constant.
+        # Systematic resampling: a sample's count is its share rounded down or up, and the total is constant.
         ends = torch.tensor(self.repeats, dtype=torch.float64).cumsum(0)
         points = (torch.arange(self.samples) + torch.rand((), generator=generator, dtype=torch.float64)) / self.samples
         chosen = torch.searchsorted(ends, points * ends[-1], right=True).clamp(max=self.length - 1)

@@ -12,7 +12,7 @@ from tasks import config as cfg
 
 
 def make_optimizer(model: nn.Module, section: cfg.SGD | cfg.AdamW) -> torch.optim.Optimizer:
-    """The optimizer over ``zoo.param_groups``, with weight decay on weights only."""
+    """Make the optimizer over ``zoo.param_groups``, with weight decay on weights only."""
     groups = zoo.param_groups(model, section.weight_decay, multiplier_lr=section.multiplier_lr, bias_lr=section.bias_lr)
     for group in groups:
         del group["names"]
@@ -22,6 +22,6 @@ def make_optimizer(model: nn.Module, section: cfg.SGD | cfg.AdamW) -> torch.opti
 
 
 def rate(schedule: cfg.ScheduleSection, epoch: float, epochs: int, steps: int = 1) -> float:
-    """Deprecated: the former name of ``schedule.factor``."""
+    """Call ``schedule.factor``, whose former name this is (deprecated)."""
     warnings.warn("tasks.engine.rate is now the method factor of a schedule", DeprecationWarning, stacklevel=2)
     return schedule.factor(epoch, epochs, steps)

@@ -1,4 +1,4 @@
-"""A run's folder: what it contains, and what of it a run resumes from.
+"""A run's folder and the training state in it, from which a run resumes.
 
 ``config.yaml`` (resolved), ``log.jsonl``, ``tensorboard/``, ``curves.png``, ``checkpoints/last.pt`` (training state),
 ``checkpoints/best.safetensors`` and ``last.safetensors`` (weights for ``zoo.create_model``).
@@ -20,7 +20,7 @@ from zoo.files import atomic_write, write_text
 
 @dataclass
 class Position:
-    """Where a run is: what a checkpoint records besides tensors.
+    """The position of a run: the part of its checkpoint besides tensors.
 
     Attributes:
         epoch: epoch in progress, from 0.
@@ -28,7 +28,7 @@ class Position:
         step: optimizer steps done since the start of the run.
         log_bytes: length of ``log.jsonl``.
         loss_sum: sum of the losses logged in this epoch.
-        loss_count: their number.
+        loss_count: number of the losses logged in this epoch.
         best: best value of the task's metric.
         metrics: metrics of the last evaluation.
     """
@@ -47,7 +47,7 @@ class RunFolder:
     """The files of a run.
 
     Args:
-        root: the folder; made when something is written.
+        root: path of the folder, which is made when something is written.
     """
 
     def __init__(self, root: Path) -> None:
@@ -60,7 +60,7 @@ class RunFolder:
     def check_config(self, config: cfg.RunConfig, *, resume: bool) -> None:
         """Refuse a folder with another run.
 
-        The stored config may be of an earlier version: fields that it lacks have their defaults.
+        A stored config of an earlier version may lack fields, which then have their defaults.
 
         Raises:
             TrainingError: there is a run and ``resume`` is False, or its config is another one.
@@ -82,7 +82,7 @@ class RunFolder:
             stale.unlink()
 
     def load_state(self) -> dict[str, Any] | None:
-        """The training state on the CPU; None if there is none.
+        """Read the training state onto the CPU; None if there is none.
 
         Raises:
             TrainingError: the file is not a complete checkpoint.
@@ -95,11 +95,11 @@ class RunFolder:
             raise TrainingError(f"{self.state}: not a complete checkpoint ({error})") from None
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write the training state, whole or not at all."""
+        """Write the training state atomically."""
         atomic_write(self.state, lambda path: _save(state, path))
 
     def describe_state(self) -> str:
-        """A phrase for messages about the checkpoint to go on from."""
+        """Return a phrase for messages about the checkpoint to resume from."""
         return f"the last good checkpoint is {self.state}" if self.state.exists() else "no checkpoint yet"
 
 
@@ -116,7 +116,7 @@ def _save(state: dict[str, Any], path: Path) -> None:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    """The dotted keys whose values differ, with both values, as text."""
+    """Return the dotted keys whose values differ, with both values, as text."""
     found = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)

@@ -30,7 +30,9 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Trainer(Run):
-    """One run: ``Trainer(task).fit()``. In pseudo-code::
+    """One run, as ``Trainer(task).fit()``.
+
+    In pseudo-code::
 
         read the folder: refuse another run, load the state of this one if it resumes
         build the model and the data loader
@@ -56,7 +58,7 @@ class Trainer(Run):
     """
 
     def fit(self) -> dict[str, float]:
-        """Train to the end. Returns the last metrics.
+        """Train to the end, and return the last metrics.
 
         Raises:
             TrainingError: a loss or weight that is not finite, a data loading process that died, a full disk; the last
@@ -68,14 +70,14 @@ class Trainer(Run):
             if error.errno not in _NO_SPACE:
                 raise
             raise TrainingError(
-                f"{self.files.root}: cannot be written ({error.strerror}); make room and go on with --resume; "
+                f"{self.files.root}: cannot be written ({error.strerror}); free some space and continue with --resume; "
                 f"{self.files.describe_state()}"
             ) from None
         except RuntimeError as error:
             if (reason := dead_worker(error)) is None:
                 raise
             raise TrainingError(
-                f"{self.describe_position()}: {reason}; go on with --resume; {self.files.describe_state()}"
+                f"{self.describe_position()}: {reason}; continue with --resume; {self.files.describe_state()}"
             ) from None
 
     def _fit(self) -> dict[str, float]:
@@ -94,8 +96,9 @@ class Trainer(Run):
         return at.metrics
 
     def _epoch(self, progress: Progress) -> None:
-        """The rest of the epoch in progress."""
+        """Train the rest of the epoch in progress."""
         at, train = self.at, self.train
+        # A remainder that would not fill an optimizer step is left out.
         usable = self.steps_per_epoch * train.accumulate
         if at.batch >= usable:
             return
@@ -103,8 +106,9 @@ class Trainer(Run):
         self.model.train()
         forwards: list[Any] = []  # batches of the step
         for batch in self.loader:
-            if at.batch >= usable:  # a remainder that would not fill an optimizer step
+            if at.batch >= usable:
                 break
+            # Collect the batches of an optimizer step.
             forwards.append(batch)
             if len(forwards) < train.accumulate:
                 continue
@@ -113,6 +117,7 @@ class Trainer(Run):
             at.batch += train.accumulate
             at.step += 1
             self.average.after_step()
+            # Log the loss, show progress, and store the state from time to time.
             if at.step % train.log_every == 0 or at.batch == usable:
                 self._log_step(terms)
             mean = {"loss": at.loss_sum / at.loss_count} if at.loss_count else {}
@@ -121,7 +126,11 @@ class Trainer(Run):
                 self._save()
 
     def _step(self, forwards: list[Any]) -> dict[str, Tensor]:
-        """One optimizer step. Returns this rank's terms of the loss; the step's are their means over the ranks."""
+        """Make one optimizer step.
+
+        Returns:
+            Terms of the loss on this rank; those of the step are the means over the ranks.
+        """
         at, train = self.at, self.train
         # Randomness and learning rate depend on the step alone.
         set_seed(seed_from(train.seed, at.step, self.accelerator.process_index) % 2**32)
@@ -145,9 +154,9 @@ class Trainer(Run):
         return {name: torch.stack([terms[name] for terms in losses]).mean() for name in losses[0]}
 
     def _loss_weights(self, forwards: list[Any]) -> list[float] | list[None]:
-        """Each forward's ``Task.weight`` over the mean weight of all forwards on all ranks.
+        """Divide each forward's ``Task.weight`` by the mean weight of all forwards on all ranks.
 
-        With tokens as weights the step's loss is a mean over its tokens.
+        With tokens as weights the step's loss is a mean over its tokens. None where the batches have no weights.
         """
         weights = [self.task.weight(batch) for batch in forwards]
         own = [weight for weight in weights if weight is not None]
@@ -202,10 +211,10 @@ class Trainer(Run):
         self._save()
 
     def _is_time_to_save(self) -> bool:
-        """Whether ``train.checkpoint_minutes`` have passed; the main process decides for all."""
+        """Return whether ``train.checkpoint_minutes`` have passed; the main process decides for all."""
         passed = time.monotonic() - self.saved_at >= self.train.checkpoint_minutes * 60
         if self.accelerator.num_processes == 1:
             return passed
-        if self.at.step % self.train.log_every:  # asking the other ranks is a synchronisation: as often as logging
+        if self.at.step % self.train.log_every:  # the broadcast synchronises the ranks: as often as logging does
             return False
         return bool(broadcast(torch.tensor([int(passed)], device=self.accelerator.device)))

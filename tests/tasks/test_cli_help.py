@@ -82,4 +82,4 @@ def test_info_env_prints_versions_and_device():
     for wrong in ([], ["rescalenet50", "--env"]):
         done = subprocess.run([sys.executable, "-m", "tasks.cli", "info", *wrong], capture_output=True, text=True)
         assert done.returncode == 1
-        assert done.stderr == "error: info takes a net or weights, or --env\n"
+        assert done.stderr == "error: info takes either a net or weights, or --env\n"

@@ -40,7 +40,7 @@ def test_folders(tree):
 
 
 def test_folder_mistakes(tree, tmp_path):
-    with pytest.raises(DataError, match=r"/nowhere: no such folder; one folder of images for each class"):
+    with pytest.raises(DataError, match=r"/nowhere: no such folder; it must contain one folder of images"):
         folder_images(tmp_path / "nowhere")
     (tmp_path / "flat").mkdir()
     with pytest.raises(DataError, match="flat"):
@@ -75,7 +75,7 @@ def test_cifar_without_files_or_network(tmp_path, monkeypatch):
         raise RuntimeError("no network")
 
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", offline)
-    with pytest.raises(DataError, match=r"cifar10 is not there and cannot be downloaded \(no network\)"):
+    with pytest.raises(DataError, match=r"cifar10 is missing and cannot be downloaded \(no network\)"):
         load_images(DataSection(source="cifar10", root=str(tmp_path)))
 
 

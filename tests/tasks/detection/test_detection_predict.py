@@ -15,7 +15,7 @@ from scipy import ndimage
 import zoo
 from tasks.detection.coco import decode_mask
 from tasks.detection.detector import create_detector
-from tasks.detection.predict import detect_image, draw_results, full_rle, instances, merge_tiles, tile_corners
+from tasks.detection.predict import detect_image, draw_results, full_rle, merge_tiles, tile_corners, to_instances
 from tasks.detection.predict import detect_objects as predict
 from tasks.errors import UserError
 from tests.helpers.detection import perfect, real
@@ -106,9 +106,9 @@ def test_classes_do_not_suppress_each_other():
         "labels": torch.tensor([1, 2, 1]),
         "scores": torch.tensor([0.9, 0.8, 0.7]),
     }
-    parts = [(instance, False) for instance in instances(output, ["a", "b"], 0.5)]
+    parts = [(instance, False) for instance in to_instances(output, ["a", "b"], 0.5)]
     assert [(i.label, round(i.score, 3)) for i in merge_tiles(parts)] == [("a", 0.9), ("b", 0.8)]
-    assert len(instances(output, ["a", "b"], 0.85)) == 1
+    assert len(to_instances(output, ["a", "b"], 0.85)) == 1
 
 
 def test_drawn_results(tmp_path):
@@ -130,7 +130,7 @@ def test_drawn_results(tmp_path):
 
 
 def test_a_wrong_overlap_is_refused():
-    with pytest.raises(UserError, match="overlap=50: 0 to 49 pixels"):
+    with pytest.raises(UserError, match="overlap=50: must be >= 0 and < tile=50"):
         detect_image(Blobs(), Image.new("RGB", (200, 200)), ["blob"], tile=50, overlap=50)
 
 

@@ -277,11 +277,16 @@ def test_round_trip(scheme, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("mask_rcnn_rescalenet18", {}), "unknown detector 'mask_rcnn_rescalenet18': faster_rcnn_BACKBONE_fpn"),
+        (("mask_rcnn_rescalenet18", {}), "unknown detector 'mask_rcnn_rescalenet18': must be faster_rcnn_BACKBONE_fpn"),
         (("mask_rcnn_rescalenet19_fpn", {}), "unknown model 'rescalenet19' .did you mean rescalenet18"),
         (("mask_rcnn_rescalenet18_fpn", {"fpn_chanels": 3}), "no option 'fpn_chanels' .did you mean fpn_channels"),
         (("mask_rcnn_rescalenet18_fpn", {"heads": "3fc"}), "option heads='3fc'"),
-        (("mask_rcnn_rescalenet18_fpn", {"fpn_channels": 0}), "option fpn_channels=0: must be greater than 0"),
+        (("mask_rcnn_rescalenet18_fpn", {"fpn_channels": 0}), "option fpn_channels=0: must be > 0"),
+        (("mask_rcnn_rescalenet18_fpn", {"mask_convs": ()}), r"option mask_convs=\(\): must be one or more values > 0"),
+        (
+            ("mask_rcnn_rescalenet18_fpn", {"aspect_ratios": (1, 0)}),
+            r"aspect_ratios=.*: must be one or more values",
+        ),
         (("mask_rcnn_rescalenet18_fpn", {"body": {"widht": 1}}), "no option 'widht' .did you mean width"),
         (("mask_rcnn_rescalenet18_fpn", {"num_classes": 0}), "num_classes=0"),
         (("mask_rcnn_rescalenet18_fpn", {"scheme": "frozen_bn"}), "requires weights"),

@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(images, tmp_path, monkeypa
         save(state, file)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match=r"No space left on device\); make room .* last good checkpoint is"):
+    with pytest.raises(TrainingError, match=r"No space left on device\); free some space .* last good checkpoint is"):
         trainer.fit()
     folder = tmp_path / "run/checkpoints"
     assert [p.name for p in folder.iterdir()] == ["last.pt"]

@@ -102,7 +102,7 @@ def test_fine_tuning_calibrates_only_the_new_head(images, tmp_path, capsys):
     path = tmp_path / "vgg.safetensors"
     zoo.save_weights(model, path, transform=zoo.InputTransform(32, 32, (0.5,) * 3, (0.5,) * 3), classes=list("abcd"))
     section = {"name": "rescalevgg16", "weights": str(path), "options": {}}
-    with pytest.raises(ConfigError, match=r"data.size=12: rescalevgg16 needs at least 32 pixels"):
+    with pytest.raises(ConfigError, match=r"data.size=12: must be >= 32 for rescalevgg16"):
         Trainer(make_task(config(images, tmp_path / "small", model=section, epochs=1)))
     data = {"size": 32, "resize": 32}
     Trainer(make_task(config(images, tmp_path / "run", model=section, data=data, epochs=1)))

@@ -124,7 +124,7 @@ def test_a_disk_that_fills(moving, tmp_path):
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, preexec_fn=little_room)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert "cannot be written (File too large); make room and go on with --resume" in last
+    assert "cannot be written (File too large); free some space and continue with --resume" in last
     assert "Traceback" not in done.stderr
     assert (tmp_path / "run/checkpoints/last.pt").read_bytes() == before
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
