@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tasks.engine import Trainer
-from tasks.run import check, make_task
+from tasks.spec import check, make_task
 
 BATCH = 4
 DETECTOR = {

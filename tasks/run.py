@@ -1,5 +1,9 @@
 """Deprecated: ``tasks.spec`` under its name of 0.1.0."""
 
+import warnings
+
 from tasks.spec import check, load_model, make_task, resolve, task_of
 
 __all__ = ["check", "load_model", "make_task", "resolve", "task_of"]
+
+warnings.warn("tasks.run has moved to tasks.spec", DeprecationWarning, stacklevel=2)

@@ -126,7 +126,7 @@ class Shortcut(nn.Module):
         return self.norm(join.projection(self.conv, self.pool(x)))
 
     def fold_(self, gain: float | Tensor, input_shift: Shift) -> None:
-        """Changes this shortcut into its deployment form (``zoo.fold.folded_conv``)."""
+        """Changes this shortcut into its deployment form (``zoo.folding.folded_conv``)."""
         if isinstance(self.conv, BiasedConvNd) and self.conv.pool:
             self.pool = average_pool(self.conv.pool)
         self.conv, self.norm = folded_conv(self.conv, self.norm, gain=gain, input_shift=input_shift)

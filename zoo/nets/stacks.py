@@ -40,7 +40,7 @@ class ConvStack(nn.Module):
     def fold_layer_(
         self, number: int, *, gain: float | Tensor = 1.0, input_shift: Shift = None, output_shift: Shift = None
     ) -> None:
-        """Puts a layer's deployment form in its place (``zoo.fold.folded_conv``).
+        """Puts a layer's deployment form in its place (``zoo.folding.folded_conv``).
 
         Args:
             number: number of the layer, from 1.
