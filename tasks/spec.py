@@ -161,8 +161,18 @@ def make_task(config: RunConfig) -> Task:
 
 
 def spec_of(entry: zoo.Weights) -> TaskSpec:
-    """The task that weights are for: the class of their input transform tells."""
-    return next(spec for spec in task_specs().values() if load(spec.transform) is type(entry.transform))
+    """The task that weights are for: the class of their input transform tells.
+
+    Raises:
+        UserError: no installed task has weights with such a transform.
+    """
+    for spec in task_specs().values():
+        if load(spec.transform) is type(entry.transform):
+            return spec
+    raise UserError(
+        f"{entry.name}: no task reads {type(entry.transform).__name__}; install the package that registers one "
+        f"({ENTRY_POINTS})"
+    )
 
 
 def task_of(entry: zoo.Weights) -> str:
