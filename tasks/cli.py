@@ -238,7 +238,7 @@ def convert(
         raise UserError(f"{checkpoint}: not a checkpoint of tensors ({error})") from None
     model = zoo.convert.from_reference(content.get("state_dict", content), name)
     names = classes.read_text(encoding="utf-8").splitlines() if classes else [str(i) for i in range(model.num_classes)]
-    transform = zoo.InputTransform(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    transform = zoo.InputTransform.imagenet(224, 256)
     zoo.save_weights(model, out, transform=transform, classes=names, meta={"converted_from": checkpoint.name})
     typer.echo(f"{out}: {name}, {model.num_classes} classes")
 
