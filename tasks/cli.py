@@ -128,8 +128,10 @@ def _net_info(name: str) -> dict[str, Any]:
 
     with torch.device("meta"):  # counting parameters needs no memory
         net = zoo.create_model(name)
-    parameters = sum(p.numel() for p in net.parameters())
-    return {**dataclasses.asdict(zoo.model_info(name)), "parameters": parameters}
+    content = {**dataclasses.asdict(zoo.model_info(name)), "parameters": sum(p.numel() for p in net.parameters())}
+    if hasattr(net, "strides"):  # those of a detector's pyramid
+        content["strides"] = net.strides
+    return content
 
 
 @app.command("eval")
@@ -228,7 +230,7 @@ def convert(
         raise UserError(f"{checkpoint}: not a checkpoint of tensors ({error})") from None
     model = zoo.convert.from_reference(content.get("state_dict", content), name)
     names = classes.read_text(encoding="utf-8").splitlines() if classes else [str(i) for i in range(model.num_classes)]
-    transform = zoo.InputTransform(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    transform = zoo.InputTransform.imagenet(224, 256)
     zoo.save_weights(model, out, transform=transform, classes=names, meta={"converted_from": checkpoint.name})
     typer.echo(f"{out}: {name}, {model.num_classes} classes")
 

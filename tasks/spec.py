@@ -161,8 +161,18 @@ def make_task(config: RunConfig) -> Task:
 
 
 def spec_of(entry: zoo.Weights) -> TaskSpec:
-    """Return the spec of the task that weights are for, found by the class of their input transform."""
-    return next(spec for spec in task_specs().values() if load(spec.transform) is type(entry.transform))
+    """Return the spec of the task that weights are for, found by the class of their input transform.
+
+    Raises:
+        UserError: no installed task has weights with such a transform.
+    """
+    for spec in task_specs().values():
+        if load(spec.transform) is type(entry.transform):
+            return spec
+    raise UserError(
+        f"{entry.name}: no task reads {type(entry.transform).__name__}; install the package that registers one "
+        f"({ENTRY_POINTS})"
+    )
 
 
 def task_of(entry: zoo.Weights) -> str:

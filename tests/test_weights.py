@@ -81,7 +81,7 @@ NUCLEI = [n for n in WEIGHTS if n.endswith(".nuclei")]
 def test_the_figures_of_the_card(name):
     """All 24 figures on nuclei's 105 val images; scores within rounding may swap on another processor."""
     root = shared("data", "nuclei")
-    metrics = evaluate(zoo.get_weights(name), root / "instances_val.json", root / "val")
+    metrics = evaluate(zoo.get_weights(name), root / "instances_val.json", images=root / "val")
     expected = zoo.get_weights(name).meta["metrics"]
     assert expected.keys() <= metrics.keys()
     for key, value in expected.items():

@@ -26,6 +26,12 @@ MOVED: dict[str, tuple[str, ...]] = {
     "zoo.vgg": ("zoo.nets.vgg",),
 }
 
+# old module -> its names that are others in the new modules
+RENAMED: dict[str, dict[str, str]] = {
+    "zoo.rescale": {"positions": "only_positions"},
+    "zoo.transformer_schemes": {"Rescale": "TextRescale", "TransformerScheme": "TextScheme"},
+}
+
 
 def moved_names(old: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a ``__getattr__`` for a module that still exists but has lost names to other modules.
@@ -45,6 +51,22 @@ def moved_names(old: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     return lookup
 
 
+def _importer_level() -> int:
+    """The ``stacklevel``, for ``exec_module``, of the code that imports an old module or reads ``zoo.NAME``.
+
+    ``warnings`` leaves out ``importlib._bootstrap``, but not the frames of ``importlib`` and ``zoo`` on the way. By
+    default Python shows deprecations at lines of ``__main__`` only, so that at these it would show nothing.
+    """
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        name = frame.f_globals.get("__name__")
+        level += name != "importlib._bootstrap"
+        if name not in ("importlib._bootstrap", "importlib", "zoo"):
+            break
+    return level
+
+
 class _MovedModules(MetaPathFinder, Loader):
     """Finder and loader of the modules of ``MOVED``: they get the names of their successors."""
 
@@ -55,13 +77,13 @@ class _MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         old, new = module.__name__, MOVED[module.__name__]
-        warnings.warn(f"{old} has moved to {' and '.join(new)}", DeprecationWarning, stacklevel=2)
-        homes = [importlib.import_module(name) for name in new]
+        warnings.warn(f"{old} has moved to {' and '.join(new)}", DeprecationWarning, stacklevel=_importer_level())
+        homes, renamed = [importlib.import_module(name) for name in new], RENAMED.get(old, {})
 
         def lookup(name: str) -> Any:
             for home in homes:
-                if hasattr(home, name):
-                    return getattr(home, name)
+                if not name.startswith("__") and hasattr(home, renamed.get(name, name)):  # not its __path__ or __file__
+                    return getattr(home, renamed.get(name, name))
             raise AttributeError(f"module {old!r} has moved to {' and '.join(new)}, which have no {name!r}")
 
         module.__getattr__ = lookup  # type: ignore[method-assign]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,13 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         write: function that fills a temporary file beside ``path``, which is then renamed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
     try:
         write(temporary)
         _flush(temporary)
         os.replace(temporary, path)
         if os.name == "posix":  # other systems cannot open a folder
-            _flush(path.parent)
+            _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -40,6 +42,16 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_folder(path: Path) -> None:
+    """Wait until a folder's list of names is on the disk, where its file system can do that."""
+    try:
+        _flush(path)
+    except OSError as error:
+        # network and FUSE file systems without such a call; a folder that may be written but not listed
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EACCES):
+            raise
 
 
 def write_text(text: str, path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo._moved import moved_names
 from zoo.calibration import HasDataBias, sum_dtype, with_count
 from zoo.errors import ZooError
 from zoo.products import Geometry, Scale, biased_linear, biased_product, per_channel, pooled
@@ -284,3 +285,14 @@ class GainedConv(nn.Module):
         if isinstance(self.conv, BiasedConv2d):
             return self.conv(x, gain)
         return self.conv._conv_forward(x, self.conv.weight * gain, self.conv.bias)
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "Calibrated": "zoo.calibration:HasDataBias",
+        "ResidualAdd": "zoo.joins:InPlaceJoin",
+        "RescaledAdd": "zoo.joins:RescaledJoin",
+        "he_normal_": "zoo.method:he_normal_",
+    },
+)

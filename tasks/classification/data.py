@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,22 @@ class Images:
             self.classes,
             [self.labels[i] for i in indices],
             [self.names[i] for i in indices],
-            lambda i: self.read(indices[i]),
+            partial(_read_chosen, self.read, indices),
         )
+
+
+# Readers, partly applied: data loading processes that do not fork (macOS, Windows) get a data set as a pickle, which
+# cannot contain a lambda.
+def _read_chosen(read: Callable[[int], Image.Image], indices: Sequence[int], i: int) -> Image.Image:
+    return read(indices[i])
+
+
+def _read_path(paths: Sequence[str], i: int) -> Image.Image:
+    return read_image(paths[i])
+
+
+def _read_array(arrays: Any, i: int) -> Image.Image:
+    return Image.fromarray(arrays[i])  # (H, W, 3) uint8
 
 
 def folder_images(root: Path) -> Images:
@@ -63,7 +78,7 @@ def folder_images(root: Path) -> Images:
         raise DataError(f"{root}: {error}") from None
     paths = [path for path, _ in samples]
     names = [str(Path(path).relative_to(root)) for path in paths]
-    return Images(classes, [label for _, label in samples], names, lambda i: read_image(paths[i]))
+    return Images(classes, [label for _, label in samples], names, partial(_read_path, paths))
 
 
 def _torchvision_images(section: DataSection, train: bool) -> Images:
@@ -76,7 +91,7 @@ def _torchvision_images(section: DataSection, train: bool) -> Images:
             "put torchvision's files there, or use data.source=folder"
         ) from None
     names = [f"{i:05}" for i in range(len(data))]
-    return Images(data.classes, data.targets, names, lambda i: Image.fromarray(data.data[i]))
+    return Images(data.classes, data.targets, names, partial(_read_array, data.data))
 
 
 def load_images(section: DataSection) -> tuple[Images, Images]:

@@ -209,6 +209,11 @@ class Detector(GeneralizedRCNN):
         self.config, self.num_classes, self.input = config, config.num_classes, input
 
     @property
+    def strides(self) -> list[int]:
+        """Pixels of the input per position of each level of the pyramid."""
+        return self.backbone.strides
+
+    @property
     def has_masks(self) -> bool:
         """Whether it is a Mask R-CNN."""
         return self.roi_heads.has_mask()

@@ -1,14 +1,17 @@
 """The table of tasks: what is found by name, by config and by weights, and tasks of other packages."""
 
 import dataclasses
+import importlib
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Annotated
 
 import pytest
 import typer
 
 import zoo
-from tasks import run, spec
+from tasks import spec
 from tasks.errors import ConfigError, UserError
 from tasks.options import BatchSize, Top, parameters_of
 from tasks.video.commands import VideoPredictOptions
@@ -41,12 +44,21 @@ def test_weights_choose_their_task_by_their_transform():
     assert spec.task_of(zoo.get_weights("rescale_r3d_10.shapes")) == "video"
 
 
+def test_weights_that_no_task_reads_are_named():
+    weights = SimpleNamespace(name="theirs.tag", transform=object())
+    with pytest.raises(UserError, match=r"theirs\.tag: no task reads object; install the package"):
+        spec.spec_of(weights)
+
+
 def test_an_unknown_task_of_a_config_is_named():
     with pytest.raises(ConfigError, match=r"a\.yaml: task='vidoe' \(did you mean video\?\)"):
         spec.check({"task": "vidoe"}, "a.yaml")
 
 
 def test_the_old_module_has_the_same_functions():
+    sys.modules.pop("tasks.run", None)
+    with pytest.warns(DeprecationWarning, match=r"tasks\.run has moved to tasks\.spec"):
+        run = importlib.import_module("tasks.run")
     for name in run.__all__:
         assert getattr(run, name) is getattr(spec, name)
 

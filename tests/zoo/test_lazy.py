@@ -86,3 +86,33 @@ def test_old_names_of_modules_that_are_still_there():
         assert zoo.text.Tokenizer
     with pytest.raises(AttributeError, match=r"module 'zoo\.text' has no attribute 'nonsense'"):
         _ = zoo.text.nonsense
+
+
+def test_names_that_were_renamed_too():
+    sys.modules.pop("zoo.rescale", None)
+    with pytest.warns(DeprecationWarning, match="zoo.rescale has moved"):
+        from zoo.rescale import positions
+    assert positions is zoo.calibration.only_positions
+    with pytest.warns(DeprecationWarning, match=r"zoo\.layers\.RescaledAdd has moved to zoo\.joins\.RescaledJoin"):
+        from zoo.layers import RescaledAdd
+    assert RescaledAdd is zoo.joins.RescaledJoin
+
+
+def test_an_old_module_is_no_package():
+    """Its successor may be one, whose ``__path__`` would make its modules importable twice."""
+    sys.modules.pop("zoo.functional", None)
+    with pytest.warns(DeprecationWarning, match="zoo.functional"):
+        module = importlib.import_module("zoo.functional")
+    assert not hasattr(module, "__path__")
+
+
+@pytest.mark.parametrize(
+    "code", ["import zoo.checkpoint", "import zoo; zoo.checkpoint", "from zoo import checkpoint", "import tasks.run"]
+)
+def test_a_deprecation_is_shown_once_at_the_line_of_a_script(tmp_path, code):
+    """Python's default filter shows deprecations at lines of ``__main__`` only."""
+    script = tmp_path / "script.py"
+    script.write_text(f"\n{code}\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stderr.count("DeprecationWarning") == 1, done.stderr
+    assert f"{script}:2: DeprecationWarning" in done.stderr

@@ -121,8 +121,9 @@ def _load_entry_points() -> None:
     """Register the targets of other packages."""
     from importlib.metadata import entry_points
 
-    for point in entry_points(group=ENTRY_POINTS):
-        register_target(point.load())
+    # one that cannot be imported leaves the table as it is, so that the next call gives the same error
+    for target in [point.load() for point in entry_points(group=ENTRY_POINTS)]:
+        register_target(target)
 
 
 def targets_for(kind: str) -> dict[str, Target]:

@@ -1,5 +1,7 @@
 """Data of the classification task: folders, CIFAR, held-out images, augmentation."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -152,3 +154,12 @@ def test_training_and_deployment_see_the_same_image(tree):
     mean, std = (torch.tensor(v)[:, None, None] for v in (data.mean, data.std))
     ours = (eval_transform(data)(v2.functional.pil_to_tensor(image)).float() / 255 - mean) / std
     torch.testing.assert_close(ours, transform(image), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [None, [0, 5]])
+def test_a_data_set_can_be_pickled(tree, keep):
+    """Data loading processes that do not fork get it so."""
+    images, _ = load_images(section(tree))
+    data = TrainSet(images if keep is None else images.subset(keep), section(tree), seed=0)
+    again = pickle.loads(pickle.dumps(data))
+    assert torch.equal(again[0, 1][0], data[0, 1][0])

@@ -4,6 +4,7 @@ import json
 
 import yaml
 
+import zoo
 from tests.helpers.commands import call
 from tests.helpers.detection import KINDS
 from tests.helpers.paths import shared
@@ -55,6 +56,8 @@ def test_info_and_list(capsys, monkeypatch, weights):
     content = json.loads(out)
     assert content["strides"] == [4, 8, 16, 32, 64]
     assert 40e6 < content["parameters"] < 46e6
-    code, out, _ = call(capsys, monkeypatch, "list", "mask_*")
+    code, out, _ = call(capsys, monkeypatch, "list", "mask_*", "--pretrained")
     assert code == 0
     assert out.splitlines() == ["mask_rcnn_rescalenet18_fpn  [nuclei]"]
+    code, out, _ = call(capsys, monkeypatch, "list", "mask_*")
+    assert len(out.splitlines()) == len(zoo.list_models(input_kind="images"))

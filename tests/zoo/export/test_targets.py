@@ -64,3 +64,23 @@ def test_a_missing_package_is_named_with_its_extra():
     target = Target("x", {"images": "no_such_package:write"}, ".x", extra="onnx")
     with pytest.raises(ExportError, match=r"needs no_such_package: pip install 'rescalenet-zoo\[onnx\]'"):
         target.export("images", nn.Identity(), Path("x"), (), None)
+
+
+def test_a_target_that_cannot_be_imported_gives_the_same_error_each_time(table, monkeypatch):
+    class Point:
+        def __init__(self, name):
+            self.name = name
+
+        def load(self):
+            if self.name == "broken":
+                raise ImportError("no module of theirs")
+            return Target(self.name, {"images": "m:f"}, ".x")
+
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [Point("good"), Point("broken")])
+    export._load_entry_points.cache_clear()
+    try:
+        for _ in range(2):
+            with pytest.raises(ImportError, match="no module of theirs"):
+                targets_for("images")
+    finally:
+        export._load_entry_points.cache_clear()

@@ -49,9 +49,9 @@ def test_kernels_in_time_are_slowfasts(name, stem, pattern):
     with torch.device("meta"):
         model = zoo.create_model(name)
     assert model.stem.conv1.kernel_size == (stem, 7, 7)
-    found = [[block.conv1.kernel_size[0] for block in getattr(model, stage)] for stage in model.stage_names]
+    found = [[block.conv1.kernel_size[0] for block in stage] for stage in model.stages()]
     assert found == pattern
-    for block in (block for stage in model.stage_names for block in getattr(model, stage)):
+    for block in (block for stage in model.stages() for block in stage):
         assert block.conv1.kernel_size[1:] == (1, 1)
         assert block.conv2.kernel_size == (1, 3, 3)
         assert {conv.stride[0] for conv in (block.conv1, block.conv2, block.conv3)} == {1}
