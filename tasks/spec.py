@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ConfigError, UserError
 from zoo.errors import suggestion
+from zoo.plugins import load_plugins
 
 if TYPE_CHECKING:
     import zoo
@@ -106,10 +107,8 @@ def register_task(spec: TaskSpec) -> TaskSpec:
 @functools.cache
 def _found() -> dict[str, TaskSpec]:
     """Load the specs of this package and of entry points."""
-    from importlib.metadata import entry_points
-
     specs: list[TaskSpec] = [importlib.import_module(f"tasks.{name}.spec").SPEC for name in BUILT_IN]
-    specs += [point.load() for point in entry_points(group=ENTRY_POINTS)]
+    specs += load_plugins(ENTRY_POINTS)
     return {spec.name: spec for spec in specs}
 
 

@@ -52,7 +52,7 @@ def moved_names(old: str, names: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def _importer_level() -> int:
-    """The ``stacklevel``, for ``exec_module``, of the code that imports an old module or reads ``zoo.NAME``.
+    """Return the ``stacklevel``, for ``exec_module``, of the code that imports an old module or reads ``zoo.NAME``.
 
     ``warnings`` leaves out ``importlib._bootstrap``, but not the frames of ``importlib`` and ``zoo`` on the way. By
     default Python shows deprecations at lines of ``__main__`` only, so that at these it would show nothing.

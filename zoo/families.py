@@ -11,12 +11,11 @@ pattern of the models' names, so that the package is imported only when a name m
 from __future__ import annotations
 
 import fnmatch
-import functools
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 from zoo.errors import ZooError
+from zoo.plugins import find_plugins, load_plugin, load_plugins
 from zoo.specs import ModelInfo
 
 GROUP = "rescalenet.families"
@@ -64,7 +63,7 @@ def register_family(pattern: str, family: Family) -> None:
     Raises:
         ZooError: a pattern that is taken.
     """
-    if pattern in FAMILIES or pattern in _installed():
+    if pattern in FAMILIES or pattern in find_plugins(GROUP):
         raise ZooError(f"a family with the pattern {pattern!r} is registered already")
     FAMILIES[pattern] = family
 
@@ -75,36 +74,15 @@ def find_family(name: str) -> Family | None:
     Raises:
         ZooError: a family that cannot be imported.
     """
-    for pattern in (*FAMILIES, *_installed()):
+    for pattern in FAMILIES:
         if fnmatch.fnmatchcase(name, pattern):
-            return _family(pattern)
+            return FAMILIES[pattern]
+    for pattern, point in find_plugins(GROUP).items():
+        if fnmatch.fnmatchcase(name, pattern):
+            return load_plugin(point)
     return None
 
 
 def all_families() -> list[Family]:
-    """Return every family, including those of installed packages.
-
-    Raises:
-        ZooError: a family that cannot be imported.
-    """
-    return [_family(pattern) for pattern in (*FAMILIES, *_installed())]
-
-
-def _family(pattern: str) -> Family:
-    if pattern in FAMILIES:
-        return FAMILIES[pattern]
-    point = _installed()[pattern]
-    try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
-        package = f"package {point.dist.name}" if point.dist else "its package"
-        raise ZooError(
-            f"models named {pattern} are made by {point.value}, which cannot be imported ({error}); "
-            f"install {package} again or remove it"
-        ) from None
-
-
-@functools.cache
-def _installed() -> dict[str, EntryPoint]:
-    """Return the entry points of installed packages, by pattern."""
-    return {point.name: point for point in entry_points(group=GROUP)}
+    """Return every family, including those of installed packages that can be imported."""
+    return [*FAMILIES.values(), *load_plugins(GROUP)]

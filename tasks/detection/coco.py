@@ -301,7 +301,7 @@ def _check_entries(path: Path, content: dict[str, Any], problems: dict[str, list
         seen: set[Any] = set()
         for entry in content[key]:
             if entry["id"] in seen:
-                problems[f"{key} with the id of another entry"].append(f"id {entry['id']}")
+                problems[f"{key} with an id that another has"].append(f"id {entry['id']}")
             seen.add(entry["id"])
     for entry in (entry for entry in content["images"] if isinstance(entry, dict)):
         sides = [entry.get("width"), entry.get("height")]
@@ -415,7 +415,7 @@ def _check_images(
                 # Orientations from 5 on exchange width and height; annotations may be of either picture.
                 sizes = {opened.size, opened.size[::-1]} if orientation >= 5 else {opened.size}
             if (image.width, image.height) not in sizes:
-                return "images whose size does not match the annotations", f"{image.file_name} ({opened.size})"
+                return "images whose size is not the annotations'", f"{image.file_name} ({opened.size})"
             if check == "decode":
                 decode_image(io.BytesIO(content), label, (image.width, image.height))
         except (DataError, OSError, SyntaxError, ValueError) as error:

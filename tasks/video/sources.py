@@ -69,7 +69,7 @@ def find_videos(paths: Sequence[str]) -> list[Path]:
 
 
 def folder_videos(root: Path) -> Videos:
-    """List the videos of class folders; the classes are in alphabetical order, the names are CLASS/FILE.
+    """Find the videos of class folders; the classes are in alphabetical order, the names are CLASS/FILE.
 
     Args:
         root: folder with one folder of videos for each class.

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo import families, options, specs
+from zoo import families, options, plugins, specs
 
 TRANSFORM = zoo.InputTransform.imagenet(16, 16)
 DETECTORS = [f"{kind}_rcnn_{net}_fpn" for kind in ("faster", "mask") for net in zoo.list_models(input_kind="images")]
@@ -184,7 +184,7 @@ def test_detectors_are_models_like_others():
     [
         ("mask_rcnn_rescalenet19_fpn", {}, r"unknown model 'rescalenet19' \(did you mean rescalenet18"),
         ("mask_rcnn_rescale_r3d_18_fpn", {}, "rescale_r3d_18 takes clips, not images"),
-        ("retina_rcnn_rescalenet18_fpn", {}, "unknown detector .*: faster_rcnn_BACKBONE_fpn and mask"),
+        ("retina_rcnn_rescalenet18_fpn", {}, "unknown detector .*: must be faster_rcnn_BACKBONE_fpn or mask"),
         ("mask_rcn_rescalenet18_fpn", {}, r"unknown model .*\(did you mean mask_rcnn_rescalenet18_fpn"),
         ("mask_rcnn_rescalenet18_fpn", {"features_only": True}, "has no option 'features_only'"),
         ("mask_rcnn_rescalenet18_fpn", {"in_chans": 1}, "has no option 'in_chans'"),
@@ -208,15 +208,26 @@ assert "tasks.detection.detector" in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_an_error_tells_what_to_install(monkeypatch):
-    monkeypatch.setattr(families, "_installed", dict)
+@pytest.fixture
+def fresh_plugins():
+    """Entry points are read anew after the test."""
+    yield
+    plugins.find_plugins.cache_clear()
+
+
+def test_an_error_tells_what_to_install(fresh_plugins, monkeypatch, caplog):
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [])
+    plugins.find_plugins.cache_clear()
     with pytest.raises(zoo.ZooError, match=r"no installed package makes mask_rcnn_rescalenet18_fpn, .* install resc"):
         zoo.create_model("mask_rcnn_rescalenet18_fpn", "nuclei")
     assert zoo.list_models("mask*") == []
     point = EntryPoint("broken_*", "no_such_module:FAMILY", families.GROUP)
-    monkeypatch.setattr(families, "_installed", lambda: {"broken_*": point})
-    with pytest.raises(zoo.ZooError, match=r"made by no_such_module:FAMILY, which cannot be imported \(No module"):
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
+    plugins.find_plugins.cache_clear()
+    with pytest.raises(zoo.ZooError, match=r"^no_such_module:FAMILY .* cannot be imported .*install its package"):
         zoo.model_info("broken_net")
+    assert zoo.list_models("resc*vgg*") == ["rescalevgg16", "rescalevgg19"]
+    assert "left out: no_such_module:FAMILY (rescalenet.families) cannot be imported" in caplog.text
 
 
 # -- options and old names --------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ExportError, ZooError
+from zoo.plugins import load_plugins
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,10 +120,7 @@ register_target(Target("fairseq", {"text": "zoo.export.fairseq:export_text"}, en
 @functools.cache
 def _load_entry_points() -> None:
     """Register the targets of other packages."""
-    from importlib.metadata import entry_points
-
-    # one that cannot be imported leaves the table as it is, so that the next call gives the same error
-    for target in [point.load() for point in entry_points(group=ENTRY_POINTS)]:
+    for target in load_plugins(ENTRY_POINTS):
         register_target(target)
 
 

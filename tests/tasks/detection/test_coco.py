@@ -139,7 +139,7 @@ def test_exif_orientation(builder, annotated):
         (
             "small.png",
             encoded(Image.new("RGB", (50, 40))),
-            "size does not match the annotations: small.png",
+            "size is not the annotations': small.png",
         ),
         ("float.tif", encoded(Image.new("F", (60, 40)), "TIFF"), "float.tif.*pixels of mode 'F'"),
     ],
@@ -179,7 +179,7 @@ def test_boxes_beyond_the_image_are_clipped(builder):
         ({"category_id": 5}, "1 annotations of a category that is not listed: id 1"),
         ({"bbox": [1, 2, 3]}, "bbox is not four finite numbers"),
         ({"bbox": [1, 2, float("nan"), 4]}, "bbox is not four finite numbers"),
-        ({"id": 2}, "annotations with the id of another entry: id 2"),
+        ({"id": 2}, "annotations with an id that another has: id 2"),
         ({"segmentation": None}, "without a segmentation, which Mask R-CNN requires"),
         ({"segmentation": "x"}, "neither polygons nor RLE"),
         ({"segmentation": {"size": [60, 40], "counts": [2400]}}, "RLE size does not match the image"),

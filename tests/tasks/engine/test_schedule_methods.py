@@ -68,7 +68,7 @@ def test_a_schedule_of_ones_own(constant):
     again = cfg.check(yaml.safe_load(cfg.dump(config)), type(config), "dump")
     assert again == config
     with pytest.raises(ConfigError, match=r"unknown key 'train.schedule.valeu' \(did you mean value\?\)"):
-        resolve(RECIPE, ["train.schedule={name: constant, valeu: 0.5}"])
+        resolve(RECIPE, ['train.schedule={name: constant, "valeu": 0.5}'])
     with pytest.raises(ConfigError, match=r"train.schedule.value=0: Input should be greater than 0"):
         resolve(RECIPE, ["train.schedule={name: constant, value: 0}"])
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tasks.spec import task_specs
-from zoo import export
+from zoo import export, plugins
 from zoo.errors import ExportError, ZooError
 from zoo.export import TARGETS, Target, Verified, describe_targets, register_target, targets_for
 
@@ -66,21 +66,24 @@ def test_a_missing_package_is_named_with_its_extra():
         target.export("images", nn.Identity(), Path("x"), (), None)
 
 
-def test_a_target_that_cannot_be_imported_gives_the_same_error_each_time(table, monkeypatch):
+def test_a_target_that_cannot_be_imported_is_left_out_with_a_warning(table, monkeypatch, caplog):
     class Point:
+        dist, group = None, "rescalenet.targets"
+
         def __init__(self, name):
-            self.name = name
+            self.name = self.value = name
 
         def load(self):
             if self.name == "broken":
                 raise ImportError("no module of theirs")
             return Target(self.name, {"images": "m:f"}, ".x")
 
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [Point("good"), Point("broken")])
-    export._load_entry_points.cache_clear()
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [Point("good"), Point("broken")])
     try:
-        for _ in range(2):
-            with pytest.raises(ImportError, match="no module of theirs"):
-                targets_for("images")
+        for cache in (export._load_entry_points, plugins.find_plugins):
+            cache.cache_clear()
+        assert "good" in targets_for("images")
+        assert "left out: broken (rescalenet.targets) cannot be imported (no module of theirs)" in caplog.text
     finally:
-        export._load_entry_points.cache_clear()
+        for cache in (export._load_entry_points, plugins.find_plugins):
+            cache.cache_clear()
