@@ -218,7 +218,7 @@ def test_a_bias_that_no_layer_can_take_is_refused_by_fold(registered):
     """The image that enters a padded stem is shifted by nobody."""
     model = narrow("cifar", scheme="fixup")
     model.stem.conv1 = ScalarBiasConv2d(3, 8, 3, padding=1)
-    with pytest.raises(zoo.ZooError, match="fold: the input of a padded convolution must be shifted by the bias"):
+    with pytest.raises(zoo.ZooError, match="fold: the input of a padded convolution must be shifted by its bias"):
         fold(model)
 
 

@@ -121,7 +121,11 @@ def test_the_kind_decides(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("sound", r"kind 'sound' \(known: image, detection, video, text\)"), ("text", "source"), ([], "")],
+    [
+        ("sound", r"unknown kind of transform 'sound' \(known: image, detection, video, text\)"),
+        ("text", "source"),
+        ([], ""),
+    ],
 )
 def test_a_wrong_kind_is_an_error(kind, message, model, tmp_path):
     path = tmp_path / "w.safetensors"

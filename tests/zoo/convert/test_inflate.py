@@ -101,5 +101,5 @@ def test_nets_of_other_shapes_are_refused():
     model = zoo.create_model("rescalenet18", width=0.125)
     with pytest.raises(WeightsError, match="rescalenet18 inflated to rescale_i3d_r50: .* keys? (is|are) missing"):
         zoo.convert.inflate(model, "rescale_i3d_r50")
-    with pytest.raises(ZooError, match="kernel='middle': 'centre' or 'mean'"):
+    with pytest.raises(ZooError, match="kernel='middle': must be 'centre' or 'mean'"):
         zoo.convert.inflate(copy.deepcopy(model), kernel="middle")
