@@ -204,3 +204,13 @@ def test_measured_signal_at_init(scheme):
     assert power[blocks[-1]] == pytest.approx(last, rel=0.05)
     assert sum(dead) / len(dead) == pytest.approx(mean_dead / 100, abs=0.02)
     assert max(dead) == pytest.approx(worst_dead / 100, abs=0.02)
+
+
+def test_the_class_activation_map_runs():
+    pytest.importorskip("captum", reason="needs captum, which is not installed")
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(compile(code, "method.md", "exec"), scope)
+    assert scope["cam"].shape == (2, 1, 8, 8)
+    (row,) = [row for row in scope["model"].trunk_scales.rows if row.module == "layer2.0"]
+    torch.testing.assert_close(scope["features"] * row.scale_out, scope["seen"]["stored"])
