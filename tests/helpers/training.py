@@ -5,6 +5,22 @@ from tasks.engine import Trainer
 from tasks.spec import check, make_task
 
 
+class Crash(Exception):
+    """What ends a run in the middle."""
+
+
+def crash_after_step(trainer, step, monkeypatch):
+    """Let a run crash when it has logged this step."""
+    log_step = trainer._log_step
+
+    def crash(terms):
+        log_step(terms)
+        if trainer.at.step == step:
+            raise Crash
+
+    monkeypatch.setattr(trainer, "_log_step", crash)
+
+
 def config(images, output, model=None, data=None, **train):
     base = {
         "epochs": 2,

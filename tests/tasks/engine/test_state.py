@@ -12,11 +12,7 @@ from tasks.engine import Trainer
 from tasks.errors import TrainingError
 from tasks.spec import make_task
 from tests.helpers.commands import environment, train_and_kill
-from tests.helpers.training import config, fit, weights_of
-
-
-class Crash(Exception):
-    pass
+from tests.helpers.training import Crash, config, crash_after_step, fit, weights_of
 
 
 @pytest.mark.parametrize("crash_at", [2, 6, 9, "evaluation"])
@@ -32,14 +28,7 @@ def test_resume_repeats_the_uninterrupted_run_to_the_bit(images, tmp_path, monke
     if crash_at == "evaluation":
         monkeypatch.setattr("tasks.engine.trainer.branch_statistics", lambda model: (_ for _ in ()).throw(Crash))
     else:
-        log_step = trainer._log_step
-
-        def crash(loss):
-            log_step(loss)
-            if trainer.at.step == crash_at:
-                raise Crash
-
-        monkeypatch.setattr(trainer, "_log_step", crash)
+        crash_after_step(trainer, crash_at, monkeypatch)
     with pytest.raises(Crash):
         trainer.fit()
     trainer.log.flush()  # records past the checkpoint that the resumed run must not repeat

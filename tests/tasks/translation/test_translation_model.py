@@ -16,6 +16,7 @@ from tasks.spec import make_task
 from tasks.translation.corpus import Corpus, prepare
 from tasks.translation.evaluate import score
 from tests.helpers.commands import environment, on_two_processes, train_and_kill
+from tests.helpers.training import Crash, crash_after_step
 from tests.helpers.translation import TINY, config, fit, section, toy
 from zoo.text import PAD
 
@@ -46,10 +47,6 @@ def test_it_learns(prepared, tmp_path, precision):
     assert (run / "curves.png").stat().st_size > 1000
 
 
-class Crash(Exception):
-    pass
-
-
 @pytest.mark.parametrize("crash_at", [3, 14, "average"])
 def test_resume_repeats_the_uninterrupted_run_to_the_bit(prepared, tmp_path, monkeypatch, crash_at):
     settings = {"average": {"name": "last_epochs", "epochs": 2}, "epochs": 3, "accumulate": 2, "batch_size": 300}
@@ -66,14 +63,7 @@ def test_resume_repeats_the_uninterrupted_run_to_the_bit(prepared, tmp_path, mon
 
         monkeypatch.setattr(trainer.task, "evaluate", crash)
     else:
-        log_step = trainer._log_step
-
-        def crash(loss):
-            log_step(loss)
-            if trainer.at.step == crash_at:
-                raise Crash
-
-        monkeypatch.setattr(trainer, "_log_step", crash)
+        crash_after_step(trainer, crash_at, monkeypatch)
     with pytest.raises(Crash):
         trainer.fit()
     trainer.log.flush()
