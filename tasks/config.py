@@ -61,6 +61,20 @@ def net_info(name: str, input_kind: InputKind) -> ModelInfo:
     return info
 
 
+def check_size(size: int, info: ModelInfo) -> None:
+    """Refuse images or frames that are too small for a net.
+
+    Args:
+        size: value of ``data.size``, in pixels.
+        info: description of the net.
+
+    Raises:
+        ConfigError: the net requires a larger size.
+    """
+    if size < info.min_size:
+        raise ConfigError(f"data.size={size}: must be >= {info.min_size} for {info.name}")
+
+
 class SGD(Strict):
     """Stochastic gradient descent with momentum."""
 

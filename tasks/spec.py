@@ -15,6 +15,7 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ConfigError, UserError
@@ -117,12 +118,6 @@ def task_specs() -> dict[str, TaskSpec]:
     return {**_found(), **_registered}
 
 
-def load(reference: str) -> Any:
-    """Import the object that ``module:name`` names."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def resolve(name: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read the config of a file or a shipped recipe, change it by dotted overrides, and check it.
 
@@ -151,12 +146,12 @@ def check(content: dict[str, object], source: str) -> RunConfig:
     specs, task = task_specs(), content.get("task")
     if task not in specs:
         raise ConfigError(f"{source}: task={task!r}{suggestion(str(task), specs)}")
-    return cfg.check(content, load(specs[str(task)].config), source)
+    return cfg.check(content, resolve_name(specs[str(task)].config), source)
 
 
 def make_task(config: RunConfig) -> Task:
     """Make the task of a config, which finds its data."""
-    return load(task_specs()[config.task].task)(config)
+    return resolve_name(task_specs()[config.task].task)(config)
 
 
 def spec_of(entry: zoo.Weights) -> TaskSpec:
@@ -166,7 +161,7 @@ def spec_of(entry: zoo.Weights) -> TaskSpec:
         UserError: no installed task has weights with such a transform.
     """
     for spec in task_specs().values():
-        if load(spec.transform) is type(entry.transform):
+        if resolve_name(spec.transform) is type(entry.transform):
             return spec
     raise UserError(
         f"{entry.name}: no task reads {type(entry.transform).__name__}; install the package that registers one "

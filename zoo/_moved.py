@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
 
@@ -46,7 +47,7 @@ def moved_names(old: str, names: Mapping[str, str]) -> Callable[[str], Any]:
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
         module, _, new = names[name].partition(":")
         warnings.warn(f"{old}.{name} has moved to {module}.{new}", DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(module), new)
+        return resolve_name(names[name])
 
     return lookup
 

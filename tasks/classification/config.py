@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tasks.config import ModelSection, RunConfig, Strict
+from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 class PadCrop(Strict):
@@ -54,8 +55,8 @@ class DataSection(Strict):
     )
     size: int = Field(224, ge=1, description="side of the image that enters the net, in pixels")
     resize: int = Field(256, ge=1, description="short side before the centre crop in evaluation")
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     augment: Augment = Augment()
     cache: bool = Field(False, description="keep decoded images in memory")
     eval_batch_size: int = Field(256, ge=1, description="images of a forward in evaluation, all ranks together")

@@ -15,9 +15,8 @@ import zoo
 from tasks.classification.config import ClassificationConfig
 from tasks.classification.data import EvalSet, TrainSet, eval_transform, load_images
 from tasks.classification.evaluate import eval_loader, evaluate
-from tasks.config import net_info
+from tasks.config import check_size, net_info
 from tasks.engine import BaseTask, EpochBatches
-from tasks.errors import ConfigError
 
 
 class Classification(BaseTask):
@@ -43,8 +42,7 @@ class Classification(BaseTask):
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
         info = net_info(section.name, "images")
-        if self.config.data.size < info.min_size:
-            raise ConfigError(f"data.size={self.config.data.size}: must be >= {info.min_size} for {section.name}")
+        check_size(self.config.data.size, info)
         return zoo.create_model(
             section.name,
             section.weights,

@@ -13,7 +13,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import zoo
-from tasks.config import net_info
+from tasks.config import check_size, net_info
 from tasks.devices import process_state
 from tasks.engine import BaseTask, EpochBatches
 from tasks.errors import ConfigError, DataError, TrainingError
@@ -83,8 +83,7 @@ class VideoClassification(BaseTask):
         if self.config.train.precision == "bf16" and not torch.accelerator.is_available():
             # oneDNN's weight gradient is noise or NaN if a clip is shorter than the kernel (docs/video.md).
             raise ConfigError("train.precision=bf16: 3D convolutions give wrong gradients on the CPU; set it to fp32")
-        if self.config.data.size < info.min_size:
-            raise ConfigError(f"data.size={self.config.data.size}: must be >= {info.min_size} for {section.name}")
+        check_size(self.config.data.size, info)
         if section.weights is not None:
             entry = zoo.get_weights(section.weights)
             if not isinstance(entry.transform, zoo.VideoTransform):

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import sys
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Annotated
 
@@ -29,16 +30,16 @@ def registry(monkeypatch):
 def test_the_references_of_a_spec_name_its_classes(name):
     found = spec.task_specs()[name]
     assert found.name == name
-    assert spec.load(found.config).model_fields["task"].annotation.__args__ == (name,)
+    assert resolve_name(found.config).model_fields["task"].annotation.__args__ == (name,)
     for method in ("build_model", "train_set", "losses", "evaluate", "save_weights"):
-        assert hasattr(spec.load(found.task), method)
+        assert hasattr(resolve_name(found.task), method)
     for command in COMMANDS:
         options = getattr(found, command).options
         assert options() == options()  # every option has a default, and is compared by value
 
 
 def test_weights_choose_their_task_by_their_transform():
-    transforms = [spec.load(found.transform) for found in spec.task_specs().values()]
+    transforms = [resolve_name(found.transform) for found in spec.task_specs().values()]
     assert len(set(transforms)) == len(transforms)
     assert spec.task_of(zoo.get_weights("rescalenet20_cifar.cifar10")) == "classification"
     assert spec.task_of(zoo.get_weights("rescale_r3d_10.shapes")) == "video"

@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from zoo.errors import ExportError, ZooError
@@ -78,9 +78,8 @@ class Target:
         Raises:
             ExportError: packages that are missing, an export that fails, or outputs that differ.
         """
-        module, _, name = self.functions[kind].partition(":")
         try:
-            function = getattr(importlib.import_module(module), name)
+            function = resolve_name(self.functions[kind])
         except ModuleNotFoundError as error:
             hint = f": pip install 'rescalenet-zoo[{self.extra}]'" if self.extra else ""
             raise ExportError(f"export to {self.name} needs {error.name}{hint}") from None
