@@ -1,0 +1,9 @@
+"""Layouts of BatchNorm checkpoints that others publish; one module a family of sources."""
+
+from __future__ import annotations
+
+from zoo.convert.layouts.base import Imported, Layout
+
+__all__ = ["LAYOUTS", "Imported", "Layout"]
+
+LAYOUTS: list[Layout] = []  # the first that matches the keys reads them
