@@ -55,7 +55,8 @@ class VisionScheme(Scheme):
     """Plain convolutions with He init and no normalization: the base of the others, and ``none`` itself.
 
     Attributes:
-        post_bias: whether each convolution has an ordinary bias too, as folded BatchNorm nets require.
+        post_bias: whether each layer before a norm, ReLU or sum has an ordinary bias too, as folded BatchNorm nets
+            require.
     """
 
     name: ClassVar[str] = "none"
@@ -188,11 +189,11 @@ class VisionRescale(VisionScheme):
         return RescaledJoin(alpha, 1 / math.sqrt(c) if self.multiplier else beta, self.multiplier)
 
     def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
-        # Without a bias of its own, as published; the first one's input has been shifted by head_bias.
+        # As published without an ordinary bias; the first one's input has been shifted by head_bias.
         linear = (
-            nn.Linear(in_features, out_features, bias=False)
+            nn.Linear(in_features, out_features, bias=self.post_bias)
             if first
-            else layers.BiasedLinear(in_features, out_features, post_bias=False)
+            else layers.BiasedLinear(in_features, out_features, post_bias=self.post_bias)
         )
         return _he(linear)
 
