@@ -31,6 +31,7 @@ class Conversion:
         form: form of the conversion.
         eps: eps of the norms that was used; None if the source has no norm.
         transform: input transform, where the layout fixes it.
+        classes: class names in order of the logits, where the layout fixes them.
     """
 
     model: Any
@@ -38,6 +39,7 @@ class Conversion:
     form: Form
     eps: float | None
     transform: AnyTransform | None
+    classes: tuple[str, ...] | None = None
 
 
 def from_batchnorm(
@@ -108,8 +110,9 @@ def convert_batchnorm(
     of_layout = {key: value for key, value in options.items() if key not in SCHEME_OPTIONS}
     layout = next((layout for layout in LAYOUTS if layout.matches(state.keys())), None)
     if layout is None:
+        model = source if isinstance(source, nn.Module) else None
         for family in all_families():
-            found = family.from_batchnorm(state, name, eps=eps, form=form, **options)
+            found = family.from_batchnorm(state, name, model=model, eps=eps, form=form, **options)
             if found is not None:
                 return found
         raise WeightsError(
