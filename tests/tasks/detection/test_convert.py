@@ -11,7 +11,9 @@ from torchvision.models import detection as torchvision_detection
 import zoo
 from tasks.detection.convert import rescaled_detector
 from tasks.detection.detector import create_detector
-from tests.helpers.detection import calibrated, norms, sample, small
+from tasks.detection.evaluate import categories_of, evaluate_weights, to_results
+from tasks.detection.from_torchvision import COCO
+from tests.helpers.detection import calibrated, norms, real, sample, small
 from tests.helpers.torchvision_detectors import LIMITS, SIZES, old_keys, picture, settle, torchvision_detector
 from zoo.calibration import HasDataBias
 from zoo.convert import convert_batchnorm, from_batchnorm
@@ -207,6 +209,26 @@ def test_cocos_91_ids_become_80_classes(coco_detector):
     expected["labels"] = torch.tensor([1 + done.classes.index(names[i]) for i in expected["labels"]])
     assert_equal_detections(found, expected, **SINGLE, least=5)
     assert len(found["labels"].unique()) > 1
+
+
+def test_evaluation_on_coco(coco_detector, tmp_path):
+    """Labels of the converted detector become COCO's ids, which are the original's labels."""
+    done = convert_batchnorm(coco_detector)
+    path = tmp_path / "detector.safetensors"
+    zoo.save_weights(done.model, path, transform=done.transform, classes=done.classes)
+    data, entry = real("sample"), zoo.get_weights(str(path))
+    ids = categories_of(data, entry.classes, entry.name)
+    assert None not in ids
+    image = picture()
+    results = to_results(detections(done.model, image), 1, ids)
+    unused = [i for i, name in enumerate(COCO) if name == "N/A"]
+    masked = copy.deepcopy(coco_detector)
+    with torch.no_grad():
+        masked.roi_heads.box_predictor.cls_score.bias[unused] = -torch.inf
+    assert [result["category_id"] for result in results] == detections(masked, image)["labels"].tolist()
+    reports = evaluate_weights(zoo.create_model(entry.config.name, weights=str(path)), entry, data)
+    assert set(reports) == {"bbox", "segm"}
+    assert len(reports["bbox"].per_category) == 80
 
 
 def test_every_id_can_be_kept(coco_detector):
