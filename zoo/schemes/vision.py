@@ -147,6 +147,8 @@ class VisionRescale(VisionScheme):
         first_index: k of the first branch: 1 as published, 0 as in the authors' code.
         projection_gain: gain of the shortcuts' 1x1 at init: 1 as published. A stage's first block then keeps
             0.13-0.23 of E[x^2]; with 2 it keeps 0.49-0.76 and trains faster (docs/training.md).
+        weight_scale: whether each convolution has a factor per output channel on its weight, which does not train by
+            default. Nets converted from BatchNorm checkpoints have gamma / sigma there (docs/convert.md).
     """
 
     name: ClassVar[str] = "rescale"
@@ -156,6 +158,7 @@ class VisionRescale(VisionScheme):
     c: float | None = None
     first_index: int = 1
     projection_gain: float = 1.0
+    weight_scale: bool = False
 
     def __post_init__(self) -> None:
         if self.c is not None and not self.c > 0:
@@ -172,9 +175,12 @@ class VisionRescale(VisionScheme):
 
     def stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
         make: Any = layers.StemConv2d if dimensions(kernel_size) == 2 else layers.StemConv3d
-        return _he(make(in_channels, out_channels, kernel_size, stride, _half(kernel_size)))
+        padding, scaled = _half(kernel_size), self.weight_scale
+        return _he(make(in_channels, out_channels, kernel_size, stride, padding, weight_scale=scaled))
 
     def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
+        if self.weight_scale:
+            return self.stem(in_channels, out_channels, kernel_size)
         return VisionScheme(self.post_bias).conv(in_channels, out_channels, kernel_size, mode=mode)
 
     def join(self, place: Place, channels: int) -> RescaledJoin:
@@ -207,8 +213,8 @@ class VisionRescale(VisionScheme):
 
     def _make_conv(self, in_channels: int, out_channels: int, kernel: Extent, stride: Extent, groups: int) -> Any:
         make: Any = layers.BiasedConv2d if dimensions(kernel) == 2 else layers.BiasedConv3d
-        padding = _half(kernel)
-        return make(in_channels, out_channels, kernel, stride, padding, groups=groups, post_bias=self.post_bias)
+        optional = {"post_bias": self.post_bias, "weight_scale": self.weight_scale}
+        return make(in_channels, out_channels, kernel, stride, _half(kernel), groups=groups, **optional)
 
 
 class _Normalized(VisionScheme):
