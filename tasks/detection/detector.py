@@ -9,10 +9,11 @@ import contextlib
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pydantic
+from torch import Tensor
 
 import zoo
 from tasks.detection.rcnn import Detector, DetectorOptions, Standardize, Target
@@ -267,6 +268,12 @@ class DetectorFamily:
     def build(self, config: zoo.ModelConfig) -> Detector:
         """Return a fresh detector of any scheme from its config, with the default input."""
         return _build(config)
+
+    def from_batchnorm(
+        self, state: Mapping[str, Tensor], name: str | None, *, eps: float | None, form: str, **options: Any
+    ) -> Any:
+        """Return the conversion of a detector's checkpoint; see ``zoo.families.Family.from_batchnorm``."""
+        return None
 
 
 FAMILY: Family = DetectorFamily()
