@@ -123,12 +123,10 @@ def first_error(error: pydantic.ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
-        return f"{key}: is missing"
-    if not key:
-        return one_line(message)
+        return one_line(f"{key}: is missing")
     if first["type"] == "extra_forbidden":
-        return f"{key}: is no key of a header that this version knows"
-    return one_line(f"{key}={reprlib.repr(first['input'])}: {message}")
+        return one_line(f"{key[:80]}: is no key of a header that this version knows")
+    return one_line(f"{key[:80]}={reprlib.repr(first['input'])}: {message}" if key else message)
 
 
 def _read(text: str) -> Header:

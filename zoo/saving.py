@@ -126,8 +126,14 @@ def _check_classes(classes: Sequence[str], model: Named, path: Path) -> None:
     """Check the class names of a model.
 
     Raises:
-        ZooError: another number than the model's, a name that is not text, or one that occurs twice.
+        ZooError: a model whose config has another number, another number of names, a name that is not text, or one that
+            occurs twice.
     """
+    if model.num_classes != model.config.num_classes:
+        raise ZooError(
+            f"{path}: the model has num_classes={model.num_classes}, its config {model.config.num_classes}: parts of "
+            "it were removed, so create_model would not load it; save the whole model"
+        )
     if isinstance(classes, str):
         raise ZooError(f"{path}: classes={classes!r}: must be a list of names, not one text")
     if len(classes) != model.num_classes:

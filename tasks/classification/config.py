@@ -54,9 +54,7 @@ class DataSection(Strict):
         "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
     )
     size: int = Field(224, ge=1, description="side of the image that enters the net, in pixels")
-    resize: int = Field(
-        256, ge=1, validate_default=True, description="short side before the centre crop in evaluation"
-    )
+    resize: int = Field(256, ge=1, validate_default=True, description="short side before the centre crop in evaluation")
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     augment: Augment = Augment()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoo.building import WithoutInit
 from zoo.convert.unwrapping import unwrapped
 from zoo.errors import WeightsError
 from zoo.nets.base import Backbone
@@ -89,7 +90,8 @@ def from_reference(state_dict: Mapping[str, Any], name: str, **options: Any) -> 
         raise WeightsError("reference checkpoint: the bias of the last layer is missing")
     if family == "ResNet":
         options = {"first_index": 0, **options}
-    model = create_model(name, num_classes=out["fc.bias"].numel(), **options)
+    with WithoutInit():
+        model = create_model(name, num_classes=out["fc.bias"].numel(), **options)
     model.to(out["fc.bias"].dtype if out["fc.bias"].is_floating_point() else torch.float32)
     load_state(model, out, "reference checkpoint")
     return model
