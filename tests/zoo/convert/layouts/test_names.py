@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import zoo
 from tests.helpers.foreign import (
     TIMM,
     TORCHVISION,
