@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.convert.layouts import LAYOUTS, Imported
+from zoo.convert.layouts.facts import module_facts
+from zoo.convert.layouts.fitting import with_asked
 from zoo.convert.rescaled import FORMS, Form, rescaled
 from zoo.errors import WeightsError, ZooError
 from zoo.families import all_families
@@ -104,6 +106,9 @@ def convert_batchnorm(
         return Conversion(rescaled(source, form, **options), "RescaleNet model zoo", form, None, None)
     # a foreign one
     state = checked_state(source.state_dict() if isinstance(source, nn.Module) else source)
+    facts = module_facts(source) if isinstance(source, nn.Module) else {}
+    own_eps = facts.pop("eps", None)
+    eps = own_eps if eps is None else eps
     of_result = {key: value for key, value in options.items() if key in SCHEME_OPTIONS}
     of_layout = {key: value for key, value in options.items() if key not in SCHEME_OPTIONS}
     layout = next((layout for layout in LAYOUTS if layout.matches(state.keys())), None)
@@ -116,7 +121,7 @@ def convert_batchnorm(
             f"not a known BatchNorm checkpoint: its first key is {next(iter(state))!r}; "
             f"known are {', '.join(layout.name for layout in LAYOUTS)}, and detectors"
         )
-    imported = layout.read(state, name, of_layout)
+    imported = layout.read(state, name, with_asked(type(source).__name__, facts, of_layout))
     used = next(value for value in (eps, imported.eps, 1e-5) if value is not None)
     net = load_imported(imported, used, layout.name)
     return Conversion(rescaled(net, form, **of_result), layout.name, form, used, imported.transform)
