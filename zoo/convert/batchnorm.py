@@ -109,7 +109,8 @@ def convert_batchnorm(
     # a foreign one
     facts = module_facts(source) if isinstance(source, nn.Module) else {}
     state = checked_state(source.state_dict() if isinstance(source, nn.Module) else source)
-    eps = facts.pop("eps", None) if eps is None else eps
+    own_eps = facts.pop("eps", None)
+    eps = own_eps if eps is None else eps
     layout = next((layout for layout in LAYOUTS if layout.matches(state.keys())), None)
     if layout is None:
         for family in all_families():
