@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from zoo.convert.layouts import refused, resnet, vgg
 from zoo.convert.layouts.base import Imported, Layout
 
 __all__ = ["LAYOUTS", "Imported", "Layout"]
 
-LAYOUTS: list[Layout] = []  # the first that matches the keys reads them
+# the first that matches the keys reads them
+LAYOUTS: list[Layout] = [*refused.REFUSED, resnet.LAYOUT, vgg.LAYOUT]
