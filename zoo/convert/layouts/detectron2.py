@@ -155,6 +155,9 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
             *(NAME, len(rest), len(unused)),
         )
     # the net that has these blocks
+    for key in (_FIRST, "res2.0.conv1.weight", "res2.0.conv2.weight"):
+        if key not in trunk or trunk[key].ndim != 4 or not trunk[key].numel():
+            raise WeightsError(f"{NAME} checkpoint: {key} is missing or no kernel of shape (O, I, h, w)")
     found = Architecture.of({_torchvision_key(key): value for key, value in trunk.items()})
     asked = {**options}
     if found.block == "bottleneck" and _stride_in_1x1(found, rest, is_caffe2(state), of_torchvision, options):
