@@ -169,7 +169,7 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
             scheme="bn",
             num_classes=0 if head is None else head.shape[0],
             in_chans=trunk[_FIRST].shape[1],
-            options=with_asked(NAME, found.options(spec.layout), asked),
+            options=with_asked(NAME, found.of_layout(spec.layout), asked),
         )
         for spec in candidates(NAME, ResNet, name, str(found), found.fits)
     ]

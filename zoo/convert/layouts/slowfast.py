@@ -3,13 +3,13 @@
 At the size and length that they were trained with, 8 frames of 224 px, their outputs before softmax are equal to ours.
 Elsewhere their heads average over windows of that size, ours over the whole clip, and a pool in time drops a last odd
 frame, which ours keeps. Strides and dilations do not show in the keys: a trunk from AVA's detectors, whose last stage
-is dilated, cannot be told from Kinetics' and becomes a net with a stride there.
+is dilated, looks like Kinetics' and becomes a net with a stride there.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -76,7 +76,9 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
         [f"s{stage}.pathway0_res{block}" for block in range(_count(state, rf"s{stage}\.pathway0_res(\d+)\."))]
         for stage in range(2, 6)
     ]
-    architecture = _bottlenecks(SLOWFAST, state, stem, blocks, "branch2.a", "branch2.c", "head.projection")
+    architecture = _bottlenecks(
+        SLOWFAST, state, stem, blocks, first="branch2.a", last="branch2.c", head="head.projection"
+    )
     return architecture.read(SLOWFAST, state, name, options, foreign_key, TRANSFORM)
 
 
@@ -142,27 +144,43 @@ def read_pytorchvideo(state: Mapping[str, Tensor], name: str | None, options: Ma
     numbers = sorted({int(m[1]) for key in state if (m := re.match(r"blocks\.(\d+)\.res_blocks\.", key))})
     if len(numbers) != 4 or numbers not in ([1, 2, 3, 4], [1, 3, 4, 5]):
         raise WeightsError(f"{PYTORCHVIDEO} checkpoint: it has stages {numbers}; must be 1, 2, 3, 4 or 1, 3, 4, 5")
+    # the blocks, and the head after the last stage
     blocks = [
         [f"blocks.{n}.res_blocks.{block}" for block in range(_count(state, rf"blocks\.{n}\.res_blocks\.(\d+)\."))]
         for n in numbers
     ]
-    head = f"blocks.{numbers[-1] + 1}.proj"
-    pooled = numbers[1] == 3
     architecture = _bottlenecks(
-        PYTORCHVIDEO, state, "blocks.0.conv.weight", blocks, "branch2.conv_a", "branch2.conv_c", head, pooled
+        PYTORCHVIDEO,
+        state,
+        "blocks.0.conv.weight",
+        blocks,
+        first="branch2.conv_a",
+        last="branch2.conv_c",
+        head=f"blocks.{numbers[-1] + 1}.proj",
+        pooled=numbers[1] == 3,
     )
 
     def foreign(key: str) -> str:
-        module, _, leaf = key.rpartition(".")
-        fixed = {"stem.conv1": "blocks.0.conv", "stem.norm1": "blocks.0.norm", "fc": head}
-        if module in fixed:
-            return f"{fixed[module]}.{leaf}"
-        stage, block, part = re.fullmatch(r"layer(\d+)\.(\d+)\.(.+)", module).groups()  # type: ignore[union-attr]
-        shortcut = {"downsample.conv": "branch1_conv", "downsample.norm": "branch1_norm"}
-        end = shortcut.get(part) or f"branch2.{part[:-1]}_{_LETTERS[part[-1]]}"
-        return f"blocks.{numbers[int(stage) - 1]}.res_blocks.{block}.{end}.{leaf}"
+        return pytorchvideo_key(key, numbers)
 
     return architecture.read(PYTORCHVIDEO, state, name, options, foreign, TRANSFORM)
+
+
+def pytorchvideo_key(key: str, stages: Sequence[int]) -> str:
+    """Return PyTorchVideo's key of one of our keys.
+
+    Args:
+        key: key of our net.
+        stages: PyTorchVideo's numbers of the stages.
+    """
+    module, _, leaf = key.rpartition(".")
+    fixed = {"stem.conv1": "blocks.0.conv", "stem.norm1": "blocks.0.norm", "fc": f"blocks.{stages[-1] + 1}.proj"}
+    if module in fixed:
+        return f"{fixed[module]}.{leaf}"
+    stage, block, part = re.fullmatch(r"layer(\d+)\.(\d+)\.(.+)", module).groups()  # type: ignore[union-attr]
+    shortcut = {"downsample.conv": "branch1_conv", "downsample.norm": "branch1_norm"}
+    end = shortcut.get(part) or f"branch2.{part[:-1]}_{_LETTERS[part[-1]]}"
+    return f"blocks.{stages[int(stage) - 1]}.res_blocks.{block}.{end}.{leaf}"
 
 
 # -- both ------------------------------------------------------------------------------------------------
@@ -189,6 +207,7 @@ def _bottlenecks(
     state: Mapping[str, Tensor],
     stem: str,
     blocks: list[list[str]],
+    *,
     first: str,
     last: str,
     head: str,

@@ -26,7 +26,7 @@ TRANSFORM = VideoTransform(
     std=(0.22803, 0.22145, 0.216989),
 )
 
-# our modules -> theirs: each convolution is a Sequential of a convolution (or of the two of a factorised one) and a norm
+# our modules -> theirs: a Sequential of a convolution, or of the two of a factorised one, and a norm
 _STEM = {"conv1": "0", "norm1": "1", "conv2": "3", "norm2": "4"}
 _BASIC = {"conv1": "conv1.0", "norm1": "conv1.1", "conv2": "conv2.0", "norm2": "conv2.1"}
 _FACTORISED = {

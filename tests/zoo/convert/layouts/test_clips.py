@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import zoo
-from tests.helpers.foreign import disturb, relative_error
+from tests.helpers.batchnorm import relative_error, train_statistics_
 from tests.helpers.foreign_clips import PyTorchVideo, SlowFast, slowfast_blobs, torchvision_video
 from tests.helpers.pickles import python2
 from zoo.convert.batchnorm import convert_batchnorm, load_imported
@@ -17,6 +17,11 @@ from zoo.nets.base import ModelConfig
 TORCHVISION = {name: f"rescale_{name}" for name in ("r3d_18", "mc3_18", "r2plus1d_18")}
 FORMS = ("gained", "folded")
 OF_FACEBOOK = {"i3d": "rescale_i3d_r50", "slowonly": "rescale_slowonly_r50"}
+
+
+def disturbed(net):
+    """The net with statistics as published files have them: dead channels, negative and denormal scales."""
+    return train_statistics_(net, hostile=True)
 
 
 def read(state, name=None, **options):
@@ -57,7 +62,7 @@ def assert_equal(ours, theirs, tolerance):
 
 @pytest.mark.parametrize(("name", "ours"), TORCHVISION.items(), ids=TORCHVISION)
 def test_torchvision(name, ours):
-    net = disturb(torchvision_video(name).double())
+    net = disturbed(torchvision_video(name).double())
     layout, imported = read(net.state_dict())
     assert layout.name == "torchvision video ResNet"
     assert imported.config == ModelConfig(ours, "bn", 7, 3, {"shortcut": "conv", "width": 1 / 8})
@@ -76,8 +81,8 @@ def test_torchvision(name, ours):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "ours"), TORCHVISION.items(), ids=TORCHVISION)
 def test_torchvision_in_full(name, ours):
-    net = disturb(torchvision_video(name, full=True).double())
-    converted = convert_batchnorm(net.state_dict(), ours)
+    net = disturbed(torchvision_video(name, full=True).double())
+    converted = convert_batchnorm(net, ours)
     assert converted.model.config.num_classes == 400
     assert (converted.transform.frames, converted.transform.size, converted.transform.fps) == (16, 112, 15)
     x = clips(7, 65, 49)
@@ -85,7 +90,7 @@ def test_torchvision_in_full(name, ours):
 
 
 def test_torchvision_without_a_last_layer():
-    net = disturb(torchvision_video("r3d_18").double())
+    net = disturbed(torchvision_video("r3d_18").double())
     state = {key: value for key, value in net.state_dict().items() if not key.startswith("fc.")}
     _, imported = read(state)
     assert imported.config.num_classes == 0
@@ -107,7 +112,7 @@ def test_torchvision_without_a_last_layer():
 @pytest.mark.parametrize("make", [SlowFast, PyTorchVideo])
 @pytest.mark.parametrize(("arch", "ours"), OF_FACEBOOK.items(), ids=OF_FACEBOOK)
 def test_facebook(make, arch, ours):
-    net = disturb(make(arch).double())
+    net = disturbed(make(arch).double())
     layout, imported = read(net.state_dict())
     assert layout.name == make.__name__
     assert imported.config == ModelConfig(ours, "bn", 5, 3, {"shortcut": "conv", "width": 1 / 8})
@@ -126,7 +131,7 @@ def test_facebook(make, arch, ours):
 @pytest.mark.parametrize(("arch", "ours"), OF_FACEBOOK.items(), ids=OF_FACEBOOK)
 def test_slowfast_of_caffe2(tmp_path, arch, ours):
     """The raw pickle of Python 2, with momentum and the solver's numbers."""
-    net = disturb(SlowFast(arch))
+    net = disturbed(SlowFast(arch))
     (tmp_path / "net.pkl").write_bytes(python2(slowfast_blobs(net), "blobs"))
     state = read_checkpoint(tmp_path / "net.pkl")
     layout, imported = read(state)
@@ -143,7 +148,7 @@ def test_slowfast_of_caffe2(tmp_path, arch, ours):
 @pytest.mark.parametrize("make", [SlowFast, PyTorchVideo])
 @pytest.mark.parametrize(("arch", "ours"), OF_FACEBOOK.items(), ids=OF_FACEBOOK)
 def test_facebook_in_full(make, arch, ours):
-    net = disturb(make(arch, 64, 400).double())
+    net = disturbed(make(arch, 64, 400).double())
     converted = zoo.convert.from_batchnorm(net.state_dict(), ours)
     x = clips(8, 64, 49)
     assert_equal(our_outputs(converted, x), facebook_outputs(net, x), 1e-10)

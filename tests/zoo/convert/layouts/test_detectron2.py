@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import zoo
-from tests.helpers.foreign import disturb, relative_error
+from tests.helpers.batchnorm import relative_error, train_statistics_
 from tests.helpers.foreign_detectron2 import (
     CAFFE2,
     HEADS,
@@ -29,6 +29,11 @@ BGR = {"mean": (103.53 / 255, 116.28 / 255, 123.675 / 255), "channel_order": "BG
 UNIT, IMAGENET_BGR = (1 / 255,) * 3, (57.375 / 255, 57.12 / 255, 58.395 / 255)
 R101 = {"depths": (3, 4, 23, 3)}
 RESNEXT = {"depths": (3, 4, 6, 3), "base": 32, "inner": 64, "groups": 32}  # half of X-50 32x4d
+
+
+def disturbed(net):
+    """The net with statistics as published files have them: dead channels, negative and denormal scales."""
+    return train_statistics_(net, hostile=True)
 
 
 def read(state, name=None, **options):
@@ -70,7 +75,7 @@ def assert_equal(state, trunk, *, expected=(), single=True, **options):
 @pytest.mark.parametrize(("depths", "name"), [((3, 4, 6, 3), "rescalenet50"), ((3, 4, 23, 3), "rescalenet101")])
 def test_msra(depths, name):
     """Caffe2's names with affine layers alone: the stride is in the 1x1, the input BGR with std 1."""
-    trunk = make_affine(disturb(Trunk(depths, classes=10).double()))
+    trunk = make_affine(disturbed(Trunk(depths, classes=10).double()))
     imported = assert_equal(
         blobs(trunk, statistics=False), trunk, expected={"width": 1 / 8, "stride_in_1x1": True}, single=depths[2] == 6
     )
@@ -80,7 +85,7 @@ def test_msra(depths, name):
 
 def test_msra_with_statistics():
     """The files that detectron2 converted again have the statistics too."""
-    trunk = disturb(Trunk())
+    trunk = disturbed(Trunk())
     imported = assert_equal(
         blobs(trunk, statistics=True), trunk, expected={"width": 1 / 8, "stride_in_1x1": True}, single=False
     )
@@ -91,7 +96,7 @@ def test_msra_with_statistics():
 @pytest.mark.parametrize("statistics", [True, False])
 def test_resnext_of_caffe2(statistics):
     """The stride is in the 3x3; the std of the input is 1 in the files without statistics alone."""
-    trunk = disturb(Trunk(**RESNEXT, first=False).double())
+    trunk = disturbed(Trunk(**RESNEXT, first=False).double())
     trunk = trunk if statistics else make_affine(trunk)
     imported = assert_equal(blobs(trunk, statistics=statistics), trunk, expected={"width": 1 / 2}, single=False)
     assert imported.config.name == "rescalenext50_32x4d"
@@ -99,14 +104,14 @@ def test_resnext_of_caffe2(statistics):
 
 
 def test_torchvision_in_detectron2_names():
-    trunk = disturb(Trunk(first=False, classes=10))
+    trunk = disturbed(Trunk(first=False, classes=10))
     imported = assert_equal(torchvision_names(trunk), trunk, expected={"width": 1 / 8}, single=False)
     assert imported.config.num_classes == 10
     assert imported.transform == zoo.InputTransform.imagenet()
 
 
 def test_basic_blocks():
-    trunk = disturb(Trunk((2, 2, 2, 2), inner=0))
+    trunk = disturbed(Trunk((2, 2, 2, 2), inner=0))
     imported = assert_equal(trunk.state_dict(), trunk, expected={"width": 1 / 8}, single=False)
     assert imported.config.name == "rescalenet18"
     assert imported.transform is None
@@ -115,7 +120,7 @@ def test_basic_blocks():
 @pytest.mark.parametrize("prefix", ["backbone.bottom_up.", "backbone.", "bottom_up.", ""])
 def test_the_option_decides(prefix):
     first = prefix != "backbone."
-    trunk = disturb(Trunk(first=first))
+    trunk = disturbed(Trunk(first=first))
     state = {prefix + key: value for key, value in trunk.state_dict().items()}
     expected = {"width": 1 / 8, "stride_in_1x1": first}
     assert_equal(state, trunk, expected=expected, single=False, stride_in_1x1=first)
@@ -152,7 +157,7 @@ def test_the_trunk_of_a_detector(sizes, std, expected, caplog):
 
 
 def test_the_trunk_of_a_detector_has_equal_features():
-    trunk = disturb(Trunk())
+    trunk = disturbed(Trunk())
     state = detector(trunk, pixel_std=(1.0, 1.0, 1.0))
     assert_equal(state, trunk, expected={"width": 1 / 8, "stride_in_1x1": True})
 
@@ -166,7 +171,7 @@ def test_rgb_buffers():
 
 def test_a_file_of_detectron(tmp_path, caplog):
     """The raw pickle of Python 2 of a whole detector, with momentum, biases that nothing uses, and the solver's."""
-    trunk = make_affine(disturb(Trunk()))
+    trunk = make_affine(disturbed(Trunk()))
     content = {**blobs(trunk, statistics=False), **caffe2_heads(), "conv1_b": torch.zeros(8)}
     content |= {f"{key}_momentum": value for key, value in content.items()} | {"lr": torch.tensor(0.1)}
     (tmp_path / "net.pkl").write_bytes(python2({key: value.numpy() for key, value in content.items()}, "blobs"))
@@ -270,6 +275,6 @@ def test_another_name_than_the_checkpoint_is():
 )
 def test_in_full(sizes):
     trunk = Trunk(**{"base": 64, "inner": 64, **sizes, "first": "groups" not in sizes})
-    trunk = make_affine(disturb(trunk.double()))
+    trunk = make_affine(disturbed(trunk.double()))
     expected = {} if "groups" in sizes else {"stride_in_1x1": True}
     assert_equal(blobs(trunk, statistics=False), trunk, expected=expected)
