@@ -123,7 +123,7 @@ def _fetch(source: str) -> Original:
             return module.fetch(source)
     if https.matches(source) and not https.is_ours(source):
         return https.fetch(source)
-    # weights of this zoo, by name or path, or a checkpoint
+    # weights of this zoo, by name or path, or a checkpoint in a file
     path = Path(source)
     if path.is_file() and not (path.suffix == ".safetensors" and local.is_own_weights(path)):
         return local.fetch(path)

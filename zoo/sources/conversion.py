@@ -84,9 +84,10 @@ def write_converted(
         "licence": original.meta.get("licence", "unknown"),
         "layout": done.layout,
         "form": form,
-        "eps": done.eps,
         "converter": CONVERTER,
     }
+    if done.eps is not None:
+        meta["eps"] = done.eps
     return save_weights(
         done.model,
         path,
@@ -136,7 +137,7 @@ def log_licence(source: str, licence: str | None) -> None:
     if licence in (None, "unknown"):
         log.warning("%s: licence unknown: its owner states none; ask before you use or share the weights", source)
     else:
-        log.warning("%s: licence %s", source, licence)
+        log.warning("%s: licence: %s", source, licence)
 
 
 def _usual_transform(model: str, source: str) -> AnyTransform:

@@ -40,15 +40,19 @@ def matches(name: str) -> bool:
 def open_weights(name: str, model: str | None) -> Weights:
     """Return the entry of weights on a server; see ``zoo.weights.Source``."""
     url, sha256 = parse(name)
-    if _ending(url) == ".safetensors":
-        first = not _path(url, sha256).is_file()
-        path = fetch_file(name)
-        if is_own_weights(path):
-            entry = dataclasses.replace(get_weights(str(path)), name=name, sha256=sha256)
-            if first:
-                log_licence(name, entry.meta.get("licence"))
-            return entry
-    return open_converted(name, model, lambda: fetch(name))
+    path = _path(url, sha256)
+    first = not path.is_file()
+    if not is_ours(name):
+        return open_converted(name, model, lambda: fetch(name))
+    entry = dataclasses.replace(get_weights(str(path)), name=name, sha256=sha256)
+    if first:
+        log_licence(name, entry.meta.get("licence"))
+    return entry
+
+
+def is_ours(name: str) -> bool:
+    """Return whether an address has weights of this zoo: a safetensors file is fetched to find out."""
+    return _ending(parse(name)[0]) == ".safetensors" and is_own_weights(fetch_file(name))
 
 
 def fetch(name: str) -> Original:

@@ -12,10 +12,12 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -115,22 +117,27 @@ def download(name: str, repository: str, file: str, revision: str | None, *, for
     """
     where = f"{repository}/{file}" + (f" at {revision}" if revision else "")
     setting = offline()
+    silent = None if setting else _silence(repository, file, revision)
     try:
-        return Path(
-            hf_hub_download(
-                repository,
-                file,
-                revision=revision,
-                endpoint=endpoint(),
-                local_files_only=setting is not None,
-                force_download=force,
-                library_name=LIBRARY,
+        with _quiet():
+            path = Path(
+                hf_hub_download(
+                    repository,
+                    file,
+                    revision=revision,
+                    endpoint=endpoint(),
+                    local_files_only=setting is not None or silent is not None,
+                    force_download=force,
+                    library_name=LIBRARY,
+                )
             )
-        )
+        if silent is not None:
+            log.info("%s: no answer from the hub (%s); %s is taken from the cache", name, silent, file)
+        return path
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         if setting is not None:
             raise WeightsError(f"{name}: {where} is not in the cache and {setting} forbids the download") from None
-        reason = f"no answer from the hub ({one_line(error.__cause__ or error)}), and not in the cache"
+        reason = f"no answer from the hub ({silent or one_line(error)}), and it is not in the cache"
     except GatedRepoError:
         reason = "its owner gives access on request: accept the terms on its page and log in with `hf auth login`"
     except RepositoryNotFoundError:
@@ -143,6 +150,34 @@ def download(name: str, repository: str, file: str, revision: str | None, *, for
     except Exception as error:  # its HTTP library has errors of its own, and its versions differ in that library
         reason = one_line(error)
     raise WeightsError(f"{name}: {where} could not be fetched: {reason}")
+
+
+def _silence(repository: str, file: str, revision: str | None) -> str | None:
+    """Return why the hub gives no answer at all; None if it answers, or is not needed for files of a known commit.
+
+    Without this question huggingface_hub tries for half a minute before it reports that there is no network.
+    """
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return None
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision, endpoint=endpoint()), endpoint=endpoint())
+    except HfHubHTTPError:
+        return None
+    except Exception as error:  # of its HTTP library
+        return one_line(error)
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep huggingface_hub's log to errors: what goes wrong is reported in one line here."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def download_checked(name: str, repository: str, file: str, revision: str | None, sha256: str | None) -> Path:
