@@ -99,7 +99,7 @@ def prepare(
 
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="A net, or weights: name.tag, a safetensors file, torchvision:...")] = None,
+    model: Annotated[str | None, typer.Argument(help="A net, or weights: name.tag, a file, torchvision:...")] = None,
     env: Annotated[
         bool, typer.Option("--env", help="Versions, device and optional packages, for bug reports.")
     ] = False,
@@ -231,8 +231,8 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="torchvision:BUILDER:TAG, timm:ARCHITECTURE.TAG, https://...#sha256=HEX, weights of this zoo of scheme "
-            "bn, or a checkpoint: .safetensors, .pth, .pt, .pkl."
+            help="torchvision:BUILDER:TAG, timm:ARCHITECTURE.TAG, https://...#sha256=HEX, weights of this zoo with "
+            "scheme bn, or a checkpoint: .safetensors, .pth, .pt, .pkl."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
@@ -253,7 +253,7 @@ def convert(
 def push(
     source: Annotated[str, typer.Argument(help="Folder of a run, or weights: name.tag or a safetensors file.")],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.")],
-    public: Annotated[bool, typer.Option("--public", help="A public repository; the default is a private one.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="A public repository, not a private one.")] = False,
     checkpoint: Annotated[str, typer.Option(help="Weights of the run: last, or best on the evaluation set.")] = "last",
     licence: Annotated[str | None, typer.Option(help="Licence of the weights; default: the inherited one.")] = None,
 ) -> None:
@@ -262,9 +262,7 @@ def push(
 
     if checkpoint not in ("last", "best"):
         raise UserError(f"--checkpoint {checkpoint}: must be last or best")
-    address = zoo.push(
-        source, repository, private=not public, checkpoint=cast(Any, checkpoint), licence=licence
-    )
+    address = zoo.push(source, repository, private=not public, checkpoint=cast(Any, checkpoint), licence=licence)
     typer.echo(f"{address}\nload it as hf-hub:{repository}")
 
 

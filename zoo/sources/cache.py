@@ -20,11 +20,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
 from zoo.files import write_json
+
+if TYPE_CHECKING:
+    from zoo.convert.rescaled import Form
 
 log = logging.getLogger("rescalenet")
 
@@ -40,7 +43,7 @@ def cache_root() -> Path:
 
 
 def offline() -> str | None:
-    """Return the setting that forbids downloads, ``RESCALENET_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``; None if none does."""
+    """Return what forbids downloads, ``RESCALENET_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``; None if nothing does."""
     for name in ("RESCALENET_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(name, "").lower() in _TRUE:
             return f"{name}={os.environ[name]}"
@@ -72,7 +75,7 @@ class Request:
 
     source: str
     model: str | None
-    form: str
+    form: Form
     eps: float | None
     converter: int
 
@@ -115,7 +118,7 @@ def record_converted(request: Request, source_sha256: str, sha256: str) -> None:
     """Record a conversion that was written to ``converted_path``.
 
     Args:
-        request: what was asked for.
+        request: the conversion that was asked for.
         source_sha256: sha256 of the source's file.
         sha256: sha256 of the converted file.
     """

@@ -132,7 +132,7 @@ def _convert(request: Request, original: Original) -> tuple[Path, str]:
 def log_licence(source: str, licence: str | None) -> None:
     """Log the licence of weights that are loaded for the first time.
 
-    It is a warning, so that it is shown where nobody has set up logging.
+    It is a warning, so that it is shown where logging is not set up.
     """
     if licence in (None, "unknown"):
         log.warning("%s: licence unknown: its owner states none; ask before you use or share the weights", source)

@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 from huggingface_hub.utils import tqdm
 
+from zoo.convert.checkpoints import read_checkpoint
 from zoo.errors import WeightsError, one_line
 from zoo.files import atomic_write
 from zoo.sources.cache import cache_root, is_sha256, locked, offline, sha256_of
 from zoo.sources.conversion import Original, log_licence, open_converted
-from zoo.sources.local import ENDINGS, is_own_weights, read_state
+from zoo.sources.local import ENDINGS, is_own_weights
 from zoo.weights import Weights, get_weights
 
 log = logging.getLogger("rescalenet")
@@ -65,7 +66,7 @@ def fetch(name: str) -> Original:
         WeightsError: no network, a download that failed, other content than the sha256 states, or not a checkpoint.
     """
     url, sha256 = parse(name)
-    return Original(read_state(fetch_file(name), name), sha256, meta={"url": url, "licence": "unknown"})
+    return Original(read_checkpoint(fetch_file(name)), sha256, meta={"url": url, "licence": "unknown"})
 
 
 def parse(name: str) -> tuple[str, str]:
@@ -185,4 +186,3 @@ def _stated_length(answer: Any, url: str) -> int | None:
     if not text.isdecimal() or int(text) > LARGEST:
         raise WeightsError(f"{url}: the server states a length of {text[:40]!r} bytes; at most {LARGEST} are read")
     return int(text)
-

@@ -118,6 +118,7 @@ def download(name: str, repository: str, file: str, revision: str | None, *, for
     where = f"{repository}/{file}" + (f" at {revision}" if revision else "")
     setting = offline()
     silent = None if setting else _silence(repository, file, revision)
+    # from the hub, or from the cache if there is no network
     try:
         with _quiet():
             path = Path(
@@ -134,6 +135,7 @@ def download(name: str, repository: str, file: str, revision: str | None, *, for
         if silent is not None:
             log.info("%s: no answer from the hub (%s); %s is taken from the cache", name, silent, file)
         return path
+    # what went wrong, in one line
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         if setting is not None:
             raise WeightsError(f"{name}: {where} is not in the cache and {setting} forbids the download") from None

@@ -56,7 +56,9 @@ def resolve(name: str, model: str | None) -> tuple[str, str]:
         architecture = TIMM[model][0]
     if net_of(TIMM, architecture) is None:
         known = [theirs for row in TIMM.values() for theirs in row]
-        raise WeightsError(f"{name!r}: architecture {architecture!r} is not convertible{suggestion(architecture, known)}")
+        raise WeightsError(
+            f"{name!r}: architecture {architecture!r} is not convertible{suggestion(architecture, known)}"
+        )
     if not _TAG.fullmatch(tag):
         raise WeightsError(f"{name!r}: must be timm:TAG or timm:ARCHITECTURE.TAG")
     return architecture, tag
@@ -72,9 +74,12 @@ def tags() -> list[tuple[str, str, str]]:
         import timm
     except ImportError:
         raise ZooError("timm's names are known to timm only: pip install timm") from None
-    names = {name for row in TIMM.values() for architecture in row for name in timm.list_pretrained(f"{architecture}.*")}
-    split = [name.partition(".") for name in sorted(names)]
-    return [(str(net_of(TIMM, architecture)), architecture, tag) for architecture, _, tag in split]
+    return [
+        (ours, architecture, name.removeprefix(f"{architecture}."))
+        for ours, row in TIMM.items()
+        for architecture in row
+        for name in timm.list_pretrained(f"{architecture}.*")
+    ]
 
 
 def describe(name: str, model: str | None = None) -> dict[str, Any]:
