@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,43 +86,56 @@ class Request:
 
 
 def converted_path(request: Request, source_sha256: str) -> Path:
-    """Return the path of a conversion."""
+    """Return the path of a conversion.
+
+    Args:
+        request: the conversion, with the name of the net.
+        source_sha256: sha256 of the source's file.
+    """
     return cache_root() / "converted" / f"{source_sha256}-{request.key[:16]}.safetensors"
+
+
+def was_converted(source_sha256: str) -> bool:
+    """Return whether there is any conversion of a source's file."""
+    return any((cache_root() / "converted").glob(f"{source_sha256}-*.safetensors"))
 
 
 def find_converted(request: Request) -> tuple[Path, str] | None:
     """Return the path and sha256 of a conversion in the cache; None if it is missing, or damaged, which is logged."""
     path = _record_path(request)
+    # the record
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+        source_sha256, sha256, model = (record[key] for key in ("source_sha256", "sha256", "model"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        log.warning("%s: damaged (%s); %s is converted again", path, error, request.source)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: damaged (%r); %s is converted again", path, error, request.source)
         return None
-    hashes = [record.get(key) if isinstance(record, dict) else None for key in ("source_sha256", "sha256")]
-    if not all(map(is_sha256, hashes)):
+    if not (is_sha256(source_sha256) and is_sha256(sha256) and isinstance(model, str)):
         log.warning("%s: damaged (no sha256 in it); %s is converted again", path, request.source)
         return None
-    file = converted_path(request, str(hashes[0]))
+    # the file
+    file = converted_path(replace(request, model=model), source_sha256)
     if not file.is_file():
         log.warning("%s: missing, although recorded; %s is converted again", file, request.source)
         return None
-    if (found := sha256_of(file)) != hashes[1]:
-        log.warning("%s: damaged (sha256 %.12s..., recorded %.12s...); converted again", file, found, hashes[1])
+    if (found := sha256_of(file)) != sha256:
+        log.warning("%s: damaged (sha256 %.12s..., recorded %.12s...); converted again", file, found, sha256)
         return None
     return file, found
 
 
-def record_converted(request: Request, source_sha256: str, sha256: str) -> None:
+def record_converted(request: Request, named: Request, source_sha256: str, sha256: str) -> None:
     """Record a conversion that was written to ``converted_path``.
 
     Args:
-        request: the conversion that was asked for.
+        request: the conversion as it was asked for.
+        named: the same with the name of the net.
         source_sha256: sha256 of the source's file.
         sha256: sha256 of the converted file.
     """
-    content: dict[str, Any] = {**asdict(request), "source_sha256": source_sha256, "sha256": sha256}
+    content: dict[str, Any] = {**asdict(named), "source_sha256": source_sha256, "sha256": sha256}
     write_json(content, _record_path(request))
 
 

@@ -58,8 +58,7 @@ def write_card(weights: Weights, repository: str, task: str, start: str | None) 
     lines = [
         f"# {repository.partition('/')[2]}",
         "",
-        f"`{config.name}`, a network without normalization layers (scheme `{config.scheme}`), for {task}; "
-        f"{config.num_classes} classes.",
+        f"`{config.name}` of rescalenet-zoo, scheme `{config.scheme}`, for {task}; {config.num_classes} classes.",
         "",
         "```python",
         "import zoo",

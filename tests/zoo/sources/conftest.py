@@ -103,4 +103,4 @@ def narrow(net):
 
 def far(a, b):
     """The largest difference over the largest value."""
-    return float((a - b).abs().max() / b.abs().max())
+    return float(((a - b).abs().max() / b.abs().max()).detach())
