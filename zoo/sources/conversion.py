@@ -112,7 +112,7 @@ def open_converted(source: str, model: str | None, fetch: Callable[[], Original]
         WeightsError: weights that cannot be fetched or converted.
     """
     request = Request(source, model, FORM, None, CONVERTER)
-    found = find_converted(request)
+    found = find_converted(request, report=False)
     if found is None:
         with locked(request.key, source):
             found = find_converted(request)  # another process may have converted it meanwhile
@@ -126,11 +126,10 @@ def _convert(request: Request, original: Original) -> tuple[Path, str]:
     """Convert into the cache, log the licence the first time, and return the path and its sha256."""
     first = not was_converted(original.sha256)
     done = convert_original(request.source, original, model=request.model, form=request.form, eps=request.eps)
-    named = dataclasses.replace(request, model=done.net.config.name)
-    path = converted_path(named, original.sha256)
+    path = converted_path(request.key, original.sha256)
     sha256 = done.write(path)
-    for each in {request, named}:  # found by either, with the name of the net or without
-        record_converted(each, named, original.sha256, sha256)
+    for each in {request, dataclasses.replace(request, model=done.net.config.name)}:  # found with the name or without
+        record_converted(each, request.key, original.sha256, sha256)
     if first:
         log_licence(request.source, original.meta.get("licence"))
     log.info("%s: converted, form %s, stored as %s", request.source, request.form, path)

@@ -86,7 +86,7 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{name}: {CONFIG} is not JSON ({one_line(error)})") from None
     if not isinstance(content, dict) or content.get("library_name") != LIBRARY:
         repository = parse(name)[0]

@@ -135,7 +135,7 @@ def _read_config(name: str, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {**content.pop("pretrained_cfg", {}), **content}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{name}: {CONFIG} is not of timm ({one_line(error)})") from None
 
 

@@ -57,8 +57,7 @@ def resolve(name: str, model: str | None) -> tuple[str, str]:
     if net_of(TORCHVISION, builder) is None:
         known = [theirs for row in TORCHVISION.values() for theirs in row]
         raise WeightsError(f"{name!r}: builder {builder!r} is not convertible{suggestion(builder, known)}")
-    member(name, builder, tag)
-    return builder, tag
+    return builder, member(name, builder, tag).name  # DEFAULT is another name of one of them
 
 
 def member(name: str, builder: str, tag: str) -> WeightsEnum:
