@@ -22,7 +22,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -118,40 +117,43 @@ def download(name: str, repository: str, file: str, revision: str | None, *, for
     where = f"{repository}/{file}" + (f" at {revision}" if revision else "")
     setting = offline()
     silent = None if setting else _silence(repository, file, revision)
-    # from the hub, or from the cache if there is no network
     try:
         with _quiet():
-            path = Path(
-                hf_hub_download(
-                    repository,
-                    file,
-                    revision=revision,
-                    endpoint=endpoint(),
-                    local_files_only=setting is not None or silent is not None,
-                    force_download=force,
-                    library_name=LIBRARY,
-                )
+            path = hf_hub_download(
+                repository,
+                file,
+                revision=revision,
+                endpoint=endpoint(),
+                local_files_only=setting is not None or silent is not None,
+                force_download=force,
+                library_name=LIBRARY,
             )
-        if silent is not None:
-            log.info("%s: no answer from the hub (%s); %s is taken from the cache", name, silent, file)
-        return path
-    # what went wrong, in one line
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except Exception as error:  # its HTTP library has errors of its own, and its versions differ in that library
         if setting is not None:
             raise WeightsError(f"{name}: {where} is not in the cache and {setting} forbids the download") from None
-        reason = f"no answer from the hub ({silent or one_line(error)}), and it is not in the cache"
-    except GatedRepoError:
-        reason = "its owner gives access on request: accept the terms on its page and log in with `hf auth login`"
-    except RepositoryNotFoundError:
-        reason = "no such repository, or a private one: check the name, or log in with `hf auth login`"
-    except RevisionNotFoundError:
-        reason = f"the repository has no revision {revision!r}"
-    except HfHubHTTPError as error:
+        reason = (
+            f"no answer from the hub ({silent}), and it is not in the cache" if silent else _reason(error, revision)
+        )
+        raise WeightsError(f"{name}: {where} could not be fetched: {reason}") from None
+    if silent is not None:
+        log.info("%s: no answer from the hub (%s); %s is taken from the cache", name, silent, file)
+    return Path(path)
+
+
+def _reason(error: BaseException, revision: str | None) -> str:
+    """Return why huggingface_hub could not fetch a file, on one line."""
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # it looked for the file in its cache after this one
+    if isinstance(error, GatedRepoError):
+        return "its owner gives access on request: accept the terms on its page and log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such repository, or a private one: check the name, or log in with `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the repository has no revision {revision!r}"
+    if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        reason = "the repository has no such file" if status == 404 else f"the hub answered {status}; try again later"
-    except Exception as error:  # its HTTP library has errors of its own, and its versions differ in that library
-        reason = one_line(error)
-    raise WeightsError(f"{name}: {where} could not be fetched: {reason}")
+        return "the repository has no such file" if status == 404 else f"the hub answered {status}; try again later"
+    return one_line(error)
 
 
 def _silence(repository: str, file: str, revision: str | None) -> str | None:

@@ -109,6 +109,7 @@ def fetch(name: str) -> Original:
     repository = f"timm/{architecture}.{tag}"
     config_path = download(name, repository, CONFIG, None)
     config = _read_config(name, config_path)
+    transform = input_transform(name, config)
     revision = config_path.parent.name  # the commit, so that all files are of the same one
     path = download_checked(name, repository, WEIGHTS, revision, None)
     try:
@@ -119,7 +120,7 @@ def fetch(name: str) -> Original:
         state=state,
         sha256=sha256_of(path),
         model=net_of(TIMM, architecture),
-        transform=input_transform(name, config),
+        transform=transform,
         classes=_classes(config, tag),
         eps=DEFAULT_EPS,
         meta=_stated(name, repository, config, revision),
