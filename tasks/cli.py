@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -222,7 +223,7 @@ def export(
     model = load_model(entry)
     if fold and target.folded:
         model = zoo.fold(model)
-    path = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}{target.ending}")
+    path = out or Path(f"{file_stem(entry.name)}{target.ending}")
     typer.echo(target.export(spec.input_kind, model, path, example, entry))
 
 
@@ -321,6 +322,12 @@ def main() -> None:
             raise
         print_line(f"error: {reason}")
         raise SystemExit(1) from None
+
+
+def file_stem(weights: str) -> str:
+    """Return the name of weights as a file's name without ending: letters, digits, dots, hyphens and underscores."""
+    last = Path(weights.partition("#")[0]).name.removesuffix(".safetensors")
+    return re.sub(r"[^\w.-]+", "_", last)
 
 
 def _short(value: Any) -> Any:

@@ -144,9 +144,9 @@ class Hub(Server):
             content = json.loads(body)
             repository = f"{content.get('organization') or 'owner'}/{content['name']}"
             if repository in self.repositories:
-                return Answer(b"{}", status=409)
+                return Answer(json.dumps({"url": f"{self.address}/{repository}"}).encode(), status=409)
             self.repositories[repository] = []
-            self.private[repository] = content["private"]
+            self.private[repository] = content["visibility"] == "private"
             return as_json({"url": f"{self.address}/{repository}"})
         repository = "/".join(path.split("/")[3:5])
         if "/preupload/" in path:

@@ -44,7 +44,8 @@ def write_card(weights: Weights, repository: str, task: str, start: str | None) 
         start: name of the weights that training started from; None if there are none.
     """
     meta, config = weights.meta, weights.config
-    metrics = {key: value for key, value in meta.get("metrics", {}).items() if isinstance(value, int | float)}
+    stated = meta["metrics"] if isinstance(meta.get("metrics"), dict) else {}
+    metrics = {key: value for key, value in stated.items() if isinstance(value, int | float)}
     # what the hub reads
     front: dict[str, Any] = {
         "library_name": "rescalenet-zoo",
