@@ -15,9 +15,10 @@ from zoo.convert.batchnorm import convert_batchnorm
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError
 from zoo.registry import model_info
+from zoo.saving import save_weights
 from zoo.sources.cache import Request, converted_path, find_converted, locked, record_converted, was_converted
 from zoo.transforms import AnyTransform, InputTransform
-from zoo.weights import Weights, get_weights, save_weights
+from zoo.weights import Weights, get_weights
 
 log = logging.getLogger("rescalenet")
 
@@ -161,7 +162,9 @@ def _usual_transform(model: str, source: str) -> AnyTransform:
 
 
 def _class_names(classes: tuple[str, ...] | None, count: int, source: str) -> tuple[str, ...]:
-    """Return the class names, numbers if there are none.
+    """Return the class names, numbers if there are none. The second of two equal names gets its number.
+
+    ImageNet's classes have two cranes and two maillots.
 
     Raises:
         WeightsError: another number of names than of classes.
@@ -172,4 +175,4 @@ def _class_names(classes: tuple[str, ...] | None, count: int, source: str) -> tu
         classes = tuple(name for name in classes if name not in NO_OBJECT)
     if len(classes) != count:
         raise WeightsError(f"{source}: {len(classes)} class names for {count} classes")
-    return classes
+    return tuple(f"{name} ({i})" if name in classes[:i] else name for i, name in enumerate(classes))
