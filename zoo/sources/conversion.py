@@ -162,9 +162,7 @@ def _usual_transform(model: str, source: str) -> AnyTransform:
 
 
 def _class_names(classes: tuple[str, ...] | None, count: int, source: str) -> tuple[str, ...]:
-    """Return the class names, numbers if there are none. The second of two equal names gets its number.
-
-    ImageNet's classes have two cranes and two maillots.
+    """Return the class names, numbers if there are none.
 
     Raises:
         WeightsError: another number of names than of classes.
@@ -175,4 +173,4 @@ def _class_names(classes: tuple[str, ...] | None, count: int, source: str) -> tu
         classes = tuple(name for name in classes if name not in NO_OBJECT)
     if len(classes) != count:
         raise WeightsError(f"{source}: {len(classes)} class names for {count} classes")
-    return tuple(f"{name} ({i})" if name in classes[:i] else name for i, name in enumerate(classes))
+    return classes
