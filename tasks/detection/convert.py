@@ -47,7 +47,7 @@ def from_batchnorm(
         name: name of our detector; None to infer it.
         model: module that the state dict is of; None if a state dict was given. Anchors, sizes and thresholds show in
             the module only: for a state dict they are torchvision's defaults.
-        eps: eps of the norms; None for the module's, for 0 where the body has FrozenBatchNorm2d, or for 1e-5.
+        eps: eps of the norms; None for 0 where the body has FrozenBatchNorm2d, else 1e-5.
         form: form of the conversion. Pyramid and heads have no multipliers; ``balanced`` leaves them as ``folded``.
         classes: ``coco`` keeps of a detector with COCO's 91 ids the 80 that are names of objects, ``all`` keeps each.
             Detectors with another number of classes keep all of them.
@@ -69,10 +69,7 @@ def from_batchnorm(
         return None
     if classes not in ("coco", "all"):
         raise ZooError(f"classes={classes!r}: must be coco or all")
-    settings = {}
-    if isinstance(model, GeneralizedRCNN):
-        settings = from_torchvision.module_settings(model)
-        eps = from_torchvision.module_eps(model) if eps is None else eps
+    settings = from_torchvision.module_settings(model) if isinstance(model, GeneralizedRCNN) else {}
     of_result, of_layout = split_options({**settings, **options})
     imported = from_torchvision.read(state, name, of_layout, eps=eps, every_class=classes == "all")
     detector = load_imported(imported)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,9 @@ import zoo
 from tasks.detection.build import IMAGENET, build_detector, check_options, parse_name
 from tasks.detection.convert import from_batchnorm
 from tasks.detection.rcnn import Detector, DetectorOptions, Standardize, Target
+from zoo.building import WithoutInit
 from zoo.convert import Conversion, Form
-from zoo.errors import ZooError
+from zoo.errors import WeightsError, ZooError
 from zoo.families import Family
 from zoo.options import free_options, refuse_contradictions
 from zoo.specs import MODELS, TASKS, ModelInfo
@@ -76,6 +78,7 @@ def create_detector(
     source: AnyTransform = IMAGENET
     if weights is not None:
         entry = zoo.get_weights(weights, model=name)
+        entry.check(lambda: _build(entry.config))
         source, stored = entry.transform, entry.config.options
         check_options(name, {**stored, **options})  # unknown options come before contradictions
         known = dataclasses.asdict(check_options(name, stored))
@@ -89,27 +92,40 @@ def create_detector(
     if scheme == "frozen_bn" and checked.heads == "4conv1fc":
         raise ZooError("heads='4conv1fc' with scheme 'frozen_bn': heads have no statistics to freeze; use '2fc'")
     # Make the backbone. With weights of the detector its state is loaded below.
-    if entry is None:
-        net = zoo.create_model(backbone, weights_backbone, scheme=scheme, num_classes=0, **checked.body)
-    else:
-        assert scheme is not None
-        net = zoo.build_model(zoo.ModelConfig(backbone, scheme, 0, 3, checked.body))
-    assert isinstance(net, zoo.Backbone)
-    # Make the detector.
-    assert isinstance(source, zoo.InputTransform | DetectionTransform)
-    input = _input_transform(source, min_size, max_size, mean, std, fixed=weights or weights_backbone)
-    model = build_detector(name, net, CLASSES if num_classes is None else num_classes, options, input)
+    classes = CLASSES if num_classes is None else num_classes
+    fresh = _PREDICTORS if entry is not None and classes != entry.config.num_classes else ()
+    with WithoutInit() if entry is not None and not fresh else contextlib.nullcontext():
+        if entry is None:
+            net = zoo.create_model(backbone, weights_backbone, scheme=scheme, num_classes=0, **checked.body)
+        else:
+            assert scheme is not None
+            net = zoo.build_model(zoo.ModelConfig(backbone, scheme, 0, 3, checked.body))
+        # Make the detector.
+        if not isinstance(source, zoo.InputTransform | DetectionTransform):
+            raise WeightsError(f"{weights or weights_backbone}: has a {source.kind} transform; must be of images")
+        input = _input_transform(source, min_size, max_size, mean, std, fixed=weights or weights_backbone)
+        model = build_detector(name, net, classes, options, input)
     if entry is not None:
-        _load(model, entry)
+        _load(model, entry, fresh)
     return model
 
 
-def _load(model: Detector, entry: zoo.Weights) -> None:
-    """Load the detector's weights. If the classes differ, the last layers stay as initialised, which is logged."""
+def _build(config: zoo.ModelConfig) -> Detector:
+    """Return a fresh detector of any scheme from its config, with the default input.
+
+    Raises:
+        ZooError: an unknown name or option, or a wrong value.
+    """
+    checked = check_options(config.name, config.options)
+    net = zoo.build_model(zoo.ModelConfig(parse_name(config.name)[1], config.scheme, 0, config.in_chans, checked.body))
+    assert isinstance(net, zoo.Backbone)
+    return build_detector(config.name, net, config.num_classes, config.options, IMAGENET)
+
+
+def _load(model: Detector, entry: zoo.Weights, fresh: tuple[str, ...]) -> None:
+    """Load the detector's weights. Keys that begin with ``fresh`` stay as initialised, which is logged."""
     state, config = entry.load(), model.config
-    fresh: tuple[str, ...] = ()
-    if config.num_classes != entry.config.num_classes:
-        fresh = _PREDICTORS
+    if fresh:
         log.info("new last layers: %d classes instead of the weights' %d", config.num_classes, entry.config.num_classes)
         state = {key: value for key, value in state.items() if not key.startswith(fresh)}
     state = frozen_statistics(state, entry.config.scheme, config.scheme)
@@ -182,6 +198,10 @@ class DetectorFamily:
     def create(self, name: str, weights: str | None = None, **options: Any) -> Detector:
         """Create a detector for ``zoo.create_model``; see ``create_detector``."""
         return create_detector(name, weights, **options)
+
+    def build(self, config: zoo.ModelConfig) -> Detector:
+        """Return a fresh detector of any scheme from its config, with the default input."""
+        return _build(config)
 
     def from_batchnorm(
         self,

@@ -7,9 +7,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
-from torchvision.ops import FrozenBatchNorm2d
 
 from tasks.detection.imported import ImportedDetector, asked_backbone, imported_detector, require
 from zoo.convert.layouts import resnet
@@ -153,18 +152,6 @@ def _object_classes(
                 grouped = state[key].unflatten(0, (-1, rows))  # (91, rows, ...)
                 result[key] = grouped[kept].flatten(0, 1)
     return result, tuple(COCO[i] for i in kept[1:])
-
-
-def module_eps(model: nn.Module) -> float:
-    """Return the eps of the norms of a module.
-
-    Raises:
-        WeightsError: norms with different eps, or no norms.
-    """
-    found = {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d)}
-    if len(found) != 1:
-        raise WeightsError(f"{type(model).__name__}: eps of its norms: {sorted(found)}; must be one value")
-    return found.pop()
 
 
 def module_settings(model: Any) -> dict[str, Any]:
