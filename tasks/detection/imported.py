@@ -70,8 +70,8 @@ def require(layout: str, state: Mapping[str, Tensor], keys: Iterable[str]) -> No
 
     Args:
         layout: name of the checkpoint's layout, for messages.
-        state: its tensors.
-        keys: the keys.
+        state: tensors of the checkpoint.
+        keys: keys that it must have.
 
     Raises:
         WeightsError: a key is missing.
@@ -89,7 +89,7 @@ def asked_backbone(layout: str, kind: str, name: str | None) -> str | None:
         name: name of our detector that was asked for; None for any.
 
     Raises:
-        WeightsError: it is of the other kind.
+        WeightsError: a detector of the other kind was asked for.
     """
     if name is None:
         return None
@@ -115,9 +115,9 @@ def imported_detector(
     Args:
         layout: name of the checkpoint's layout.
         kind: faster or mask.
-        net: the body.
+        net: body, as a layout of backbones reads it.
         state: tensors of pyramid and heads.
-        options: what the tensors do not show: options of the input and fields of ``DetectorOptions``.
+        options: settings that the tensors do not show: options of the input and fields of ``DetectorOptions``.
         eps: eps of the norms.
         input: input transform, whose fields options may replace.
         classes: class names.

@@ -118,7 +118,7 @@ def settle(model, size=(96, 128)):
     # heads
     heads = model.roi_heads
     hooks += [
-        heads.box_predictor.cls_score.register_forward_hook(spreader(generator, 0.7)),
+        heads.box_predictor.cls_score.register_forward_hook(spreader(generator, 0.5)),
         heads.box_predictor.bbox_pred.register_forward_hook(spreader(generator, 0.5)),
     ]
     heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, batch.image_sizes)))
