@@ -64,7 +64,7 @@ def planned(build: Callable[[], Module], source: str) -> Module:
 class WithoutInit(TorchFunctionMode):
     """A context in which parameters get no random init, for nets whose whole state is loaded afterwards.
 
-    What is no parameter is computed as usual: no net has to say which of its constants are in its state.
+    What is no parameter is computed as usual: no net has to list the constants that are not in its state.
     """
 
     def __torch_function__(
