@@ -72,7 +72,7 @@ class Architecture:
         depths: blocks in each stage.
         groups: groups of a bottleneck's 3x3.
         out_channels: channels of the last stage.
-        stem, shortcut: as in ``ResNetConfig``.
+        stem, shortcut: options of the net, as in ``ResNetConfig``.
         post_bias: whether convolutions have biases of their own.
     """
 
