@@ -102,7 +102,9 @@ class Architecture:
         # channels
         middle, last = _conv(state, "layer1.0.conv2"), "conv3" if block == "bottleneck" else "conv2"
         groups = max(1, _conv(state, "layer1.0.conv1").shape[0] // middle.shape[1])
-        out_channels = _conv(state, f"layer{len(depths)}.0.{last}").shape[0]
+        final = f"layer{len(depths)}.0.{last}.weight"
+        if final not in state or not state[final].numel() or not state[final].ndim:
+            raise WeightsError(f"{NAME} checkpoint: {final} is missing or no kernel")
         # the entrance, and the projections: an average pool is the first module of its Sequential
         deep = "conv1.0.weight" in state
         size = 3 if deep else _conv(state, "conv1").shape[-1]
@@ -118,7 +120,7 @@ class Architecture:
             block=block,
             depths=depths,
             groups=groups,
-            out_channels=out_channels,
+            out_channels=state[final].shape[0],
             stem=entrance,
             shortcut="avgpool" if pooled else "conv",
             post_bias="layer1.0.conv1.bias" in state,
