@@ -11,8 +11,10 @@ pattern of the models' names, so that the package is imported only when a name m
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
+
+from torch import Tensor
 
 from zoo.errors import ZooError
 from zoo.plugins import find_plugins, load_plugin, load_plugins
@@ -46,6 +48,23 @@ class Family(Protocol):
 
         Raises:
             ZooError: unknown name or option, or one that contradicts the weights.
+        """
+        ...
+
+    def from_batchnorm(
+        self, state: Mapping[str, Tensor], name: str | None, *, eps: float | None, form: str, **options: Any
+    ) -> Any:
+        """Return the ``zoo.convert.Conversion`` of a checkpoint of the family's models; None if it is none of them.
+
+        Args:
+            state: state dict of another project.
+            name: name of the model, None to infer it.
+            eps: eps of the norms, None for the usual one.
+            form: form of the conversion.
+            options: options that ``zoo.convert.from_batchnorm`` was given.
+
+        Raises:
+            ZooError: a checkpoint that no model of the family equals, with the reason.
         """
         ...
 

@@ -20,7 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from zoo.errors import ZooError
 from zoo.layers import BiasedProjections, Conv3d, RepeatsFrames, StemConvNd
 from zoo.nets.base import Net
-from zoo.products import folded_bias, product_bias
+from zoo.products import folded_bias, per_filter, product_bias
 from zoo.trunk import ModuleScales, OnTrunk
 
 log = logging.getLogger("rescalenet")
@@ -157,6 +157,8 @@ def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_s
     """Return weight and bias of a convolution with all its factors, for an input with this shift."""
     # factors: of the branch or shortcut, of the scaled trunk, of a stem
     weight = conv.weight.double() * gain
+    if (weight_scale := getattr(conv, "weight_scale", None)) is not None:
+        weight = weight * per_filter(weight_scale.double(), weight)
     bias = weight.new_zeros(conv.out_channels)
     if conv.bias is not None:
         bias += conv.bias.double() * gain * getattr(conv, "input_scale", 1.0)

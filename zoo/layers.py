@@ -17,10 +17,19 @@ from torch import Tensor, nn
 from zoo._moved import moved_names
 from zoo.calibration import HasDataBias, sum_dtype, with_count
 from zoo.errors import ZooError
-from zoo.products import Geometry, Scale, biased_linear, biased_product, per_channel, pooled
+from zoo.products import Geometry, Scale, biased_linear, biased_product, per_channel, per_filter, pooled
 from zoo.trunk import ModuleScales, OnTrunk
 
 Size = int | tuple[int, ...]
+
+
+def _weight_scale(out_channels: int) -> nn.Parameter:
+    """Return the factor on each filter of a converted net, (O,). It does not train unless it is told to.
+
+    A step of SGD on the factor of BatchNorm's gamma / sigma moves the output 1 / sigma times as far as the same step on
+    gamma, in each channel by another factor (docs/convert.md).
+    """
+    return nn.Parameter(torch.ones(out_channels), requires_grad=False)
 
 
 class BiasedConvNd(HasDataBias):
@@ -31,6 +40,7 @@ class BiasedConvNd(HasDataBias):
     stride: tuple[int, ...]
     padding: Any
     dilation: tuple[int, ...]
+    weight_scale: nn.Parameter | None
     pool: tuple[int, ...] = ()  # size of the windows whose means are the input (``zoo.products.biased_product``)
 
     def __init__(
@@ -44,16 +54,18 @@ class BiasedConvNd(HasDataBias):
         groups: int = 1,
         *,
         post_bias: bool = False,
+        weight_scale: bool = False,
     ) -> None:
         if isinstance(padding, str):
             raise ZooError(f"padding={padding!r}: must be a number or a tuple of numbers; give the zeros at each side")
         torch_args: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         super().__init__(*torch_args, bias=post_bias)
         self.pre_bias = nn.Parameter(torch.zeros(in_channels))
+        self.weight_scale = _weight_scale(out_channels) if weight_scale else None
         self.geometry = Geometry(self.stride, self.padding, self.dilation, groups)
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
-        """Return scale * (W pad(x + pre_bias) + bias); see ``zoo.products.biased_product``."""
+        """Return scale * (weight_scale * W pad(x + pre_bias) + bias); see ``zoo.products.biased_product``."""
         batch = x if x.ndim == self.weight.ndim else x[None]
         out = biased_product(
             batch,
@@ -62,6 +74,7 @@ class BiasedConvNd(HasDataBias):
             self.bias,
             self.geometry,
             scale=scale,
+            weight_scale=self.weight_scale,
             input_scale=self.input_scale,
             pool=self.pool,
         )
@@ -98,7 +111,8 @@ class Conv3d(RepeatsFrames, nn.Conv3d):
 class BiasedConv2d(BiasedConvNd, nn.Conv2d):
     """2D convolution of x + b: (N, I, H, W) -> (N, O, H', W').
 
-    Parameters: ``weight`` (O, I/groups, kH, kW), ``pre_bias`` (I,), and ``bias`` (O,) if ``post_bias``.
+    Parameters: ``weight`` (O, I/groups, kH, kW), ``pre_bias`` (I,), ``bias`` (O,) if ``post_bias``, and the factor
+    ``weight_scale`` (O,) on the filters if ``weight_scale``.
     Arguments as torch.nn.Conv2d's, the padding in numbers. Zero padding is put around x + b, as in the reference.
 
     Raises:
@@ -197,20 +211,37 @@ class StemConvNd(HasDataBias):
     data_bias_name = "bias"
     weight: Any
     bias: Any
+    weight_scale: nn.Parameter | None
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size = 1, padding: Size = 0):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        *,
+        weight_scale: bool = False,
+    ) -> None:
         torch_args: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding)
         super().__init__(*torch_args, bias=True)
         nn.init.zeros_(self.bias)
+        self.weight_scale = _weight_scale(out_channels) if weight_scale else None
+
+    def _kernel(self, scale: float) -> Tensor:
+        """Return the weight times a number and the factor on each filter."""
+        if self.weight_scale is None:
+            return self.weight * scale
+        return self.weight * per_filter(self.weight_scale * scale, self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.output_scale
-        if scale == 1:
+        if scale == 1 and self.weight_scale is None:
             return super().forward(x)
-        return self._conv_forward(x, self.weight * scale, self.bias * scale)  # type: ignore[operator]
+        return self._conv_forward(x, self._kernel(scale), self.bias * scale)  # type: ignore[operator]
 
     def calibration_input(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight, None)  # type: ignore[operator]
+        return self._conv_forward(x, self._kernel(1.0), None)  # type: ignore[operator]
 
 
 class StemConv2d(StemConvNd, nn.Conv2d):
@@ -218,6 +249,7 @@ class StemConv2d(StemConvNd, nn.Conv2d):
 
     The published net puts a bias between the stem convolution and its ReLU. As the bias of the convolution it costs no
     pass over the activations. The output is multiplied by ``output_scale``, the scale at which the trunk begins.
+    ``weight_scale`` (O,), if there is one, multiplies the filters.
     """
 
 

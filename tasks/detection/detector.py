@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pydantic
+from torch import Tensor
 
 import zoo
 from tasks.detection.rcnn import Detector, DetectorOptions, Standardize, Target
@@ -231,6 +232,12 @@ class DetectorFamily:
     def create(self, name: str, weights: str | None = None, **options: Any) -> Detector:
         """Create a detector for ``zoo.create_model``; see ``create_detector``."""
         return create_detector(name, weights, **options)
+
+    def from_batchnorm(
+        self, state: Mapping[str, Tensor], name: str | None, *, eps: float | None, form: str, **options: Any
+    ) -> Any:
+        """Return the conversion of a detector's checkpoint; see ``zoo.families.Family.from_batchnorm``."""
+        return None
 
 
 FAMILY: Family = DetectorFamily()

@@ -1,7 +1,19 @@
 """Conversion of checkpoints of other projects into nets of this one, and of its nets into others."""
 
+from zoo.convert.batchnorm import Conversion, convert_batchnorm, from_batchnorm
 from zoo.convert.fairseq import from_fairseq, to_fairseq
 from zoo.convert.inflate import inflate
 from zoo.convert.reference import from_reference
+from zoo.convert.rescaled import Form, rescaled
 
-__all__ = ["from_fairseq", "from_reference", "inflate", "to_fairseq"]
+__all__ = [
+    "Conversion",
+    "Form",
+    "convert_batchnorm",
+    "from_batchnorm",
+    "from_fairseq",
+    "from_reference",
+    "inflate",
+    "rescaled",
+    "to_fairseq",
+]

@@ -179,6 +179,7 @@ class Block(ConvStack, TrunkBlock):
         self.drop: nn.Module = dropout(drop_rate) if drop_rate > 0 else nn.Identity()
         self.act = scheme.activation()
         self.join = scheme.join(place, channels)
+        self.init_factor = scheme.branch_factor(place)  # on the He standard deviation of the branch's weights
         # the shortcut
         strided = stride not in (1, (1, 1, 1))
         self.downsample = (

@@ -112,6 +112,7 @@ def _cifar(depth: int) -> None:
 
 _imagenet("rescalenet18", "basic", (2, 2, 2, 2))
 _imagenet("rescalenet34", "basic", (3, 4, 6, 3))
+_imagenet("rescalenet26", "bottleneck", (2, 2, 2, 2))
 _imagenet("rescalenet50", "bottleneck", (3, 4, 6, 3))
 _imagenet("rescalenet101", "bottleneck", (3, 4, 23, 3))
 _imagenet("rescalenet152", "bottleneck", (3, 8, 36, 3))
@@ -119,6 +120,8 @@ _imagenet("rescalenet200", "bottleneck", (3, 24, 36, 3))
 _imagenet("rescale_wide_resnet50_2", "bottleneck", (3, 4, 6, 3), width_per_group=128)
 _imagenet("rescale_wide_resnet101_2", "bottleneck", (3, 4, 23, 3), width_per_group=128)
 _imagenet("rescalenext50_32x4d", "bottleneck", (3, 4, 6, 3), groups=32, width_per_group=4)
-_imagenet("rescalenext101_32x8d", "bottleneck", (3, 4, 23, 3), groups=32, width_per_group=8)
+for _width in (4, 8, 16, 32):
+    _imagenet(f"rescalenext101_32x{_width}d", "bottleneck", (3, 4, 23, 3), groups=32, width_per_group=_width)
+_imagenet("rescalenext101_64x4d", "bottleneck", (3, 4, 23, 3), groups=64, width_per_group=4)
 for _depth in (20, 32, 44, 56, 110):
     _cifar(_depth)

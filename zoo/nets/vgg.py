@@ -171,10 +171,15 @@ class VGG(Backbone):
 
 _PAPER = "https://arxiv.org/abs/1409.1556"
 
-for _name, _depths in {"rescalevgg16": (2, 2, 3, 3, 3), "rescalevgg19": (2, 2, 4, 4, 4)}.items():
+for _layers, _depths in {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}.items():
     register_model(
         ModelSpec(
-            name=_name,
+            name=f"rescalevgg{_layers}",
             family=VGG,
             layout=VGGConfig(_depths),
             num_classes=1000,

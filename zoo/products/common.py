@@ -22,6 +22,7 @@ class Needed(NamedTuple):
     pre_bias: bool
     bias: bool
     scale: bool
+    weight_scale: bool = False
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -42,19 +43,18 @@ def in_autograd() -> bool:
     return not (torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active())
 
 
-def save_inputs(
-    ctx: Any, x: Tensor, weight: Tensor, pre_bias: Tensor, bias: Tensor | None, scale: Scale, *options: Any
-) -> None:
-    """Save the inputs of a forward for backward; ``options`` are those that are not tensors."""
-    is_tensor = isinstance(scale, Tensor)
-    ctx.save_for_backward(x, weight, pre_bias, bias, scale if is_tensor else None)
-    ctx.scale, ctx.options = None if is_tensor else scale, options
+def save_inputs(ctx: Any, *inputs: Any) -> None:
+    """Save the inputs of a forward for backward: tensors where autograd sees them, the others beside them."""
+    is_tensor = [isinstance(value, Tensor) for value in inputs]
+    ctx.save_for_backward(*(value if tensor else None for value, tensor in zip(inputs, is_tensor, strict=True)))
+    ctx.others = [None if tensor else value for value, tensor in zip(inputs, is_tensor, strict=True)]
 
 
 def saved_inputs(ctx: Any) -> tuple[Any, ...]:
     """Return what ``save_inputs`` saved, in the same order."""
-    *tensors, scale = ctx.saved_tensors
-    return *tensors, ctx.scale if scale is None else scale, *ctx.options
+    return tuple(
+        other if tensor is None else tensor for tensor, other in zip(ctx.saved_tensors, ctx.others, strict=True)
+    )
 
 
 def product_bias(weight: Tensor, pre_bias: Tensor, groups: int = 1) -> Tensor:
@@ -118,6 +118,11 @@ def _sum_positions(weight: Tensor) -> Tensor:
 def per_channel(bias: Tensor, x: Tensor) -> Tensor:
     """View a bias as (C, 1, ...), to broadcast over the positions of x (N, C, *positions), in x's dtype."""
     return bias.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
+
+
+def per_filter(factor: Tensor, weight: Tensor) -> Tensor:
+    """View a factor (O,) as (O, 1, ...), to multiply the filters of W (O, I/groups, *kernel)."""
+    return factor.view(-1, *[1] * (weight.ndim - 1))
 
 
 def multiply_unless_one(tensor: Tensor, scale: Scale) -> Tensor:

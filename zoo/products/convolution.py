@@ -1,4 +1,4 @@
-"""Convolutions with the bias before the product: y = scale * (W pad(x + b) + bias), by *fold* or by *shift*.
+"""Convolutions with the bias before the product: y = scale * (g W pad(x + b) + bias), by *fold* or by *shift*.
 
 Fold, shift and the reason for both are in ``zoo.products``; the gradients are derived at ``_Product``.
 """
@@ -6,6 +6,7 @@ Fold, shift and the reason for both are in ``zoo.products``; the gradients are d
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ class _Inputs(NamedTuple):
     pre_bias: Tensor
     bias: Tensor | None
     scale: Scale
+    weight_scale: Tensor | None
     input_scale: float
     pool: tuple[int, ...]
     geometry: Geometry
@@ -49,10 +51,11 @@ def biased_product(
     geometry: Geometry,
     *,
     scale: Scale = None,
+    weight_scale: Tensor | None = None,
     input_scale: float = 1.0,
     pool: tuple[int, ...] = (),
 ) -> Tensor:
-    """Return the convolution scale * (W pad(x + input_scale * pre_bias) + input_scale * bias).
+    """Return the convolution scale * (weight_scale * W pad(x + input_scale * pre_bias) + input_scale * bias).
 
     Backward saves x and the parameters only. Under autocast the product has autocast's dtype; W b and scale * W are
     computed in the dtype of the parameters.
@@ -64,6 +67,7 @@ def biased_product(
         bias: bias after the product, (O,), or None.
         geometry: stride, padding, dilation and groups of the convolution.
         scale: number or 0-D tensor that is multiplied into the weights; None for 1.
+        weight_scale: factor on each filter of W, (O,); None for 1.
         input_scale: factor s on both biases, for an input that is s times the x of M7 (docs/method.md, M11).
         pool: size of the windows over which x is averaged before the bias is added, one number for each spatial
             dimension (``zoo.products.pooled``); () for none. Backward computes the means again.
@@ -79,9 +83,11 @@ def biased_product(
     """
     dtype = common.autocast_dtype(x)
     if dtype is None:
-        return _dispatch(_Inputs(x, weight, pre_bias, bias, scale, input_scale, pool, geometry, weight.dtype))
+        rest = (scale, weight_scale, input_scale, pool, geometry, weight.dtype)
+        return _dispatch(_Inputs(x, weight, pre_bias, bias, *rest))
     with torch.autocast(x.device.type, enabled=False):
-        return _dispatch(_Inputs(x.to(dtype), weight, pre_bias, bias, scale, input_scale, pool, geometry, dtype))
+        rest = (scale, weight_scale, input_scale, pool, geometry, dtype)
+        return _dispatch(_Inputs(x.to(dtype), weight, pre_bias, bias, *rest))
 
 
 def _dispatch(inputs: _Inputs) -> Tensor:
@@ -115,11 +121,24 @@ def _shift_in_backward(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
     return 3 * x.numel() <= 3 * weight.numel() + y
 
 
+def _output_is_smaller(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Return whether the output has fewer values than W, so that a factor per output channel costs less there.
+
+    Under autocast the factor belongs to W, which is not rounded yet.
+    """
+    if torch.compiler.is_exporting() or torch.jit.is_tracing() or x.dtype != weight.dtype:
+        return False
+    positions = x.numel() // (x.shape[1] * math.prod(geometry.stride))
+    return positions * weight.shape[0] < weight.numel()
+
+
 def _product(inputs: _Inputs) -> Tensor:
     """Compute the product with ordinary operations, by fold or by shift (docs/method.md, M9)."""
-    x, weight, pre_bias, beta, scale, input_scale, pool, geometry, dtype = inputs
+    x, weight, pre_bias, beta, scale, weight_scale, input_scale, pool, geometry, dtype = inputs
     x = pooled(x, pool)
     shift = _shift_in_forward(x, weight, scale, geometry)
+    if weight_scale is not None:
+        return _product_with_weight_scale(inputs._replace(x=x), weight_scale, shift)
     # shift multiplies the scale in the pass that adds b, but never rounds it to an x of less precision (autocast)
     scale_of_x, scale_of_weight = (scale, None) if shift and x.dtype == weight.dtype else (None, scale)
     if shift:
@@ -133,15 +152,38 @@ def _product(inputs: _Inputs) -> Tensor:
     return _convolution(x, kernel.to(dtype), beta, geometry)
 
 
+def _product_with_weight_scale(inputs: _Inputs, weight_scale: Tensor, shift: bool) -> Tensor:
+    """Compute the product of the pooled input with a factor on each filter, which multiplies the smaller of W and y."""
+    x, weight, scale, beta, dtype = inputs.x, inputs.weight, inputs.scale, inputs.bias, inputs.dtype
+    factor = multiply_unless_one(weight_scale, scale)  # (O,)
+    # the bias after the product
+    if shift:
+        x = _shifted(x, inputs.pre_bias, None, inputs.input_scale)
+    else:
+        folded = common.product_bias(weight, inputs.pre_bias, inputs.geometry.groups) * weight_scale
+        beta = folded if beta is None else folded + beta
+    if beta is not None:
+        beta = multiply_unless_one(multiply_unless_one(beta, inputs.input_scale), scale).to(dtype)
+    # the product and the factor
+    if not _output_is_smaller(x, weight, inputs.geometry):
+        kernel = weight * common.per_filter(factor, weight)
+        return _convolution(x, kernel.to(dtype), beta, inputs.geometry)
+    y = _convolution(x, weight, None, inputs.geometry)
+    factor = common.per_channel(factor, y)
+    return y * factor if beta is None else torch.addcmul(common.per_channel(beta, y), y, factor)
+
+
 def _product_to_compile(inputs: _Inputs) -> Tensor:
     """Compute the product with all of the bias after it, where a compiler joins the addition to the ReLU that follows.
 
     With padding, W pad(b) depends on the position, through the part of the kernel that lies on the padding. It is the
     same for all images: one convolution over a single channel of ones.
     """
-    x, weight, pre_bias, bias, scale, input_scale, pool, geometry, dtype = inputs
+    x, weight, pre_bias, bias, scale, weight_scale, input_scale, pool, geometry, dtype = inputs
     x = pooled(x, pool)
     kernel = multiply_unless_one(weight, scale)
+    if weight_scale is not None:
+        kernel = weight * common.per_filter(multiply_unless_one(weight_scale, scale), weight)
     ones = [1] * len(geometry.stride)
     # what each kernel position adds where it does not lie on the padding: its part of W b
     by_group = kernel.view(geometry.groups, -1, *kernel.shape[1:])  # (groups, O/groups, I/groups, *kernel)
@@ -188,7 +230,8 @@ class _Product(torch.autograd.Function):
     shift, scale on x  s (x + i b)  W    s H    G                s i sum(H)    <x, H> + <b, i sum(H)> + <u, beta>
     =================  ===========  ===  =====  ===============  ============  ===================================
 
-    dL/dbeta is s u in all rows. u b^T is the same at every kernel position, and W^T u sums over them.
+    dL/dbeta is s u in all rows. u b^T is the same at every kernel position, and W^T u sums over them. With a factor
+    ``weight_scale`` on each filter see ``_weight_scale_backward``.
     """
 
     # One forward with ctx: torch takes 18 microseconds more for a forward without it and setup_context.
@@ -199,20 +242,16 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        inputs, need = _Inputs(*common.saved_inputs(ctx)), Needed(*ctx.needs_input_grad[:5])
-        full_x, weight, scale, pool = inputs.x, inputs.weight, inputs.scale, inputs.pool
+        inputs, need = _Inputs(*common.saved_inputs(ctx)), Needed(*ctx.needs_input_grad[:6])
+        full_x, scale, pool = inputs.x, inputs.scale, inputs.pool
         # the average before the product, which forward did not save
         if pool:
             inputs = inputs._replace(x=pooled(full_x, pool))
-        x = inputs.x
-        # the row: shift multiplies the scale into the smaller of x and W, but never into an x of less precision than W
-        if not _shift_in_backward(x, weight, inputs.geometry):
-            backward = _fold_backward
-        elif scale is None or x.dtype != weight.dtype or 2 * x.numel() > 3 * weight.numel():
-            backward = _shift_backward
+        if inputs.weight_scale is not None:
+            found = _weight_scale_backward(inputs, inputs.weight_scale, grads[0], need)
         else:
-            backward = _scaled_shift_backward
-        grad_x, grad_weight, grad_pre_bias, grad_beta, grad_scale = backward(inputs, grads[0], need)
+            found = (*_row(inputs)(inputs, grads[0], need), None)
+        grad_x, grad_weight, grad_pre_bias, grad_beta, grad_scale, grad_weight_scale = found
         # back through the average
         if need.x and pool:
             grad_x = pooled_backward(grad_x, full_x, pool)
@@ -222,8 +261,22 @@ class _Product(torch.autograd.Function):
             grad_pre_bias if need.pre_bias else None,
             multiply_unless_one(grad_beta, scale) if need.bias else None,
             grad_scale,
+            grad_weight_scale,
             *[None] * 4,
         )
+
+
+def _row(inputs: _Inputs) -> Callable[[_Inputs, Tensor, Needed], tuple[Any, ...]]:
+    """Return the row of the table at ``_Product``.
+
+    Shift multiplies the scale into the smaller of x and W, but never into an x of less precision than W.
+    """
+    x, weight, scale = inputs.x, inputs.weight, inputs.scale
+    if not _shift_in_backward(x, weight, inputs.geometry):
+        return _fold_backward
+    if scale is None or x.dtype != weight.dtype or 2 * x.numel() > 3 * weight.numel():
+        return _shift_backward
+    return _scaled_shift_backward
 
 
 # Each way returns dL/dx, dL/dW, dL/db, u and dL/ds; a gradient that is not needed is None or ignored.
@@ -269,6 +322,55 @@ def _scaled_shift_backward(inputs: _Inputs, grad: Tensor, need: Needed) -> tuple
         grad_pre_bias = multiply_unless_one(grad_shift, scale)
     grad_x = common.multiply_in_place(grad_h, scale) if need.x else None  # last: it may overwrite grad_h
     return grad_x, grad_weight, grad_pre_bias, grad_beta, grad_scale
+
+
+def _weight_scale_backward(
+    inputs: _Inputs, weight_scale: Tensor, grad: Tensor, need: Needed
+) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """Compute the gradients with a factor g on each filter: those of the other functions, and dL/dg last.
+
+    y = s (g W * pad(x + i b) + i beta). With f = s g, (O,), and G of K = f W, the rows "fold" and "shift" become
+
+        dL/dW = f (G + u b^T)    dL/db = W^T (f u)    r = <W, G + u b^T> of each filter, (O,)
+        dL/dW = f G              dL/db = i sum(H)     r = <W, G> of each filter
+
+    and in both dL/ds = <g, r> + <u, beta>, dL/dg = s r. If neither s nor g is trained and y is smaller than W, f
+    multiplies y's gradient in place of W: then G is dL/dW itself, and W is read only.
+    """
+    weight, pre_bias, bias, scale = inputs.weight, inputs.pre_bias, inputs.bias, inputs.scale
+    factor = multiply_unless_one(weight_scale, scale)  # f
+    need_rows = need.scale or need.weight_scale
+    # the bare products, with f on the smaller of W and y's gradient
+    shift = _shift_in_backward(inputs.x, weight, inputs.geometry)
+    h = _shifted(inputs.x, pre_bias, None, inputs.input_scale) if shift else inputs.x
+    on_output = not need_rows and _output_is_smaller(inputs.x, weight, inputs.geometry)
+    grad_y = grad * common.per_channel(factor, grad) if on_output else grad
+    of_kernel = None if on_output else common.per_filter(factor, weight)
+    need_h, need_kernel = need.x or (shift and need.pre_bias), need.weight or need_rows
+    grad_h, grad_kernel = _bare_backward(inputs, grad_y, h, of_kernel, need_h, need_kernel)
+    # the bias before the product
+    grad_beta = None if shift and not need.bias and not (need_rows and bias is not None) else _sum(inputs, grad)  # u
+    grad_pre_bias = None
+    if shift:
+        grad_pre_bias = _sum(inputs, grad_h) if need.pre_bias else None
+    else:
+        grad_product = grad_beta * factor
+        grad_pre_bias = common.pre_bias_gradient(weight, grad_product, inputs.geometry.groups)
+        if grad_kernel is not None:
+            u = grad_product if on_output else grad_beta
+            grad_kernel = common.add_outer(grad_kernel, u, pre_bias, inputs.geometry.groups)
+    # the factors
+    grad_scale = grad_weight_scale = None
+    if need_rows:
+        rows = (weight * grad_kernel).flatten(1).sum(1)  # r
+        grad_weight_scale = multiply_unless_one(rows, scale) if need.weight_scale else None
+        if need.scale:
+            grad_scale = torch.dot(weight_scale, rows)
+            if bias is not None:
+                grad_scale = grad_scale + torch.dot(grad_beta, bias)
+    if need.weight and not on_output:
+        grad_kernel = common.multiply_in_place(grad_kernel, common.per_filter(factor, weight))
+    return grad_h, grad_kernel, grad_pre_bias, grad_beta, grad_scale, grad_weight_scale
 
 
 def _bare_backward(

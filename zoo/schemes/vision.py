@@ -55,7 +55,8 @@ class VisionScheme(Scheme):
     """Plain convolutions with He init and no normalization: the base of the others, and ``none`` itself.
 
     Attributes:
-        post_bias: whether each convolution has an ordinary bias too, as folded BatchNorm nets require.
+        post_bias: whether each layer before a norm, ReLU or sum has an ordinary bias too, as folded BatchNorm nets
+            require.
     """
 
     name: ClassVar[str] = "none"
@@ -146,6 +147,8 @@ class VisionRescale(VisionScheme):
         first_index: k of the first branch: 1 as published, 0 as in the authors' code.
         projection_gain: gain of the shortcuts' 1x1 at init: 1 as published. A stage's first block then keeps
             0.13-0.23 of E[x^2]; with 2 it keeps 0.49-0.76 and trains faster (docs/training.md).
+        weight_scale: whether each convolution has a factor per output channel on its weight, which does not train by
+            default. Nets converted from BatchNorm checkpoints have gamma / sigma there (docs/convert.md).
     """
 
     name: ClassVar[str] = "rescale"
@@ -155,6 +158,7 @@ class VisionRescale(VisionScheme):
     c: float | None = None
     first_index: int = 1
     projection_gain: float = 1.0
+    weight_scale: bool = False
 
     def __post_init__(self) -> None:
         if self.c is not None and not self.c > 0:
@@ -171,9 +175,12 @@ class VisionRescale(VisionScheme):
 
     def stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
         make: Any = layers.StemConv2d if dimensions(kernel_size) == 2 else layers.StemConv3d
-        return _he(make(in_channels, out_channels, kernel_size, stride, _half(kernel_size)))
+        padding, scaled = _half(kernel_size), self.weight_scale
+        return _he(make(in_channels, out_channels, kernel_size, stride, padding, weight_scale=scaled))
 
     def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
+        if self.weight_scale:
+            return self.stem(in_channels, out_channels, kernel_size)
         return VisionScheme(self.post_bias).conv(in_channels, out_channels, kernel_size, mode=mode)
 
     def join(self, place: Place, channels: int) -> RescaledJoin:
@@ -182,11 +189,11 @@ class VisionRescale(VisionScheme):
         return RescaledJoin(alpha, 1 / math.sqrt(c) if self.multiplier else beta, self.multiplier)
 
     def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
-        # Without a bias of its own, as published; the first one's input has been shifted by head_bias.
+        # As published without an ordinary bias; the first one's input has been shifted by head_bias.
         linear = (
-            nn.Linear(in_features, out_features, bias=False)
+            nn.Linear(in_features, out_features, bias=self.post_bias)
             if first
-            else layers.BiasedLinear(in_features, out_features, post_bias=False)
+            else layers.BiasedLinear(in_features, out_features, post_bias=self.post_bias)
         )
         return _he(linear)
 
@@ -206,8 +213,8 @@ class VisionRescale(VisionScheme):
 
     def _make_conv(self, in_channels: int, out_channels: int, kernel: Extent, stride: Extent, groups: int) -> Any:
         make: Any = layers.BiasedConv2d if dimensions(kernel) == 2 else layers.BiasedConv3d
-        padding = _half(kernel)
-        return make(in_channels, out_channels, kernel, stride, padding, groups=groups, post_bias=self.post_bias)
+        optional = {"post_bias": self.post_bias, "weight_scale": self.weight_scale}
+        return make(in_channels, out_channels, kernel, stride, _half(kernel), groups=groups, **optional)
 
 
 class _Normalized(VisionScheme):

@@ -1,0 +1,160 @@
+"""Conversion of BatchNorm checkpoints of other projects: keys by ``zoo.convert.layouts``, values by ``rescaled``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.convert.layouts import LAYOUTS, Imported
+from zoo.convert.rescaled import FORMS, Form, rescaled
+from zoo.errors import WeightsError, ZooError
+from zoo.families import all_families
+from zoo.nets.base import Backbone
+from zoo.registry import build_model
+from zoo.states import load_state
+from zoo.transforms import AnyTransform
+
+SCHEME_OPTIONS = ("multiplier", "c", "first_index")  # of the result; the others are of the architecture
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted net, and what was known about its source.
+
+    Attributes:
+        model: the net, of scheme ``rescale``.
+        layout: name of the layout of the source.
+        form: form of the conversion.
+        eps: eps of the norms that was used; None if the source has no norm.
+        transform: input transform, where the layout fixes it.
+    """
+
+    model: Any
+    layout: str
+    form: Form
+    eps: float | None
+    transform: AnyTransform | None
+
+
+def from_batchnorm(
+    model_or_state_dict: nn.Module | Mapping[str, Tensor],
+    name: str | None = None,
+    *,
+    eps: float | None = None,
+    form: Form = "gained",
+    **options: Any,
+) -> Any:
+    """Return a net without normalization that has the outputs and features of a trained net with BatchNorm.
+
+    It is an ordinary net of the zoo: it trains, folds and exports. docs/convert.md lists the sources, derives the
+    conversion and compares the forms.
+
+    Args:
+        model_or_state_dict: net or state dict of torchvision, timm, detectron2, SlowFast or PyTorchVideo, or a net of
+            the zoo with ``scheme="bn"``.
+        name: name of the net; None to infer it from the shapes.
+        eps: eps of the norms; None for the module's own, the layout's, or 1e-5.
+        form: ``gained``, ``folded`` or ``balanced`` (``zoo.convert.rescaled``).
+        options: options that the keys do not show (``stride_in_1x1``), or of the result (``c``, dropout rates).
+
+    Returns:
+        A ``zoo.Backbone`` in the dtype of the source (float32 for half precision), or a detector.
+
+    Raises:
+        ZooError: unknown form or option.
+        zoo.WeightsError: a source that is not recognised or that no net of the zoo equals, with the reason.
+    """
+    return convert_batchnorm(model_or_state_dict, name, eps=eps, form=form, **options).model
+
+
+def convert_batchnorm(
+    model_or_state_dict: nn.Module | Mapping[str, Tensor],
+    name: str | None = None,
+    *,
+    eps: float | None = None,
+    form: Form = "gained",
+    **options: Any,
+) -> Conversion:
+    """Return what ``from_batchnorm`` makes, together with what the source tells about its input.
+
+    Args:
+        model_or_state_dict: see ``from_batchnorm``, as for the other arguments.
+        name: name of the net.
+        eps: eps of the norms.
+        form: form of the conversion.
+        options: options of the net.
+
+    Raises:
+        ZooError: unknown form or option.
+        zoo.WeightsError: a source that is not recognised or does not fit.
+    """
+    if form not in FORMS:
+        raise ZooError(f"form={form!r}: must be one of {', '.join(FORMS)}")
+    if eps is not None and not 0 <= eps < 1:
+        raise ZooError(f"eps={eps}: must be a number from 0 to 1")
+    # a net of the zoo
+    source = model_or_state_dict
+    if isinstance(source, Backbone):
+        if name not in (None, source.config.name):
+            raise ZooError(f"name={name!r}: the net given is {source.config.name}; leave the name out")
+        return Conversion(rescaled(source, form, **options), "RescaleNet model zoo", form, None, None)
+    # a foreign one
+    state = checked_state(source.state_dict() if isinstance(source, nn.Module) else source)
+    of_result = {key: value for key, value in options.items() if key in SCHEME_OPTIONS}
+    of_layout = {key: value for key, value in options.items() if key not in SCHEME_OPTIONS}
+    layout = next((layout for layout in LAYOUTS if layout.matches(state.keys())), None)
+    if layout is None:
+        for family in all_families():
+            found = family.from_batchnorm(state, name, eps=eps, form=form, **options)
+            if found is not None:
+                return found
+        raise WeightsError(
+            f"not a known BatchNorm checkpoint: its first key is {next(iter(state))!r}; "
+            f"known are {', '.join(layout.name for layout in LAYOUTS)}, and detectors"
+        )
+    imported = layout.read(state, name, of_layout)
+    used = next(value for value in (eps, imported.eps, 1e-5) if value is not None)
+    net = load_imported(imported, used, layout.name)
+    return Conversion(rescaled(net, form, **of_result), layout.name, form, used, imported.transform)
+
+
+def checked_state(state: Any) -> dict[str, Tensor]:
+    """Return a state dict whose floating-point tensors are float32 or float64.
+
+    Raises:
+        zoo.WeightsError: anything but a mapping of names to tensors.
+    """
+    if not isinstance(state, Mapping) or not state:
+        raise WeightsError(f"a checkpoint of type {type(state).__name__}: must be a net, or a state dict with tensors")
+    if wrong := next((key for key, value in state.items() if not isinstance(value, Tensor)), None):
+        raise WeightsError(
+            f"{wrong!r} of the checkpoint is a {type(state[wrong]).__name__}, not a tensor; give the state dict inside"
+        )
+    halves = (torch.float16, torch.bfloat16)
+    return {str(key): value.float() if value.dtype in halves else value for key, value in state.items()}
+
+
+def load_imported(imported: Imported, eps: float, source: str) -> Backbone:
+    """Return the net of the zoo that a foreign checkpoint is, with its norms.
+
+    Args:
+        imported: what a layout has read.
+        eps: eps of the norms.
+        source: name of the layout, for messages.
+
+    Raises:
+        zoo.WeightsError: tensors that do not fit.
+    """
+    net = build_model(imported.config)
+    assert isinstance(net, Backbone)
+    floats = [value for value in imported.state.values() if value.is_floating_point()]
+    net.to(floats[0].dtype)
+    load_state(net, imported.state, source)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+            module.eps = eps
+    return net.eval()
