@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -162,9 +162,6 @@ class Net(nn.Module):
         return no_weight_decay(self)
 
 
-GlobalPool = Literal["avg", "max", "avgmax", ""]
-
-
 def pool_globally(x: Tensor, kind: str) -> Tensor:
     """Return a feature map (N, C, ...) pooled over all positions, (N, C); the map itself for the kind ""."""
     if not kind:
@@ -262,7 +259,7 @@ class Backbone(Net):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits, or the last layer's input if ``pre_logits``, of the last feature map (N, C, h, w)."""
-        # The published bias before global pooling acts on the pooled features (N, C): it commutes with means and maxima.
+        # the published bias before global pooling acts on the pooled features (N, C): it commutes with means and maxima
         x = self.drop(self.head_bias(pool_globally(x, self.global_pool)))
         return x if pre_logits else self.fc(x)
 

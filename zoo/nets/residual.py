@@ -17,7 +17,7 @@ from zoo.errors import ZooError
 from zoo.folding import Shift, Unscale, activation, folded_conv, needed_shift
 from zoo.joins import Join
 from zoo.layers import BiasedConvNd, StemConvNd
-from zoo.nets.base import Backbone, FeatureLevel, GlobalPool
+from zoo.nets.base import Backbone, FeatureLevel
 from zoo.nets.stacks import ConvStack
 from zoo.options import free
 from zoo.products import clipped_window, pooled
@@ -42,7 +42,7 @@ class Layout:
 
     shortcut: Literal["avgpool", "conv"] | None = None
     width: float = 1.0
-    global_pool: GlobalPool = free("avg")
+    global_pool: Literal["avg", "max", "avgmax", ""] = free("avg")
     drop_rate: float = free(0.0)
     branch_drop_rate: float = free(0.0)
 
