@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zoo.options import free
     from zoo.registry import build_model, create_model, list_models, model_info
     from zoo.schemes import Place, TextScheme, VisionScheme, register_scheme
+    from zoo.sources.push import push
     from zoo.specs import ModelInfo, ModelSpec, register_model
     from zoo.transforms import (
         DetectionTransform,
@@ -53,6 +54,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "zoo.options": ("free",),
     "zoo.registry": ("build_model", "create_model", "list_models", "model_info"),
     "zoo.schemes": ("Place", "TextScheme", "VisionScheme", "register_scheme"),
+    "zoo.sources.push": ("push",),
     "zoo.specs": ("ModelInfo", "ModelSpec", "register_model"),
     "zoo.transforms": (
         "DetectionTransform",
@@ -112,6 +114,7 @@ __all__ = [
     "list_weights",
     "model_info",
     "param_groups",
+    "push",
     "register_family",
     "register_model",
     "register_scheme",

@@ -33,3 +33,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     if matches:
         return f" (did you mean {', '.join(matches)}?)"
     return f" (known: {', '.join(known)})" if len(known) <= 30 else ""
+
+
+def one_line(error: BaseException | str) -> str:
+    """Return the message of an error, or the name of its class if it has none, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -111,3 +111,9 @@ class _VGGNames:
 
     def __call__(self, module: str, leaf: str) -> str:
         return self.names.get((module, leaf), f"{module}.{leaf}")
+
+
+def is_reference(keys: Collection[str]) -> bool:
+    """Return whether the keys of a state dict are of the authors' code, whose bias modules store their first mean."""
+    leaves = {key.rpartition(".")[2] for key in keys}
+    return {"_bias", "init_mean"} <= leaves
