@@ -34,12 +34,15 @@ def checkpointed(module: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _without_updates(norms: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
-    """Keep BatchNorms in training mode from updating their running statistics."""
-    training = [norm for norm in norms if norm.training]
-    for norm in training:
-        norm.track_running_stats = False
+    """Keep the running statistics of BatchNorms: momentum 0, and no count of batches.
+
+    Without running statistics (``track_running_stats=False``) a norm would store other tensors than in forward.
+    """
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in training:
-            norm.track_running_stats = True
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count

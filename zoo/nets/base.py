@@ -196,6 +196,7 @@ class Backbone(Net):
     hidden_features: int | None = None  # features that enter the last layer, where a hidden layer makes them
     global_pool: str = "avg"  # pooling of the head; "" for none
     grad_checkpointing = False  # whether backward computes blocks again (set_grad_checkpointing)
+    pretrained_cfg: Mapping[str, Any] = {}  # input and head in timm's words (zoo.pretrained_cfg); of nets for images
     headless = False  # whether ``truncate`` has removed the head
 
     @classmethod
@@ -207,6 +208,15 @@ class Backbone(Net):
     def in_chans(self) -> int:
         """Number of input channels."""
         return self.config.in_chans
+
+    @property
+    def default_cfg(self) -> Mapping[str, Any]:
+        """``pretrained_cfg`` under timm's older name."""
+        return self.pretrained_cfg
+
+    @default_cfg.setter
+    def default_cfg(self, cfg: Mapping[str, Any]) -> None:
+        self.pretrained_cfg = cfg
 
     @property
     def head_hidden_size(self) -> int:
@@ -276,12 +286,14 @@ class Backbone(Net):
         Args:
             num_classes: number of classes.
             global_pool: pooling of the head: avg, max, avgmax (their mean), or "" for the unpooled map, which requires
-                0 classes; None for the current one.
+                0 classes; None for the current one, or avg if that is "" and there are classes.
 
         Raises:
             ZooError: a pooling that the net does not have, or that does not go with the number of classes.
         """
-        pool = self.global_pool if global_pool is None else global_pool
+        pool = global_pool
+        if pool is None:
+            pool = self.global_pool or ("avg" if num_classes else "")
         if pool not in self.global_pools:
             allowed = ", ".join(repr(known) for known in self.global_pools)
             raise ZooError(f"{type(self).__name__}: global_pool={pool!r}: must be one of {allowed}")
