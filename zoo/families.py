@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -50,6 +50,11 @@ class Family(Protocol):
             ZooError: unknown name or option, or one that contradicts the weights.
         """
         ...
+
+
+@runtime_checkable
+class ReadsBatchNorm(Protocol):
+    """A family that reads checkpoints of other projects; ``zoo.convert.from_batchnorm`` calls this method."""
 
     def from_batchnorm(
         self, state: Mapping[str, Tensor], name: str | None, *, eps: float | None, form: str, **options: Any

@@ -61,10 +61,8 @@ def rescaled(net: Backbone, form: Form = "gained", **options: Any) -> Backbone:
     if form not in FORMS:
         raise ZooError(f"form={form!r}: must be one of {', '.join(FORMS)}")
     if net.folded or net.scheme.name not in SOURCE_SCHEMES:
-        kind = "a folded net" if net.folded else f"scheme {net.scheme.name!r}"
-        raise ZooError(
-            f"{net.config.name}: {kind} has no BatchNorm to convert; give a net of scheme 'bn' or 'frozen_bn'"
-        )
+        kind = "a folded net" if net.folded else f"a net of scheme {net.scheme.name!r}"
+        raise ZooError(f"{net.config.name}: {kind} has no BatchNorm to convert; give one of scheme bn or frozen_bn")
     for key, value in net.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ZooError(f"{net.config.name}: {key} has values that are not finite; the checkpoint is damaged")
@@ -117,8 +115,8 @@ class Affine(NamedTuple):
 def affine(conv: Any, norm: nn.Module, name: str = "norm") -> Affine:
     """Return a convolution and the BatchNorm after it, with its running statistics, as one affine map.
 
-    A channel whose variance plus eps is below ``SMALLEST_VARIANCE`` has g = 0: a constant, the original's at the
-    channel's mean, or at any input if all its weights are 0. The log counts these channels.
+    A channel whose variance plus eps is below ``SMALLEST_VARIANCE`` gets g = 0: it is a constant, namely the original's
+    output at the channel's mean, or at any input if all its weights are 0. The log counts these channels.
 
     Args:
         conv: convolution or linear layer.
@@ -140,12 +138,14 @@ def affine(conv: Any, norm: nn.Module, name: str = "norm") -> Affine:
     beta = torch.zeros_like(bias) if beta is None else beta.double()
     mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double() + norm.eps
     dead = variance < SMALLEST_VARIANCE
-    gain = gamma / variance.clamp_min(SMALLEST_VARIANCE).sqrt()
-    empty = ~weight.flatten(1).any(1)  # filters of zeros: the output is a constant at any input
-    constant = torch.where(empty & (variance > 0), beta + (bias - mean) * gain, beta)
-    if count := int(dead.sum()):
-        log.info("%s: %d channels with a variance below %.2g become constants", name, count, SMALLEST_VARIANCE)
-    return Affine(weight, gain.masked_fill(dead, 0.0), torch.where(dead, constant, beta + (bias - mean) * gain))
+    gain = gamma / variance.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    shifted = beta + (bias - mean) * gain
+    if not dead.any():
+        return Affine(weight, gain, shifted)
+    # a filter of zeros gives the same at any input; others are cut off at their mean
+    exact = ~weight.flatten(1).any(1) & (shifted.abs() <= torch.finfo(torch.float16).max)
+    log.info("%s: %d channels with a variance below %.2g are constants", name, int(dead.sum()), SMALLEST_VARIANCE)
+    return Affine(weight, gain.masked_fill(dead, 0.0), torch.where(dead & ~exact, beta, shifted))
 
 
 def transfer(

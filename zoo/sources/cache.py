@@ -20,11 +20,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from zoo.errors import one_line
 from zoo.files import write_json
+
+if TYPE_CHECKING:
+    from zoo.convert.rescaled import Form
 
 log = logging.getLogger("rescalenet")
 
@@ -40,7 +44,7 @@ def cache_root() -> Path:
 
 
 def offline() -> str | None:
-    """Return the setting that forbids downloads, ``RESCALENET_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``; None if none does."""
+    """Return what forbids downloads, ``RESCALENET_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``; None if nothing does."""
     for name in ("RESCALENET_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(name, "").lower() in _TRUE:
             return f"{name}={os.environ[name]}"
@@ -60,7 +64,7 @@ def sha256_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """One conversion that was asked for; equal requests give equal files.
+    """One conversion that was asked for.
 
     Attributes:
         source: full name of the source.
@@ -72,7 +76,7 @@ class Request:
 
     source: str
     model: str | None
-    form: str
+    form: Form
     eps: float | None
     converter: int
 
@@ -82,44 +86,58 @@ class Request:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def converted_path(request: Request, source_sha256: str) -> Path:
-    """Return the path of a conversion."""
-    return cache_root() / "converted" / f"{source_sha256}-{request.key[:16]}.safetensors"
+def converted_path(key: str, source_sha256: str) -> Path:
+    """Return the path of a conversion.
+
+    Args:
+        key: key of the request that it was made for.
+        source_sha256: sha256 of the source's file.
+    """
+    return cache_root() / "converted" / f"{source_sha256}-{key[:16]}.safetensors"
 
 
-def find_converted(request: Request) -> tuple[Path, str] | None:
-    """Return the path and sha256 of a conversion in the cache; None if it is missing, or damaged, which is logged."""
+def was_converted(source_sha256: str) -> bool:
+    """Return whether there is any conversion of a source's file."""
+    return any((cache_root() / "converted").glob(f"{source_sha256}-*.safetensors"))
+
+
+def find_converted(request: Request, *, report: bool = True) -> tuple[Path, str] | None:
+    """Return the path and sha256 of a conversion in the cache; None if it is missing or damaged.
+
+    Args:
+        request: the conversion as it was asked for.
+        report: whether damage is logged.
+    """
     path = _record_path(request)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        source_sha256, sha256, key = (record[name] for name in ("source_sha256", "sha256", "key"))
+        if not (is_sha256(source_sha256) and is_sha256(sha256) and is_sha256(key)):
+            raise ValueError("not a sha256")
+        file = converted_path(key, source_sha256)
+        if (found := sha256_of(file)) != sha256:
+            raise ValueError(f"the sha256 of {file} is {found[:12]}..., not {sha256[:12]}...")
+    except FileNotFoundError as error:
+        if path.is_file() and report:
+            log.warning("%s: %s is missing; converted again", request.source, error.filename)
         return None
-    except (OSError, ValueError) as error:
-        log.warning("%s: damaged (%s); %s is converted again", path, error, request.source)
-        return None
-    hashes = [record.get(key) if isinstance(record, dict) else None for key in ("source_sha256", "sha256")]
-    if not all(map(is_sha256, hashes)):
-        log.warning("%s: damaged (no sha256 in it); %s is converted again", path, request.source)
-        return None
-    file = converted_path(request, str(hashes[0]))
-    if not file.is_file():
-        log.warning("%s: missing, although recorded; %s is converted again", file, request.source)
-        return None
-    if (found := sha256_of(file)) != hashes[1]:
-        log.warning("%s: damaged (sha256 %.12s..., recorded %.12s...); converted again", file, found, hashes[1])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        if report:
+            log.warning("%s: %s is damaged (%s); converted again", request.source, path, one_line(error))
         return None
     return file, found
 
 
-def record_converted(request: Request, source_sha256: str, sha256: str) -> None:
+def record_converted(request: Request, key: str, source_sha256: str, sha256: str) -> None:
     """Record a conversion that was written to ``converted_path``.
 
     Args:
-        request: what was asked for.
+        request: the conversion as it was asked for.
+        key: key of the request that the file was made for.
         source_sha256: sha256 of the source's file.
         sha256: sha256 of the converted file.
     """
-    content: dict[str, Any] = {**asdict(request), "source_sha256": source_sha256, "sha256": sha256}
+    content: dict[str, Any] = {**asdict(request), "key": key, "source_sha256": source_sha256, "sha256": sha256}
     write_json(content, _record_path(request))
 
 

@@ -44,25 +44,22 @@ def write_card(weights: Weights, repository: str, task: str, start: str | None) 
         start: name of the weights that training started from; None if there are none.
     """
     meta, config = weights.meta, weights.config
-    source = meta.get("source") or start
-    name = repository.partition("/")[2]
+    stated = meta["metrics"] if isinstance(meta.get("metrics"), dict) else {}
+    metrics = {key: value for key, value in stated.items() if isinstance(value, int | float)}
+    # what the hub reads
     front: dict[str, Any] = {
         "library_name": "rescalenet-zoo",
         "pipeline_tag": PIPELINES.get(task, task),
         "tags": ["rescalenet-zoo", task, config.name],
         **_licence_entries(str(meta.get("licence", "unknown"))),
+        **({"metrics": list(metrics)} if metrics else {}),
+        **_base_model(meta.get("source") or start),
     }
-    metrics = {key: value for key, value in meta.get("metrics", {}).items() if isinstance(value, int | float)}
-    if metrics:
-        front["metrics"] = list(metrics)
-    if base := _base_model(source):
-        front["base_model"] = base
-    # the body
+    # what people read
     lines = [
-        f"# {name}",
+        f"# {repository.partition('/')[2]}",
         "",
-        f"`{config.name}`, a network without normalization layers (scheme `{config.scheme}`), for {task}; "
-        f"{config.num_classes} classes.",
+        f"`{config.name}` of rescalenet-zoo, scheme `{config.scheme}`, for {task}; {config.num_classes} classes.",
         "",
         "```python",
         "import zoo",
@@ -71,15 +68,9 @@ def write_card(weights: Weights, repository: str, task: str, start: str | None) 
         "```",
         "",
         *_metric_lines(meta, metrics),
-        "## Where the weights come from",
-        "",
-        f"- Licence: {_inline(meta.get('licence', 'unknown'))}",
-        *(f"- {label}: {_inline(value)}" for label, value in _provenance(meta, start)),
-        "",
+        *_provenance_lines(meta, start),
+        *_recipe_lines(meta),
     ]
-    if "config" in meta:
-        recipe = yaml.safe_dump(meta["config"], sort_keys=False).replace("```", "'''")
-        lines += ["## Recipe", "", "```yaml", recipe.rstrip(), "```", ""]
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n" + "\n".join(lines)
 
 
@@ -91,13 +82,13 @@ def _licence_entries(licence: str) -> dict[str, str]:
     return {"license": "other", "license_name": _inline(licence)[:100]}
 
 
-def _base_model(source: Any) -> str | None:
-    """Return the repository on the hub that weights come from; None if they come from elsewhere."""
+def _base_model(source: Any) -> dict[str, str]:
+    """Return the entry with the repository on the hub that weights come from; none if they come from elsewhere."""
     for prefix, owner in _REPOSITORY_SOURCES.items():
         if isinstance(source, str) and source.startswith(prefix):
             repository = owner + source.removeprefix(prefix).partition("@")[0]
-            return repository if check_repository(repository) else None
-    return None
+            return {"base_model": repository} if check_repository(repository) else {}
+    return {}
 
 
 def _metric_lines(meta: dict[str, Any], metrics: dict[str, float]) -> list[str]:
@@ -108,8 +99,8 @@ def _metric_lines(meta: dict[str, Any], metrics: dict[str, float]) -> list[str]:
     return ["## Metrics", "", "| metric | value |", "|---|---|", *rows, "", *note]
 
 
-def _provenance(meta: dict[str, Any], start: str | None) -> list[tuple[str, Any]]:
-    """Return what is known of the origin of weights, with labels."""
+def _provenance_lines(meta: dict[str, Any], start: str | None) -> list[str]:
+    """Return what is known of the origin of weights."""
     labels = {
         "source": "Converted from",
         "source_sha256": "sha256 of the source",
@@ -121,8 +112,16 @@ def _provenance(meta: dict[str, Any], start: str | None) -> list[tuple[str, Any]
         "recipe": "Recipe of the source",
         "command": "Command",
     }
-    found = [(label, meta[key]) for key, label in labels.items() if meta.get(key) is not None]
-    return ([("Training started from", start)] if start else []) + found
+    found = [("Licence", meta.get("licence", "unknown")), *([("Training started from", start)] if start else [])]
+    found += [(label, meta[key]) for key, label in labels.items() if meta.get(key) is not None]
+    return ["## Where the weights come from", "", *(f"- {label}: {_inline(value)}" for label, value in found), ""]
+
+
+def _recipe_lines(meta: dict[str, Any]) -> list[str]:
+    if "config" not in meta:
+        return []
+    recipe = yaml.safe_dump(meta["config"], sort_keys=False).replace("```", "'''")
+    return ["## Recipe", "", "```yaml", recipe.rstrip(), "```", ""]
 
 
 def _inline(value: Any) -> str:

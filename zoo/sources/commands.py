@@ -14,7 +14,7 @@ from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError, ZooError
 from zoo.registry import create_model, list_models
 from zoo.sources import https, local, timm, torchvision
-from zoo.sources.conversion import FORM, Original, log_licence, write_converted
+from zoo.sources.conversion import FORM, Original, convert_original, log_licence
 from zoo.transforms import InputTransform
 from zoo.weights import Weights, get_weights, is_weights_name, save_weights
 
@@ -111,7 +111,7 @@ def convert(
     if isinstance(original.state, Mapping) and is_reference(original.state.keys()):
         _convert_reference(source, original, out, name, form, eps)
     else:
-        write_converted(_public_name(source), original, out, model=name, form=form, eps=eps)
+        convert_original(_public_name(source), original, model=name, form=form, eps=eps).write(out)
     log_licence(source, original.meta.get("licence"))
     return get_weights(str(out))
 
@@ -123,7 +123,7 @@ def _fetch(source: str) -> Original:
             return module.fetch(source)
     if https.matches(source) and not https.is_ours(source):
         return https.fetch(source)
-    # weights of this zoo, by name or path, or a checkpoint
+    # weights of this zoo, by name or path, or a checkpoint in a file
     path = Path(source)
     if path.is_file() and not (path.suffix == ".safetensors" and local.is_own_weights(path)):
         return local.fetch(path)

@@ -15,7 +15,7 @@ from zoo.convert.batchnorm import convert_batchnorm
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError
 from zoo.registry import model_info
-from zoo.sources.cache import Request, converted_path, find_converted, locked, record_converted
+from zoo.sources.cache import Request, converted_path, find_converted, locked, record_converted, was_converted
 from zoo.transforms import AnyTransform, InputTransform
 from zoo.weights import Weights, get_weights, save_weights
 
@@ -49,27 +49,31 @@ class Original:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_converted(
-    source: str,
-    original: Original,
-    path: Path,
-    *,
-    model: str | None = None,
-    form: Form = FORM,
-    eps: float | None = None,
-) -> str:
-    """Convert weights and write them, with where they come from.
+@dataclass(frozen=True)
+class Converted:
+    """A converted net with what its weights file states."""
+
+    net: Any
+    transform: AnyTransform
+    classes: tuple[str, ...]
+    meta: dict[str, Any]
+
+    def write(self, path: Path) -> str:
+        """Write the weights file and return its sha256."""
+        return save_weights(self.net, path, transform=self.transform, classes=self.classes, meta=self.meta)
+
+
+def convert_original(
+    source: str, original: Original, *, model: str | None = None, form: Form = FORM, eps: float | None = None
+) -> Converted:
+    """Convert weights of another project, and note where they come from.
 
     Args:
         source: full name of the source.
-        original: the weights.
-        path: path of the safetensors file.
+        original: weights of the source.
         model: name of our net; None for the original's.
         form: form of the converted net, see ``zoo.convert.from_batchnorm``.
         eps: eps of the norms; None for the original's.
-
-    Returns:
-        The file's sha256.
 
     Raises:
         WeightsError: weights that the converter does not take.
@@ -84,15 +88,15 @@ def write_converted(
         "licence": original.meta.get("licence", "unknown"),
         "layout": done.layout,
         "form": form,
-        "eps": done.eps,
         "converter": CONVERTER,
     }
-    return save_weights(
+    if done.eps is not None:
+        meta["eps"] = done.eps
+    return Converted(
         done.model,
-        path,
-        transform=original.transform or done.transform or _usual_transform(done.model.config.name, source),
-        classes=_class_names(original.classes, done.model.num_classes, source),
-        meta=meta,
+        original.transform or done.transform or _usual_transform(done.model.config.name, source),
+        _class_names(original.classes, done.model.num_classes, source),
+        meta,
     )
 
 
@@ -108,7 +112,7 @@ def open_converted(source: str, model: str | None, fetch: Callable[[], Original]
         WeightsError: weights that cannot be fetched or converted.
     """
     request = Request(source, model, FORM, None, CONVERTER)
-    found = find_converted(request)
+    found = find_converted(request, report=False)
     if found is None:
         with locked(request.key, source):
             found = find_converted(request)  # another process may have converted it meanwhile
@@ -119,11 +123,15 @@ def open_converted(source: str, model: str | None, fetch: Callable[[], Original]
 
 
 def _convert(request: Request, original: Original) -> tuple[Path, str]:
-    """Convert into the cache, log the licence, and return the path and its sha256."""
-    path = converted_path(request, original.sha256)
-    sha256 = write_converted(request.source, original, path, model=request.model, form=request.form, eps=request.eps)
-    record_converted(request, original.sha256, sha256)
-    log_licence(request.source, original.meta.get("licence"))
+    """Convert into the cache, log the licence the first time, and return the path and its sha256."""
+    first = not was_converted(original.sha256)
+    done = convert_original(request.source, original, model=request.model, form=request.form, eps=request.eps)
+    path = converted_path(request.key, original.sha256)
+    sha256 = done.write(path)
+    for each in {request, dataclasses.replace(request, model=done.net.config.name)}:  # found with the name or without
+        record_converted(each, request.key, original.sha256, sha256)
+    if first:
+        log_licence(request.source, original.meta.get("licence"))
     log.info("%s: converted, form %s, stored as %s", request.source, request.form, path)
     return path, sha256
 
@@ -131,12 +139,12 @@ def _convert(request: Request, original: Original) -> tuple[Path, str]:
 def log_licence(source: str, licence: str | None) -> None:
     """Log the licence of weights that are loaded for the first time.
 
-    It is a warning, so that it is shown where nobody has set up logging.
+    It is a warning, so that it is shown where logging is not set up.
     """
     if licence in (None, "unknown"):
         log.warning("%s: licence unknown: its owner states none; ask before you use or share the weights", source)
     else:
-        log.warning("%s: licence %s", source, licence)
+        log.warning("%s: licence: %s", source, licence)
 
 
 def _usual_transform(model: str, source: str) -> AnyTransform:

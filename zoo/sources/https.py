@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 
 from huggingface_hub.utils import tqdm
 
+from zoo.convert.checkpoints import read_checkpoint
 from zoo.errors import WeightsError, one_line
 from zoo.files import atomic_write
 from zoo.sources.cache import cache_root, is_sha256, locked, offline, sha256_of
 from zoo.sources.conversion import Original, log_licence, open_converted
-from zoo.sources.local import ENDINGS, is_own_weights, read_state
+from zoo.sources.local import ENDINGS, is_own_weights
 from zoo.weights import Weights, get_weights
 
 log = logging.getLogger("rescalenet")
@@ -40,15 +41,19 @@ def matches(name: str) -> bool:
 def open_weights(name: str, model: str | None) -> Weights:
     """Return the entry of weights on a server; see ``zoo.weights.Source``."""
     url, sha256 = parse(name)
-    if _ending(url) == ".safetensors":
-        first = not _path(url, sha256).is_file()
-        path = fetch_file(name)
-        if is_own_weights(path):
-            entry = dataclasses.replace(get_weights(str(path)), name=name, sha256=sha256)
-            if first:
-                log_licence(name, entry.meta.get("licence"))
-            return entry
-    return open_converted(name, model, lambda: fetch(name))
+    path = _path(url, sha256)
+    first = not path.is_file()
+    if not is_ours(name):
+        return open_converted(name, model, lambda: fetch(name))
+    entry = dataclasses.replace(get_weights(str(path)), name=name, sha256=sha256)
+    if first:
+        log_licence(name, entry.meta.get("licence"))
+    return entry
+
+
+def is_ours(name: str) -> bool:
+    """Return whether an address has weights of this zoo: a safetensors file is fetched to find out."""
+    return _ending(parse(name)[0]) == ".safetensors" and is_own_weights(fetch_file(name))
 
 
 def fetch(name: str) -> Original:
@@ -61,7 +66,7 @@ def fetch(name: str) -> Original:
         WeightsError: no network, a download that failed, other content than the sha256 states, or not a checkpoint.
     """
     url, sha256 = parse(name)
-    return Original(read_state(fetch_file(name), name), sha256, meta={"url": url, "licence": "unknown"})
+    return Original(read_checkpoint(fetch_file(name)), sha256, meta={"url": url, "licence": "unknown"})
 
 
 def parse(name: str) -> tuple[str, str]:
@@ -181,4 +186,3 @@ def _stated_length(answer: Any, url: str) -> int | None:
     if not text.isdecimal() or int(text) > LARGEST:
         raise WeightsError(f"{url}: the server states a length of {text[:40]!r} bytes; at most {LARGEST} are read")
     return int(text)
-

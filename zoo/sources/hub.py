@@ -12,15 +12,16 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -84,7 +85,7 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{name}: {CONFIG} is not JSON ({one_line(error)})") from None
     if not isinstance(content, dict) or content.get("library_name") != LIBRARY:
         repository = parse(name)[0]
@@ -115,34 +116,72 @@ def download(name: str, repository: str, file: str, revision: str | None, *, for
     """
     where = f"{repository}/{file}" + (f" at {revision}" if revision else "")
     setting = offline()
+    silent = None if setting else _silence(repository, file, revision)
     try:
-        return Path(
-            hf_hub_download(
+        with _quiet():
+            path = hf_hub_download(
                 repository,
                 file,
                 revision=revision,
                 endpoint=endpoint(),
-                local_files_only=setting is not None,
+                local_files_only=setting is not None or silent is not None,
                 force_download=force,
                 library_name=LIBRARY,
             )
-        )
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except Exception as error:  # its HTTP library has errors of its own, and its versions differ in that library
         if setting is not None:
             raise WeightsError(f"{name}: {where} is not in the cache and {setting} forbids the download") from None
-        reason = f"no answer from the hub ({one_line(error.__cause__ or error)}), and not in the cache"
-    except GatedRepoError:
-        reason = "its owner gives access on request: accept the terms on its page and log in with `hf auth login`"
-    except RepositoryNotFoundError:
-        reason = "no such repository, or a private one: check the name, or log in with `hf auth login`"
-    except RevisionNotFoundError:
-        reason = f"the repository has no revision {revision!r}"
-    except HfHubHTTPError as error:
+        reason = (
+            f"no answer from the hub ({silent}), and it is not in the cache" if silent else _reason(error, revision)
+        )
+        raise WeightsError(f"{name}: {where} could not be fetched: {reason}") from None
+    if silent is not None:
+        log.info("%s: no answer from the hub (%s); %s is taken from the cache", name, silent, file)
+    return Path(path)
+
+
+def _reason(error: BaseException, revision: str | None) -> str:
+    """Return why huggingface_hub could not fetch a file, on one line."""
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # it looked for the file in its cache after this one
+    if isinstance(error, GatedRepoError):
+        return "its owner gives access on request: accept the terms on its page and log in with `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no such repository, or a private one: check the name, or log in with `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"the repository has no revision {revision!r}"
+    if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        reason = "the repository has no such file" if status == 404 else f"the hub answered {status}; try again later"
-    except Exception as error:  # its HTTP library has errors of its own, and its versions differ in that library
-        reason = one_line(error)
-    raise WeightsError(f"{name}: {where} could not be fetched: {reason}")
+        return "the repository has no such file" if status == 404 else f"the hub answered {status}; try again later"
+    return one_line(error)
+
+
+def _silence(repository: str, file: str, revision: str | None) -> str | None:
+    """Return why the hub gives no answer at all; None if it answers, or is not needed for files of a known commit.
+
+    Without this question huggingface_hub tries for half a minute before it reports that there is no network.
+    """
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return None
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file, revision=revision, endpoint=endpoint()), endpoint=endpoint())
+    except HfHubHTTPError:
+        return None
+    except Exception as error:  # of its HTTP library
+        return one_line(error)
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep huggingface_hub's log to errors: what goes wrong is reported in one line here."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def download_checked(name: str, repository: str, file: str, revision: str | None, sha256: str | None) -> Path:

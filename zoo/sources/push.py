@@ -139,8 +139,9 @@ def _is_folder(value: Any) -> bool:
 
 def start_of(entry: Weights) -> Weights | None:
     """Return the weights that the training of weights started from; None if it started from none, or if unknown."""
-    section = entry.meta.get("config", {}).get("model", {})
-    name = section.get("weights") or section.get("weights_backbone")
+    config = entry.meta.get("config")
+    section = config.get("model") if isinstance(config, dict) else None
+    name = section.get("weights") or section.get("weights_backbone") if isinstance(section, dict) else None
     if not isinstance(name, str):
         return None
     # a tag alone belongs to the net, or to the backbone in a detector's name

@@ -1,7 +1,7 @@
 """Tables from the names of this zoo to those of torchvision and timm.
 
 The first name of a row is what a tag alone refers to; the others are named in full
-(``torchvision:vgg16_bn:IMAGENET1K_V1``). A row may name architectures whose conversion is refused with a reason.
+(``torchvision:vgg16_bn:IMAGENET1K_V1``).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ DEFAULT_EPS = 1e-5  # of torch.nn.BatchNorm2d, and of timm's resnets
 TIMM: dict[str, tuple[str, ...]] = {
     "rescalenet18": ("resnet18", "resnet18d"),
     "rescalenet34": ("resnet34", "resnet34d"),
-    "rescalenet50": ("resnet50", "resnet50c", "resnet50d", "resnet50s"),
-    "rescalenet101": ("resnet101", "resnet101c", "resnet101d", "resnet101s"),
-    "rescalenet152": ("resnet152", "resnet152c", "resnet152d", "resnet152s"),
-    "rescalenet200": ("resnet200", "resnet200d"),
+    "rescalenet50": ("resnet50", "resnet50c", "resnet50d"),
+    "rescalenet101": ("resnet101", "resnet101c", "resnet101d"),
+    "rescalenet152": ("resnet152", "resnet152c", "resnet152d"),
+    "rescalenet200": ("resnet200d",),
     "rescalenext50_32x4d": ("resnext50_32x4d", "resnext50d_32x4d"),
     "rescalenext101_32x8d": ("resnext101_32x8d",),
     "rescalenext101_64x4d": ("resnext101_64x4d",),

@@ -56,7 +56,9 @@ def resolve(name: str, model: str | None) -> tuple[str, str]:
         architecture = TIMM[model][0]
     if net_of(TIMM, architecture) is None:
         known = [theirs for row in TIMM.values() for theirs in row]
-        raise WeightsError(f"{name!r}: architecture {architecture!r} is not convertible{suggestion(architecture, known)}")
+        raise WeightsError(
+            f"{name!r}: architecture {architecture!r} is not convertible{suggestion(architecture, known)}"
+        )
     if not _TAG.fullmatch(tag):
         raise WeightsError(f"{name!r}: must be timm:TAG or timm:ARCHITECTURE.TAG")
     return architecture, tag
@@ -72,9 +74,12 @@ def tags() -> list[tuple[str, str, str]]:
         import timm
     except ImportError:
         raise ZooError("timm's names are known to timm only: pip install timm") from None
-    names = {name for row in TIMM.values() for architecture in row for name in timm.list_pretrained(f"{architecture}.*")}
-    split = [name.partition(".") for name in sorted(names)]
-    return [(str(net_of(TIMM, architecture)), architecture, tag) for architecture, _, tag in split]
+    return [
+        (ours, architecture, name.removeprefix(f"{architecture}."))
+        for ours, row in TIMM.items()
+        for architecture in row
+        for name in timm.list_pretrained(f"{architecture}.*")
+    ]
 
 
 def describe(name: str, model: str | None = None) -> dict[str, Any]:
@@ -104,6 +109,7 @@ def fetch(name: str) -> Original:
     repository = f"timm/{architecture}.{tag}"
     config_path = download(name, repository, CONFIG, None)
     config = _read_config(name, config_path)
+    transform = input_transform(name, config)
     revision = config_path.parent.name  # the commit, so that all files are of the same one
     path = download_checked(name, repository, WEIGHTS, revision, None)
     try:
@@ -114,7 +120,7 @@ def fetch(name: str) -> Original:
         state=state,
         sha256=sha256_of(path),
         model=net_of(TIMM, architecture),
-        transform=input_transform(name, config),
+        transform=transform,
         classes=_classes(config, tag),
         eps=DEFAULT_EPS,
         meta=_stated(name, repository, config, revision),
@@ -130,7 +136,7 @@ def _read_config(name: str, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return {**content.pop("pretrained_cfg", {}), **content}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{name}: {CONFIG} is not of timm ({one_line(error)})") from None
 
 

@@ -57,8 +57,7 @@ def resolve(name: str, model: str | None) -> tuple[str, str]:
     if net_of(TORCHVISION, builder) is None:
         known = [theirs for row in TORCHVISION.values() for theirs in row]
         raise WeightsError(f"{name!r}: builder {builder!r} is not convertible{suggestion(builder, known)}")
-    member(name, builder, tag)
-    return builder, tag
+    return builder, member(name, builder, tag).name  # DEFAULT is another name of one of them
 
 
 def member(name: str, builder: str, tag: str) -> WeightsEnum:
@@ -74,7 +73,9 @@ def member(name: str, builder: str, tag: str) -> WeightsEnum:
     """
     known = get_model_weights(builder)
     if tag not in known.__members__:
-        raise WeightsError(f"{name!r}: torchvision has no weights {tag!r} of {builder}{suggestion(tag, known.__members__)}")
+        raise WeightsError(
+            f"{name!r}: torchvision has no weights {tag!r} of {builder}{suggestion(tag, known.__members__)}"
+        )
     found = known[tag]
     if not found.meta.get("categories"):  # VGG16's IMAGENET1K_FEATURES: NaN in the classifier
         raise WeightsError(f"{name!r}: torchvision's {tag} has no valid classifier; take {_usual_tag(builder)}")
@@ -154,7 +155,9 @@ def _check_hash(name: str, path: Path) -> str:
     digest = sha256_of(path)
     stated = torch.hub.HASH_REGEX.search(path.name)
     if stated is not None and not digest.startswith(stated[1]):
-        raise WeightsError(f"{name}: sha256 of {path} begins with {digest[:8]}, not as its name states; delete the file")
+        raise WeightsError(
+            f"{name}: sha256 of {path} begins with {digest[:8]}, not as its name states; delete the file"
+        )
     return digest
 
 
@@ -189,4 +192,3 @@ def _stated(entry: WeightsEnum) -> dict[str, Any]:
     if "recipe" in entry.meta:
         meta["recipe"] = entry.meta["recipe"]
     return meta
-
