@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from zoo.nets.base import Backbone
+from zoo.nets.base import Backbone, ModelConfig, Net
+from zoo.specs import ModelSpec
 from zoo.transforms import AnyTransform, InputTransform
 
 CROP = 0.875  # side of the centre crop over the short side, of nets without weights
@@ -59,3 +60,20 @@ def describe(
     if transform.channel_order != "RGB":
         cfg["channel_order"] = transform.channel_order  # not a word of timm, whose images are RGB
     return {**cfg, "label_names": tuple(classes)} if classes else cfg
+
+
+def set_pretrained_cfg(
+    net: Net, spec: ModelSpec, stored: ModelConfig, transform: AnyTransform | None = None, classes: Sequence[str] = ()
+) -> None:
+    """Describe a net for images; other nets have no description in timm.
+
+    Args:
+        net: net to describe.
+        spec: registered net.
+        stored: config of its weights, or its own.
+        transform: transform of the weights.
+        classes: class names of the weights.
+    """
+    if isinstance(net, Backbone) and spec.input_kind == "images":
+        size = {"input_size": spec.input_size, "in_chans": stored.in_chans, "num_classes": stored.num_classes}
+        net.pretrained_cfg = net.default_cfg = describe(net, **size, transform=transform, classes=classes)

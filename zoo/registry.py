@@ -16,7 +16,7 @@ from zoo.families import Family, all_families, find_family, register_family
 from zoo.nets import resnet, resnet3d, transformer, vgg  # noqa: F401  (importing them registers their nets)
 from zoo.nets.base import Backbone, FeatureExtractor, ModelConfig, Net
 from zoo.options import checked, free_options, refuse_contradictions
-from zoo.pretrained_cfg import describe
+from zoo.pretrained_cfg import set_pretrained_cfg
 from zoo.specs import MODELS, TASKS, InputKind, ModelInfo, ModelSpec, get_spec, register_model
 from zoo.states import adapt, load_state
 from zoo.weights import get_weights, list_weights, weight_tags
@@ -166,9 +166,7 @@ def build_model(config: ModelConfig) -> Net:
     layout = dataclasses.replace(spec.layout, **checked(own, spec.layout, config.name))
     model = spec.family.build(layout, scheme, config)
     model.config = config
-    if isinstance(model, Backbone) and spec.input_kind == "images":
-        size = {"input_size": spec.input_size, "in_chans": config.in_chans, "num_classes": config.num_classes}
-        model.pretrained_cfg = describe(model, **size)
+    set_pretrained_cfg(model, spec, config)
     return model
 
 
@@ -302,9 +300,7 @@ def _pretrained(
         {**stored.options, **options},
     )
     model = build_model(config)
-    if isinstance(model, Backbone) and spec.input_kind == "images":
-        size = {"input_size": spec.input_size, "in_chans": stored.in_chans, "num_classes": stored.num_classes}
-        model.pretrained_cfg = describe(model, **size, transform=entry.transform, classes=entry.classes)
+    set_pretrained_cfg(model, spec, stored, entry.transform, entry.classes)
     state = adapt(entry.load(), stored, model)
     load_state(model, state, entry.name, fresh=("fc.",) if config.num_classes != stored.num_classes else ())
     return model

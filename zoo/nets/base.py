@@ -41,7 +41,7 @@ class FeatureInfo(list[dict[str, Any]]):
 
     Args:
         levels: levels of the maps.
-        out_indices: their indices among all levels of the net.
+        out_indices: indices of these levels among all of the net.
     """
 
     def __init__(self, levels: Sequence[FeatureLevel], out_indices: Sequence[int]) -> None:
@@ -197,6 +197,7 @@ class Backbone(Net):
     global_pool: str = "avg"  # pooling of the head; "" for none
     grad_checkpointing = False  # whether backward computes blocks again (set_grad_checkpointing)
     pretrained_cfg: Mapping[str, Any] = {}  # input and head in timm's words (zoo.pretrained_cfg); of nets for images
+    default_cfg: Mapping[str, Any] = {}  # the same, under timm's older name
     headless = False  # whether ``truncate`` has removed the head
 
     @classmethod
@@ -208,15 +209,6 @@ class Backbone(Net):
     def in_chans(self) -> int:
         """Number of input channels."""
         return self.config.in_chans
-
-    @property
-    def default_cfg(self) -> Mapping[str, Any]:
-        """``pretrained_cfg`` under timm's older name."""
-        return self.pretrained_cfg
-
-    @default_cfg.setter
-    def default_cfg(self, cfg: Mapping[str, Any]) -> None:
-        self.pretrained_cfg = cfg
 
     @property
     def head_hidden_size(self) -> int:
