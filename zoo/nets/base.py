@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -179,7 +180,7 @@ class Backbone(Net):
     beside ``forward`` have the names and meanings of timm's models.
 
     Subclasses set ``scheme``, ``levels`` (all feature levels, finest first), ``num_features`` and ``head_bias``, call
-    ``reset_classifier`` last, and implement ``forward_levels``, ``truncate`` and ``group_matcher``. A subclass with
+    ``reset_classifier`` last, and implement ``forward_levels`` and ``truncate``. A subclass with
     layers between the pooled features and the last one sets ``hidden_features`` and implements ``forward_head``.
     """
 
@@ -320,9 +321,9 @@ class Backbone(Net):
         Parameters that match none, those of the head, form the last group.
 
         Args:
-            coarse: whether a stage, not a block, is a group.
+            coarse: whether a stage, not a block, is a group; nets that know no finer groups take stages.
         """
-        raise NotImplementedError
+        return {level.module: rf"^{re.escape(level.module)}\." for level in self.levels}
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True

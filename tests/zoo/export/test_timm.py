@@ -1,5 +1,6 @@
 """The zoo's nets inside timm: names, tags, weights, arguments, training tools. timm's own tests: tests/interop."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import zoo.export.timm
 from tests.helpers.nets import narrow
 from zoo.errors import ZooError
 from zoo.export.timm import DEFAULTS, TAGS
+from zoo.nets.base import Backbone
+from zoo.nets.resnet import ResNet
 from zoo.sources import torchvision as torchvision_source
 from zoo.sources.conversion import Original
+from zoo.specs import MODELS, get_spec
 
 NARROW = {"width": 0.125}
 
@@ -28,7 +32,7 @@ def close(a, b):
 
 
 def test_all_nets_for_images_are_registered():
-    assert sorted(timm.list_models(module="rescalenet")) == zoo.list_models(input_kind="images")
+    assert sorted(set(timm.list_models(module="rescalenet")) - {"mine"}) == zoo.list_models(input_kind="images")
     assert timm.is_model_pretrained("rescalenet50")
     assert not timm.is_model_pretrained("rescalenet26")
     with pytest.raises(ZooError, match="rescale_r3d_18 takes clips"):
@@ -241,3 +245,20 @@ def test_scripts_of_timm_find_the_nets(tmp_path):
     failed = subprocess.run([*command, "train.py"], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert failed.returncode == 1
     assert "SCRIPT must be a file" in failed.stderr
+
+
+def test_a_net_of_ones_own(monkeypatch):
+    """One that is registered after the import, with the groups of layers that every net has."""
+    spec = get_spec("rescalenet18")
+    monkeypatch.setitem(MODELS, "mine", dataclasses.replace(spec, name="mine", family=Own))
+    zoo.export.timm.register("mine")
+    model = timm.create_model("mine", num_classes=3, **NARROW)
+    assert (model.pretrained_cfg["architecture"], model.fc.out_features) == ("mine", 3)
+    optimizer = timm.optim.create_optimizer_v2(model, opt="sgd", lr=0.01, layer_decay=0.5)
+    assert {group["lr_scale"] for group in optimizer.param_groups} == {0.5**i for i in range(6)}
+
+
+class Own(ResNet):
+    """A net without an own group_matcher."""
+
+    group_matcher = Backbone.group_matcher

@@ -41,7 +41,8 @@ class FeatureNet(FeatureGetterNet):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Store only the inputs of blocks for backward (``zoo.Backbone.set_grad_checkpointing``)."""
-        self.model.set_grad_checkpointing(enable)
+        model: Any = self.model
+        model.set_grad_checkpointing(enable)
 
 
 # -- registration ------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def register(name: str) -> None:
         raise ZooError(f"{name} takes {spec.input_kind}; timm's models take images")
     tags = read_tags(name)
     sketch = _sketch(spec)
-    cfgs = {f"{name}.{tag}": _default_cfg(spec, sketch, entry) for tag, entry in tags.items()}
+    cfgs: dict[str, Any] = {f"{name}.{tag}": _default_cfg(spec, sketch, entry) for tag, entry in tags.items()}
     default_cfgs.update(generate_default_cfgs(cfgs or {name: _default_cfg(spec, sketch, None)}))
     entry_point = _entry_point(name)
     setattr(sys.modules[__name__], name, entry_point)
@@ -83,19 +84,25 @@ def _sketch(spec: ModelSpec) -> Backbone:
 
 def _default_cfg(spec: ModelSpec, sketch: Backbone, tag: Tag | None) -> PretrainedCfg:
     """Return timm's config of a net with the weights of a tag, or without weights."""
-    size = {"input_size": spec.input_size, "in_chans": 3}
+    size: dict[str, Any] = {"input_size": spec.input_size, "in_chans": 3 if tag is None else tag.in_chans}
     if tag is None:
         return PretrainedCfg(**describe(sketch, **size, num_classes=spec.num_classes), paper_ids=spec.paper)
     names = tag.classes if tag.url is None else ()  # timm knows ImageNet's
     cfg = describe(sketch, **size, num_classes=len(tag.classes), transform=tag.transform, classes=names)
     if tag.timm_name is None:
-        about = {"file": tag.weights, "license": tag.licence, "origin_url": tag.url, "paper_ids": spec.paper}
+        about: dict[str, Any] = {
+            "file": tag.weights,
+            "license": tag.licence,
+            "origin_url": tag.url,
+            "paper_ids": spec.paper,
+        }
         return PretrainedCfg(**cfg, **about)
     # weights of timm keep what timm knows of them, such as another size at test time
-    changed = dict.fromkeys((*_ADDRESSES, "hf_hub_filename", "source", "tag"))
+    changed: dict[str, Any] = dict.fromkeys((*_ADDRESSES, "hf_hub_filename", "source", "tag"))
     changed |= {key: cfg[key] for key in ("architecture", "first_conv", "classifier")}
     changed |= {"file": tag.weights, "custom_load": False}
-    return dataclasses.replace(get_pretrained_cfg(tag.timm_name), **changed)
+    of_timm: Any = get_pretrained_cfg(tag.timm_name)
+    return dataclasses.replace(of_timm, **changed)
 
 
 def _entry_point(name: str) -> Callable[..., nn.Module]:

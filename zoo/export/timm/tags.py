@@ -28,6 +28,7 @@ class Tag:
         weights: name for ``zoo.create_model``.
         transform: input that they expect; None for those of timm.
         classes: class names; () for those of timm.
+        in_chans: number of input channels.
         licence: licence that their owner states; None if unknown.
         url: address of the original; None for weights that ship.
         timm_name: name with tag in timm's own registry; None for weights of others.
@@ -36,6 +37,7 @@ class Tag:
     weights: str
     transform: AnyTransform | None = None
     classes: tuple[str, ...] = ()
+    in_chans: int = 3
     licence: str | None = None
     url: str | None = None
     timm_name: str | None = None
@@ -57,14 +59,16 @@ def read_tags(name: str) -> dict[str, Tag]:
     found: dict[str, Tag] = {}
     for tag in weight_tags(name):
         entry = get_weights(f"{name}.{tag}")
-        found[tag] = Tag(entry.name, entry.transform, entry.classes, entry.meta.get("licence"))
+        found[tag] = Tag(
+            entry.name, entry.transform, entry.classes, entry.config.in_chans, licence=entry.meta.get("licence")
+        )
     for builder, tag in sorted(_rows(torchvision)[name], key=functools.partial(_preference, name)):
         weights = f"{torchvision.PREFIX}{builder}:{tag}"
         about = torchvision.describe(weights)
         meta: dict[str, Any] = about["meta"]
         licence = None if meta["licence"] == "unknown" else meta["licence"]
         short = _short("torchvision", tables.TORCHVISION, name, builder, tag)
-        found[short] = Tag(weights, about["transform"], about["classes"], licence, meta["url"])
+        found[short] = Tag(weights, about["transform"], about["classes"], licence=licence, url=meta["url"])
     for architecture, tag in _rows(timm)[name]:
         short = _short("timm", tables.TIMM, name, architecture, tag)
         found[short] = Tag(f"{timm.PREFIX}{architecture}.{tag}", timm_name=f"{architecture}.{tag}")
