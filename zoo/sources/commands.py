@@ -13,10 +13,11 @@ from zoo.convert.reference import from_reference, is_reference
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError, ZooError
 from zoo.registry import create_model, list_models
+from zoo.saving import save_weights
 from zoo.sources import https, local, timm, torchvision
 from zoo.sources.conversion import FORM, Original, convert_original, log_licence
 from zoo.transforms import InputTransform
-from zoo.weights import Weights, get_weights, is_weights_name, save_weights
+from zoo.weights import Weights, get_weights, is_weights_name
 
 log = logging.getLogger("rescalenet")
 

@@ -15,9 +15,10 @@ from zoo.convert.batchnorm import convert_batchnorm
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError
 from zoo.registry import model_info
+from zoo.saving import save_weights
 from zoo.sources.cache import Request, converted_path, find_converted, locked, record_converted, was_converted
 from zoo.transforms import AnyTransform, InputTransform
-from zoo.weights import Weights, get_weights, save_weights
+from zoo.weights import Weights, get_weights
 
 log = logging.getLogger("rescalenet")
 

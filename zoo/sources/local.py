@@ -7,9 +7,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from zoo.convert.checkpoints import read_checkpoint
+from zoo.headers import HEADER_KEY
 from zoo.sources.cache import sha256_of
 from zoo.sources.conversion import Original
-from zoo.weights import HEADER_KEY
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".pkl")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import tempfile
@@ -13,17 +12,17 @@ from typing import Any, Literal
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
 from zoo.errors import WeightsError, ZooError, one_line
 from zoo.files import write_json, write_text
+from zoo.headers import HEADER_KEY, Header, write_header
 from zoo.registry import list_models, model_info
 from zoo.sources.cache import offline, sha256_of
 from zoo.sources.card import write_card
 from zoo.sources.hub import CARD, CONFIG, FORMAT, LIBRARY, WEIGHTS, check_repository, endpoint
-from zoo.weights import HEADER_KEY, Weights, get_weights, is_weights_name
+from zoo.weights import Weights, get_weights, is_weights_name
 
 log = logging.getLogger("rescalenet")
 
@@ -117,10 +116,8 @@ def build_repository(
 def _write_weights(entry: Weights, meta: Mapping[str, Any], path: Path) -> None:
     """Write the entry's tensors as they are stored, with other metadata in the header."""
     entry.load()  # checks the file against its sha256
-    with safe_open(entry.path, framework="pt") as file:
-        stored = dict(file.metadata())
-    header = {**json.loads(stored[HEADER_KEY]), "meta": dict(meta)}
-    path.write_bytes(serialize(load_file(entry.path), metadata={**stored, HEADER_KEY: json.dumps(header)}))
+    text = write_header(Header(entry.config, entry.transform, entry.classes, dict(meta)), path)
+    path.write_bytes(serialize(load_file(entry.path), metadata={HEADER_KEY: text, "format": "pt"}))
 
 
 def _without_folders(value: Any) -> Any:
