@@ -14,6 +14,7 @@ log = logging.getLogger("rescalenet")
 
 Transform = TypeVar("Transform", InputTransform, VideoTransform)
 FIXED = ("mean", "std")  # a net without normalization that is fed another scale is another net
+KEYS = {key: f"clip.{key}" for key in ("frames", "interval", "fps")}  # keys below data, where they have other names
 
 
 def choose(default: Transform, given: Mapping[str, Any], *, weights: str | None = None) -> Transform:
@@ -40,7 +41,7 @@ def choose(default: Transform, given: Mapping[str, Any], *, weights: str | None 
                     f"data.{key}={list(changed[key])}: weights {weights} were trained with {stored}; leave it out"
                 )
         for key, value in changed.items():
-            log.info("data.%s=%s: the weights %s have %s", key, value, weights, getattr(default, key))
+            log.info("data.%s=%s: the weights %s have %s", KEYS.get(key, key), value, weights, getattr(default, key))
         if "size" in given and "resize" not in given:
             values["resize"] = round(default.resize * given["size"] / default.size)
     # the sizes, which must fit together

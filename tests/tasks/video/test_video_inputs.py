@@ -1,6 +1,7 @@
 """The input of video runs that start from weights, of video or image nets."""
 
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -30,14 +31,16 @@ def image_weights(folder, transform):
     return str(path)
 
 
-def test_video_weights_give_clips_and_frames(moving, tmp_path):
+def test_video_weights_give_clips_and_frames(moving, tmp_path, caplog):
     model = {"weights": video_weights(tmp_path)}
     task = make_task(config(moving, tmp_path / "run", model=model, data=NOTHING))
     assert task.transform == STORED
     assert task.config.data.clip.model_dump() == {"frames": 4, "interval": 2, "fps": 15}
     assert task.config.data.augment.short_side == (20, 25)
     longer = {**NOTHING, "clip": {"frames": 8, "interval": None, "fps": None}}
-    task = make_task(config(moving, tmp_path / "run", model=model, data=longer))
+    with caplog.at_level(logging.INFO, logger="rescalenet"):
+        task = make_task(config(moving, tmp_path / "run", model=model, data=longer))
+    assert caplog.messages[0] == f"data.clip.frames=8: the weights {model['weights']} have 4"
     assert task.transform == dataclasses.replace(STORED, frames=8, interval=None, fps=None)
     with pytest.raises(
         ConfigError, match=r"data.std=\[0.5, 0.5, 0.5\]: weights .* were trained with \[0.4, 0.5, 0.6\]"
