@@ -15,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 import zoo
+from zoo.convert import from_batchnorm
 from zoo.joins import Join, RescaledJoin
 from zoo.layers import BiasedConvNd
 from zoo.nets.base import Backbone
@@ -80,7 +81,7 @@ def builders(net: str) -> dict[str, Callable[[], nn.Module]]:
     """Return functions that build the nets by name.
 
     ``floor`` is the net of bare convolutions with our average-pool shortcut, ``floor_conv`` the same with torchvision's
-    strided shortcut.
+    strided shortcut, as in ``rescale_conv`` and ``gained``, the form of converted BatchNorm nets.
 
     Args:
         net: key of ``NETS``.
@@ -90,6 +91,8 @@ def builders(net: str) -> dict[str, Callable[[], nn.Module]]:
         "floor": functools.partial(zoo.create_model, ours, scheme="none"),
         "floor_conv": functools.partial(zoo.create_model, ours, scheme="none", shortcut="conv"),
         "rescale": functools.partial(zoo.create_model, ours),
+        "rescale_conv": functools.partial(zoo.create_model, ours, shortcut="conv"),
+        "gained": lambda: from_batchnorm(zoo.create_model(ours, scheme="bn")),
         "naive": lambda: naive(zoo.create_model(ours)),
         "bn": functools.partial(torchvision.models.get_model, theirs),
         "frozen_bn": functools.partial(

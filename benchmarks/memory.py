@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks import measure
 from benchmarks.baselines import NETS, build, builders
 
-VARIANTS = ("floor", "floor_conv", "rescale", "naive", "bn", "frozen_bn", "gn", "nf")
+VARIANTS = ("floor", "floor_conv", "rescale", "rescale_conv", "gained", "naive", "bn", "frozen_bn", "gn", "nf")
 
 
 def kept_bytes(forward: Callable[[], object], without: Iterable[torch.Tensor]) -> int:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from benchmarks import measure
 from benchmarks.baselines import NETS, build, builders
 
-VARIANTS = ("floor", "rescale", "naive", "bn", "frozen_bn", "gn", "nf")
+VARIANTS = ("floor", "rescale", "rescale_conv", "gained", "naive", "bn", "frozen_bn", "gn", "nf")
 
 
 def step(net: str, variant: str, batch: int, arguments: Any, mode: str) -> Callable[[], None]:

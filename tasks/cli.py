@@ -227,8 +227,9 @@ def convert(
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{checkpoint}: not a checkpoint of tensors ({error})") from None
-    model = zoo.convert.from_reference(content.get("state_dict", content), name)
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
+        raise UserError(f"{checkpoint}: not a checkpoint of tensors ({reason})") from None
+    model = zoo.convert.from_reference(content, name)
     names = classes.read_text(encoding="utf-8").splitlines() if classes else [str(i) for i in range(model.num_classes)]
     transform = zoo.InputTransform.imagenet(224, 256)
     zoo.save_weights(model, out, transform=transform, classes=names, meta={"converted_from": checkpoint.name})

@@ -1,4 +1,4 @@
-"""The input of a net that is trained: what its weights expect, where the config does not say another."""
+"""The input of a net that is trained: what its weights expect, where the config does not set another."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zoo.nets.transformer import Transformer
     from zoo.options import free
     from zoo.registry import build_model, create_model, list_models, model_info
+    from zoo.saving import save_weights
     from zoo.schemes import Place, TextScheme, VisionScheme, register_scheme
     from zoo.specs import ModelInfo, ModelSpec, register_model
     from zoo.transforms import (
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         VideoTransform,
         register_transform,
     )
-    from zoo.weights import Source, Weights, get_weights, is_weights_name, list_weights, register_source, save_weights
+    from zoo.weights import Source, Weights, get_weights, is_weights_name, list_weights, register_source
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "zoo.calibration": ("CalibrationReport", "calibrate"),
@@ -52,6 +53,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "zoo.nets.transformer": ("Transformer",),
     "zoo.options": ("free",),
     "zoo.registry": ("build_model", "create_model", "list_models", "model_info"),
+    "zoo.saving": ("save_weights",),
     "zoo.schemes": ("Place", "TextScheme", "VisionScheme", "register_scheme"),
     "zoo.specs": ("ModelInfo", "ModelSpec", "register_model"),
     "zoo.transforms": (
@@ -68,7 +70,6 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "is_weights_name",
         "list_weights",
         "register_source",
-        "save_weights",
     ),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -24,7 +24,11 @@ GROUP = "rescalenet.families"
 
 
 class Family(Protocol):
-    """The methods of a family that the registry calls."""
+    """The methods of a family that the registry calls.
+
+    A family may also have ``build(config)``, which returns a fresh model of any scheme from its ``zoo.ModelConfig``, as
+    ``zoo.build_model`` does for nets. ``zoo.save_weights`` then compares the tensors of a model with it.
+    """
 
     def names(self) -> Iterable[str]:
         """Return the names of the models that ``list_models`` lists."""
@@ -50,6 +54,11 @@ class Family(Protocol):
             ZooError: unknown name or option, or one that contradicts the weights.
         """
         ...
+
+
+@runtime_checkable
+class ReadsBatchNorm(Protocol):
+    """A family that reads checkpoints of other projects; ``zoo.convert.from_batchnorm`` calls this method."""
 
     def from_batchnorm(
         self, state: Mapping[str, Tensor], name: str | None, *, eps: float | None, form: str, **options: Any

@@ -52,7 +52,7 @@ class Classification(BaseTask):
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.transform = chosen_input(config)
-        # the config of the run says what was chosen
+        # the config of the run states what was chosen
         fields = {key: getattr(self.transform, key) for key in INPUT_FIELDS}
         self.config = config.model_copy(update={"data": config.data.model_copy(update=fields)})
         self.train_images, self.val_images = load_images(config.data)

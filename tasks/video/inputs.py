@@ -1,4 +1,4 @@
-"""The input of a run: the clips and frames that its weights expect, where the config does not say others."""
+"""The input of a run: the clips and frames that its weights expect, where the config does not set others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tasks.errors import ConfigError
 from tasks.inputs import choose
 from tasks.video.config import Clip, DataSection, VideoConfig, VideoModelSection
 from tasks.video.transforms import usual_short_side
-from zoo.weights import SOURCES
+from zoo.weights import open_weights
 
 SPATIAL = ("size", "resize", "crop_mode", "mean", "std")  # fields of the input transform that a config may set
 DEFAULT = zoo.VideoTransform(8, 8, 30, 224, 256, (0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
@@ -24,9 +24,7 @@ def weights_entry(section: VideoModelSection) -> zoo.Weights | None:
     """
     if section.weights is None:
         return None
-    # a tag alone is of the video net; a full name may be of another net, which get_weights would refuse
-    source = next((source for source in SOURCES if source.matches(section.weights)), SOURCES[-1])
-    return source.open(section.weights, section.name)
+    return open_weights(section.weights, section.name)
 
 
 def chosen_input(config: VideoConfig, entry: zoo.Weights | None) -> zoo.VideoTransform:

@@ -36,7 +36,7 @@ class VideoClassification(BaseTask):
     metric, unit = "top1", "clips"
 
     def __init__(self, config: VideoConfig) -> None:
-        # 1. Describe the input of the net; the config of the run says what was chosen.
+        # 1. Describe the input of the net; the config of the run states what was chosen.
         self.entry = weights_entry(config.model)
         self.transform = chosen_input(config, self.entry)
         data = with_input(config.data, self.transform)

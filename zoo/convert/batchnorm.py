@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from zoo.convert.layouts import LAYOUTS, Imported
+from zoo.convert.layouts.facts import module_facts
 from zoo.convert.rescaled import FORMS, Form, rescaled
 from zoo.errors import WeightsError, ZooError
-from zoo.families import all_families
+from zoo.families import ReadsBatchNorm, all_families
 from zoo.nets.base import Backbone
+from zoo.options import free_options
 from zoo.registry import build_model
+from zoo.specs import MODELS
 from zoo.states import load_state
 from zoo.transforms import AnyTransform
 
-SCHEME_OPTIONS = ("multiplier", "c", "first_index")  # of the result; the others are of the architecture
+SCHEME_OPTIONS = ("multiplier", "c", "first_index")  # of the scheme of the result
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,14 @@ def convert_batchnorm(
             raise ZooError(f"name={name!r}: the net given is {source.config.name}; leave the name out")
         return Conversion(rescaled(source, form, **options), "RescaleNet model zoo", form, None, None)
     # a foreign one
+    facts = module_facts(source) if isinstance(source, nn.Module) else {}
     state = checked_state(source.state_dict() if isinstance(source, nn.Module) else source)
-    of_result = {key: value for key, value in options.items() if key in SCHEME_OPTIONS}
-    of_layout = {key: value for key, value in options.items() if key not in SCHEME_OPTIONS}
+    eps = facts.pop("eps", None) if eps is None else eps
     layout = next((layout for layout in LAYOUTS if layout.matches(state.keys())), None)
     if layout is None:
         for family in all_families():
+            if not isinstance(family, ReadsBatchNorm):
+                continue
             found = family.from_batchnorm(state, name, eps=eps, form=form, **options)
             if found is not None:
                 return found
@@ -116,10 +121,20 @@ def convert_batchnorm(
             f"not a known BatchNorm checkpoint: its first key is {next(iter(state))!r}; "
             f"known are {', '.join(layout.name for layout in LAYOUTS)}, and detectors"
         )
-    imported = layout.read(state, name, of_layout)
+    of_result = {key: options.pop(key) for key in list(options) if key in _options_of_the_result()}
+    for key, value in facts.items():
+        if options.setdefault(key, value) != value:
+            raise ZooError(f"option {key}={options[key]!r}: the net given has {key}={value!r}; leave it out")
+    imported = layout.read(state, name, options)
     used = next(value for value in (eps, imported.eps, 1e-5) if value is not None)
     net = load_imported(imported, used, layout.name)
     return Conversion(rescaled(net, form, **of_result), layout.name, form, used, imported.transform)
+
+
+def _options_of_the_result() -> set[str]:
+    """Return the names of the options that no weight of the source depends on."""
+    of_nets = (free_options(spec.layout) for spec in MODELS.values())
+    return set(SCHEME_OPTIONS).union(*of_nets)
 
 
 def checked_state(state: Any) -> dict[str, Tensor]:

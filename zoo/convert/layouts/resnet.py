@@ -7,8 +7,8 @@ alone is taken for torchvision's net: strides in the 3x3, a 3x3 max pool, ReLU.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from zoo.convert.layouts.base import Imported, Layout
 from zoo.convert.layouts.fitting import candidates, fitted, with_asked
 from zoo.errors import WeightsError
 from zoo.nets.base import ModelConfig
-from zoo.nets.resnet import ResNet, ResNetConfig, branch
+from zoo.nets.resnet import ResNet, ResNetConfig, branch, stem
 
 NAME = "torchvision or timm ResNet"
 
@@ -103,9 +103,9 @@ class Architecture:
         if final not in state:
             raise WeightsError(f"{NAME} checkpoint: {final} is missing")
         # the entrance, and the projections: an average pool is the first module of its Sequential
-        stem = "deep" if "conv1.0.weight" in state else {7: "conv7", 3: "cifar"}.get(state["conv1.weight"].shape[-1])
-        if stem is None:
-            size = state["conv1.weight"].shape[-1]
+        size = 3 if "conv1.0.weight" in state else state["conv1.weight"].shape[-1]
+        entrance = "deep" if "conv1.0.weight" in state else {7: "conv7", 3: "cifar"}.get(size)
+        if entrance is None:
             raise WeightsError(f"{NAME} checkpoint: its stem is a {size}x{size} convolution; must be 7x7, or three 3x3")
         projections = [key for key in state if re.fullmatch(r"layer\d+\.\d+\.downsample\.0\.weight", key)]
         pooled = not projections and any(".downsample." in key for key in state)
@@ -117,7 +117,7 @@ class Architecture:
             depths=depths,
             groups=groups,
             out_channels=state[final].shape[0],
-            stem=stem,
+            stem=entrance,
             shortcut="avgpool" if pooled else "conv",
             post_bias="layer1.0.conv1.bias" in state,
         )
@@ -130,7 +130,7 @@ class Architecture:
         """Return whether a net's layout has these blocks, widths aside."""
         return (layout.block, layout.depths, layout.groups) == (self.block, self.depths, self.groups)
 
-    def options(self, layout: ResNetConfig) -> dict[str, Any]:
+    def of_layout(self, layout: ResNetConfig) -> dict[str, Any]:
         """Return the options that give a net with this layout the checkpoint's architecture."""
         full = branch(layout, layout.base_channels * 2 ** (len(layout.depths) - 1), 1)[-1].channels
         options: dict[str, Any] = {"shortcut": self.shortcut}
@@ -138,9 +138,11 @@ class Architecture:
             options["stem"] = self.stem
         if self.out_channels != full:
             options["width"] = self.out_channels / full
-        if self.post_bias:
-            options["post_bias"] = True
         return options
+
+    def of_scheme(self) -> dict[str, Any]:
+        """Return the options of the scheme."""
+        return {"post_bias": True} if self.post_bias else {}
 
 
 def matches(keys: Collection[str]) -> bool:
@@ -176,10 +178,12 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
             scheme="bn",
             num_classes=0 if head is None else head.shape[0],
             in_chans=entrance.shape[1],
-            options=with_asked(NAME, found.options(spec.layout), options),
+            options=with_asked(NAME, found.of_layout(spec.layout) | found.of_scheme(), options),
         )
         for spec in specs
     ]
+    if found.stem == "deep":
+        _refuse_other_deep_stems(state, [replace(s.layout, **found.of_layout(s.layout)) for s in specs])
     return fitted(NAME, state, configs, lambda key: foreign_key(key, found.stem, found.shortcut))
 
 
@@ -200,17 +204,18 @@ def refuse_foreign_parts(state: Mapping[str, Tensor]) -> None:
             f"{NAME} checkpoint: its norms have no running statistics (GroupNorm or LayerNorm), so that what they "
             "compute depends on the input and no weights can replace them"
         )
-    if "conv1.0.weight" in state and "conv1.6.weight" in state:
-        first, second, third = (state[f"conv1.{i}.weight"].shape[0] for i in (0, 3, 6))
-        # a first block without a projection reads what the stem gives; torchvision's and the zoo's stems end alike
-        planes = state["layer1.0.conv2.weight"].shape[0]
-        if "layer1.0.conv3.weight" in state:
-            planes = state["layer1.0.conv3.weight"].shape[0] // 4
-        if not first == second == third // 2 or third != planes:
-            raise WeightsError(
-                f"{NAME} checkpoint: its deep stem has {first}, {second} and {third} channels; the zoo's has "
-                f"{planes // 2}, {planes // 2} and {planes} before such blocks"
-            )
+
+
+def _refuse_other_deep_stems(state: Mapping[str, Tensor], layouts: Sequence[ResNetConfig]) -> None:
+    """Refuse a deep stem with other channels than those of every net with one of these layouts.
+
+    Raises:
+        WeightsError: such a stem, with its channels.
+    """
+    own = [state[key].shape[0] for key in ("conv1.0.weight", "conv1.3.weight", "conv1.6.weight") if key in state]
+    ours = [[conv.channels for conv in stem(layout)] for layout in layouts]
+    if own not in ours:
+        raise WeightsError(f"{NAME} checkpoint: its deep stem has {own} channels; the zoo's has {ours[0]}")
 
 
 LAYOUT = Layout(NAME, matches, read)
