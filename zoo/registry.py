@@ -60,7 +60,7 @@ def list_models(
 
     >>> import zoo
     >>> zoo.list_models("rescalevgg*")
-    ['rescalevgg16', 'rescalevgg19']
+    ['rescalevgg11', 'rescalevgg13', 'rescalevgg16', 'rescalevgg19']
     >>> zoo.list_models("*rescalenet18*")
     ['faster_rcnn_rescalenet18_fpn', 'mask_rcnn_rescalenet18_fpn', 'rescalenet18']
     >>> zoo.list_models(pretrained=True, task="classification")
