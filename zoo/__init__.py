@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from zoo.registry import build_model, create_model, list_models, model_info
     from zoo.saving import save_weights
     from zoo.schemes import Place, TextScheme, VisionScheme, register_scheme
+    from zoo.sources.push import push
     from zoo.specs import ModelInfo, ModelSpec, register_model
     from zoo.transforms import (
         DetectionTransform,
@@ -55,6 +56,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "zoo.registry": ("build_model", "create_model", "list_models", "model_info"),
     "zoo.saving": ("save_weights",),
     "zoo.schemes": ("Place", "TextScheme", "VisionScheme", "register_scheme"),
+    "zoo.sources.push": ("push",),
     "zoo.specs": ("ModelInfo", "ModelSpec", "register_model"),
     "zoo.transforms": (
         "DetectionTransform",
@@ -113,6 +115,7 @@ __all__ = [
     "list_weights",
     "model_info",
     "param_groups",
+    "push",
     "register_family",
     "register_model",
     "register_scheme",

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import torch
@@ -210,7 +211,20 @@ class Source(NamedTuple):
     open: Callable[[str, str | None], Weights]
 
 
+def _later(function: str) -> Callable[[str, str | None], Weights]:
+    """Return a function that imports ``module:function`` when it is called: sources convert, and converters load."""
+    return lambda name, model: resolve_name(function)(name, model)
+
+
 SOURCES = [  # the first that matches a name opens it; a tag alone matches none and belongs to the last
+    Source("torchvision:TAG", lambda n: n.startswith("torchvision:"), _later("zoo.sources.torchvision:open_weights")),
+    Source("timm:TAG", lambda name: name.startswith("timm:"), _later("zoo.sources.timm:open_weights")),
+    Source("hf-hub:OWNER/NAME", lambda n: n.startswith("hf-hub:"), _later("zoo.sources.hub:open_weights")),
+    Source(
+        "https://ADDRESS#sha256=HEX",
+        lambda name: name.startswith(("https://", "http://")),
+        _later("zoo.sources.https:open_weights"),
+    ),
     Source("PATH.safetensors", lambda name: name.endswith(".safetensors"), lambda name, _: _from_file(Path(name))),
     Source("MODEL.TAG", lambda name: "." in name, _from_index),  # register_model refuses dots in a model's name
 ]
