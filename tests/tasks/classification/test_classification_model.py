@@ -1,8 +1,11 @@
 """Fine-tuning image nets: the input is that of the weights."""
 
+import hashlib
+
 import pytest
 import torch
 import yaml
+from torchvision.models import ResNet18_Weights, get_model
 
 import zoo
 from tasks.engine import Trainer
@@ -61,6 +64,27 @@ def test_without_weights_the_input_is_imagenets(images, tmp_path):
     task = make_task(config(images, tmp_path / "run", data=WITHOUT_SIZES))
     assert task.transform == zoo.InputTransform.imagenet()
     assert task.config.data.size == 224
+
+
+def test_weights_of_torchvision_by_name(images, tmp_path, monkeypatch):
+    """A file of random weights under the name that torchvision expects, in its folder: as a recipe starts from it."""
+    theirs = ResNet18_Weights.IMAGENET1K_V1
+    folder = tmp_path / "torch/hub/checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(get_model("resnet18").state_dict(), folder / "new.pth")
+    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
+    (folder / "new.pth").rename(folder / f"resnet18-{digest[:8]}.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("RESCALENET_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RESCALENET_OFFLINE", "1")
+    monkeypatch.setattr(theirs.value, "url", f"https://download.pytorch.org/models/resnet18-{digest[:8]}.pth")
+    section = {"name": "rescalenet18", "weights": "torchvision:IMAGENET1K_V1", "options": {}, "freeze": 4}
+    task = make_task(config(images, tmp_path / "run", model=section, data={"size": 32, "resize": None}))
+    assert task.transform == zoo.InputTransform(32, 37, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    net = task.build_model()
+    assert net.fc.out_features == 3
+    trained = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad}
+    assert trained == {"layer4", "head_bias", "fc"}
 
 
 def test_contradictions(images, tmp_path, section):
