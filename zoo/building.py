@@ -18,7 +18,7 @@ from zoo.errors import WeightsError, ZooError, one_line
 Module = TypeVar("Module", bound=nn.Module)
 
 MOST_CONSTANTS = 2**25  # values in tensors that a net computes itself and no file contains, such as sinusoids
-MOST_CALLS = 200_000  # of torch's functions; a net of 200 layers makes a few thousand
+MOST_CALLS = 50_000  # of torch's functions; a net of 200 layers makes three thousand
 
 _RANDOM_METHODS = {getattr(torch.Tensor, name) for name in ("normal_", "uniform_")}
 _RANDOM_INIT = {
