@@ -51,7 +51,7 @@ def split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
     """Return the trunk of a checkpoint and the rest of its detector, both in detectron2's keys.
 
     Caffe2's blobs are renamed as detectron2 renames them: norms without statistics get a mean of 0 and a variance of
-    1 - eps, the background moves from the first to the last class, and its box and mask are dropped.
+    1, the background moves from the first to the last class, and its box and mask are dropped.
 
     Args:
         state: state dict of detectron2, or blobs of Detectron.
@@ -91,11 +91,12 @@ def _from_caffe2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 raise WeightsError(f"{NAME} checkpoint: unknown blob {key!r} of Caffe2; must be a ResNet, FPN or R-CNN")
             continue
         renamed[own] = _without_background(own, value)
-    # the affine layers of Caffe2 are norms of mean 0 and variance 1 - eps
+    # Caffe2's affine layers become norms of mean 0 and variance 1, which differ from them by eps: detectron2's
+    # FrozenBatchNorm2d calls 1 - eps the identity, but gives norms that a file without versions lacks 1
     for key, value in list(renamed.items()):
         if key.endswith(".norm.weight") and key.replace(".weight", ".running_mean") not in renamed:
             renamed[key.replace(".weight", ".running_mean")] = torch.zeros_like(value)
-            renamed[key.replace(".weight", ".running_var")] = torch.ones_like(value) - EPS
+            renamed[key.replace(".weight", ".running_var")] = torch.ones_like(value)
     return renamed
 
 
