@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -34,11 +35,22 @@ def list_(
             "--input-kind", "--takes", help="Only nets of this input: images, clips, text, image_lists (detectors)."
         ),
     ] = None,
+    convertible: Annotated[
+        bool,
+        typer.Option("--convertible", help="Weights of torchvision and timm instead, which are converted when loaded."),
+    ] = False,
 ) -> None:
     """Print the nets, and the weights that can be loaded by name."""
     import zoo
     from zoo.specs import InputKind
 
+    if convertible:
+        if pretrained or input_kind is not None:
+            raise UserError("--convertible lists weights of others: leave --pretrained and --input-kind out")
+        for row in zoo.sources.list_convertible(filter):
+            metrics = ", ".join(f"{key} {value:g}" for key, value in row.metrics.items())
+            typer.echo("  ".join(part for part in (row.model, row.weights, metrics) if part))
+        return
     if input_kind not in (None, *get_args(InputKind)):
         raise UserError(f"--input-kind {input_kind}: must be one of {', '.join(get_args(InputKind))}")
     for name in zoo.list_models(filter, pretrained=pretrained, input_kind=cast(InputKind | None, input_kind)):
@@ -88,7 +100,7 @@ def prepare(
 
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="A net, or weights: name.tag or a safetensors file.")] = None,
+    model: Annotated[str | None, typer.Argument(help="A net, or weights: name.tag, a file, torchvision:...")] = None,
     env: Annotated[
         bool, typer.Option("--env", help="Versions, device and optional packages, for bug reports.")
     ] = False,
@@ -111,6 +123,9 @@ def info(
 def _weights_info(name: str) -> dict[str, Any]:
     import zoo
 
+    # of torchvision and timm: what they state, without fetching the weights
+    if stated := zoo.sources.describe(name):
+        return {**stated, "transform": dataclasses.asdict(stated["transform"]), "classes": list(stated["classes"])}
     weights = zoo.get_weights(name)
     return {
         "weights": weights.name,
@@ -208,31 +223,48 @@ def export(
     model = load_model(entry)
     if fold and target.folded:
         model = zoo.fold(model)
-    path = out or Path(f"{Path(entry.name).name.removesuffix('.safetensors')}{target.ending}")
+    path = out or Path(f"{file_stem(entry.name)}{target.ending}")
     typer.echo(target.export(spec.input_kind, model, path, example, entry))
 
 
 @app.command()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of the authors' RescaleNet code (.pth).")],
-    name: Annotated[str, typer.Argument(help="Name of the same net in this zoo, e.g. rescalenet50.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="torchvision:BUILDER:TAG, timm:ARCHITECTURE.TAG, https://...#sha256=HEX, weights of this zoo with "
+            "scheme bn, or a checkpoint: .safetensors, .pth, .pt, .pkl."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+    name: Annotated[str | None, typer.Option(help="Net, e.g. rescalenet50; default: the one that fits.")] = None,
+    form: Annotated[str, typer.Option(help="Form of the converted net: gained, folded or balanced.")] = "gained",
+    eps: Annotated[float | None, typer.Option(min=0, help="eps of the norms; default: the source's.")] = None,
     classes: Annotated[Path | None, typer.Option(help="Text file with a class name on each line.")] = None,
 ) -> None:
-    """Convert a checkpoint of the authors' code to weights of this zoo (ImageNet input assumed)."""
-    import torch
-
+    """Convert weights with BatchNorm, or of the authors' RescaleNet code, to weights of this zoo."""
     import zoo
 
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{checkpoint}: not a checkpoint of tensors ({error})") from None
-    model = zoo.convert.from_reference(content.get("state_dict", content), name)
-    names = classes.read_text(encoding="utf-8").splitlines() if classes else [str(i) for i in range(model.num_classes)]
-    transform = zoo.InputTransform.imagenet(224, 256)
-    zoo.save_weights(model, out, transform=transform, classes=names, meta={"converted_from": checkpoint.name})
-    typer.echo(f"{out}: {name}, {model.num_classes} classes")
+    names = classes.read_text(encoding="utf-8").splitlines() if classes else None
+    entry = zoo.sources.convert(source, out, name=name, form=cast(Any, form), eps=eps, classes=names)
+    typer.echo(f"{out}: {entry.config.name}, {entry.config.num_classes} classes")
+
+
+@app.command()
+def push(
+    source: Annotated[str, typer.Argument(help="Folder of a run, or weights: name.tag or a safetensors file.")],
+    repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.")],
+    public: Annotated[bool, typer.Option("--public", help="A public repository, not a private one.")] = False,
+    checkpoint: Annotated[str, typer.Option(help="Weights of the run: last, or best on the evaluation set.")] = "last",
+    licence: Annotated[str | None, typer.Option(help="Licence of the weights; default: the inherited one.")] = None,
+) -> None:
+    """Upload weights with a generated card; hf-hub:OWNER/NAME loads them. Log in before: hf auth login."""
+    import zoo
+
+    if checkpoint not in ("last", "best"):
+        raise UserError(f"--checkpoint {checkpoint}: must be last or best")
+    address = zoo.push(source, repository, private=not public, checkpoint=cast(Any, checkpoint), licence=licence)
+    typer.echo(f"{address}\nload it as hf-hub:{repository}")
 
 
 @app.command("convert-fairseq")
@@ -290,6 +322,12 @@ def main() -> None:
             raise
         print_line(f"error: {reason}")
         raise SystemExit(1) from None
+
+
+def file_stem(weights: str) -> str:
+    """Return the name of weights as a file's name without ending: letters, digits, dots, hyphens and underscores."""
+    last = Path(weights.partition("#")[0]).name.removesuffix(".safetensors")
+    return re.sub(r"[^\w.-]+", "_", last)
 
 
 def _short(value: Any) -> Any:

@@ -27,6 +27,7 @@ OPTIONAL = {
     "skimage",
     "sklearn",
     "tensorboard",
+    "timm",
     "torch.utils.tensorboard",
     "torchvision.transforms",
 }

@@ -60,6 +60,17 @@ def test_the_page_on_translation_runs():
     assert type(scope["rival"].encoder_end).__name__ == "LayerNorm"
 
 
+def test_the_page_on_weights_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RESCALENET_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    scope, blocks = page("weights")
+    assert blocks == 1
+    assert capsys.readouterr().out == "rescalenet50 {'acc@1': 80.858, 'acc@5': 95.434}\n"
+    assert "torchvision:resnet50:IMAGENET1K_V2" in [row.weights for row in scope["rows"]]
+    assert scope["model"].config == scope["entry"].config
+    assert (tmp_path / "out/cifar10_converted.safetensors").exists()
+
+
 def test_the_page_on_video_runs():
     scope, blocks = page("video")
     assert blocks == 1

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from zoo.nets.transformer import Transformer
     from zoo.options import free
     from zoo.registry import build_model, create_model, list_models, model_info
+    from zoo.saving import save_weights
     from zoo.schemes import Place, TextScheme, VisionScheme, register_scheme
+    from zoo.sources.push import push
     from zoo.specs import ModelInfo, ModelSpec, register_model
     from zoo.transforms import (
         DetectionTransform,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
         VideoTransform,
         register_transform,
     )
-    from zoo.weights import Source, Weights, get_weights, is_weights_name, list_weights, register_source, save_weights
+    from zoo.weights import Source, Weights, get_weights, is_weights_name, list_weights, register_source
 
 _MODULES: dict[str, tuple[str, ...]] = {
     "zoo.calibration": ("CalibrationReport", "calibrate"),
@@ -52,7 +54,9 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "zoo.nets.transformer": ("Transformer",),
     "zoo.options": ("free",),
     "zoo.registry": ("build_model", "create_model", "list_models", "model_info"),
+    "zoo.saving": ("save_weights",),
     "zoo.schemes": ("Place", "TextScheme", "VisionScheme", "register_scheme"),
+    "zoo.sources.push": ("push",),
     "zoo.specs": ("ModelInfo", "ModelSpec", "register_model"),
     "zoo.transforms": (
         "DetectionTransform",
@@ -68,7 +72,6 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "is_weights_name",
         "list_weights",
         "register_source",
-        "save_weights",
     ),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -112,6 +115,7 @@ __all__ = [
     "list_weights",
     "model_info",
     "param_groups",
+    "push",
     "register_family",
     "register_model",
     "register_scheme",

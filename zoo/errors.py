@@ -33,3 +33,12 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     if matches:
         return f" (did you mean {', '.join(matches)}?)"
     return f" (known: {', '.join(known)})" if len(known) <= 30 else ""
+
+
+def one_line(error: BaseException | str) -> str:
+    """Return the message of an error, or the name of its class if it has none, as one line that a terminal can show.
+
+    Line breaks become spaces, other control characters become replacement characters.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

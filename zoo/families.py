@@ -24,7 +24,11 @@ GROUP = "rescalenet.families"
 
 
 class Family(Protocol):
-    """The methods of a family that the registry calls."""
+    """The methods of a family that the registry calls.
+
+    A family may also have ``build(config)``, which returns a fresh model of any scheme from its ``zoo.ModelConfig``, as
+    ``zoo.build_model`` does for nets. ``zoo.save_weights`` then compares the tensors of a model with it.
+    """
 
     def names(self) -> Iterable[str]:
         """Return the names of the models that ``list_models`` lists."""

@@ -5,12 +5,16 @@ Nets are registered with ``register_model``, models around them, such as detecto
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+from torch import nn
+
+from zoo.building import WithoutInit, planned
 from zoo.errors import ZooError, suggestion
 from zoo.families import Family, all_families, find_family, register_family
 from zoo.nets import resnet, resnet3d, transformer, vgg  # noqa: F401  (importing them registers their nets)
@@ -18,7 +22,7 @@ from zoo.nets.base import Backbone, FeatureExtractor, ModelConfig, Net
 from zoo.options import checked, free_options, refuse_contradictions
 from zoo.specs import MODELS, TASKS, InputKind, ModelInfo, ModelSpec, get_spec, register_model
 from zoo.states import adapt, load_state
-from zoo.weights import get_weights, list_weights, weight_tags
+from zoo.weights import Name, get_weights, list_weights, weight_tags, weights_name
 
 __all__ = [
     "Family",
@@ -56,7 +60,7 @@ def list_models(
 
     >>> import zoo
     >>> zoo.list_models("rescalevgg*")
-    ['rescalevgg16', 'rescalevgg19']
+    ['rescalevgg11', 'rescalevgg13', 'rescalevgg16', 'rescalevgg19']
     >>> zoo.list_models("*rescalenet18*")
     ['faster_rcnn_rescalenet18_fpn', 'mask_rcnn_rescalenet18_fpn', 'rescalenet18']
     >>> zoo.list_models(pretrained=True, task="classification")
@@ -168,10 +172,28 @@ def build_model(config: ModelConfig) -> Net:
     return model
 
 
+def skeleton(config: ModelConfig, source: str) -> nn.Module | None:
+    """Return the model that weights with this config are loaded into, on the meta device: shapes without memory.
+
+    Args:
+        config: config in the weights.
+        source: name of the weights, for messages.
+
+    Returns:
+        The model; None if it is of a family that has no ``build``.
+
+    Raises:
+        zoo.WeightsError: a config that no model can be built from.
+    """
+    family = _family_of(config.name)
+    build: Any = build_model if family is None else getattr(family, "build", None)
+    return None if build is None else planned(lambda: build(config), source)
+
+
 @overload
 def create_model(
     name: str,
-    weights: str | None = None,
+    weights: Name | None = None,
     *,
     scheme: str | None = None,
     num_classes: int | None = None,
@@ -185,7 +207,7 @@ def create_model(
 @overload
 def create_model(
     name: str,
-    weights: str | None = None,
+    weights: Name | None = None,
     *,
     scheme: str | None = None,
     num_classes: int | None = None,
@@ -198,7 +220,7 @@ def create_model(
 
 def create_model(
     name: str,
-    weights: str | None = None,
+    weights: Name | None = None,
     *,
     scheme: str | None = None,
     num_classes: int | None = None,
@@ -211,7 +233,8 @@ def create_model(
 
     Args:
         name: one of ``list_models()``.
-        weights: a tag (``"cifar10"``), ``"name.tag"`` or a path ending in ``.safetensors``; None for a fresh model.
+        weights: a tag (``"cifar10"``), ``"name.tag"`` or a path ending in ``.safetensors``; None for a fresh
+            model.
         scheme: one of ``model_info(name).schemes``; None for the weights' own, or ``rescale`` without weights. Another
             scheme than the weights' is an error, except ``frozen_bn`` for ``bn`` weights.
         num_classes: number of classes, 0 for no last layer; None for the weights' or the model's own number. Another
@@ -245,7 +268,7 @@ def create_model(
         given = {key: value for key, value in named.items() if value is not None}
         if features_only:
             given["features_only"] = True
-        return family.create(name, weights, **given, **options)
+        return family.create(name, None if weights is None else weights_name(weights), **given, **options)
     # a registered net, fresh or with weights
     spec = get_spec(name)
     if out_indices is not None and not features_only:
@@ -273,7 +296,7 @@ def _fresh(spec: ModelSpec, scheme: str, num_classes: int | None, in_chans: int 
 
 def _pretrained(
     spec: ModelSpec,
-    weights: str,
+    weights: Name,
     scheme: str | None,
     num_classes: int | None,
     in_chans: int | None,
@@ -297,7 +320,10 @@ def _pretrained(
         stored.in_chans if in_chans is None else in_chans,
         {**stored.options, **options},
     )
-    model = build_model(config)
-    state = adapt(entry.load(), stored, model)
-    load_state(model, state, entry.name, fresh=("fc.",) if config.num_classes != stored.num_classes else ())
+    entry.check(lambda: build_model(stored))
+    # the net; a new last layer needs its random init
+    fresh = ("fc.",) if config.num_classes != stored.num_classes else ()
+    with contextlib.nullcontext() if fresh else WithoutInit():
+        model = build_model(config)
+    load_state(model, adapt(entry.load(), stored, model), entry.name, fresh=fresh)
     return model

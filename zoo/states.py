@@ -1,4 +1,7 @@
-"""State dicts: ``adapt`` fits one to a net that differs from the weights' net, ``load_state`` loads one completely."""
+"""State dicts: ``adapt`` fits one to a net that differs from the weights' net, ``load_state`` loads one completely.
+
+``check_shapes`` compares without loading.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,33 @@ def frozen_statistics(state: dict[str, Tensor], stored: str, scheme: str) -> dic
     return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
 
+def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a state."""
+    return {key: tuple(value.shape) for key, value in state.items()}
+
+
+def check_shapes(required: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], source: str) -> None:
+    """Check that tensors have the required names and shapes.
+
+    Args:
+        required: shapes by the net's keys.
+        found: shapes of the tensors.
+        source: origin of the tensors, for the message.
+
+    Raises:
+        WeightsError: missing or unexpected keys (with near matches) or wrong shapes.
+    """
+    missing = sorted(required.keys() - found.keys())
+    if unexpected := sorted(found.keys() - required.keys()):
+        hint = suggestion(unexpected[0], missing) if missing else ""
+        raise WeightsError(f"{source}: {len(unexpected)} unexpected keys, the first {unexpected[0]!r}{hint}")
+    if missing:
+        raise WeightsError(f"{source}: {len(missing)} keys are missing, the first {missing[0]!r}")
+    for key, shape in required.items():
+        if found[key] != shape:
+            raise WeightsError(f"{source}: {key} has shape {found[key]}, the model {shape}")
+
+
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fresh: tuple[str, ...] = ()) -> None:
     """Load every tensor, or raise one error that names what does not fit.
 
@@ -55,21 +85,15 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fr
         fresh: prefixes of keys that keep their initialization.
 
     Raises:
-        WeightsError: missing or unexpected keys (with near matches) or wrong shapes.
+        WeightsError: missing or unexpected keys (with near matches), wrong shapes, or numbers of another kind.
     """
     own = model.state_dict()
     kept = {key: value for key, value in own.items() if key.startswith(fresh)} if fresh else {}
-    required = own.keys() - kept.keys()
-    missing = sorted(required - state.keys())
-    if unexpected := sorted(state.keys() - required):
-        hint = suggestion(unexpected[0], missing) if missing else ""
-        raise WeightsError(f"{source}: {len(unexpected)} unexpected keys, the first {unexpected[0]!r}{hint}")
-    if missing:
-        raise WeightsError(f"{source}: {len(missing)} keys are missing, the first {missing[0]!r}")
-    for key in required:
-        if state[key].shape != own[key].shape:
-            shapes = f"shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}"
-            raise WeightsError(f"{source}: {key} has {shapes}")
+    required = {key: value for key, value in own.items() if key not in kept}
+    check_shapes(shapes_of(required), shapes_of(state), source)
+    for key, value in required.items():
+        if value.is_floating_point() and not state[key].is_floating_point():
+            raise WeightsError(f"{source}: {key} has type {state[key].dtype}, the model {value.dtype}")
     model.load_state_dict({**kept, **state})
     # loading marks every bias as calibrated; those that kept their own initialization are not
     for name, module in model.named_modules():

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import functools
+import math
+import operator
+import reprlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +21,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ZooError, suggestion
+from zoo.errors import ZooError, one_line, suggestion
 from zoo.files import safe_name
 from zoo.text import Tokenizer, Vocabulary
 
@@ -26,6 +30,14 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of each channel, RGB, on the 0..1 scale
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LONGEST_SIDE = 16384  # pixels
+MOST_FRAMES = 4096
+LARGEST_RATE = 10_000.0  # frames per second, and frames from one of a clip to the next
+MOST_CHANNELS = 10_000
+SMALLEST_STD = 1e-6  # below it a standardised pixel overflows half precision
+LONGEST_MODEL = 2**25  # characters of a vocabulary
+Interpolation = Literal["bilinear", "bicubic", "nearest", "nearest-exact"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +49,12 @@ class InputTransform:
         resize: length in pixels of the short side before the centre crop.
         mean: mean of each channel in ``channel_order``, on the 0..1 scale.
         std: standard deviation of each channel in ``channel_order``, on the 0..1 scale.
-        interpolation: bilinear, bicubic or nearest.
+        interpolation: bilinear, bicubic, nearest or nearest-exact.
         channel_order: order of the channels that enter the net.
+
+    Raises:
+        ZooError: sizes that are not 0 < size <= resize (a larger crop would be filled up with black), or values out of
+            range.
     """
 
     kind: ClassVar[str] = "image"
@@ -47,7 +63,7 @@ class InputTransform:
     resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: str = "bilinear"
+    interpolation: Interpolation = "bilinear"
     channel_order: Literal["RGB", "BGR"] = "RGB"
 
     @classmethod
@@ -61,18 +77,24 @@ class InputTransform:
         return cls(size, resize, IMAGENET_MEAN, IMAGENET_STD)
 
     def __post_init__(self) -> None:
-        if self.channel_order not in ("RGB", "BGR"):
-            raise ZooError(f"channel_order={self.channel_order!r}: must be RGB or BGR")
+        _check_sides(self, "size", "resize")
+        _check_choice(self, "interpolation", Interpolation)
+        _check_statistics(self)
 
     def build(self) -> Transform:
         """Return the transform from a PIL image or uint8 tensor (C, H, W) to a float32 tensor (C, size, size).
 
-        Grey images become RGB.
+        Grey images become RGB for three channels, coloured ones become grey for one.
+
+        Raises:
+            ZooError: another number of channels, which no picture has.
         """
         from torchvision.transforms import v2
 
+        if len(self.mean) not in (1, 3):
+            raise ZooError(f"a transform for {len(self.mean)} channels: pictures have 1 or 3; make the input yourself")
         steps = [
-            v2.RGB(),
+            v2.RGB() if len(self.mean) == 3 else v2.Grayscale(1),
             v2.ToImage(),
             v2.Resize(self.resize, interpolation=v2.InterpolationMode(self.interpolation), antialias=True),
             v2.CenterCrop(self.size),
@@ -105,8 +127,8 @@ class DetectionTransform:
     channel_order: Literal["RGB", "BGR"] = "RGB"
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_size <= self.max_size:
-            raise ZooError(f"min_size={self.min_size}, max_size={self.max_size}: must be 0 < min_size <= max_size")
+        _check_sides(self, "min_size", "max_size")
+        _check_statistics(self)
 
     def build(self) -> Transform:
         """Return the transform from a PIL image or uint8 tensor (C, H, W) to a float32 RGB tensor (C, H, W) in 0..1."""
@@ -144,10 +166,16 @@ class VideoTransform:
     crop_mode: Literal["center", "squash"] = "center"
 
     def __post_init__(self) -> None:
-        if not 0 < self.size <= self.resize:
-            raise ZooError(f"size={self.size}, resize={self.resize}: must be 0 < size <= resize")
-        if self.frames < 1 or any(value is not None and not value > 0 for value in (self.interval, self.fps)):
-            raise ZooError(f"frames={self.frames}, interval={self.interval}, fps={self.fps}: must be > 0")
+        _check_sides(self, "size", "resize")
+        _check_choice(self, "crop_mode", Literal["center", "squash"])
+        _check_statistics(self)
+        numbers = [self.frames / MOST_FRAMES]
+        numbers += [value / LARGEST_RATE for value in (self.interval, self.fps) if value is not None]
+        if not all(0 < number <= 1 for number in numbers):
+            raise ZooError(
+                f"frames={self.frames}, interval={self.interval}, fps={self.fps}: must be > 0, frames at most "
+                f"{MOST_FRAMES}, the others at most {LARGEST_RATE:g}"
+            )
 
     def build(self) -> Transform:
         """Return the transform from a uint8 clip (T, 3, H, W) to a float32 tensor (3, T, size, size)."""
@@ -204,6 +232,9 @@ class TextTransform:
         # the languages name files, and a weights file may come from anywhere
         safe_name(self.source, "language source", longest=20)
         safe_name(self.target, "language target", longest=20)
+        for key in ("source_model", "target_model"):
+            if len(getattr(self, key) or "") > LONGEST_MODEL:
+                raise ZooError(f"{key}: has more than {LONGEST_MODEL} characters")
 
     @classmethod
     def from_vocabularies(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:
@@ -266,17 +297,105 @@ def read_transform(entry: Mapping[str, Any]) -> AnyTransform:
     """Return the transform of the header of a weights file.
 
     Args:
-        entry: fields of the transform with its ``kind``. Files of version 0.1.0 have no kind: the fields alone
+        entry: fields of the transform with its ``kind``. Files of version 0.1.0 have no kind: the names of the fields
             determine theirs.
 
     Raises:
-        ZooError: unknown kind.
-        pydantic.ValidationError: fields that are missing or have a wrong type.
+        ZooError: an unknown kind or field, or a field that is missing or has a wrong value.
     """
+    fields = {key: value for key, value in entry.items() if key != "kind"}
+    # the class, by its kind
     if "kind" not in entry:
-        return pydantic.TypeAdapter(AnyTransform).validate_python(entry)
-    if entry["kind"] not in KINDS:
-        raise ZooError(f"unknown kind of transform {entry['kind']!r}{suggestion(str(entry['kind']), KINDS)}")
-    return pydantic.TypeAdapter(KINDS[entry["kind"]]).validate_python(
-        {key: value for key, value in entry.items() if key != "kind"}
-    )
+        cls = _class_of(fields)
+    elif not isinstance(entry["kind"], str) or entry["kind"] not in KINDS:
+        kind = reprlib.repr(entry["kind"])
+        raise ZooError(f"transform: unknown kind of transform {kind}{suggestion(str(entry['kind'])[:80], KINDS)}")
+    else:
+        cls = KINDS[entry["kind"]]
+    # its fields
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in fields:
+        if key not in known:
+            raise ZooError(f"transform.{key}: {cls.kind} transforms have no such key{suggestion(key, known)}")
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(fields)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(["transform", *map(str, first["loc"])])
+        given = f"={reprlib.repr(first['input'])}" if first["loc"] and first["type"] != "missing" else ""
+        raise ZooError(f"{key}{given}: {one_line(first['msg'].removeprefix('Value error, '))}") from None
+
+
+def _class_of(fields: Mapping[str, Any]) -> type[AnyTransform]:
+    """Return the one class of version 0.1.0 that has all of these fields and no required field beside them.
+
+    Raises:
+        ZooError: there is none.
+    """
+    for cls in (InputTransform, DetectionTransform, VideoTransform, TextTransform):
+        own = dataclasses.fields(cls)
+        required = {field.name for field in own if field.default is dataclasses.MISSING}
+        if required <= fields.keys() <= {field.name for field in own}:
+            return cls
+    raise ZooError(f"transform: its keys ({reprlib.repr(sorted(fields))}) are those of no kind of transform")
+
+
+# -- checks of fields; a frozen dataclass gets the plain value -----------------------------------------
+
+
+def _check_sides(transform: Any, smaller: str, larger: str) -> None:
+    """Check two sizes in pixels, 0 < smaller <= larger.
+
+    Raises:
+        ZooError: other values.
+    """
+    values = [getattr(transform, key) for key in (smaller, larger)]
+    for key, value in zip((smaller, larger), values, strict=True):
+        try:
+            whole = operator.index(value)
+        except TypeError:
+            raise ZooError(f"{key}={value!r}: must be a whole number of pixels") from None
+        object.__setattr__(transform, key, whole)
+        if whole > LONGEST_SIDE:
+            raise ZooError(f"{key}={value}: must be at most {LONGEST_SIDE} pixels")
+    if not 0 < values[0] <= values[1]:
+        raise ZooError(f"{smaller}={values[0]}, {larger}={values[1]}: must be 0 < {smaller} <= {larger}")
+
+
+def _check_choice(transform: Any, key: str, choices: Any) -> None:
+    """Check a field that has one of several values.
+
+    Raises:
+        ZooError: another value.
+    """
+    allowed, value = choices.__args__, getattr(transform, key)
+    if value not in allowed:
+        raise ZooError(f"{key}={value!r}: must be {', '.join(allowed[:-1])} or {allowed[-1]}")
+
+
+def _check_statistics(transform: Any) -> None:
+    """Check mean, std and, if there is one, the channel order.
+
+    Raises:
+        ZooError: numbers of values that differ, values that are not on the 0..1 scale, or an unknown order.
+    """
+    for key, least in (("mean", 0.0), ("std", SMALLEST_STD)):
+        given = getattr(transform, key)
+        try:
+            values = tuple(float(value) for value in given)
+        except (TypeError, ValueError):
+            raise ZooError(f"{key}={given!r}: must be one number for each channel") from None
+        object.__setattr__(transform, key, values)
+        if not all(math.isfinite(value) and least <= value <= 1 for value in values):
+            raise ZooError(
+                f"{key}={reprlib.repr(values)}: must be {least:g} to 1, on the 0..1 scale of the pixels; divide values "
+                "on the 0..255 scale by 255"
+            )
+    channels = len(transform.mean)
+    if channels != len(transform.std) or not 0 < channels <= MOST_CHANNELS:
+        raise ZooError(f"{channels} values of mean and {len(transform.std)} of std: must be one for each channel")
+    if not hasattr(transform, "channel_order"):
+        return
+    _check_choice(transform, "channel_order", Literal["RGB", "BGR"])
+    if transform.channel_order == "BGR" and channels != 3:
+        raise ZooError(f"channel_order='BGR': requires 3 channels, not {channels}")

@@ -1,34 +1,36 @@
-"""Weights: entries with metadata and input transforms, their sources by name, verified loading, saving.
+"""Weights: entries with metadata and input transforms, their sources by name, verified loading.
 
-A weights file is a safetensors file whose header has a JSON entry under ``rescalenet``: model, scheme, options,
-classes, input transform, metrics. One file is therefore all that is needed to build the model again.
-``weights/index.json`` lists the files that ship, with their sha256.
+A weights file is a safetensors file whose header has a JSON entry under ``rescalenet`` (``zoo.headers``): model,
+scheme, options, classes, input transform, metrics. One file is therefore all that is needed to build the model again.
+``zoo.saving`` writes it. ``weights/index.json`` lists the files that ship, with their sha256.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
 
-import pydantic
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from zoo._moved import moved_names
+from zoo.building import planned
 from zoo.errors import WeightsError, ZooError, suggestion
-from zoo.files import atomic_write
-from zoo.nets.base import ModelConfig, Net
-from zoo.transforms import AnyTransform, read_transform
-
-HEADER_KEY = "rescalenet"
+from zoo.headers import HEADER_KEY, LONGEST, read_header
+from zoo.nets.base import ModelConfig
+from zoo.states import check_shapes, shapes_of
+from zoo.transforms import AnyTransform
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,20 @@ class Weights:
             raise ZooError(f"weights {self.name} are of scheme {own!r}, not {asked!r}; leave scheme out")
         return asked or own
 
+    def check(self, build: Callable[[], nn.Module]) -> None:
+        """Check that the file has the tensors of a model with its config, before memory is taken for either.
+
+        Args:
+            build: function that returns a fresh model of ``config``; it is called on the meta device.
+
+        Raises:
+            WeightsError: a file that is missing or damaged, a config that no model can be built from, or other tensors.
+        """
+        model = planned(build, self.name)
+        with _opened(self.path) as file:
+            found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        check_shapes(shapes_of(model.state_dict()), found, self.name)
+
     def load(self) -> dict[str, Tensor]:
         """Return the state dict in float32 (integers unchanged), after a check of the file's hash.
 
@@ -91,11 +107,8 @@ class Weights:
                     "the file is damaged or was changed: install it again"
                 )
         # its tensors, of which many are stored in half precision
-        try:
-            with safe_open(_readable(self.path), framework="pt") as file:
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{self.path}: not a complete safetensors file ({error}); get it again") from None
+        with _opened(self.path) as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return {k: v.float() if v.is_floating_point() and v.dtype != torch.float64 else v for k, v in state.items()}
 
 
@@ -108,32 +121,39 @@ def _readable(path: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file whose header is not too long to be read.
+
+    Raises:
+        WeightsError: a file that is missing or damaged.
+    """
+    try:
+        with _readable(path).open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if length > LONGEST:
+            raise WeightsError(
+                f"{path}: not a complete safetensors file (its first 8 bytes are the length of its header, {length}: "
+                f"must be at most {LONGEST}); get it again"
+            )
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a complete safetensors file ({error}); get it again") from None
+
+
 def _from_file(path: Path) -> Weights:
     """Return the entry in a file's header; its tensors are not read.
 
     Raises:
         WeightsError: a file that is missing, damaged or has no valid entry.
     """
-    try:
-        with safe_open(_readable(path), framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER_KEY)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a complete safetensors file ({error}); get it again") from None
-    if header is None:
+    with _opened(path) as file:
+        text = (file.metadata() or {}).get(HEADER_KEY)
+    if text is None:
         raise WeightsError(f"{path}: its header has no {HEADER_KEY!r} entry; write weights with zoo.save_weights")
-    try:
-        entry = json.loads(header)
-        return Weights(
-            name=str(path),
-            path=path,
-            config=pydantic.TypeAdapter(ModelConfig).validate_python(entry["config"]),
-            transform=read_transform(entry["transform"]),
-            classes=tuple(entry["classes"]),
-            meta=entry["meta"],
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        reason = " ".join(repr(error).split())
-        raise WeightsError(f"{path}: its {HEADER_KEY!r} header entry is not valid ({reason})") from None
+    header = read_header(text, path)
+    return Weights(str(path), path, header.config, header.transform, header.classes, header.meta)
 
 
 # -- the index of the weights that ship --------------------------------------------------------------
@@ -191,7 +211,20 @@ class Source(NamedTuple):
     open: Callable[[str, str | None], Weights]
 
 
+def _later(function: str) -> Callable[[str, str | None], Weights]:
+    """Return a function that imports ``module:function`` when it is called: sources convert, and converters load."""
+    return lambda name, model: resolve_name(function)(name, model)
+
+
 SOURCES = [  # the first that matches a name opens it; a tag alone matches none and belongs to the last
+    Source("torchvision:TAG", lambda n: n.startswith("torchvision:"), _later("zoo.sources.torchvision:open_weights")),
+    Source("timm:TAG", lambda name: name.startswith("timm:"), _later("zoo.sources.timm:open_weights")),
+    Source("hf-hub:OWNER/NAME", lambda n: n.startswith("hf-hub:"), _later("zoo.sources.hub:open_weights")),
+    Source(
+        "https://ADDRESS#sha256=HEX",
+        lambda name: name.startswith(("https://", "http://")),
+        _later("zoo.sources.https:open_weights"),
+    ),
     Source("PATH.safetensors", lambda name: name.endswith(".safetensors"), lambda name, _: _from_file(Path(name))),
     Source("MODEL.TAG", lambda name: "." in name, _from_index),  # register_model refuses dots in a model's name
 ]
@@ -211,7 +244,10 @@ def register_source(source: Source) -> None:
     SOURCES.insert(0, source)
 
 
-def is_weights_name(name: str) -> bool:
+Name = str | os.PathLike[str]
+
+
+def is_weights_name(name: Name) -> bool:
     """Return whether a name is of weights (``model.tag``, a path, ...) rather than of a model.
 
     The weights need not exist.
@@ -220,14 +256,30 @@ def is_weights_name(name: str) -> bool:
     >>> zoo.is_weights_name("rescalenet20_cifar.cifar10"), zoo.is_weights_name("rescalenet20_cifar")
     (True, False)
     """
-    return any(source.matches(name) for source in SOURCES)
+    text = weights_name(name)
+    return any(source.matches(text) for source in SOURCES)
 
 
-def get_weights(name: str, *, model: str | None = None) -> Weights:
+def weights_name(name: Name) -> str:
+    """Return the name of weights as text.
+
+    Raises:
+        WeightsError: something else than text or a path.
+    """
+    text = os.fspath(name) if isinstance(name, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise WeightsError(
+            f"weights={name!r}: must be a name such as 'rescalenet20_cifar.cifar10' or the path of a file; "
+            "zoo.list_weights() has the names"
+        )
+    return text
+
+
+def get_weights(name: Name, *, model: str | None = None) -> Weights:
     """Return the entry of weights; their tensors are not read.
 
     Args:
-        name: ``model.tag``, a tag (with ``model``), or a path ending in ``.safetensors``.
+        name: ``model.tag``, a tag (with ``model``), or a path ending in ``.safetensors``, as text or as a path object.
         model: name of the model that the weights must be of; None for any.
 
     Raises:
@@ -238,92 +290,12 @@ def get_weights(name: str, *, model: str | None = None) -> Weights:
     >>> weights.config.scheme, weights.transform.size, weights.classes[:2]
     ('rescale', 32, ('airplane', 'automobile'))
     """
-    source = next((source for source in SOURCES if source.matches(name)), SOURCES[-1])
-    entry = source.open(name, model)
+    text = weights_name(name)
+    source = next((source for source in SOURCES if source.matches(text)), SOURCES[-1])
+    entry = source.open(text, model)
     if model is not None and entry.config.name != model:
-        raise WeightsError(f"weights {name!r} are of {entry.config.name}, not of {model}")
+        raise WeightsError(f"weights {text!r} are of {entry.config.name}, not of {model}")
     return entry
 
 
-# -- saving ------------------------------------------------------------------------------------------
-
-
-class Named(Protocol):
-    """A model that can be built again by name: a net, or a task's model around one."""
-
-    config: ModelConfig
-    num_classes: int
-
-    def modules(self) -> Iterator[nn.Module]:
-        """Yield the model and all modules inside it."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the tensors by name."""
-        ...
-
-
-def save_weights(
-    model: Named,
-    path: str | Path,
-    *,
-    transform: AnyTransform,
-    classes: Sequence[str],
-    meta: Mapping[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
-) -> str:
-    """Write a model as a weights file that ``create_model`` loads.
-
-    Args:
-        model: model with ``config`` and ``num_classes``.
-        path: path that ends in ``.safetensors``; a temporary file beside it is written first.
-        transform: input that the model expects.
-        classes: class names in order of the logits, as many as the model has classes.
-        meta: metrics, data, licence, recipe.
-        dtype: type of the stored floating-point tensors (``torch.float16`` halves the file); None keeps theirs.
-
-    Returns:
-        The file's sha256.
-
-    Raises:
-        ZooError: wrong ending, wrong number of class names, or a folded net.
-
-    >>> import tempfile, zoo
-    >>> model = zoo.create_model("rescalenet20_cifar", num_classes=2, width=0.25)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = f"{folder}/pets.safetensors"
-    ...     sha256 = zoo.save_weights(
-    ...         model, path, transform=zoo.InputTransform.imagenet(32, 36), classes=["cat", "dog"]
-    ...     )
-    ...     again = zoo.create_model("rescalenet20_cifar", path)
-    >>> again.config == model.config
-    True
-    """
-    # check before anything is written
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ZooError(f"{path}: the name of a weights file ends in .safetensors")
-    if any(isinstance(module, Net) and module.folded for module in model.modules()):
-        raise ZooError(
-            f"{path}: a folded net has no named form to load again: save the net before zoo.fold, or export it"
-        )
-    if len(classes) != model.num_classes:
-        raise ZooError(f"{len(classes)} class names for a model with {model.num_classes} classes")
-    # tensors, and the entry for the header
-    state = {}
-    for key, value in model.state_dict().items():
-        convert = dtype if dtype is not None and value.is_floating_point() else value.dtype
-        state[key] = value.detach().cpu().to(convert).contiguous()
-    entry = {
-        "config": dataclasses.asdict(model.config),
-        "transform": {"kind": transform.kind, **dataclasses.asdict(transform)},
-        "classes": list(classes),
-        "meta": dict(meta or {}),
-    }
-    content = serialize(state, metadata={HEADER_KEY: json.dumps(entry), "format": "pt"})
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    atomic_write(path, write)
-    return hashlib.sha256(content).hexdigest()
+__getattr__ = moved_names(__name__, {"Named": "zoo.saving:Named", "save_weights": "zoo.saving:save_weights"})

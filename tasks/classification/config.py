@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from tasks.config import ModelSection, RunConfig, Strict
 from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -54,12 +54,19 @@ class DataSection(Strict):
         "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
     )
     size: int = Field(224, ge=1, description="side of the image that enters the net, in pixels")
-    resize: int = Field(256, ge=1, description="short side before the centre crop in evaluation")
+    resize: int = Field(256, ge=1, validate_default=True, description="short side before the centre crop in evaluation")
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     augment: Augment = Augment()
     cache: bool = Field(False, description="keep decoded images in memory")
     eval_batch_size: int = Field(256, ge=1, description="images of a forward in evaluation, all ranks together")
+
+    @field_validator("resize")
+    @classmethod
+    def check_resize(cls, resize: int, info: ValidationInfo) -> int:
+        if resize < info.data.get("size", 0):
+            raise ValueError(f"must be at least size={info.data['size']}, the side of the square cut from it")
+        return resize
 
 
 class ClassificationConfig(RunConfig):

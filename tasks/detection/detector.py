@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -16,7 +17,8 @@ from torch import Tensor
 
 import zoo
 from tasks.detection.rcnn import Detector, DetectorOptions, Standardize, Target
-from zoo.errors import ZooError, suggestion
+from zoo.building import WithoutInit
+from zoo.errors import WeightsError, ZooError, suggestion
 from zoo.families import Family
 from zoo.options import free_options, plain, refuse_contradictions
 from zoo.specs import MODELS, TASKS, ModelInfo
@@ -102,7 +104,7 @@ def create_detector(
         ZooError: the name or an option is unknown, or an option contradicts the weights.
         zoo.WeightsError: weights are missing, damaged or do not fit.
     """
-    kind, backbone = _parse_name(name)
+    _, backbone = _parse_name(name)
     if weights is not None and weights_backbone is not None:
         raise ZooError("weights and weights_backbone: a detector's weights contain the backbone's; give one of them")
     # Take from the weights: options, scheme, classes and input.
@@ -110,6 +112,7 @@ def create_detector(
     source: AnyTransform = IMAGENET
     if weights is not None:
         entry = zoo.get_weights(weights, model=name)
+        entry.check(lambda: _build(entry.config))
         source, stored = entry.transform, entry.config.options
         _check_options(name, {**stored, **options})  # unknown options come before contradictions
         known = dataclasses.asdict(_check_options(name, stored))
@@ -123,37 +126,66 @@ def create_detector(
     if scheme == "frozen_bn" and checked.heads == "4conv1fc":
         raise ZooError("heads='4conv1fc' with scheme 'frozen_bn': heads have no statistics to freeze; use '2fc'")
     # Make the backbone. With weights of the detector its state is loaded below.
-    if entry is None:
-        net = zoo.create_model(backbone, weights_backbone, scheme=scheme, num_classes=0, **checked.body)
-    else:
-        assert scheme is not None
-        net = zoo.build_model(zoo.ModelConfig(backbone, scheme, 0, 3, checked.body))
-    assert isinstance(net, zoo.Backbone)
-    indices = _last_strides(net) if checked.out_indices is None else checked.out_indices
-    # Make the detector.
-    assert isinstance(source, zoo.InputTransform | DetectionTransform)
-    input = _input_transform(source, min_size, max_size, mean, std, fixed=weights or weights_backbone)
-    config = zoo.ModelConfig(
-        name,
-        net.config.scheme,
-        CLASSES if num_classes is None else num_classes,
-        3,
-        {**plain(options), "body": dict(net.config.options)},
-    )
-    if config.num_classes < 1:
-        raise ZooError(f"num_classes={config.num_classes}: must be >= 1 (the background does not count)")
-    model = Detector(config, zoo.FeatureExtractor(net, indices), checked, input, masks=kind == "mask")
+    classes = CLASSES if num_classes is None else num_classes
+    fresh = _PREDICTORS if entry is not None and classes != entry.config.num_classes else ()
+    with WithoutInit() if entry is not None and not fresh else contextlib.nullcontext():
+        if entry is None:
+            net = zoo.create_model(backbone, weights_backbone, scheme=scheme, num_classes=0, **checked.body)
+        else:
+            assert scheme is not None
+            net = zoo.build_model(zoo.ModelConfig(backbone, scheme, 0, 3, checked.body))
+        # Make the detector.
+        if not isinstance(source, zoo.InputTransform | DetectionTransform):
+            raise WeightsError(f"{weights or weights_backbone}: has a {source.kind} transform; must be of images")
+        input = _input_transform(source, min_size, max_size, mean, std, fixed=weights or weights_backbone)
+        model = _around(net, name, classes, options, checked, input)
     if entry is not None:
-        _load(model, entry)
+        _load(model, entry, fresh)
     return model
 
 
-def _load(model: Detector, entry: zoo.Weights) -> None:
-    """Load the detector's weights. If the classes differ, the last layers stay as initialised, which is logged."""
+def _around(
+    net: Any, name: str, num_classes: int, options: dict[str, Any], checked: DetectorOptions, input: DetectionTransform
+) -> Detector:
+    """Return a fresh detector around a backbone.
+
+    Args:
+        net: backbone.
+        name: name of the detector.
+        num_classes: number of classes without the background.
+        options: options as they were given, for the config.
+        checked: the same, checked.
+        input: input transform.
+
+    Raises:
+        ZooError: no class.
+    """
+    assert isinstance(net, zoo.Backbone)
+    indices = _last_strides(net) if checked.out_indices is None else checked.out_indices
+    config = zoo.ModelConfig(
+        name, net.config.scheme, num_classes, 3, {**plain(options), "body": dict(net.config.options)}
+    )
+    if config.num_classes < 1:
+        raise ZooError(f"num_classes={config.num_classes}: must be >= 1 (the background does not count)")
+    masks = _parse_name(name)[0] == "mask"
+    return Detector(config, zoo.FeatureExtractor(net, indices), checked, input, masks=masks)
+
+
+def _build(config: zoo.ModelConfig) -> Detector:
+    """Return a fresh detector of any scheme from its config, with the default input.
+
+    Raises:
+        ZooError: an unknown name or option, or a wrong value.
+    """
+    checked = _check_options(config.name, config.options)
+    net = zoo.build_model(zoo.ModelConfig(_parse_name(config.name)[1], config.scheme, 0, config.in_chans, checked.body))
+    return _around(net, config.name, config.num_classes, config.options, checked, IMAGENET)
+
+
+def _load(model: Detector, entry: zoo.Weights, fresh: tuple[str, ...]) -> None:
+    """Load the detector's weights. Keys that begin with ``fresh`` stay as initialised, which is logged."""
     state, config = entry.load(), model.config
-    fresh: tuple[str, ...] = ()
-    if config.num_classes != entry.config.num_classes:
-        fresh = _PREDICTORS
+    if fresh:
         log.info("new last layers: %d classes instead of the weights' %d", config.num_classes, entry.config.num_classes)
         state = {key: value for key, value in state.items() if not key.startswith(fresh)}
     state = frozen_statistics(state, entry.config.scheme, config.scheme)
@@ -232,6 +264,10 @@ class DetectorFamily:
     def create(self, name: str, weights: str | None = None, **options: Any) -> Detector:
         """Create a detector for ``zoo.create_model``; see ``create_detector``."""
         return create_detector(name, weights, **options)
+
+    def build(self, config: zoo.ModelConfig) -> Detector:
+        """Return a fresh detector of any scheme from its config, with the default input."""
+        return _build(config)
 
     def from_batchnorm(
         self, state: Mapping[str, Tensor], name: str | None, *, eps: float | None, form: str, **options: Any

@@ -109,14 +109,20 @@ def test_the_header_names_the_kind(transform, model, tmp_path):
     assert zoo.get_weights(str(path)).transform == transform
 
 
-def test_the_kind_decides(model, tmp_path):
-    """Fields of two kinds: without the kind they are an image's."""
+def test_the_kind_decides_and_other_fields_are_errors(model, tmp_path):
     path = tmp_path / "w.safetensors"
     save(model, path, TRANSFORMS[2])
     entry = header(path)
-    entry["transform"] |= {"min_size": 8, "max_size": 9, "kind": "detection"}
+    entry["transform"]["kind"] = "detection"
     rewrite(path, entry)
-    assert isinstance(zoo.get_weights(str(path)).transform, zoo.DetectionTransform)
+    with pytest.raises(zoo.WeightsError, match=r"transform\.frames: detection transforms have no such key"):
+        zoo.get_weights(str(path))
+    # without a kind, a video's fields with one renamed are not an image's
+    del entry["transform"]["kind"]
+    entry["transform"]["rate"] = entry["transform"].pop("fps")
+    rewrite(path, entry)
+    with pytest.raises(zoo.WeightsError, match="transform: its keys .* are those of no kind"):
+        zoo.get_weights(str(path))
 
 
 @pytest.mark.parametrize(

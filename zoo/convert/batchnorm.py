@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.building import WithoutInit, planned
 from zoo.convert.layouts import LAYOUTS, Imported
 from zoo.convert.layouts.facts import module_facts
 from zoo.convert.rescaled import FORMS, Form, rescaled
@@ -18,7 +19,7 @@ from zoo.nets.base import Backbone
 from zoo.options import free_options
 from zoo.registry import build_model
 from zoo.specs import MODELS
-from zoo.states import load_state
+from zoo.states import check_shapes, load_state, shapes_of
 from zoo.transforms import AnyTransform
 
 SCHEME_OPTIONS = ("multiplier", "c", "first_index")  # of the scheme of the result
@@ -82,7 +83,7 @@ def convert_batchnorm(
     form: Form = "gained",
     **options: Any,
 ) -> Conversion:
-    """Return what ``from_batchnorm`` makes, together with what the source tells about its input.
+    """Return what ``from_batchnorm`` makes, together with what its source shows of the input.
 
     Args:
         model_or_state_dict: see ``from_batchnorm``, as for the other arguments.
@@ -108,7 +109,8 @@ def convert_batchnorm(
     # a foreign one
     facts = module_facts(source) if isinstance(source, nn.Module) else {}
     state = checked_state(source.state_dict() if isinstance(source, nn.Module) else source)
-    eps = facts.pop("eps", None) if eps is None else eps
+    own_eps = facts.pop("eps", None)
+    eps = own_eps if eps is None else eps
     layout = next((layout for layout in LAYOUTS if layout.matches(state.keys())), None)
     if layout is None:
         for family in all_families():
@@ -157,14 +159,17 @@ def load_imported(imported: Imported, eps: float, source: str) -> Backbone:
     """Return the net of the zoo that a foreign checkpoint is, with its norms.
 
     Args:
-        imported: what a layout has read.
+        imported: content of the checkpoint in our keys.
         eps: eps of the norms.
         source: name of the layout, for messages.
 
     Raises:
         zoo.WeightsError: tensors that do not fit.
     """
-    net = build_model(imported.config)
+    skeleton = planned(lambda: build_model(imported.config), source)
+    check_shapes(shapes_of(skeleton.state_dict()), shapes_of(imported.state), source)
+    with WithoutInit():
+        net = build_model(imported.config)
     assert isinstance(net, Backbone)
     floats = [value for value in imported.state.values() if value.is_floating_point()]
     net.to(floats[0].dtype)

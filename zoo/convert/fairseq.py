@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from zoo.errors import ZooError
+from zoo.building import WithoutInit, planned
+from zoo.errors import ZooError, one_line
 from zoo.nets.base import ModelConfig
 from zoo.nets.transformer import Transformer
 from zoo.registry import build_model
 from zoo.specs import MODELS
-from zoo.states import load_state
+from zoo.states import check_shapes, load_state, shapes_of
 from zoo.text import Vocabulary
 
 PLUGIN = "rescale_transformer"
@@ -114,15 +115,41 @@ def from_fairseq(path: str | Path) -> Transformer:
     arch = str(args.get("_name") or args.get("arch") or "")
     plugin = arch.startswith(PLUGIN)
     if not plugin and not arch.startswith("transformer"):
-        raise ZooError(f"{path}: has arch {arch!r}; must be transformer or {PLUGIN}")
-    scheme = str(args["scheme"]) if plugin else _native_scheme(args, path)
-    # 2. sizes: from the tensors if possible, which cannot contradict the net, else from the arguments
-    layers = [
-        1 + max(int(key.split(".")[2]) for key in state if key.startswith((f"net.{side}.", f"{side}.layers.")))
-        for side in ("encoder", "decoder")
-    ]
+        raise ZooError(f"{path}: has arch {arch[:80]!r}; must be transformer or {PLUGIN}")
+    scheme = str(args.get("scheme")) if plugin else _native_scheme(args, path)
+    # 2. the config, and the tensors by our keys; a net on the meta device takes no memory before they are compared
+    own = dict(args.get("scheme_options") or {}) if plugin else {}
+    options = _options(args, state, plugin=plugin, path=path)
+    config = ModelConfig(_closest(options), scheme, 0, 0, {**options, **own})
+    skeleton = planned(lambda: build_model(config), str(path))
+    assert isinstance(skeleton, Transformer)
+    if plugin:
+        state = {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
+    else:
+        state = _from_native(skeleton, state, path)
+    check_shapes(shapes_of(skeleton.state_dict()), shapes_of(state), str(path))
+    # 3. the net with the checkpoint's tensors
+    with WithoutInit():
+        model = build_model(config)
+    assert isinstance(model, Transformer)
+    load_state(model, {k: v.float() for k, v in state.items()}, str(path))
+    return model.eval()
+
+
+def _options(args: Mapping[str, Any], state: Mapping[str, Tensor], *, plugin: bool, path: Path) -> dict[str, Any]:
+    """Return our options of a checkpoint: from its tensors if possible, which cannot contradict the net.
+
+    Args:
+        args: its arguments.
+        state: its tensors.
+        plugin: whether it is of the plug-in.
+        path: path of the checkpoint, for messages.
+
+    Raises:
+        ZooError: layers or embeddings that are missing, or arguments that are no numbers.
+    """
+    layers = [_layers(state, f"net.{side}." if plugin else f"{side}.layers.", path) for side in ("encoder", "decoder")]
     # embeddings (vocabulary, d)
-    source = state["net.encoder_embedding.weight" if plugin else "encoder.embed_tokens.weight"]
     share = (
         "all"
         if args.get("share_all_embeddings")
@@ -130,34 +157,46 @@ def from_fairseq(path: str | Path) -> Transformer:
         if args.get("share_decoder_input_output_embed")
         else "none"
     )
-    target = source
-    if share != "all":
-        target = state["net.decoder_embedding.weight" if plugin else "decoder.embed_tokens.weight"]
-    options = {
-        "dim": source.shape[1],
-        "hidden": int(args["encoder_ffn_embed_dim"]),
-        "heads": int(args["encoder_attention_heads"]),
-        "encoder_layers": layers[0],
-        "decoder_layers": layers[1],
-        "activation": str(args.get("activation_fn", "relu")),
-        "drop_rate": float(args.get("dropout", 0.1)),
-        "attention_drop_rate": float(args.get("attention_dropout", 0.0)),
-        "hidden_drop_rate": float(args.get("activation_dropout", 0.0)),
-        "share": share,
-        "source_vocabulary": len(source),
-        "target_vocabulary": len(target),
-        "max_length": int(max(args.get("max_source_positions") or 1024, args.get("max_target_positions") or 1024)),
-    }
-    # 3. the net with the checkpoint's tensors
-    own = dict(args.get("scheme_options") or {}) if plugin else {}
-    model = build_model(ModelConfig(_closest(options), scheme, 0, 0, {**options, **own}))
-    assert isinstance(model, Transformer)
-    if plugin:
-        state = {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")}
-    else:
-        state = _from_native(model, state, path)
-    load_state(model, {k: v.float() for k, v in state.items()}, str(path))
-    return model.eval()
+    sizes = []
+    for side in ("encoder", "encoder" if share == "all" else "decoder"):
+        key = f"net.{side}_embedding.weight" if plugin else f"{side}.embed_tokens.weight"
+        if key not in state or state[key].ndim != 2:
+            raise ZooError(f"{path}: has no matrix {key}, the embedding of a Transformer")
+        sizes.append(state[key].shape)
+    try:
+        return {
+            "dim": sizes[0][1],
+            "hidden": int(args["encoder_ffn_embed_dim"]),
+            "heads": int(args["encoder_attention_heads"]),
+            "encoder_layers": layers[0],
+            "decoder_layers": layers[1],
+            "activation": str(args.get("activation_fn", "relu")),
+            "drop_rate": float(args.get("dropout", 0.1)),
+            "attention_drop_rate": float(args.get("attention_dropout", 0.0)),
+            "hidden_drop_rate": float(args.get("activation_dropout", 0.0)),
+            "share": share,
+            "source_vocabulary": sizes[0][0],
+            "target_vocabulary": sizes[1][0],
+            "max_length": max(int(args.get(f"max_{side}_positions") or 1024) for side in ("source", "target")),
+        }
+    except KeyError as error:
+        raise ZooError(f"{path}: its arguments have no {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ZooError(f"{path}: an argument is no number ({one_line(error)})") from None
+
+
+def _layers(state: Iterable[str], prefix: str, path: Path) -> int:
+    """Return the number of layers whose keys begin with a prefix and a number.
+
+    Raises:
+        ZooError: no layer, or numbers that are not 0, 1, 2, ...
+    """
+    numbers = {key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)}
+    if not numbers:
+        raise ZooError(f"{path}: has no tensors {prefix}0...., the layers of a Transformer")
+    if numbers != {str(number) for number in range(len(numbers))}:
+        raise ZooError(f"{path}: its layers {prefix}N are not numbered from 0 to {len(numbers) - 1}")
+    return len(numbers)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -177,7 +216,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         or not isinstance(content.get("model"), dict)
         or not ({"args", "cfg"} & set(content))
     ):
-        raise ZooError(f"{path}: not a fairseq checkpoint (no 'model' with 'args' or 'cfg')")
+        raise ZooError(
+            f"{path}: not a fairseq checkpoint (no 'model' with 'args' or 'cfg'); give the .pt file that fairseq "
+            "wrote, not a state dict"
+        )
+    for key, value in content["model"].items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise ZooError(f"{path}: {str(key)[:80]!r} in 'model' is of type {type(value).__name__}, not a tensor")
     return content
 
 
@@ -251,7 +296,7 @@ def _arguments(content: dict[str, Any], path: Path) -> dict[str, Any]:
         return vars(args)
     if not isinstance(args, dict):
         raise ZooError(f"{path}: its arguments have type {type(args).__name__}, which is unknown")
-    return args
+    return {str(key): value for key, value in args.items()}
 
 
 def _native_scheme(args: dict[str, Any], path: Path) -> str:
@@ -265,7 +310,7 @@ def _native_scheme(args: dict[str, Any], path: Path) -> str:
             raise ZooError(f"{path}: trained with {key}={args[key]!r}, which the zoo's Transformer does not have")
     before = [bool(args.get(f"{side}_normalize_before", False)) for side in ("encoder", "decoder")]
     for key in ("embed_dim", "ffn_embed_dim", "attention_heads"):
-        if args[f"encoder_{key}"] != args[f"decoder_{key}"]:
+        if args.get(f"encoder_{key}") != args.get(f"decoder_{key}"):
             raise ZooError(f"{path}: encoder and decoder differ in {key}, which the zoo's Transformer does not have")
     if before[0] != before[1]:
         raise ZooError(f"{path}: encoder and decoder differ in normalize_before")
@@ -347,6 +392,8 @@ def _from_native(model: Transformer, state: dict[str, Tensor], path: Path) -> di
         target, output = state.pop("decoder.embed_tokens.weight"), state.pop("decoder.output_projection.weight", None)
     except KeyError as error:
         raise ZooError(f"{path}: has no tensor {error}; its arguments and its tensors do not agree") from None
+    except RuntimeError as error:
+        raise ZooError(f"{path}: has tensors that do not fit together ({one_line(error)})") from None
     if model.decoder_embedding is not None:
         ours["decoder_embedding.weight"] = target
     if model.projection is not None and output is not None:

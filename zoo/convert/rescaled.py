@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from zoo.building import WithoutInit
 from zoo.calibration import HasDataBias
 from zoo.errors import ZooError
 from zoo.layers import StemConvNd
@@ -67,7 +68,8 @@ def rescaled(net: Backbone, form: Form = "gained", **options: Any) -> Backbone:
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ZooError(f"{net.config.name}: {key} has values that are not finite; the checkpoint is damaged")
     # an empty net of the other scheme
-    new = build_model(_config(net, form, options))
+    with WithoutInit():
+        new = build_model(_config(net, form, options))
     assert isinstance(new, Backbone)
     like = next(net.parameters())
     new.to(like.device, like.dtype).train(net.training)

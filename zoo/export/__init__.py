@@ -113,6 +113,9 @@ register_target(
         extra="onnx",
     )
 )
+register_target(
+    Target("torchvision", {"images": "zoo.export.torchvision_layout:export_state"}, ending=".pth", folded=False)
+)
 register_target(Target("fairseq", {"text": "zoo.export.fairseq:export_text"}, ending=".fairseq", folded=False))
 
 

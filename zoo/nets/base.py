@@ -167,6 +167,8 @@ class Backbone(Net):
     def reset_classifier(self, num_classes: int) -> None:
         """Put a fresh last layer for ``num_classes`` classes in place; 0 removes it."""
         self.num_classes = num_classes
+        if hasattr(self, "config"):  # not yet in the constructor
+            self.config = dataclasses.replace(self.config, num_classes=num_classes)
         like = next(self.parameters())
         self.fc = nn.Identity()
         if num_classes:

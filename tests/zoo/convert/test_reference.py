@@ -63,3 +63,60 @@ def test_conversion_errors():
         zoo.convert.from_reference({k: v for k, v in state.items() if k != "fc.bias"}, "rescalenet50")
     with pytest.raises(zoo.WeightsError, match="has shape"):
         zoo.convert.from_reference(state, "rescalenext50_32x4d")
+
+
+# -- checkpoints of other code -----------------------------------------------------------------------
+
+
+def small_state():
+    """A state dict of the authors' ResNet-50 with 2 classes."""
+    state = {key: torch.zeros(shape) for key, shape in LAYOUTS["rescale50"]().items()}
+    state["fc.weight"], state["fc.bias"] = torch.ones(2, 2048), torch.tensor([3.0, 4.0])
+    return state
+
+
+def test_wrappers_and_prefixes_are_removed():
+    state = small_state()
+    for content in (
+        {"state_dict": state, "epoch": 3},
+        {"model": {f"_orig_mod.module.{key}": value for key, value in state.items()}},
+        {"model": {"state_dict": {f"module.{key}": value for key, value in state.items()}}},
+    ):
+        assert zoo.convert.from_reference(content, "rescalenet50").fc.bias.tolist() == [3, 4]
+
+
+OWN = zoo.create_model("rescalenet20_cifar", width=0.25).state_dict()
+OTHERS = {
+    "a net of the zoo": (OWN, "those of a net of this zoo.*zoo.save_weights"),
+    "the same, wrapped": ({"model": OWN}, "those of a net of this zoo"),
+    "torchvision": ({"conv1.weight": torch.ones(1), "bn1.running_mean": torch.ones(1)}, "zoo.convert.from_batchnorm"),
+    "BatchNorm of the zoo": (zoo.create_model("rescalenet18", scheme="bn").state_dict(), "zoo.convert.from_batchnorm"),
+    "random": ({"b": torch.ones(1), "a": torch.ones(1)}, r"no key ends in \._bias or \.init_mean.*the first is 'a'"),
+    "a list": ([1, 2], "a list without tensors by name"),
+    "a tensor": (torch.ones(3), "a Tensor without tensors by name"),
+    "nothing": ({}, "a dict without tensors by name"),
+    "numbers": ({"a": 1, "b": torch.ones(1)}, "'a' is of type int, not a tensor"),
+    "other keys": ({1: torch.ones(1)}, "'1' is of type Tensor, not a tensor|of type"),
+    "itself inside": ({"model": {"model": {"model": {"model": {"model": {}}}}}}, "not a tensor"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_checkpoints_are_refused(kind):
+    content, message = OTHERS[kind]
+    with pytest.raises(zoo.WeightsError, match=message) as caught:
+        zoo.convert.from_reference(content, "rescalenet50")
+    assert str(caught.value).startswith("reference checkpoint: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_key_of_another_net_is_taken_over():
+    state = small_state()
+    with pytest.raises(zoo.WeightsError, match=r"1 unexpected keys, the first 'stem.conv1.bias', for rescalenet50"):
+        zoo.convert.from_reference({**state, "stem.conv1.bias": torch.ones(64)}, "rescalenet50")
+    with pytest.raises(zoo.WeightsError, match="is not in the authors' code"):
+        zoo.convert.from_reference(state, "rescale_r3d_18")
+    with pytest.raises(zoo.WeightsError, match="layer1.0._scale has 2 values, must be one"):
+        zoo.convert.from_reference({**state, "layer1.0._scale": torch.ones(2)}, "rescalenet50")
+    with pytest.raises(zoo.WeightsError, match="addbias1 has _bias and init_mean of different shapes"):
+        zoo.convert.from_reference({**state, "addbias1.init_mean": torch.ones(3)}, "rescalenet50")

@@ -49,7 +49,7 @@ def test_a_target_is_an_entry_of_the_table(table, monkeypatch, tmp_path):
     module.write = write
     monkeypatch.setitem(sys.modules, "their_target", module)
     target = register_target(Target("theirs", {"images": "their_target:write"}, ".txt"))
-    assert list(targets_for("images")) == ["onnx", "theirs"]
+    assert list(targets_for("images")) == ["onnx", "torchvision", "theirs"]
     assert "theirs (images)" in describe_targets()
     with pytest.raises(ZooError, match="'theirs' is registered already"):
         register_target(target)

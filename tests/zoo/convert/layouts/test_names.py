@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import zoo
 from tests.helpers.foreign import (
     TIMM,
     TORCHVISION,
@@ -14,6 +13,7 @@ from tests.helpers.foreign import (
     relative_error,
     torchvision_net,
 )
+from zoo.convert import from_batchnorm
 from zoo.convert.layouts import LAYOUTS
 from zoo.nets.base import ModelConfig
 from zoo.registry import build_model
@@ -37,11 +37,31 @@ def timm_net(name):
     return pytest.importorskip("timm").create_model(name, num_classes=10)
 
 
-NAMES = [(torchvision_net, name, *ours) for name, ours in TORCHVISION.items()]
-NAMES += [(timm_net, name, *ours) for name, ours in TIMM.items()]
-claimed = pytest.mark.parametrize(
-    ("make", "theirs", "ours", "options"), NAMES, ids=[f"{make.__name__[:-4]}-{name}" for make, name, *_ in NAMES]
-)
+SAME = [name for name in TIMM if TIMM[name] == TORCHVISION.get(name)]  # the same tensors in both
+NAMES = [pytest.param(torchvision_net, name, *ours, id=f"torchvision-{name}") for name, ours in TORCHVISION.items()]
+NAMES += [
+    pytest.param(timm_net, name, *ours, id=f"timm-{name}", marks=[pytest.mark.slow] if name in SAME else [])
+    for name, ours in TIMM.items()
+]
+claimed = pytest.mark.parametrize(("make", "theirs", "ours", "options"), NAMES)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_plain_nets_of_timm_have_the_tensors_of_torchvision(name):
+    with torch.device("meta"):
+        states = [timm_net(name).state_dict(), torchvision_net(name).state_dict()]
+    assert len({tuple((key, value.shape) for key, value in state.items()) for state in states}) == 1
+
+
+def agree(ours, theirs, tolerance):
+    """Logits and feature maps are equal up to this part of each tensor's largest value."""
+    for mine, original in zip(ours, theirs, strict=True):
+        assert relative_error(mine, original) <= tolerance
+
+
+def images(height, width):
+    """Two random images of different contrast and brightness."""
+    return torch.stack([torch.randn(3, height, width), 2 * torch.randn(3, height, width) + 1])
 
 
 def narrowing(ours):
@@ -49,7 +69,7 @@ def narrowing(ours):
     if "vgg" in ours:
         return 1 / 16, 1
     groups = get_spec(ours).layout.groups
-    return {1: 1 / 8, 32: 1 / 4, 64: 1 / 2}[groups], groups
+    return {1: 1 / 8, 32: 3 / 16, 64: 3 / 8}[groups], groups
 
 
 @claimed
@@ -60,6 +80,23 @@ def test_narrow_nets_are_equal(make, theirs, ours, options):
     imported = read(net.state_dict())
     scheme = "bn" if "resn" in theirs or "bn" in theirs else "none"
     assert imported.config == ModelConfig(ours, scheme, 10, 3, {**options, "width": width})
-    x = torch.randn(2, 3, 65, 97, dtype=torch.float64)
-    for mine, original in zip(our_outputs(bn_net(imported), x), outputs(net, x), strict=True):
-        assert relative_error(mine, original) <= 1e-12
+    x = images(33, 49).double()
+    expected = outputs(net, x)
+    agree(our_outputs(bn_net(imported), x), expected, 1e-12)
+    agree(our_outputs(from_batchnorm(net), x), expected, 1e-10)
+    if make is torchvision_net:
+        single = from_batchnorm(net.float())
+        agree([y.double() for y in our_outputs(single, x.float())], expected, 3e-6)
+
+
+@pytest.mark.slow
+@claimed
+def test_full_nets_are_equal(make, theirs, ours, options):
+    net = disturb(make(theirs))
+    x = images(65, 97)
+    expected = outputs(net, x)
+    converted = from_batchnorm(net)
+    assert converted.config.name == ours
+    assert options.items() <= converted.config.options.items()
+    del net
+    agree(our_outputs(converted, x), expected, 3e-6)

@@ -1,0 +1,99 @@
+"""Checkpoints for from_fairseq: what is recognised, and that numbers in them take no memory (needs no fairseq)."""
+
+import tracemalloc
+
+import pytest
+import torch
+
+import zoo
+
+SIZES = {"dim": 8, "hidden": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "max_length": 30}
+TEXTS = {"source_vocabulary": 11, "target_vocabulary": 11}
+
+
+@pytest.fixture(params=["pre_ln", "rescale"])
+def checkpoint(request):
+    """A net, and the content of its checkpoint: of fairseq's own transformer, and of the plug-in."""
+    model = zoo.create_model("rescale_transformer_tiny", scheme=request.param, **SIZES, **TEXTS).eval()
+    args, state = zoo.convert.to_fairseq(model)
+    return model, {"args": None, "cfg": {"model": args}, "model": state}
+
+
+def convert(content, path):
+    torch.save(content, path)
+    return zoo.convert.from_fairseq(path)
+
+
+def test_the_same_logits(checkpoint, tmp_path):
+    model, content = checkpoint
+    again = convert(content, tmp_path / "a.pt")
+    source, target = torch.randint(4, 11, (2, 6)), torch.randint(4, 11, (2, 5))
+    assert torch.equal(again(source, target), model(source, target))
+
+
+def key_of(content, end):
+    return next(key for key in content["model"] if key.endswith(end))
+
+
+@pytest.mark.parametrize("number", ["99999999", "5", "x", "-1"])
+def test_numbers_of_layers(checkpoint, tmp_path, number):
+    content = checkpoint[1]
+    before = "net.encoder." if "net.encoder_embedding.weight" in content["model"] else "encoder.layers."
+    content["model"][f"{before}{number}.ffn.hidden.weight"] = torch.zeros(16, 8)
+    with pytest.raises(zoo.ZooError, match="its layers .* are not numbered from 0 to 1"):
+        convert(content, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"encoder_ffn_embed_dim": 10**9, "decoder_ffn_embed_dim": 10**9}, "has shape|no net"),
+        ({"encoder_ffn_embed_dim": "many", "decoder_ffn_embed_dim": "many"}, "an argument is no number"),
+        ({"max_source_positions": 10**10}, "values beside the file's|no net"),
+        ({"encoder_attention_heads": 3, "decoder_attention_heads": 3}, "dim must be a multiple of heads"),
+        ({"dropout": "x"}, "an argument is no number"),
+        ({"arch": "lstm"}, "has arch 'lstm'; must be transformer or rescale_transformer"),
+    ],
+)
+def test_arguments_that_fit_no_net(checkpoint, tmp_path, args, message):
+    content = checkpoint[1]
+    content["cfg"]["model"].update(args)
+    tracemalloc.start()
+    with pytest.raises(zoo.ZooError, match=message) as caught:
+        convert(content, tmp_path / "a.pt")
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["encoder_ffn_embed_dim", "encoder_attention_heads"])
+def test_missing_arguments(checkpoint, tmp_path, key):
+    content = checkpoint[1]
+    del content["cfg"]["model"][key]
+    with pytest.raises(zoo.ZooError, match=f"have no '{key}'|differ in"):
+        convert(content, tmp_path / "a.pt")
+
+
+def test_missing_tensors(checkpoint, tmp_path):
+    content = checkpoint[1]
+    whole = dict(content["model"])
+    embedding = next(key for key in whole if "encoder" in key and "embed" in key and key.endswith("weight"))
+    content["model"] = {key: value for key, value in whole.items() if key != embedding}
+    with pytest.raises(zoo.ZooError, match="has no matrix .*, the embedding of a Transformer"):
+        convert(content, tmp_path / "a.pt")
+    content["model"] = {key: value for key, value in whole.items() if not key.startswith(("net.decoder.", "decoder.l"))}
+    with pytest.raises(zoo.ZooError, match="has no tensors .*, the layers of a Transformer"):
+        convert(content, tmp_path / "a.pt")
+
+
+def test_other_files_are_refused_with_the_remedy(checkpoint, tmp_path):
+    own = checkpoint[0].state_dict()
+    for content in (own, {"model": own}, {"state_dict": own}, [1], torch.ones(2), {"model": [1], "args": {}}):
+        with pytest.raises(zoo.ZooError, match=r"give the \.pt file that fairseq wrote, not a state dict"):
+            convert(content, tmp_path / "a.pt")
+    with pytest.raises(zoo.ZooError, match="'a' in 'model' is of type int, not a tensor"):
+        convert({"model": {"a": 1}, "args": {}}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(b"text")
+    with pytest.raises(zoo.ZooError, match="not a checkpoint that can be read safely") as caught:
+        zoo.convert.from_fairseq(tmp_path / "b.pt")
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,79 @@
+"""Nets that are about to get a state: planned on the meta device, which takes no memory, and built without random init.
+
+A config that a stranger wrote may ask for a net of any size. ``planned`` builds it without memory, so that its tensors
+can be compared with those of the file first (``zoo.states.check_shapes``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from zoo.errors import WeightsError, ZooError, one_line
+
+Module = TypeVar("Module", bound=nn.Module)
+
+MOST_CONSTANTS = 2**25  # values in tensors that a net computes itself and no file contains, such as sinusoids
+
+_RANDOM_METHODS = {getattr(torch.Tensor, name) for name in ("normal_", "uniform_")}
+_RANDOM_INIT = {
+    getattr(nn.init, name)
+    for name in (
+        "normal_",
+        "uniform_",
+        "trunc_normal_",
+        "kaiming_normal_",
+        "kaiming_uniform_",
+        "xavier_normal_",
+        "xavier_uniform_",
+    )
+}
+
+
+def planned(build: Callable[[], Module], source: str) -> Module:
+    """Return the net that a function builds, on the meta device: it has shapes and no memory.
+
+    Args:
+        build: function without arguments, for the config in a file.
+        source: name of the file, for messages.
+
+    Raises:
+        WeightsError: a config that no net can be built from, or a net with constants beyond ``MOST_CONSTANTS``.
+    """
+    try:
+        with torch.device("meta"):
+            model = build()
+    except ZooError as error:
+        raise WeightsError(f"{source}: {one_line(error).removeprefix(f'{source}: ')}") from None
+    except Exception as error:  # a stranger's numbers reach torch, whose errors are of any class
+        raise WeightsError(f"{source}: its config builds no net ({one_line(error)})") from None
+    stored = model.state_dict().keys()
+    constants = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+    if constants and (count := sum(buffer.numel() for buffer in constants.values())) > MOST_CONSTANTS:
+        raise WeightsError(
+            f"{source}: its config asks for {count} values beside the file's ({', '.join(sorted(constants)[:3])}); "
+            f"must be at most {MOST_CONSTANTS}"
+        )
+    return model
+
+
+class WithoutInit(TorchFunctionMode):
+    """A context in which parameters get no random init, for nets whose whole state is loaded afterwards.
+
+    What is no parameter is computed as usual: no net has to say which of its constants are in its state.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _RANDOM_METHODS or func in _RANDOM_INIT:
+            target = args[0] if args else kwargs["tensor"]
+            # schemes initialize packed layers part by part: views of a parameter
+            if isinstance(target, nn.Parameter) or isinstance(target._base, nn.Parameter):
+                return target
+        return func(*args, **kwargs)

@@ -1,0 +1,47 @@
+"""The state dict inside of a checkpoint: training scripts and wrappers of nets put others around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from zoo.errors import WeightsError
+
+_INSIDE = ("state_dict", "model", "model_state_dict", "model_state", "net")  # keys of checkpoints, by their frequency
+_PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
+_DEEPEST = 4
+
+
+def unwrapped(content: Any, what: str) -> dict[str, Tensor]:
+    """Return the state dict in a checkpoint, without the prefixes of ``DataParallel`` and ``torch.compile``.
+
+    Args:
+        content: content of ``torch.load(path, weights_only=True)``: a state dict, or a dict with one under
+            ``state_dict``, ``model`` or a like key.
+        what: name of the checkpoint, for messages.
+
+    Raises:
+        zoo.WeightsError: content without a state dict of tensors.
+    """
+    # the state dict
+    for _ in range(_DEEPEST):
+        if not isinstance(content, Mapping):
+            break
+        inside = next((key for key in _INSIDE if isinstance(content.get(key), Mapping)), None)
+        if inside is None:
+            break
+        content = content[inside]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{what}: a {type(content).__name__} without tensors by name; give a net's state_dict()")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise WeightsError(
+                f"{what}: {str(key)[:80]!r} is of type {type(value).__name__}, not a tensor; give a net's state_dict()"
+            )
+    # its keys: a prefix that all of them have
+    state = dict(content)
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state

@@ -1,0 +1,190 @@
+"""Saving weights: nothing is written that ``zoo.create_model`` would not load again with the same outputs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from zoo.errors import WeightsError, ZooError
+from zoo.files import atomic_write
+from zoo.headers import HEADER_KEY, Header, write_header
+from zoo.nets.base import ModelConfig, Net
+from zoo.registry import skeleton
+from zoo.states import check_shapes, shapes_of
+from zoo.transforms import AnyTransform
+
+log = logging.getLogger("rescalenet")
+
+
+class Named(Protocol):
+    """A model that can be built again by name: a net, or a task's model around one."""
+
+    config: ModelConfig
+    num_classes: int
+
+    def modules(self) -> Iterator[nn.Module]:
+        """Yield the model and all modules inside it."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tensors by name."""
+        ...
+
+
+def save_weights(
+    model: Named,
+    path: str | Path,
+    *,
+    transform: AnyTransform,
+    classes: Sequence[str],
+    meta: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Write a model as a weights file that ``create_model`` loads.
+
+    The wrappers of ``torch.compile`` and of data-parallel training are left out.
+
+    Args:
+        model: model with ``config`` and ``num_classes``.
+        path: path that ends in ``.safetensors``; a temporary file beside it is written first.
+        transform: input that the model expects.
+        classes: class names in order of the logits, as many as the model has classes; no name occurs twice.
+        meta: metrics, data, licence, recipe: what JSON takes, with finite numbers.
+        dtype: type of the stored floating-point tensors (``torch.float16`` halves the file); None keeps theirs.
+
+    Returns:
+        The file's sha256.
+
+    Raises:
+        ZooError: wrong ending; class names that are not text, occur twice or are too few or many; a folded net, or one
+            whose tensors are not those of its config; values that are not finite in ``dtype``; ``meta`` that JSON does
+            not take. Nothing is written then.
+
+    >>> import tempfile, zoo
+    >>> model = zoo.create_model("rescalenet20_cifar", num_classes=2, width=0.25)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/pets.safetensors"
+    ...     sha256 = zoo.save_weights(
+    ...         model, path, transform=zoo.InputTransform.imagenet(32, 36), classes=["cat", "dog"]
+    ...     )
+    ...     again = zoo.create_model("rescalenet20_cifar", path)
+    >>> again.config == model.config
+    True
+    """
+    # check before anything is written: name, model, classes, header
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ZooError(f"{path}: the name of a weights file ends in .safetensors")
+    model = _unwrapped(model, path)
+    _check_classes(classes, model, path)
+    text = write_header(Header(model.config, transform, tuple(classes), dict(meta or {})), path)
+    # its tensors
+    state = {key: _stored(key, value, dtype, path) for key, value in model.state_dict().items()}
+    _check_tensors(model.config, state, path)
+    content = serialize(state, metadata={HEADER_KEY: text, "format": "pt"})
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    atomic_write(path, write)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _unwrapped(model: Any, path: Path) -> Named:
+    """Return the model inside of the wrappers of ``torch.compile`` and of data-parallel training.
+
+    Raises:
+        ZooError: a folded net, or something that has no config to be built again from.
+    """
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            break
+    if not (hasattr(model, "config") and hasattr(model, "num_classes")):
+        raise ZooError(
+            f"{path}: a {type(model).__name__} has no config and num_classes to be built again from: save the whole "
+            "model that zoo.create_model made (without features_only)"
+        )
+    if any(isinstance(module, Net) and module.folded for module in model.modules()):
+        raise ZooError(
+            f"{path}: a folded net has no named form to load again: save the net before zoo.fold, or export it"
+        )
+    return model
+
+
+def _check_classes(classes: Sequence[str], model: Named, path: Path) -> None:
+    """Check the class names of a model.
+
+    Raises:
+        ZooError: a model whose config has another number, another number of names, a name that is not text, or one that
+            occurs twice.
+    """
+    if model.num_classes != model.config.num_classes:
+        raise ZooError(
+            f"{path}: the model has num_classes={model.num_classes}, its config {model.config.num_classes}: parts of "
+            "it were removed, so create_model would not load it; save the whole model"
+        )
+    if isinstance(classes, str):
+        raise ZooError(f"{path}: classes={classes!r}: must be a list of names, not one text")
+    if len(classes) != model.num_classes:
+        raise ZooError(f"{path}: {len(classes)} class names for a model with {model.num_classes} classes")
+    seen = set()
+    for name in classes:
+        if not isinstance(name, str):
+            raise ZooError(f"{path}: class name {name!r} has type {type(name).__name__}: must be text; give str(name)")
+        if name in seen:
+            raise ZooError(f"{path}: class name {name!r} occurs twice: give each class a name of its own")
+        seen.add(name)
+
+
+def _stored(key: str, value: Tensor, dtype: torch.dtype | None, path: Path) -> Tensor:
+    """Return a tensor as the file stores it.
+
+    Raises:
+        ZooError: NaN, infinities, or values beyond the range of ``dtype``.
+    """
+    if value.is_meta:
+        raise ZooError(f"{path}: {key} is on the meta device and has no values")
+    stored = value.detach().cpu()
+    if not stored.is_floating_point():
+        return stored.contiguous()
+    if dtype is not None and not dtype.is_floating_point:
+        raise ZooError(f"{path}: dtype={dtype}: must be a floating-point type")
+    if not bool(stored.isfinite().all()):
+        raise ZooError(f"{path}: {key} has NaN or infinite values; a net with such weights has no outputs")
+    converted = stored.to(dtype or stored.dtype).contiguous()
+    if converted.dtype != stored.dtype and not bool(converted.isfinite().all()):
+        largest = float(stored.abs().max())
+        raise ZooError(
+            f"{path}: {key} has values up to {largest:.4g}, {dtype} holds {torch.finfo(dtype).max:.4g}: leave dtype out"
+        )
+    return converted
+
+
+def _check_tensors(config: ModelConfig, state: Mapping[str, Tensor], path: Path) -> None:
+    """Check that a state is that of the model which ``create_model`` would load it into.
+
+    Raises:
+        ZooError: tensors that are missing, left over or of another shape.
+    """
+    expected = skeleton(config, str(path))
+    if expected is None:
+        log.info("%s: the family of %s has no build, so its tensors are not compared", path, config.name)
+        return
+    try:
+        check_shapes(shapes_of(expected.state_dict()), shapes_of(state), str(path))
+    except WeightsError as error:
+        raise ZooError(
+            f"{error}: parts of the model were replaced, wrapped or removed, so create_model would not load it; save "
+            "its state_dict with torch.save instead"
+        ) from None

@@ -1,0 +1,176 @@
+"""From the weights of another project to a weights file of this one, through the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.convert.batchnorm import convert_batchnorm
+from zoo.convert.rescaled import Form
+from zoo.errors import WeightsError
+from zoo.registry import model_info
+from zoo.saving import save_weights
+from zoo.sources.cache import Request, converted_path, find_converted, locked, record_converted, was_converted
+from zoo.transforms import AnyTransform, InputTransform
+from zoo.weights import Weights, get_weights
+
+log = logging.getLogger("rescalenet")
+
+CONVERTER = 1  # raised when the same source gives another file, so that it is converted again
+FORM: Form = "gained"  # form of what is loaded by name
+NO_OBJECT = ("__background__", "N/A")  # names in torchvision's lists of COCO's classes that no object has
+
+
+@dataclass(frozen=True)
+class Original:
+    """Weights of another project, fetched.
+
+    Attributes:
+        state: state dict, or a net with BatchNorm.
+        sha256: sha256 of the file.
+        model: name of our net; None for the one that the converter finds.
+        transform: input that the weights expect; None if the source does not state it.
+        classes: class names in order of the logits; None if the source does not state them.
+        eps: eps of the norms; None for the converter's own rule.
+        meta: licence, metrics, address: what the source states.
+    """
+
+    state: Mapping[str, Tensor] | nn.Module
+    sha256: str
+    model: str | None = None
+    transform: AnyTransform | None = None
+    classes: tuple[str, ...] | None = None
+    eps: float | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted net with what its weights file states."""
+
+    net: Any
+    transform: AnyTransform
+    classes: tuple[str, ...]
+    meta: dict[str, Any]
+
+    def write(self, path: Path) -> str:
+        """Write the weights file and return its sha256."""
+        return save_weights(self.net, path, transform=self.transform, classes=self.classes, meta=self.meta)
+
+
+def convert_original(
+    source: str, original: Original, *, model: str | None = None, form: Form = FORM, eps: float | None = None
+) -> Converted:
+    """Convert weights of another project, and note where they come from.
+
+    Args:
+        source: full name of the source.
+        original: weights of the source.
+        model: name of our net; None for the original's.
+        form: form of the converted net, see ``zoo.convert.from_batchnorm``.
+        eps: eps of the norms; None for the original's.
+
+    Raises:
+        WeightsError: weights that the converter does not take.
+    """
+    done = convert_batchnorm(
+        original.state, model or original.model, eps=original.eps if eps is None else eps, form=form
+    )
+    meta = {
+        **original.meta,
+        "source": source,
+        "source_sha256": original.sha256,
+        "licence": original.meta.get("licence", "unknown"),
+        "layout": done.layout,
+        "form": form,
+        "converter": CONVERTER,
+    }
+    if done.eps is not None:
+        meta["eps"] = done.eps
+    return Converted(
+        done.model,
+        original.transform or done.transform or _usual_transform(done.model.config.name, source),
+        _class_names(original.classes, done.model.num_classes, source),
+        meta,
+    )
+
+
+def open_converted(source: str, model: str | None, fetch: Callable[[], Original]) -> Weights:
+    """Return the entry of converted weights, from the cache or after fetching and converting them.
+
+    Args:
+        source: full name of the source, which becomes the name of the entry.
+        model: name of our net; None for the one that the converter finds.
+        fetch: function that fetches the original.
+
+    Raises:
+        WeightsError: weights that cannot be fetched or converted.
+    """
+    request = Request(source, model, FORM, None, CONVERTER)
+    found = find_converted(request, report=False)
+    if found is None:
+        with locked(request.key, source):
+            found = find_converted(request)  # another process may have converted it meanwhile
+            if found is None:
+                found = _convert(request, fetch())
+    path, sha256 = found
+    return dataclasses.replace(get_weights(str(path)), name=source, sha256=sha256)
+
+
+def _convert(request: Request, original: Original) -> tuple[Path, str]:
+    """Convert into the cache, log the licence the first time, and return the path and its sha256."""
+    first = not was_converted(original.sha256)
+    done = convert_original(request.source, original, model=request.model, form=request.form, eps=request.eps)
+    path = converted_path(request.key, original.sha256)
+    sha256 = done.write(path)
+    for each in {request, dataclasses.replace(request, model=done.net.config.name)}:  # found with the name or without
+        record_converted(each, request.key, original.sha256, sha256)
+    if first:
+        log_licence(request.source, original.meta.get("licence"))
+    log.info("%s: converted, form %s, stored as %s", request.source, request.form, path)
+    return path, sha256
+
+
+def log_licence(source: str, licence: str | None) -> None:
+    """Log the licence of weights that are loaded for the first time.
+
+    It is a warning, so that it is shown where logging is not set up.
+    """
+    if licence in (None, "unknown"):
+        log.warning("%s: licence unknown: its owner states none; ask before you use or share the weights", source)
+    else:
+        log.warning("%s: licence: %s", source, licence)
+
+
+def _usual_transform(model: str, source: str) -> AnyTransform:
+    """Return ImageNet's transform for weights whose source does not state the input, which is logged.
+
+    Raises:
+        WeightsError: a net that does not take single images.
+    """
+    kind = model_info(model).input_kind
+    if kind != "images":
+        raise WeightsError(f"{source}: it does not state its input, and none is usual for {kind}; give a named source")
+    log.warning("%s: it does not state its input; assumed: ImageNet's mean and std, 256 px, centre 224 px", source)
+    return InputTransform.imagenet()
+
+
+def _class_names(classes: tuple[str, ...] | None, count: int, source: str) -> tuple[str, ...]:
+    """Return the class names, numbers if there are none.
+
+    Raises:
+        WeightsError: another number of names than of classes.
+    """
+    if classes is None:
+        return tuple(str(i) for i in range(count))
+    if len(classes) != count:
+        classes = tuple(name for name in classes if name not in NO_OBJECT)
+    if len(classes) != count:
+        raise WeightsError(f"{source}: {len(classes)} class names for {count} classes")
+    return classes
