@@ -24,6 +24,7 @@ from zoo.convert.layouts.resnet import Architecture
 from zoo.errors import WeightsError
 from zoo.nets.base import ModelConfig
 from zoo.nets.resnet import ResNet
+from zoo.specs import MODELS
 from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD, InputTransform
 
 log = logging.getLogger("rescalenet")
@@ -142,6 +143,11 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
     Raises:
         WeightsError: a checkpoint that no net of the zoo fits, with the reason.
     """
+    if name is not None and name not in MODELS:
+        raise WeightsError(
+            f"{NAME} checkpoint: {name} is no registered net, and only its trunk can be converted: its detectors have "
+            "other anchors, another RoI align and the background as the last class; leave the name out"
+        )
     trunk, rest = split(state)
     _refuse_foreign_parts(trunk, rest)
     # torchvision's nets in detectron2's keys keep the name of their last layer, with the stem's prefix
@@ -156,7 +162,13 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
             *(NAME, len(rest), len(unused)),
         )
     # the net that has these blocks
-    for key in (_FIRST, "res2.0.conv1.weight", "res2.0.conv2.weight"):
+    kernels = [
+        _FIRST,
+        "res2.0.conv1.weight",
+        "res2.0.conv2.weight",
+        *(k for k in trunk if k.endswith("shortcut.weight")),
+    ]
+    for key in kernels:
         if key not in trunk or trunk[key].ndim != 4 or not trunk[key].numel():
             raise WeightsError(f"{NAME} checkpoint: {key} is missing or no kernel of shape (O, I, h, w)")
     found = Architecture.of({_torchvision_key(key): value for key, value in trunk.items()})
@@ -168,7 +180,7 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
         ModelConfig(
             name=spec.name,
             scheme="bn",
-            num_classes=0 if head is None else head.shape[0],
+            num_classes=0 if head is None or not head.ndim else head.shape[0],
             in_chans=trunk[_FIRST].shape[1],
             options=with_asked(NAME, found.of_layout(spec.layout), asked),
         )
