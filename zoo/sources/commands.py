@@ -91,7 +91,7 @@ def convert(
 
     Args:
         source: ``torchvision:BUILDER:TAG``, ``timm:ARCHITECTURE.TAG``, an address with its sha256, weights of this zoo
-            of scheme ``bn``, or the path of a checkpoint (.safetensors, .pth, .pt, .pkl).
+            of scheme ``bn``, or the path of a checkpoint (.safetensors, .pth, .pt, .pkl, .pyth).
         out: path of the safetensors file to write.
         name: name of our net; None for the one that fits. Required for a checkpoint of the authors' code.
         form: form of the converted net, see ``zoo.convert.from_batchnorm``.
