@@ -10,18 +10,18 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torchvision.models import ResNet50_Weights
 
-from zoo.errors import WeightsError, ZooError, one_line, suggestion
+from zoo.errors import WeightsError, ZooError, one_line
 from zoo.sources.cache import sha256_of
 from zoo.sources.conversion import Original, open_converted
 from zoo.sources.hub import CARD, CONFIG, WEIGHTS, download, download_checked
-from zoo.sources.tables import DEFAULT_EPS, TIMM, net_of
+from zoo.sources.tables import DEFAULT_EPS, TIMM, net_of, split_name
 from zoo.transforms import InputTransform
 from zoo.weights import Weights
 
@@ -47,18 +47,8 @@ def resolve(name: str, model: str | None) -> tuple[str, str]:
         WeightsError: a name of another form, or an architecture or a net that the table lacks.
     """
     architecture, dot, tag = name.removeprefix(PREFIX).rpartition(".")
-    # a tag alone belongs to the first architecture of the net
-    if not dot:
-        if model is None:
-            raise WeightsError(f"{name!r}: the tag alone names no net; give timm:ARCHITECTURE.{tag}")
-        if model not in TIMM:
-            raise WeightsError(f"{name!r}: timm has no weights for {model}{suggestion(model, TIMM)}")
-        architecture = TIMM[model][0]
-    if net_of(TIMM, architecture) is None:
-        known = [theirs for row in TIMM.values() for theirs in row]
-        raise WeightsError(
-            f"{name!r}: architecture {architecture!r} is not convertible{suggestion(architecture, known)}"
-        )
+    parts = [architecture, tag] if dot else [tag]
+    architecture, tag = split_name(name, parts, model, TIMM)
     if not _TAG.fullmatch(tag):
         raise WeightsError(f"{name!r}: must be timm:TAG or timm:ARCHITECTURE.TAG")
     return architecture, tag
@@ -151,7 +141,7 @@ def input_transform(name: str, config: dict[str, Any]) -> InputTransform:
     try:
         size, crop = int(config["input_size"][1]), float(config["crop_pct"])
         mean, std = (tuple(float(x) for x in config[key]) for key in ("mean", "std"))
-        interpolation = str(config["interpolation"])
+        interpolation = cast(Any, config["interpolation"])  # InputTransform checks it
         if config.get("crop_mode", "center") != "center":
             raise ValueError(f"crop_mode={config['crop_mode']!r}")
         return InputTransform(size, math.floor(size / crop), mean, std, interpolation)
