@@ -24,7 +24,7 @@ Size = int | tuple[int, ...]
 
 
 def _weight_scale(out_channels: int) -> nn.Parameter:
-    """Return the factor on each filter of a converted net, (O,). It does not train unless it is told to.
+    """Return the factor on each filter of a converted net, (O,). It does not train by default.
 
     A step of SGD on the factor of BatchNorm's gamma / sigma moves the output 1 / sigma times as far as the same step on
     gamma, in each channel by another factor (docs/convert.md).

@@ -83,7 +83,7 @@ def convert_batchnorm(
     form: Form = "gained",
     **options: Any,
 ) -> Conversion:
-    """Return what ``from_batchnorm`` makes, together with what the source tells about its input.
+    """Return what ``from_batchnorm`` makes, together with what its source shows of the input.
 
     Args:
         model_or_state_dict: see ``from_batchnorm``, as for the other arguments.
@@ -159,7 +159,7 @@ def load_imported(imported: Imported, eps: float, source: str) -> Backbone:
     """Return the net of the zoo that a foreign checkpoint is, with its norms.
 
     Args:
-        imported: what a layout has read.
+        imported: content of the checkpoint in our keys.
         eps: eps of the norms.
         source: name of the layout, for messages.
 

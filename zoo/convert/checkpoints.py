@@ -39,7 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         path: path of the file.
 
     Raises:
-        WeightsError: a file that is missing, damaged, contains code, or holds no tensors.
+        WeightsError: a file that is missing, damaged, contains code, or contains no tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,8 +69,8 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise WeightsError(
-                f"{path}: contains {shown(refused[1])}, and nothing of it was executed; a checkpoint may only contain tensors and "
-                "plain values: save its state dict alone"
+                f"{path}: contains {shown(refused[1])}, and nothing of it was executed; a checkpoint may only contain "
+                "tensors and plain values: save its state dict alone"
             ) from None
         raise _damaged(path, error) from None
     except Exception as error:  # another kind of file fails in any way
@@ -106,7 +106,7 @@ def unwrapped(content: Any, path: Path) -> Mapping[Any, Any]:
     if not any(is_tensor(value) for value in content.values()):
         names = ", ".join(repr(shown(str(key))) for key in list(content)[:5]) or "nothing"
         raise WeightsError(
-            f"{path}: holds no tensors but {names}; a state dict may be under {', '.join(WRAPPERS)}, or alone"
+            f"{path}: contains no tensors but {names}; a state dict may be under {', '.join(WRAPPERS)}, or alone"
         )
     return content
 
@@ -117,7 +117,7 @@ def is_tensor(value: Any) -> bool:
 
 
 def _tensors(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, each checked; what else it holds is counted and logged."""
+    """Return the tensors of a state dict, each checked; what else it contains is counted and logged."""
     found, left_out = {}, 0
     if len(content) > MOST_TENSORS:
         raise WeightsError(f"{path}: has {len(content)} entries; a state dict may have {MOST_TENSORS}")

@@ -7,11 +7,12 @@ nothing that the file names, and knows a dozen objects by their names; every oth
 
 from __future__ import annotations
 
+import io
 import math
 import pickletools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -97,10 +98,11 @@ def read_pickle(path: str | Path) -> Any:
     size = path.stat().st_size
     if size > LARGEST_FILE:
         raise WeightsError(f"{path}: has {size} bytes; a pickle of weights may have {LARGEST_FILE}")
-    with path.open("rb") as file:
+    with _Bounded(io.FileIO(path)) as file:
+        file.size = size
         machine = _Machine(path, size)
         try:
-            return machine.run(_Bounded(file, size))
+            return machine.run(file)
         except WeightsError:
             raise
         except MemoryError:
@@ -116,22 +118,15 @@ def shown(text: str) -> str:
     return plain if len(plain) <= 80 else plain[:77] + "..."
 
 
-class _Bounded:
+class _Bounded(io.BufferedReader):
     """A file that never reads beyond its end, so that a false length takes no memory."""
 
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size = file, size
+    size = 0
 
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def read(self, count: int) -> bytes:
-        if count < 0 or count > self.size - self.file.tell():
+    def read(self, count: int | None = -1, /) -> bytes:
+        if count is None or count < 0 or count > self.size - self.tell():
             raise ValueError("it ends too early")
-        return self.file.read(count)
-
-    def readline(self) -> bytes:
-        return self.file.readline()
+        return super().read(count)
 
 
 class _Machine:
@@ -301,16 +296,16 @@ class _Machine:
             self.refuse("more bytes of arrays than the file has")
         if isinstance(content, str):  # Python 2 has one type for text and bytes; its bytes are read as latin1
             content = content.encode("latin1")
-        values = np.frombuffer(content, dtype).reshape(shape, order=order)
+        values = np.frombuffer(content, dtype)
+        values = values.reshape(shape, order="F") if order == "F" else values.reshape(shape)
         return np.array(values, dtype=dtype.newbyteorder("="), order="C")
 
     # -- what the known names make -------------------------------------------------------------------
 
     def make_array(self, arguments: tuple[Any, ...]) -> _Array:
-        match arguments:
-            case (_Name(name="ndarray"), tuple(), _):
-                return _Array()
-        self.refuse("an array that is not a plain ndarray")
+        if not arguments or not isinstance(arguments[0], _Name) or arguments[0].name != "ndarray":
+            self.refuse("an array that is not a plain ndarray")
+        return _Array()
 
     def make_type(self, arguments: tuple[Any, ...]) -> _Type:
         code = arguments[0] if arguments else None
@@ -335,13 +330,15 @@ class _Machine:
         return b""
 
     def make_encoded(self, arguments: tuple[Any, ...]) -> bytes:
-        match arguments:
-            case (str() as text, "latin1" | "latin-1"):
-                self.encoded -= len(text)
-                if self.encoded < 0:
-                    self.refuse("one text that is encoded many times")
-                return text.encode("latin1")
-        self.refuse("an encoding other than latin1")
+        if len(arguments) != 2 or not all(isinstance(argument, str) for argument in arguments):
+            self.refuse("an encoding of an unknown form")
+        text, encoding = arguments
+        if encoding not in ("latin1", "latin-1"):
+            self.refuse("an encoding other than latin1")
+        self.encoded -= len(text)
+        if self.encoded < 0:
+            self.refuse("one text that is encoded many times")
+        return text.encode("latin1")
 
     def make_ordered(self, arguments: tuple[Any, ...]) -> _OrderedDict:
         made = _OrderedDict()

@@ -93,9 +93,9 @@ def expanded():
 
 
 REFUSED = {
-    "holds no tensors but 'epoch', 'net'": {"epoch": 3, "net": {"name": "resnet"}},
-    "holds no tensors but 'name'": {"epoch": 3, "model": {"name": "resnet"}},
-    "holds no tensors but nothing": {},
+    "contains no tensors but 'epoch', 'net'": {"epoch": 3, "net": {"name": "resnet"}},
+    "contains no tensors but 'name'": {"epoch": 3, "model": {"name": "resnet"}},
+    "contains no tensors but nothing": {},
     "contains a list": [torch.ones(1)],
     "contains a Tensor": torch.ones(1),
     "contains model and state_dict": {"model": STATE, "state_dict": STATE},
@@ -110,7 +110,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("reason", "content"), REFUSED.items(), ids=REFUSED)
-def test_what_holds_no_state_dict(tmp_path, reason, content):
+def test_what_contains_no_state_dict(tmp_path, reason, content):
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(WeightsError) as caught:
         read_checkpoint(tmp_path / "net.pth")
