@@ -7,11 +7,13 @@ read from there, so timm need not be installed; only the list of its names comes
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,6 +26,8 @@ from zoo.sources.hub import CARD, CONFIG, WEIGHTS, download, download_checked
 from zoo.sources.tables import DEFAULT_EPS, TIMM, net_of, split_name
 from zoo.transforms import InputTransform
 from zoo.weights import Weights
+
+log = logging.getLogger("rescalenet")
 
 PREFIX = "timm:"
 _TAG = re.compile(r"[A-Za-z0-9_]+")
@@ -63,7 +67,7 @@ def tags() -> list[tuple[str, str, str]]:
     try:
         import timm
     except ImportError:
-        raise ZooError("timm's names are known to timm only: pip install timm") from None
+        raise ZooError("timm's names are known to timm only: pip install 'rescalenet-zoo[timm]'") from None
     return [
         (ours, architecture, name.removeprefix(f"{architecture}."))
         for ours, row in TIMM.items()
@@ -149,6 +153,15 @@ def input_transform(name: str, config: dict[str, Any]) -> InputTransform:
         raise WeightsError(f"{name}: {CONFIG} has no valid input transform ({error!r})") from None
 
 
+def _licence_of_card(name: str, card: Path) -> Any:
+    """Return the licence in the front matter of a card; None if there is none, or none that can be read."""
+    try:
+        return (metadata_load(card) or {}).get("license")
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        log.warning("%s: the front matter of its card cannot be read (%s)", name, one_line(error))
+        return None
+
+
 def _classes(config: dict[str, Any], tag: str) -> tuple[str, ...] | None:
     """Return the class names: those in the metadata, or ImageNet's, whose order is the same in torchvision."""
     if labels := config.get("label_names"):
@@ -160,10 +173,7 @@ def _classes(config: dict[str, Any], tag: str) -> tuple[str, ...] | None:
 
 def _stated(name: str, repository: str, config: dict[str, Any], revision: str | None) -> dict[str, Any]:
     """Return licence and addresses from timm's metadata; the licence may be in the card only."""
-    licence = config.get("license")
-    if not licence:
-        card = download(name, repository, CARD, revision)
-        licence = (metadata_load(card) or {}).get("license")
+    licence = config.get("license") or _licence_of_card(name, download(name, repository, CARD, revision))
     meta: dict[str, Any] = {"url": f"https://huggingface.co/{repository}", "licence": str(licence or "unknown")}
     if revision is not None:
         meta["revision"] = revision

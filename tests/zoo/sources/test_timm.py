@@ -87,8 +87,9 @@ def test_the_licence_is_in_the_metadata_or_in_the_card(hub, licence, expected):
     assert source.describe(NAME)["meta"]["licence"] == expected
 
 
-def test_an_unknown_licence(hub):
-    hub.add(REPOSITORY, {**files_of(SMALL, "resnet18.a1_in1k", license=None), "README.md": b"# card\n"})
+@pytest.mark.parametrize("card", ["# card\n", "---\n- a\n---\n", "---\na: [\n---\n", "---\nlicense:\n---\n"])
+def test_an_unknown_licence(hub, card):
+    hub.add(REPOSITORY, {**files_of(SMALL, "resnet18.a1_in1k", license=None), "README.md": card.encode()})
     assert source.describe(NAME)["meta"]["licence"] == "unknown"
 
 
@@ -152,7 +153,7 @@ def test_the_list_of_names_needs_timm(monkeypatch):
     assert ("rescalenet50", "resnet50", "a1_in1k") in source.tags()
     assert {ours for ours, *_ in source.tags()} == set(tables.TIMM)
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(zoo.ZooError, match="pip install timm"):
+    with pytest.raises(zoo.ZooError, match=r"pip install .rescalenet-zoo\[timm\]"):
         source.tags()
 
 

@@ -24,17 +24,22 @@ def resnet18():
     return trained(get_model("resnet18"))
 
 
+def publish(net, entry, folder, monkeypatch):
+    """Put a net's weights into torch.hub's folder, under the name that torchvision expects: with its hash."""
+    folder = folder / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(net.state_dict(), folder / "new.pth")
+    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
+    path = folder / f"net-{digest[:8]}.pth"
+    os.rename(folder / "new.pth", path)
+    monkeypatch.setattr(entry.value, "url", f"https://download.pytorch.org/models/{path.name}")
+    return path
+
+
 @pytest.fixture
 def published(resnet18, tmp_path, monkeypatch):
-    """A file of random weights in torch.hub's folder, under the name that torchvision expects: with its hash."""
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save(resnet18.state_dict(), folder / "new.pth")
-    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
-    path = folder / f"resnet18-{digest[:8]}.pth"
-    os.rename(folder / "new.pth", path)
-    set_url(monkeypatch, f"https://download.pytorch.org/models/{path.name}")
-    return path
+    """A file of random weights of ResNet-18."""
+    return publish(resnet18, ResNet18_Weights.IMAGENET1K_V1, tmp_path, monkeypatch)
 
 
 def set_url(monkeypatch, url):
@@ -73,6 +78,31 @@ def test_a_net_by_its_tag(published, resnet18, lines, home):
     # the source is not needed any more
     published.unlink()
     assert zoo.create_model("rescalenet18", NAME).config == model.config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ours", "builder", "tag", "size"),
+    [
+        ("rescalenet50", "resnet50", "IMAGENET1K_V2", (3, 64, 97)),
+        ("rescalenext50_32x4d", "resnext50_32x4d", "IMAGENET1K_V1", (3, 64, 97)),
+        ("rescalenext101_64x4d", "resnext101_64x4d", "IMAGENET1K_V1", (3, 64, 64)),
+        ("rescale_wide_resnet50_2", "wide_resnet50_2", "IMAGENET1K_V2", (3, 64, 64)),
+        ("rescale_r3d_18", "r3d_18", "KINETICS400_V1", (3, 8, 56, 56)),
+        ("rescale_mc3_18", "mc3_18", "KINETICS400_V1", (3, 8, 56, 56)),
+        ("rescale_r2plus1d_18", "r2plus1d_18", "KINETICS400_V1", (3, 8, 56, 56)),
+    ],
+)
+def test_other_nets_by_their_tags(ours, builder, tag, size, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    net = trained(get_model(builder))
+    publish(net, get_model_weights(builder)[tag], tmp_path, monkeypatch)
+    model = zoo.create_model(ours, weights=f"torchvision:{tag}").eval()
+    x = torch.randn(2, *size)
+    assert far(model(x), net(x)) < 3e-6
+    entry = zoo.get_weights(f"torchvision:{builder}:{tag}")
+    assert entry.transform == source.describe(entry.name)["transform"]
+    assert len(entry.classes) == model.num_classes
 
 
 @pytest.mark.slow
