@@ -64,6 +64,7 @@ class DataSection(Strict):
     @field_validator("resize")
     @classmethod
     def check_resize(cls, resize: int, info: ValidationInfo) -> int:
+        """Refuse a side that is smaller than the square cut from it, which would be filled up with black."""
         if resize < info.data.get("size", 0):
             raise ValueError(f"must be at least size={info.data['size']}, the side of the square cut from it")
         return resize

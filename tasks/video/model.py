@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +105,6 @@ class VideoClassification(BaseTask):
             f"{section.name}: inflated from {entry.name} ({section.inflate}), a new last layer of {len(self.classes)}"
         )
         model.reset_classifier(len(self.classes))
-        model.config = dataclasses.replace(model.config, num_classes=len(self.classes))
         return model
 
     def train_set(self) -> TrainSet:

@@ -41,13 +41,17 @@ DEFAULT_EPS = 1e-5  # of torch.nn.BatchNorm2d, and of timm's resnets
 
 TIMM: dict[str, tuple[str, ...]] = {
     "rescalenet18": ("resnet18", "resnet18d"),
+    "rescalenet26": ("resnet26", "resnet26d"),
     "rescalenet34": ("resnet34", "resnet34d"),
     "rescalenet50": ("resnet50", "resnet50c", "resnet50d"),
     "rescalenet101": ("resnet101", "resnet101c", "resnet101d"),
     "rescalenet152": ("resnet152", "resnet152c", "resnet152d"),
     "rescalenet200": ("resnet200d",),
     "rescalenext50_32x4d": ("resnext50_32x4d", "resnext50d_32x4d"),
+    "rescalenext101_32x4d": ("resnext101_32x4d",),
     "rescalenext101_32x8d": ("resnext101_32x8d",),
+    "rescalenext101_32x16d": ("resnext101_32x16d",),
+    "rescalenext101_32x32d": ("resnext101_32x32d",),
     "rescalenext101_64x4d": ("resnext101_64x4d",),
     "rescale_wide_resnet50_2": ("wide_resnet50_2",),
     "rescale_wide_resnet101_2": ("wide_resnet101_2",),
