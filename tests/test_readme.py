@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tasks.config import find_config
 from tests.helpers.paths import ROOT
 
@@ -45,6 +47,18 @@ def page(task):
     for name in re.findall(rf"configs/{task}/\S+\.(?:yaml|py)", text):
         assert (ROOT / name).exists()
     return scope, len(code)
+
+
+def test_the_page_on_fine_tuning_runs():
+    scope, blocks = page("finetune")
+    assert blocks == 1
+    expected = {"layer2": 0.01125, "layer3": 0.015, "fc": 0.02, "head_bias": 0.02}
+    assert scope["rates"] == pytest.approx(expected)
+    text = (ROOT / "docs" / "finetune.md").read_text()
+    recipes = re.findall(r"rescalenet train (\S+)", text)
+    assert len(recipes) >= 8
+    for name in recipes:
+        assert find_config(name)
 
 
 def test_the_page_on_detection_runs():

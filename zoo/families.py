@@ -14,7 +14,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.errors import ZooError
 from zoo.plugins import find_plugins, load_plugin, load_plugins
@@ -61,13 +61,21 @@ class ReadsBatchNorm(Protocol):
     """A family that reads checkpoints of other projects; ``zoo.convert.from_batchnorm`` calls this method."""
 
     def from_batchnorm(
-        self, state: Mapping[str, Tensor], name: str | None, *, eps: float | None, form: str, **options: Any
+        self,
+        state: Mapping[str, Tensor],
+        name: str | None,
+        *,
+        model: nn.Module | None,
+        eps: float | None,
+        form: Any,
+        **options: Any,
     ) -> Any:
         """Return the ``zoo.convert.Conversion`` of a checkpoint of the family's models; None if it is none of them.
 
         Args:
             state: state dict of another project.
             name: name of the model, None to infer it.
+            model: module that the state dict is of, None if a state dict was given.
             eps: eps of the norms, None for the usual one.
             form: form of the conversion.
             options: options that ``zoo.convert.from_batchnorm`` was given.

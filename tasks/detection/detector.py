@@ -8,66 +8,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pydantic
-from torch import Tensor
+from torch import Tensor, nn
 
 import zoo
+from tasks.detection.build import IMAGENET, build_detector, check_options, parse_name
+from tasks.detection.convert import from_batchnorm
 from tasks.detection.rcnn import Detector, DetectorOptions, Standardize, Target
 from zoo.building import WithoutInit
-from zoo.errors import WeightsError, ZooError, suggestion
+from zoo.convert import Conversion, Form
+from zoo.errors import WeightsError, ZooError
 from zoo.families import Family
-from zoo.options import free_options, plain, refuse_contradictions
+from zoo.options import free_options, refuse_contradictions
 from zoo.specs import MODELS, TASKS, ModelInfo
 from zoo.states import frozen_statistics, load_state
-from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD, AnyTransform, DetectionTransform
+from zoo.transforms import AnyTransform, DetectionTransform
 from zoo.weights import weight_tags
 
 __all__ = ["FAMILY", "Detector", "DetectorOptions", "Standardize", "Target", "create_detector"]
 
 log = logging.getLogger("rescalenet")
 
-IMAGENET = DetectionTransform(800, 1333, IMAGENET_MEAN, IMAGENET_STD)
 CLASSES = 80  # COCO's, without the background
-_NAME = re.compile(r"(faster|mask)_rcnn_(.+)_fpn")
 _PAPERS = {"faster": "https://arxiv.org/abs/1506.01497", "mask": "https://arxiv.org/abs/1703.06870"}
 _PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.")
-
-
-def _parse_name(name: str) -> tuple[str, str]:
-    """Split a detector's name into its kind (faster or mask) and its backbone.
-
-    Raises:
-        ZooError: the name is not a detector's, or its backbone does not take images.
-    """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise ZooError(f"unknown detector {name!r}: must be faster_rcnn_BACKBONE_fpn or mask_rcnn_BACKBONE_fpn")
-    if (kind := zoo.model_info(match[2]).input_kind) != "images":
-        raise ZooError(f"{name}: {match[2]} takes {kind}, not images")
-    return match[1], match[2]
-
-
-def _check_options(name: str, values: dict[str, Any]) -> DetectorOptions:
-    """Return the checked options of a detector.
-
-    Raises:
-        ZooError: an option is unknown (the message has near matches), or a value has the wrong type.
-    """
-    known = [field.name for field in dataclasses.fields(DetectorOptions)]
-    for key in values:
-        if key not in known:
-            raise ZooError(f"{name} has no option {key!r}{suggestion(key, known)}")
-    try:
-        return pydantic.TypeAdapter(DetectorOptions).validate_python(values)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # the message of __post_init__
-            raise ZooError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
-        raise ZooError(f"{name}: option {first['loc'][0]}={first['input']!r}: {first['msg']}") from None
 
 
 def create_detector(
@@ -104,7 +70,7 @@ def create_detector(
         ZooError: the name or an option is unknown, or an option contradicts the weights.
         zoo.WeightsError: weights are missing, damaged or do not fit.
     """
-    _, backbone = _parse_name(name)
+    _, backbone = parse_name(name)
     if weights is not None and weights_backbone is not None:
         raise ZooError("weights and weights_backbone: a detector's weights contain the backbone's; give one of them")
     # Take from the weights: options, scheme, classes and input.
@@ -114,15 +80,15 @@ def create_detector(
         entry = zoo.get_weights(weights, model=name)
         entry.check(lambda: _build(entry.config))
         source, stored = entry.transform, entry.config.options
-        _check_options(name, {**stored, **options})  # unknown options come before contradictions
-        known = dataclasses.asdict(_check_options(name, stored))
+        check_options(name, {**stored, **options})  # unknown options come before contradictions
+        known = dataclasses.asdict(check_options(name, stored))
         refuse_contradictions(options, known, free_options(DetectorOptions), entry.name)
         scheme = entry.scheme_for(scheme)
         options = {**stored, **options}
         num_classes = entry.config.num_classes if num_classes is None else num_classes
     elif weights_backbone is not None:
         source = zoo.get_weights(weights_backbone, model=backbone).transform
-    checked = _check_options(name, options)
+    checked = check_options(name, options)
     if scheme == "frozen_bn" and checked.heads == "4conv1fc":
         raise ZooError("heads='4conv1fc' with scheme 'frozen_bn': heads have no statistics to freeze; use '2fc'")
     # Make the backbone. With weights of the detector its state is loaded below.
@@ -138,37 +104,10 @@ def create_detector(
         if not isinstance(source, zoo.InputTransform | DetectionTransform):
             raise WeightsError(f"{weights or weights_backbone}: has a {source.kind} transform; must be of images")
         input = _input_transform(source, min_size, max_size, mean, std, fixed=weights or weights_backbone)
-        model = _around(net, name, classes, options, checked, input)
+        model = build_detector(name, net, classes, options, input)
     if entry is not None:
         _load(model, entry, fresh)
     return model
-
-
-def _around(
-    net: Any, name: str, num_classes: int, options: dict[str, Any], checked: DetectorOptions, input: DetectionTransform
-) -> Detector:
-    """Return a fresh detector around a backbone.
-
-    Args:
-        net: backbone.
-        name: name of the detector.
-        num_classes: number of classes without the background.
-        options: options as they were given, for the config.
-        checked: the same, checked.
-        input: input transform.
-
-    Raises:
-        ZooError: no class.
-    """
-    assert isinstance(net, zoo.Backbone)
-    indices = _last_strides(net) if checked.out_indices is None else checked.out_indices
-    config = zoo.ModelConfig(
-        name, net.config.scheme, num_classes, 3, {**plain(options), "body": dict(net.config.options)}
-    )
-    if config.num_classes < 1:
-        raise ZooError(f"num_classes={config.num_classes}: must be >= 1 (the background does not count)")
-    masks = _parse_name(name)[0] == "mask"
-    return Detector(config, zoo.FeatureExtractor(net, indices), checked, input, masks=masks)
 
 
 def _build(config: zoo.ModelConfig) -> Detector:
@@ -177,9 +116,10 @@ def _build(config: zoo.ModelConfig) -> Detector:
     Raises:
         ZooError: an unknown name or option, or a wrong value.
     """
-    checked = _check_options(config.name, config.options)
-    net = zoo.build_model(zoo.ModelConfig(_parse_name(config.name)[1], config.scheme, 0, config.in_chans, checked.body))
-    return _around(net, config.name, config.num_classes, config.options, checked, IMAGENET)
+    checked = check_options(config.name, config.options)
+    net = zoo.build_model(zoo.ModelConfig(parse_name(config.name)[1], config.scheme, 0, config.in_chans, checked.body))
+    assert isinstance(net, zoo.Backbone)
+    return build_detector(config.name, net, config.num_classes, config.options, IMAGENET)
 
 
 def _load(model: Detector, entry: zoo.Weights, fresh: tuple[str, ...]) -> None:
@@ -190,12 +130,6 @@ def _load(model: Detector, entry: zoo.Weights, fresh: tuple[str, ...]) -> None:
         state = {key: value for key, value in state.items() if not key.startswith(fresh)}
     state = frozen_statistics(state, entry.config.scheme, config.scheme)
     load_state(model, state, entry.name, fresh=fresh)
-
-
-def _last_strides(net: zoo.Backbone) -> tuple[int, ...]:
-    """Return the indices of the deepest level of each of the last four strides."""
-    deepest = {level.reduction: i for i, level in enumerate(net.levels)}
-    return tuple(deepest.values())[-4:]
 
 
 def _input_transform(
@@ -243,7 +177,7 @@ class DetectorFamily:
 
     def info(self, name: str) -> ModelInfo:
         """Return the ``zoo.model_info`` of a detector; the backbone's own options are given as the option ``body``."""
-        kind, backbone = _parse_name(name)
+        kind, backbone = parse_name(name)
         body = zoo.model_info(backbone)
         return ModelInfo(
             name=name,
@@ -270,10 +204,17 @@ class DetectorFamily:
         return _build(config)
 
     def from_batchnorm(
-        self, state: Mapping[str, Tensor], name: str | None, *, eps: float | None, form: str, **options: Any
-    ) -> Any:
-        """Return the conversion of a detector's checkpoint; see ``zoo.families.Family.from_batchnorm``."""
-        return None
+        self,
+        state: Mapping[str, Tensor],
+        name: str | None,
+        *,
+        model: nn.Module | None,
+        eps: float | None,
+        form: Form,
+        **options: Any,
+    ) -> Conversion | None:
+        """Return the conversion of a detector; see ``tasks.detection.convert.from_batchnorm``."""
+        return from_batchnorm(state, name, model=model, eps=eps, form=form, **options)
 
 
 FAMILY: Family = DetectorFamily()

@@ -38,6 +38,7 @@ class DetectorOptions:
         heads: style of the heads, ``2fc`` or ``4conv1fc`` (``tasks.detection.heads``).
         out_indices: feature levels of the backbone; None for the last four strides it has.
         fpn_channels: channels of the pyramid.
+        rpn_convs: 3x3 convolutions of the region proposal network.
         box_width: width of the box head's linear layers.
         box_convs: channels of the box head's convolutions (4conv1fc only).
         mask_convs: channels of the mask head's convolutions.
@@ -58,6 +59,7 @@ class DetectorOptions:
     heads: HeadStyle = "2fc"
     out_indices: tuple[int, ...] | None = None
     fpn_channels: int = 256
+    rpn_convs: int = 1
     box_width: int = 1024
     box_convs: tuple[int, ...] = (256, 256, 256, 256)
     mask_convs: tuple[int, ...] = (256, 256, 256, 256)
@@ -76,7 +78,7 @@ class DetectorOptions:
     body: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        sizes = ("fpn_channels", "box_width", "mask_width", "anchor_scale", "canonical_size")
+        sizes = ("fpn_channels", "rpn_convs", "box_width", "mask_width", "anchor_scale", "canonical_size")
         counts = ("rpn_samples", "box_samples", "proposals_train", "proposals_test", "detections")
         for field in sizes + counts:
             if not getattr(self, field) > 0:
@@ -173,7 +175,7 @@ class Detector(GeneralizedRCNN):
         )
         rpn = RegionProposalNetwork(
             anchors,
-            RPNHead(options.fpn_channels, len(options.aspect_ratios)),
+            RPNHead(options.fpn_channels, len(options.aspect_ratios), options.rpn_convs),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=options.rpn_samples,

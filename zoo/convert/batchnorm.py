@@ -35,6 +35,7 @@ class Conversion:
         form: form of the conversion.
         eps: eps of the norms that was used; None if the source has no norm.
         transform: input transform, where the layout fixes it.
+        classes: class names in order of the logits, where the layout fixes them.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Conversion:
     form: Form
     eps: float | None
     transform: AnyTransform | None
+    classes: tuple[str, ...] | None = None
 
 
 def from_batchnorm(
@@ -113,10 +115,11 @@ def convert_batchnorm(
     eps = own_eps if eps is None else eps
     layout = next((layout for layout in LAYOUTS if layout.matches(state.keys())), None)
     if layout is None:
+        model = source if isinstance(source, nn.Module) else None
         for family in all_families():
             if not isinstance(family, ReadsBatchNorm):
                 continue
-            found = family.from_batchnorm(state, name, eps=eps, form=form, **options)
+            found = family.from_batchnorm(state, name, model=model, eps=eps, form=form, **options)
             if found is not None:
                 return found
         raise WeightsError(

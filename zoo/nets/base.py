@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -200,6 +200,7 @@ class Backbone(Net):
     pretrained_cfg: Mapping[str, Any] = {}  # input and head in timm's words (zoo.pretrained_cfg); of nets for images
     default_cfg: Mapping[str, Any] = {}  # the same, under timm's older name
     headless = False  # whether ``truncate`` has removed the head
+    frozen: tuple[nn.Module, ...] = ()  # modules that stay in eval mode; set by freeze
 
     @classmethod
     def build(cls, layout: Any, scheme: Any, config: ModelConfig) -> Backbone:
@@ -354,6 +355,27 @@ class Backbone(Net):
         self.head_bias, self.drop, self.fc = nn.Identity(), nn.Identity(), nn.Identity()
         self.num_classes, self.global_pool, self.pooled, self.headless = 0, "", True, True
 
+    def freeze(self, levels: int) -> None:
+        """Freeze the modules of the first ``levels`` feature levels for good: no gradients, statistics or dropout.
+
+        With all levels frozen the head alone is trained.
+
+        Raises:
+            ZooError: more levels than the net has.
+        """
+        if not 0 <= levels <= len(self.levels):
+            raise ZooError(f"freeze={levels}: must be 0 to {len(self.levels)}, the levels of {self.config.name}")
+        fixed = [self.get_submodule(level.module) for level in self.levels[:levels]]
+        for module in fixed:
+            module.requires_grad_(False).eval()
+        self.frozen += tuple(module for module in fixed if module not in self.frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
+
 
 class FeatureExtractor(nn.Module):
     """A backbone that returns the feature maps ``out_indices`` as a list, without head or unused stages."""
@@ -367,30 +389,14 @@ class FeatureExtractor(nn.Module):
         self.out_indices = indices
         self.feature_info = FeatureInfo(levels, indices)
         self.config = body.config
-        self.frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the maps (N, C_i, [t_i,] h_i, w_i) that ``feature_info`` describes, of (N, in_chans, [T,] H, W)."""
         return self.body.forward_levels(x, self.out_indices)
 
     def freeze(self, levels: int) -> None:
-        """Freeze the modules of the first ``levels`` feature levels for good: no gradients, statistics or dropout.
-
-        Raises:
-            ZooError: more levels than the net has.
-        """
-        if not 0 <= levels <= len(self.body.levels):
-            raise ZooError(f"freeze={levels}: must be 0 to {len(self.body.levels)}, the levels of {self.config.name}")
-        for level in self.body.levels[:levels]:
-            module = self.body.get_submodule(level.module)
-            module.requires_grad_(False).eval()
-            self.frozen.append(module)
-
-    def train(self, mode: bool = True) -> FeatureExtractor:
-        super().train(mode)
-        for module in self.frozen:
-            module.eval()
-        return self
+        """Freeze the first ``levels`` feature levels for good; see ``Backbone.freeze``."""
+        self.body.freeze(levels)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Store only the inputs of blocks for backward (``Backbone.set_grad_checkpointing``)."""
@@ -406,20 +412,55 @@ def no_weight_decay(model: nn.Module) -> set[str]:
     return {name for name, p in model.named_parameters() if p.ndim <= 1}
 
 
+def parameters_by_level(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of the parameters of each feature level and, last, of the ``head``: all others.
+
+    The head of a classifier is what follows its last feature map, the head of a detector is its pyramid and its heads.
+    Levels without parameters are left out, the head never is.
+
+    Args:
+        model: a backbone, a module around one, or any other module, which has a head alone.
+    """
+    bodies = [(name, module) for name, module in model.named_modules() if isinstance(module, Backbone)]
+    prefixes = {}
+    for name, body in bodies[:1]:
+        prefixes = {level.module: f"{name}.{level.module}.".removeprefix(".") for level in body.levels}
+    levels: dict[str, list[str]] = {level: [] for level in [*prefixes, "head"]}
+    for name, _ in model.named_parameters():
+        levels[next((level for level, prefix in prefixes.items() if name.startswith(prefix)), "head")].append(name)
+    return {level: names for level, names in levels.items() if names or level == "head"}
+
+
 def param_groups(
-    model: nn.Module, weight_decay: float, *, multiplier_lr: float = 1.0, bias_lr: float = 1.0
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    multiplier_lr: float = 1.0,
+    bias_lr: float = 1.0,
+    layer_decay: float = 1.0,
+    head_lr: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Return groups for an optimizer: weights with decay; biases, norm parameters and multipliers without.
+
+    Parameters that do not require gradients are in no group. The factors of the kind and of the level on the learning
+    rate are multiplied.
 
     Args:
         model: any module.
         weight_decay: weight decay of the weights of convolutions and linear layers.
         multiplier_lr: factor on the learning rate of the joins' multipliers, as ``lr_scale`` in their group.
         bias_lr: factor on the learning rate of the biases that are initialised from data.
+        layer_decay: factor on the learning rate for each feature level between a parameter and the head, which counts
+            as 1: ``layer_decay`` for the last level, ``layer_decay**2`` for the one before it (Clark et al. 2020,
+            arXiv:2003.10555).
+        head_lr: factor on the learning rate of the head, which is all that belongs to no feature level.
 
     Returns:
         The groups that are not empty, with ``params``, ``names``, ``group`` (weights, others, data_biases,
-        multipliers), ``weight_decay`` and ``lr_scale``.
+        multipliers), ``weight_decay`` and ``lr_scale``; one for each kind and rate.
+
+    Raises:
+        ZooError: ``layer_decay`` or ``head_lr`` for a model without feature levels.
     """
     # the group of each parameter whose module decides it
     special: dict[str, str] = {}
@@ -435,15 +476,25 @@ def param_groups(
         "data_biases": (0.0, bias_lr),
         "multipliers": (0.0, multiplier_lr),
     }
-    groups: dict[str, dict[str, Any]] = {
-        kind: {"params": [], "names": [], "group": kind, "weight_decay": decay, "lr_scale": scale}
-        for kind, (decay, scale) in settings.items()
-    }
+    # the factor of each parameter's level
+    levels = parameters_by_level(model)
+    if len(levels) == 1 and (layer_decay, head_lr) != (1.0, 1.0):
+        raise ZooError(f"layer_decay={layer_decay}, head_lr={head_lr}: must be 1 for a model without feature levels")
+    factors: dict[str, float] = {}
+    for distance, (level, names) in enumerate(reversed(levels.items())):
+        factor = head_lr if level == "head" else layer_decay**distance
+        factors |= dict.fromkeys(names, factor)
     # the others: by their number of dimensions
     without_decay = no_weight_decay(model)
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    for kind, (decay, scale) in settings.items():
+        for factor in dict.fromkeys(factors.values()):
+            rate = scale * factor
+            groups[kind, factor] = {"params": [], "names": [], "group": kind, "weight_decay": decay, "lr_scale": rate}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kind = special.get(name, "others" if name in without_decay else "weights")
-            groups[kind]["params"].append(parameter)
-            groups[kind]["names"].append(name)
-    return [g for g in groups.values() if g["params"]]
+            group = groups[kind, factors[name]]
+            group["params"].append(parameter)
+            group["names"].append(name)
+    return [group for group in groups.values() if group["params"]]

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -74,6 +75,34 @@ def test_resizing_is_torchvisions_up_to_rounding():
         if a.shape == b.shape:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     assert ours.resize(torch.rand(3, 1, 3000))[0].shape == (3, 1, 1333)  # never nothing
+
+
+def test_sizes_at_which_resizing_differs():
+    """Those of docs/detection.md: the exact product is a whole number, and torchvision's float product lies below."""
+    sides = np.arange(1, 1401)
+    height, width = np.meshgrid(sides, sides, indexing="ij")
+    short, long = np.minimum(height, width), np.maximum(height, width)
+    factor = np.minimum(800 / short, 1333 / long)
+    differ, whole, vanish = (np.zeros(short.shape, bool) for _ in range(3))
+    for side in (height, width):
+        exact = np.minimum(side * 800 // short, side * 1333 // long)
+        theirs = np.floor(side * factor).astype(int)
+        assert set((exact - theirs).flat) == {0, 1}
+        differ |= exact != theirs
+        vanish |= theirs == 0
+        by_long = 1333 * short < 800 * long
+        whole |= np.where(by_long, side * 1333 % long == 0, side * 800 % short == 0)
+    assert not (differ & ~whole).any()
+    assert (differ & ~vanish).sum() == 77_881
+    assert vanish.sum() == 134
+    short_sides = [side for side in sides[199:640] if differ[side - 1, 639]]
+    assert short_sides == [385, 386, 387, 388, 390, 398, 539, 578, 607, 610]
+    theirs = GeneralizedRCNNTransform(800, 1333, [0.0] * 3, [1.0] * 3).eval()
+    ours = Standardize(zoo.DetectionTransform(800, 1333, (0.0,) * 3, (1.0,) * 3), 32).eval()
+    for side in (386, 392, 539):
+        image = torch.rand(3, side, 640)
+        a, b = theirs.resize(image)[0], ours.resize(image)[0]
+        assert torch.equal(a, b) if side == 392 else a.shape != b.shape
 
 
 # -- what a detector is made of ---------------------------------------------------------------------
