@@ -106,6 +106,22 @@ def test_other_nets_by_their_tags(ours, builder, tag, size, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("ours", "builder", "tag"), [row for row in source.tags() if "rcnn" in row[0]])
+def test_detectors_by_their_tags(ours, builder, tag, tmp_path, monkeypatch):
+    """The classes are COCO's 80, without torchvision's background and rows that no object has."""
+    torch.manual_seed(0)
+    net = get_model(builder, weights=None, weights_backbone=None)
+    publish(net, get_model_weights(builder)[tag], tmp_path, monkeypatch)
+    first = builder == tables.TORCHVISION[ours][0]
+    model = zoo.create_model(ours, weights=f"torchvision:{tag}" if first else f"torchvision:{builder}:{tag}").eval()
+    entry = zoo.get_weights(f"torchvision:{builder}:{tag}")
+    assert (model.config.num_classes, len(entry.classes)) == (80, 80)
+    assert (entry.classes[0], entry.classes[-1]) == ("person", "toothbrush")
+    assert entry.transform == source.describe(entry.name)["transform"]
+    assert entry.meta["eps"] == tables.TORCHVISION_EPS.get((builder, tag), 1e-5)
+
+
+@pytest.mark.slow
 def test_new_classes_and_features(published):
     assert zoo.create_model("rescalenet18", "torchvision:IMAGENET1K_V1", num_classes=3).fc.out_features == 3
     features = zoo.create_model("rescalenet18", "torchvision:IMAGENET1K_V1", features_only=True)
