@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from tasks.detection import from_torchvision
+from tasks.detection import from_detectron2, from_torchvision
 from tasks.detection.build import build_detector
 from tasks.detection.heads import ConvsLinear
 from tasks.detection.imported import load_imported
@@ -43,7 +43,7 @@ def from_batchnorm(
     """Return the conversion of a detector with BatchNorm; None if it is not of a known layout.
 
     Args:
-        state: state dict of torchvision's Faster or Mask R-CNN, or of a detector of the zoo.
+        state: state dict of torchvision's or detectron2's Faster or Mask R-CNN, or of a detector of the zoo.
         name: name of our detector; None to infer it.
         model: module that the state dict is of; None if a state dict was given. Anchors, sizes and thresholds show in
             the module only: for a state dict they are torchvision's defaults.
@@ -64,14 +64,15 @@ def from_batchnorm(
             raise ZooError(f"name={name!r}: the detector given is {model.config.name}; leave the name out")
         done = rescaled_detector(model, form, **options)
         return Conversion(done, OURS, form, None, done.input)
-    # one of torchvision
-    if not from_torchvision.matches(state):
+    # one of torchvision or detectron2
+    layout = next((layout for layout in (from_torchvision, from_detectron2) if layout.matches(state)), None)
+    if layout is None:
         return None
     if classes not in ("coco", "all"):
         raise ZooError(f"classes={classes!r}: must be coco or all")
     settings = from_torchvision.module_settings(model) if isinstance(model, GeneralizedRCNN) else {}
     of_result, of_layout = split_options({**settings, **options})
-    imported = from_torchvision.read(state, name, of_layout, eps=eps, every_class=classes == "all")
+    imported = layout.read(state, name, of_layout, eps=eps, every_class=classes == "all")
     detector = load_imported(imported)
     done = rescaled_detector(detector, form, **of_result)
     return Conversion(done, imported.layout, form, imported.eps, imported.input, imported.classes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 import zoo
+from tasks.detection.conventions import AlignedPool, ExactAnchors, paste_at_centres
 from tasks.detection.fpn import BodyWithFPN
 from tasks.detection.heads import ConvsLinear, HeadStyle, TwoLinear, box_predictor, conv_stack, mask_predictor
 from zoo.errors import ZooError
@@ -45,6 +46,8 @@ class DetectorOptions:
         mask_width: channels of the mask head's upsampling layer.
         anchor_scale: side of a level's anchors over its stride.
         aspect_ratios: heights of anchors over their widths.
+        conventions: whether anchors, RoI pooling and masks are torchvision's or detectron2's
+            (``tasks.detection.conventions``).
         canonical_size: side in pixels of the boxes that are pooled from the level of stride 16.
         rpn_samples: anchors that each image is trained on.
         box_samples: proposals that each image is trained on.
@@ -66,6 +69,7 @@ class DetectorOptions:
     mask_width: int = 256
     anchor_scale: float = 8.0
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    conventions: Literal["torchvision", "detectron2"] = "torchvision"
     canonical_size: int = 224
     # Sampling and post-processing are free to change: no weight depends on them.
     rpn_samples: int = free(256)
@@ -96,12 +100,15 @@ class Standardize(GeneralizedRCNNTransform):
     Args:
         transform: sizes, mean, standard deviation and channel order.
         size_divisible: number that the padded sides of a batch are multiples of.
+        exact_masks: whether masks are sampled at the centres of pixels, as detectron2 does, instead of pasted at whole
+            pixels.
     """
 
-    def __init__(self, transform: DetectionTransform, size_divisible: int) -> None:
+    def __init__(self, transform: DetectionTransform, size_divisible: int, *, exact_masks: bool = False) -> None:
         mean, std = list(transform.mean), list(transform.std)
         super().__init__(transform.min_size, transform.max_size, mean, std, size_divisible, _skip_resize=True)
         self.reverse = transform.channel_order == "BGR"
+        self.exact_masks = exact_masks
 
     def normalize(self, image: Tensor) -> Tensor:
         """Standardise an RGB image (3, H, W), in the channel order of the transform."""
@@ -122,6 +129,19 @@ class Standardize(GeneralizedRCNNTransform):
             size = [int(side) for side in size]
         resized = F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
         return resized, target
+
+    def postprocess(
+        self,
+        result: list[dict[str, Tensor]],
+        image_shapes: list[tuple[int, int]],
+        original_image_sizes: list[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """Return detections in pixels of the images as they were given, with masks of their size."""
+        masks = [found.pop("masks") for found in result if self.exact_masks and "masks" in found]
+        result = super().postprocess(result, image_shapes, original_image_sizes)
+        for found, mask, size in zip(result, masks, original_image_sizes, strict=False):
+            found["masks"] = paste_at_centres(mask, found["boxes"], size)
+        return result
 
 
 class Detector(GeneralizedRCNN):
@@ -165,14 +185,21 @@ class Detector(GeneralizedRCNN):
         classes = config.num_classes + 1
         levels = backbone.names[:-1]
 
-        def pool(size: int) -> MultiScaleRoIAlign:
+        exact = options.conventions == "detectron2"
+
+        def pool(size: int) -> nn.Module:
+            if exact:
+                return AlignedPool(levels, backbone.strides[:-1], size, options.canonical_size)
             return MultiScaleRoIAlign(levels, size, sampling_ratio=2, canonical_scale=options.canonical_size)
 
         # Make the region proposal network.
-        anchors = AnchorGenerator(
-            tuple((int(options.anchor_scale * stride),) for stride in backbone.strides),
-            (options.aspect_ratios,) * len(backbone.strides),
-        )
+        sides = [options.anchor_scale * stride for stride in backbone.strides]
+        if exact:
+            anchors: AnchorGenerator = ExactAnchors(sides, options.aspect_ratios, backbone.strides)
+        else:
+            anchors = AnchorGenerator(
+                tuple((int(side),) for side in sides), (options.aspect_ratios,) * len(backbone.strides)
+            )
         rpn = RegionProposalNetwork(
             anchors,
             RPNHead(options.fpn_channels, len(options.aspect_ratios), options.rpn_convs),
@@ -207,7 +234,7 @@ class Detector(GeneralizedRCNN):
             heads.mask_roi_pool = pool(14)
             heads.mask_head = conv_stack(options.fpn_channels, options.mask_convs, scheme)
             heads.mask_predictor = mask_predictor(options.mask_convs[-1], options.mask_width, classes)
-        super().__init__(backbone, rpn, heads, Standardize(input, backbone.strides[-2]))
+        super().__init__(backbone, rpn, heads, Standardize(input, backbone.strides[-2], exact_masks=exact))
         self.config, self.num_classes, self.input = config, config.num_classes, input
 
     @property

@@ -67,16 +67,8 @@ def _last_norm(block):
     return found[-1] if len(found) > 1 else None
 
 
-@torch.no_grad()
-def settle(model, size=(96, 128)):
-    """Give norms random scales and the statistics of two pictures, and the last layers outputs that differ.
-
-    Of the mean only a third is removed: removed whole, what is left of a random net's maps is so small that fp32 loses
-    a digit in each norm. The last norm of a block is small, as in trained nets.
-    """
-    generator = torch.Generator().manual_seed(1)
-    model.eval()
-    last = {norm for block in model.backbone.body.modules() if (norm := _last_norm(block)) is not None}
+def norm_fitter(generator, last):
+    """A hook that gives a norm a random scale and the statistics of its input; those in ``last`` get a small scale."""
 
     def fit_norm(norm, args):
         (x,) = args
@@ -88,17 +80,36 @@ def settle(model, size=(96, 128)):
         norm.weight.copy_((0.2 * noise[1]).exp() * (0.3 if norm in last else 1.0) * noise[3].add(1.5).sign())
         norm.bias.copy_(0.2 * noise[2])
 
-    def spread(std):
-        def fit_layer(layer, args, out):
-            factor = std / out.std(0).mean()
-            layer.weight.mul_(factor)
-            layer.bias.add_(0.2 * torch.randn(layer.bias.shape, generator=generator))
-            return out * factor
+    return fit_norm
 
-        return fit_layer
+
+def spreader(generator, std):
+    """A hook that scales a last layer so that its outputs differ by this much."""
+
+    def fit_layer(layer, args, out):
+        factor = std / out.std(0).mean()
+        layer.weight.mul_(factor)
+        layer.bias.add_(0.2 * torch.randn(layer.bias.shape, generator=generator))
+        return out * factor
+
+    return fit_layer
+
+
+@torch.no_grad()
+def settle(model, size=(96, 128)):
+    """Give norms random scales and the statistics of two pictures, and the last layers outputs that differ.
+
+    Of the mean only a third is removed: removed whole, what is left of a random net's maps is so small that fp32 loses
+    a digit in each norm. The last norm of a block is small, as in trained nets.
+    """
+    generator = torch.Generator().manual_seed(1)
+    model.eval()
+    last = {norm for block in model.backbone.body.modules() if (norm := _last_norm(block)) is not None}
 
     # body, pyramid and proposals
-    hooks = [m.register_forward_pre_hook(fit_norm) for m in model.modules() if isinstance(m, BATCH_NORMS)]
+    hooks = [
+        m.register_forward_pre_hook(norm_fitter(generator, last)) for m in model.modules() if isinstance(m, BATCH_NORMS)
+    ]
     model.rpn.head.cls_logits.weight.mul_(30)
     model.rpn.head.bbox_pred.weight.mul_(3)
     batch, _ = model.transform([picture(*size, seed=1), picture(*size, seed=2)])
@@ -107,12 +118,12 @@ def settle(model, size=(96, 128)):
     # heads
     heads = model.roi_heads
     hooks += [
-        heads.box_predictor.cls_score.register_forward_hook(spread(1.0)),
-        heads.box_predictor.bbox_pred.register_forward_hook(spread(0.5)),
+        heads.box_predictor.cls_score.register_forward_hook(spreader(generator, 1.0)),
+        heads.box_predictor.bbox_pred.register_forward_hook(spreader(generator, 0.5)),
     ]
     heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, batch.image_sizes)))
     if heads.has_mask():
-        hooks.append(heads.mask_predictor.mask_fcn_logits.register_forward_hook(spread(2.0)))
+        hooks.append(heads.mask_predictor.mask_fcn_logits.register_forward_hook(spreader(generator, 2.0)))
         boxes = [boxes[:20] for boxes in proposals]
         heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, batch.image_sizes)))
     for hook in hooks:

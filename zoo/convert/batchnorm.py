@@ -14,7 +14,7 @@ from zoo.convert.layouts import LAYOUTS, Imported
 from zoo.convert.layouts.facts import module_facts
 from zoo.convert.rescaled import FORMS, Form, rescaled
 from zoo.errors import WeightsError, ZooError
-from zoo.families import ReadsBatchNorm, all_families
+from zoo.families import ReadsBatchNorm, all_families, find_family
 from zoo.nets.base import Backbone
 from zoo.options import free_options
 from zoo.registry import build_model
@@ -114,9 +114,11 @@ def convert_batchnorm(
     own_eps = facts.pop("eps", None)
     eps = own_eps if eps is None else eps
     layout = next((layout for layout in LAYOUTS if layout.matches(state.keys())), None)
-    if layout is None:
+    # a model of a family: where its name was asked for, or no layout of nets matches
+    asked = None if name is None else find_family(name)
+    if layout is None or asked is not None:
         model = source if isinstance(source, nn.Module) else None
-        for family in all_families():
+        for family in all_families() if asked is None else [asked]:
             if not isinstance(family, ReadsBatchNorm):
                 continue
             found = family.from_batchnorm(state, name, model=model, eps=eps, form=form, **options)
