@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import torch
 
 from tasks.config import find_config
 from tests.helpers.paths import ROOT
@@ -61,9 +62,23 @@ def test_the_page_on_fine_tuning_runs():
         assert find_config(name)
 
 
+def test_the_page_on_conversion_runs():
+    text = (ROOT / "docs" / "convert.md").read_text()
+    scope: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, "convert.md", "exec"), scope)
+    ours, theirs, x = (scope[name] for name in ("ours", "theirs", "x"))
+    with torch.no_grad():
+        right = theirs(x)
+        assert (ours(x) - right).abs().max() < 3e-6 * right.abs().max()
+    assert ours.layer1[0].conv1.pre_bias.any()  # the second block has moved the biases
+    for name in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert (ROOT / "docs" / name).exists(), name
+
+
 def test_the_page_on_detection_runs():
     scope, blocks = page("detection")
-    assert blocks == 2  # the second is detectron2's: tests/interop
+    assert blocks == 3  # the second loads published weights, the third is detectron2's: tests/interop
     assert scope["model"].config.name == "faster_rcnn_rescalenet101_fpn"
 
 

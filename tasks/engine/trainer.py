@@ -194,7 +194,8 @@ class Trainer(Run):
         if (at.epoch + 1) % train.eval_every == 0 or at.epoch + 1 == train.epochs:
             at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)
             metrics = {**metrics, **at.metrics}
-            meta["metrics"] = at.metrics
+            # a header has no NaN: a class without samples has no accuracy
+            meta["metrics"] = {key: value if math.isfinite(value) else None for key, value in at.metrics.items()}
             if at.metrics[self.task.metric] > at.best:
                 at.best = at.metrics[self.task.metric]
                 if main:
