@@ -4,15 +4,17 @@ import re
 
 import pytest
 import torch
+import torchvision
 
 from tasks.config import find_config
 from tests.helpers.paths import ROOT
+from tests.helpers.published import publish
 
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_api_page_runs(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), scope)
@@ -21,6 +23,24 @@ def test_the_api_page_runs(tmp_path, monkeypatch):
     assert scope["features"].shape == (1, 64, 8, 8)
     assert scope["zoo"].list_models("rescalenet*", pretrained=True) == ["rescalenet20_cifar"]
     assert (tmp_path / "out/mine.safetensors").exists()
+
+
+def test_the_pretrained_net_by_name_runs(tmp_path, monkeypatch):
+    """With random weights under the name of torchvision's file."""
+    monkeypatch.setenv("RESCALENET_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("RESCALENET_OFFLINE", raising=False)
+    net = torchvision.models.resnet50().eval()
+    publish(net, torchvision.models.ResNet50_Weights.IMAGENET1K_V2, tmp_path, monkeypatch)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    x = scope["weights"].transforms()(scope["picture"])[None]
+    with torch.no_grad():
+        right = net(x)
+    assert (scope["logits"] - right).abs().max() < 3e-6 * right.abs().max()
+    assert scope["finetune"].num_classes == 5
+    assert re.search(r"\{'acc@1': [\d.]+, 'acc@5': [\d.]+\}", code)[0] == str(scope["weights"].meta["metrics"])
 
 
 def test_named_files_and_commands_exist():

@@ -235,7 +235,8 @@ def create_model(
 
     Args:
         name: one of ``list_models()``.
-        weights: a tag (``"cifar10"``), ``"name.tag"`` or a path ending in ``.safetensors``; None for a fresh
+        weights: a tag (``"cifar10"``), ``"name.tag"``, a path ending in ``.safetensors``, or weights of others such as
+            ``"torchvision:IMAGENET1K_V2"`` (docs/weights.md), which are converted exactly; None for a fresh
             model.
         scheme: one of ``model_info(name).schemes``; None for the weights' own, or ``rescale`` without weights. Another
             scheme than the weights' is an error, except ``frozen_bn`` for ``bn`` weights.

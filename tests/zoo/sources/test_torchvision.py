@@ -2,7 +2,6 @@
 
 import hashlib
 import multiprocessing
-import os
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torchvision
 from torchvision.models import ResNet18_Weights, get_model, get_model_weights
 
 import zoo
+from tests.helpers.published import publish
 from tests.helpers.server import Answer
 from tests.zoo.sources.conftest import far, trained
 from zoo.sources import tables
@@ -22,18 +22,6 @@ NAME = "torchvision:resnet18:IMAGENET1K_V1"
 def resnet18():
     torch.manual_seed(0)
     return trained(get_model("resnet18"))
-
-
-def publish(net, entry, folder, monkeypatch):
-    """Put a net's weights into torch.hub's folder, under the name that torchvision expects: with its hash."""
-    folder = folder / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save(net.state_dict(), folder / "new.pth")
-    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
-    path = folder / f"net-{digest[:8]}.pth"
-    os.rename(folder / "new.pth", path)
-    monkeypatch.setattr(entry.value, "url", f"https://download.pytorch.org/models/{path.name}")
-    return path
 
 
 @pytest.fixture
