@@ -52,7 +52,7 @@ class ExactAnchors(AnchorGenerator):
         like = feature_maps[0]
         self.set_cell_anchors(like.dtype, like.device)
         strides = [[torch.tensor(stride, device=like.device)] * 2 for stride in self.level_strides]
-        levels = self.grid_anchors([level.shape[-2:] for level in feature_maps], strides)  # type: ignore[misc]
+        levels = self.grid_anchors([level.shape[-2:] for level in feature_maps], strides)
         return [torch.cat(levels) for _ in image_list.image_sizes]
 
 

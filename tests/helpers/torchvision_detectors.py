@@ -89,7 +89,7 @@ def spreader(generator, std):
     def fit_layer(layer, args, out):
         factor = std / out.std(0).mean()
         layer.weight.mul_(factor)
-        layer.bias.add_(0.2 * torch.randn(layer.bias.shape, generator=generator))
+        layer.bias.add_(torch.randn(layer.bias.shape, generator=generator))
         return out * factor
 
     return fit_layer
@@ -118,7 +118,7 @@ def settle(model, size=(96, 128)):
     # heads
     heads = model.roi_heads
     hooks += [
-        heads.box_predictor.cls_score.register_forward_hook(spreader(generator, 1.0)),
+        heads.box_predictor.cls_score.register_forward_hook(spreader(generator, 0.7)),
         heads.box_predictor.bbox_pred.register_forward_hook(spreader(generator, 0.5)),
     ]
     heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, batch.image_sizes)))

@@ -44,7 +44,7 @@ def detectron2_detector(masks, classes=80, **changes):
     proposals, _ = model.proposal_generator(batch, features)
     heads = model.roi_heads
     hooks += [
-        heads.box_predictor.cls_score.register_forward_hook(spreader(generator, 1.0)),
+        heads.box_predictor.cls_score.register_forward_hook(spreader(generator, 0.7)),
         heads.box_predictor.bbox_pred.register_forward_hook(spreader(generator, 0.5)),
     ]
     found = heads._forward_box(features, proposals)

@@ -96,7 +96,7 @@ def convert_original(
     return Converted(
         done.model,
         original.transform or done.transform or _usual_transform(done.model.config.name, source),
-        _class_names(original.classes, done.model.num_classes, source),
+        _class_names(done.classes or original.classes, done.model.num_classes, source),
         meta,
     )
 
