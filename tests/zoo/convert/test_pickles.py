@@ -366,7 +366,7 @@ def test_changed_bytes(read, protocol):
     content = pickle.dumps(
         {"model": {"a": np.arange(6.0), "b": ONES}, "c": [1, "text", (2.5, None)]}, protocol=protocol
     )
-    outcomes = collections.Counter()
+    outcomes, messages = collections.Counter(), []
     for _ in range(300):
         changed = bytearray(content)
         for place in random.integers(0, len(content), random.integers(1, 4)):
@@ -375,6 +375,7 @@ def test_changed_bytes(read, protocol):
             read(bytes(changed))
             outcomes["read"] += 1
         except WeightsError as error:
-            assert "\n" not in str(error)
+            messages.append(str(error))
             outcomes["refused" if "contains" in str(error) else "damaged"] += 1
+    assert not any("\n" in message for message in messages)
     assert all(outcomes[kind] > 5 for kind in ("read", "refused", "damaged"))
