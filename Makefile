@@ -5,6 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 INTEROP := .venv-interop
 PINNED := tests/interop/requirements-detectron2.txt tests/interop/requirements-fairseq.txt
+FETCHED := tests/interop/install_detectron2.py tests/interop/fetch_timm_tests.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
@@ -22,14 +23,14 @@ test: $(STAMP)  ## run the tests and the examples in docstrings, without the slo
 test-full: $(STAMP)  ## run all tests and print which lines they do not reach
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
-test-interop: $(INTEROP)/.installed  ## run the tests inside detectron2 and fairseq (Python 3.11)
+test-interop: $(INTEROP)/.installed  ## run the tests inside detectron2, fairseq and timm (Python 3.11)
 	$(INTEROP)/bin/python -m pytest tests/interop
 
-$(INTEROP)/.installed: $(STAMP) $(PINNED) tests/interop/install_detectron2.py
+$(INTEROP)/.installed: $(STAMP) $(PINNED) $(FETCHED)
 	rm -rf $(INTEROP)
 	$(BIN)/python -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install -q --no-deps --require-hashes $(addprefix -r ,$(PINNED))
-	$(INTEROP)/bin/python tests/interop/install_detectron2.py
+	for script in $(FETCHED); do $(INTEROP)/bin/python $$script || exit 1; done
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> $$(echo $(INTEROP)/lib/python3.*/site-packages)/base.pth
 	touch $@

@@ -232,7 +232,7 @@ def read(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def feed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the time to read and transform a clip, and that of a training step per clip; return the results."""
     section = DataSection.model_validate({"root": ".", "augment": {"short_side": [256, 320]}})
-    sampler, transform, random = ClipSampler(LAYOUT), train_transform(section, LAYOUT), np.random.default_rng(0)
+    sampler, transform, random = ClipSampler(LAYOUT), train_transform(section.augment, LAYOUT), np.random.default_rng(0)
     batch = arguments.batch[0]
     stepping = {net: step(net, "rescale", batch, arguments) for net in arguments.net}
     seconds: dict[str, list[float]] = {name: [] for name in ("read", "transform", *stepping)}

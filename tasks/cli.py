@@ -241,12 +241,18 @@ def convert(
     form: Annotated[str, typer.Option(help="Form of the converted net: gained, folded or balanced.")] = "gained",
     eps: Annotated[float | None, typer.Option(min=0, help="eps of the norms; default: the source's.")] = None,
     classes: Annotated[Path | None, typer.Option(help="Text file with a class name on each line.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE that a checkpoint's keys do not show, e.g. stride_in_1x1=true; more than once."),
+    ] = None,
 ) -> None:
     """Convert weights with BatchNorm, or of the authors' RescaleNet code, to weights of this zoo."""
     import zoo
+    from tasks import config as cfg
 
     names = classes.read_text(encoding="utf-8").splitlines() if classes else None
-    entry = zoo.sources.convert(source, out, name=name, form=cast(Any, form), eps=eps, classes=names)
+    options = cfg.apply_overrides({}, option or [])
+    entry = zoo.sources.convert(source, out, name=name, form=cast(Any, form), eps=eps, classes=names, **options)
     typer.echo(f"{out}: {entry.config.name}, {entry.config.num_classes} classes")
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.errors import ConfigError
 from tasks.files import configs_dir, find_file
@@ -36,9 +36,24 @@ class ModelSection(Strict):
     """The net, as ``zoo.create_model`` takes it."""
 
     name: str = Field(description="a name of zoo.list_models()")
-    weights: str | None = Field(None, description="tag, name.tag or path of a safetensors file to start from")
+    weights: str | None = Field(None, description="weights to start from: any name that zoo.get_weights opens")
     scheme: str | None = Field(None, description=f"{', '.join(VISION_SCHEMES)}; default: the weights' or rescale")
     options: dict[str, Any] = Field({}, description="other options of the net and of its scheme")
+
+
+class BackboneSection(ModelSection):
+    """A net with feature levels, of which some may be fixed."""
+
+    freeze: int = Field(
+        0, ge=0, description="number of feature levels, from the stem on, that stay as the weights have them"
+    )
+
+    @field_validator("freeze")
+    @classmethod
+    def _something_to_keep(cls, freeze: int, info: pydantic.ValidationInfo) -> int:
+        if freeze and info.data.get("weights") is None:
+            raise ValueError("requires model.weights, because a fresh net has nothing to keep")
+        return freeze
 
 
 def net_info(name: str, input_kind: InputKind) -> ModelInfo:
@@ -85,6 +100,10 @@ class SGD(Strict):
     weight_decay: float = Field(1e-4, ge=0, description="decay of weights; biases, multipliers and norms have none")
     multiplier_lr: float = Field(1.0, ge=0, description="factor on lr for the multipliers m_k")
     bias_lr: float = Field(1.0, ge=0, description="factor on lr for the biases initialised from data")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on lr for each feature level from the head, which has 1, back to the stem"
+    )
+    head_lr: float = Field(1.0, ge=0, description="factor on lr for all that follows the last feature level")
     clip_norm: float | None = Field(None, gt=0, description="limit on the norm of the whole gradient")
 
 
@@ -98,6 +117,8 @@ class AdamW(Strict):
     weight_decay: float = Field(1e-2, ge=0)
     multiplier_lr: float = Field(1.0, ge=0)
     bias_lr: float = Field(1.0, ge=0)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    head_lr: float = Field(1.0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
 
 

@@ -223,7 +223,7 @@ def test_classifier_reset(kind, scheme):
     pre = model.forward_head(model.forward_features(x), pre_logits=True)
     model.reset_classifier(0)
     assert torch.equal(model(x), pre)
-    assert pre.shape == (2, model.num_features)
+    assert pre.shape == (2, model.head_hidden_size)
     model.double().reset_classifier(3)
     assert model(x.double()).dtype == torch.float64
 

@@ -2,14 +2,19 @@
 
 import re
 
+import pytest
+import torch
+import torchvision
+
 from tasks.config import find_config
 from tests.helpers.paths import ROOT
+from tests.helpers.published import publish
 
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_api_page_runs(tmp_path, monkeypatch):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    _, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), scope)
@@ -18,6 +23,24 @@ def test_the_api_page_runs(tmp_path, monkeypatch):
     assert scope["features"].shape == (1, 64, 8, 8)
     assert scope["zoo"].list_models("rescalenet*", pretrained=True) == ["rescalenet20_cifar"]
     assert (tmp_path / "out/mine.safetensors").exists()
+
+
+def test_the_pretrained_net_by_name_runs(tmp_path, monkeypatch):
+    """With random weights under the name of torchvision's file."""
+    monkeypatch.setenv("RESCALENET_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("RESCALENET_OFFLINE", raising=False)
+    net = torchvision.models.resnet50().eval()
+    publish(net, torchvision.models.ResNet50_Weights.IMAGENET1K_V2, tmp_path, monkeypatch)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    x = scope["weights"].transforms()(scope["picture"])[None]
+    with torch.no_grad():
+        right = net(x)
+    assert (scope["logits"] - right).abs().max() < 3e-6 * right.abs().max()
+    assert scope["finetune"].num_classes == 5
+    assert re.search(r"\{'acc@1': [\d.]+, 'acc@5': [\d.]+\}", code)[0] == str(scope["weights"].meta["metrics"])
 
 
 def test_named_files_and_commands_exist():
@@ -47,9 +70,35 @@ def page(task):
     return scope, len(code)
 
 
+def test_the_page_on_fine_tuning_runs():
+    scope, blocks = page("finetune")
+    assert blocks == 1
+    expected = {"layer2": 0.01125, "layer3": 0.015, "fc": 0.02, "head_bias": 0.02}
+    assert scope["rates"] == pytest.approx(expected)
+    text = (ROOT / "docs" / "finetune.md").read_text()
+    recipes = re.findall(r"rescalenet train (\S+)", text)
+    assert len(recipes) >= 8
+    for name in recipes:
+        assert find_config(name)
+
+
+def test_the_page_on_conversion_runs():
+    text = (ROOT / "docs" / "convert.md").read_text()
+    scope: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, "convert.md", "exec"), scope)
+    ours, theirs, x = (scope[name] for name in ("ours", "theirs", "x"))
+    with torch.no_grad():
+        right = theirs(x)
+        assert (ours(x) - right).abs().max() < 3e-6 * right.abs().max()
+    assert ours.layer1[0].conv1.pre_bias.any()  # the second block has moved the biases
+    for name in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert (ROOT / "docs" / name).exists(), name
+
+
 def test_the_page_on_detection_runs():
     scope, blocks = page("detection")
-    assert blocks == 2  # the second is detectron2's: tests/interop
+    assert blocks == 3  # the second loads published weights, the third is detectron2's: tests/interop
     assert scope["model"].config.name == "faster_rcnn_rescalenet101_fpn"
 
 

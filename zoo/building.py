@@ -18,6 +18,7 @@ from zoo.errors import WeightsError, ZooError, one_line
 Module = TypeVar("Module", bound=nn.Module)
 
 MOST_CONSTANTS = 2**25  # values in tensors that a net computes itself and no file contains, such as sinusoids
+MOST_CALLS = 50_000  # of torch's functions; a net of 200 layers makes three thousand
 
 _RANDOM_METHODS = {getattr(torch.Tensor, name) for name in ("normal_", "uniform_")}
 _RANDOM_INIT = {
@@ -42,10 +43,10 @@ def planned(build: Callable[[], Module], source: str) -> Module:
         source: name of the file, for messages.
 
     Raises:
-        WeightsError: a config that no net can be built from, or a net with constants beyond ``MOST_CONSTANTS``.
+        WeightsError: a config that no net can be built from, or a net beyond ``MOST_CALLS`` or ``MOST_CONSTANTS``.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Counted():
             model = build()
     except ZooError as error:
         raise WeightsError(f"{source}: {one_line(error).removeprefix(f'{source}: ')}") from None
@@ -61,10 +62,26 @@ def planned(build: Callable[[], Module], source: str) -> Module:
     return model
 
 
+class _Counted(TorchFunctionMode):
+    """A context that ends with an error after ``MOST_CALLS``: a number of layers must not keep a process busy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = MOST_CALLS
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ZooError(f"its config asks for more layers than {MOST_CALLS} calls of torch can make")
+        return func(*args, **(kwargs or {}))
+
+
 class WithoutInit(TorchFunctionMode):
     """A context in which parameters get no random init, for nets whose whole state is loaded afterwards.
 
-    What is no parameter is computed as usual: no net has to say which of its constants are in its state.
+    What is no parameter is computed as usual: no net has to list the constants that are not in its state.
     """
 
     def __torch_function__(

@@ -211,7 +211,7 @@ def _check_json(value: Any, key: str, depth: int = 0) -> None:
 
     Args:
         value: value to check.
-        key: where the value is, for the message.
+        key: path of keys to the value, for the message.
         depth: number of levels above it.
 
     Raises:

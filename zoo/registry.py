@@ -20,6 +20,7 @@ from zoo.families import Family, all_families, find_family, register_family
 from zoo.nets import resnet, resnet3d, transformer, vgg  # noqa: F401  (importing them registers their nets)
 from zoo.nets.base import Backbone, FeatureExtractor, ModelConfig, Net
 from zoo.options import checked, free_options, refuse_contradictions
+from zoo.pretrained_cfg import set_pretrained_cfg
 from zoo.specs import MODELS, TASKS, InputKind, ModelInfo, ModelSpec, get_spec, register_model
 from zoo.states import adapt, load_state
 from zoo.weights import Name, get_weights, list_weights, weight_tags, weights_name
@@ -169,6 +170,7 @@ def build_model(config: ModelConfig) -> Net:
     layout = dataclasses.replace(spec.layout, **checked(own, spec.layout, config.name))
     model = spec.family.build(layout, scheme, config)
     model.config = config
+    set_pretrained_cfg(model, spec, config)
     return model
 
 
@@ -233,7 +235,8 @@ def create_model(
 
     Args:
         name: one of ``list_models()``.
-        weights: a tag (``"cifar10"``), ``"name.tag"`` or a path ending in ``.safetensors``; None for a fresh
+        weights: a tag (``"cifar10"``), ``"name.tag"``, a path ending in ``.safetensors``, or weights of others such as
+            ``"torchvision:IMAGENET1K_V2"`` (docs/weights.md), which are converted exactly; None for a fresh
             model.
         scheme: one of ``model_info(name).schemes``; None for the weights' own, or ``rescale`` without weights. Another
             scheme than the weights' is an error, except ``frozen_bn`` for ``bn`` weights.
@@ -325,5 +328,6 @@ def _pretrained(
     fresh = ("fc.",) if config.num_classes != stored.num_classes else ()
     with contextlib.nullcontext() if fresh else WithoutInit():
         model = build_model(config)
+    set_pretrained_cfg(model, spec, stored, entry.transform, entry.classes)
     load_state(model, adapt(entry.load(), stored, model), entry.name, fresh=fresh)
     return model

@@ -162,11 +162,14 @@ def _stored(key: str, value: Tensor, dtype: torch.dtype | None, path: Path) -> T
         raise ZooError(f"{path}: dtype={dtype}: must be a floating-point type")
     if not bool(stored.isfinite().all()):
         raise ZooError(f"{path}: {key} has NaN or infinite values; a net with such weights has no outputs")
-    converted = stored.to(dtype or stored.dtype).contiguous()
-    if converted.dtype != stored.dtype and not bool(converted.isfinite().all()):
+    if dtype is None or dtype == stored.dtype:
+        return stored.contiguous()
+    converted = stored.to(dtype).contiguous()
+    if not bool(converted.isfinite().all()):
         largest = float(stored.abs().max())
         raise ZooError(
-            f"{path}: {key} has values up to {largest:.4g}, {dtype} holds {torch.finfo(dtype).max:.4g}: leave dtype out"
+            f"{path}: {key} has values up to {largest:.4g}, the largest of {dtype} is {torch.finfo(dtype).max:.4g}: "
+            "leave dtype out"
         )
     return converted
 

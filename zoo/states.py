@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from zoo.calibration import HasDataBias
@@ -32,13 +34,31 @@ def adapt(state: Mapping[str, Tensor], stored: ModelConfig, model: Net) -> dict[
         state = {key: value for key, value in state.items() if not key.startswith("fc.")}
         if config.num_classes:
             log.info("new last layer: %d classes instead of the weights' %d", config.num_classes, stored.num_classes)
-    # each input channel of the first convolution gets the mean of the old ones; their sum stays
+    # the first convolution, by timm's rule
     if config.in_chans != stored.in_chans:
         key = next(k for k, p in model.named_parameters() if p.ndim >= 4)
-        weight = state[key].mean(1, keepdim=True) * stored.in_chans / config.in_chans  # (O, 1, kernel)
-        state[key] = weight.expand(-1, config.in_chans, *weight.shape[2:]).contiguous()
+        state[key] = adapt_input_channels(state[key], config.in_chans)
         log.info("stem adapted: %d input channels instead of the weights' %d", config.in_chans, stored.in_chans)
     return frozen_statistics(state, stored.scheme, config.scheme)
+
+
+def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
+    """Return the first convolution's weight (O, I, *kernel) for another number of input channels, as timm adapts it.
+
+    One channel gets the sum of the old ones, so that a grey image gives what its three equal channels gave. More
+    channels repeat the old ones in order and are multiplied by I / channels, fewer are the first ones times that.
+
+    >>> import torch
+    >>> adapt_input_channels(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1), 4).flatten()
+    tensor([0.7500, 1.5000, 2.2500, 0.7500])
+    """
+    old = weight.shape[1]
+    if channels == old:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    repeated = torch.cat([weight] * math.ceil(channels / old), 1)[:, :channels]
+    return repeated * (old / channels)
 
 
 def frozen_statistics(state: dict[str, Tensor], stored: str, scheme: str) -> dict[str, Tensor]:

@@ -290,12 +290,25 @@ def get_weights(name: Name, *, model: str | None = None) -> Weights:
     >>> weights.config.scheme, weights.transform.size, weights.classes[:2]
     ('rescale', 32, ('airplane', 'automobile'))
     """
+    entry = open_weights(name, model)
+    if model is not None and entry.config.name != model:
+        raise WeightsError(f"weights {weights_name(name)!r} are of {entry.config.name}, not of {model}")
+    return entry
+
+
+def open_weights(name: Name, model: str | None) -> Weights:
+    """Return the entry of weights of any model.
+
+    Args:
+        name: name as in ``get_weights``.
+        model: name of the model that a tag alone refers to; a full name may be of another.
+
+    Raises:
+        WeightsError: an unknown name, or a file that is missing or damaged.
+    """
     text = weights_name(name)
     source = next((source for source in SOURCES if source.matches(text)), SOURCES[-1])
-    entry = source.open(text, model)
-    if model is not None and entry.config.name != model:
-        raise WeightsError(f"weights {text!r} are of {entry.config.name}, not of {model}")
-    return entry
+    return source.open(text, model)
 
 
 __getattr__ = moved_names(__name__, {"Named": "zoo.saving:Named", "save_weights": "zoo.saving:save_weights"})

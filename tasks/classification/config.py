@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
-from tasks.config import ModelSection, RunConfig, Strict
-from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD
+from tasks.config import BackboneSection, RunConfig, Strict
 
 
 class PadCrop(Strict):
@@ -53,26 +52,26 @@ class DataSection(Strict):
     split: Literal["official", "holdout"] = Field(
         "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
     )
-    size: int = Field(224, ge=1, description="side of the image that enters the net, in pixels")
-    resize: int = Field(256, ge=1, validate_default=True, description="short side before the centre crop in evaluation")
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    size: int | None = Field(
+        None, ge=1, description="side of the image that enters the net, in pixels; default: the weights' or 224"
+    )
+    resize: int | None = Field(
+        None,
+        ge=1,
+        description="short side before the centre crop in evaluation, in pixels; default: in the weights' ratio to "
+        "size, or 256",
+    )
+    mean: tuple[float, float, float] | None = Field(None, description="default: the weights' or ImageNet's")
+    std: tuple[float, float, float] | None = Field(None, description="default: the weights' or ImageNet's")
     augment: Augment = Augment()
     cache: bool = Field(False, description="keep decoded images in memory")
     eval_batch_size: int = Field(256, ge=1, description="images of a forward in evaluation, all ranks together")
-
-    @field_validator("resize")
-    @classmethod
-    def check_resize(cls, resize: int, info: ValidationInfo) -> int:
-        if resize < info.data.get("size", 0):
-            raise ValueError(f"must be at least size={info.data['size']}, the side of the square cut from it")
-        return resize
 
 
 class ClassificationConfig(RunConfig):
     """A classification run."""
 
     task: Literal["classification"]
-    model: ModelSection
+    model: BackboneSection
     data: DataSection
     label_smoothing: float = Field(0.0, ge=0, lt=1)

@@ -14,11 +14,12 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from tasks.classification.config import CentreCrop, DataSection, PadCrop
+from tasks.classification.config import Augment, CentreCrop, DataSection, PadCrop
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.images import EXTENSIONS, Pixels, read_image
 from tasks.splits import require_same_classes, split_sets
+from zoo.transforms import InputTransform
 
 
 class Images:
@@ -120,10 +121,10 @@ def load_images(section: DataSection) -> tuple[Images, Images]:
 class TrainSet(Dataset[tuple[Tensor, int]]):
     """Augmented training images by (epoch, index): (uint8 (3, size, size), label)."""
 
-    def __init__(self, images: Images, section: DataSection, seed: int) -> None:
+    def __init__(self, images: Images, section: DataSection, transform: InputTransform, seed: int) -> None:
         self.images, self.seed = images, seed
         self.pixels = Pixels(images.read, keep=section.cache)
-        self.transform = train_transform(section)
+        self.transform = train_transform(section.augment, transform)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -150,21 +151,25 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
         return self.transform(image), self.images.labels[index]
 
 
-def train_transform(section: DataSection) -> v2.Transform:
+def train_transform(augment: Augment, transform: InputTransform) -> v2.Transform:
     """Make the augmentation: uint8 (3, H, W) -> uint8 (3, size, size)."""
-    crop = section.augment.crop
+    crop, size = augment.crop, transform.size
+    interpolation = v2.InterpolationMode(transform.interpolation)
     steps: list[Any]
     if isinstance(crop, CentreCrop):
-        steps = [eval_transform(section)]
+        steps = [eval_transform(transform)]
     elif isinstance(crop, PadCrop):
-        steps = [v2.Resize(section.resize, antialias=True), v2.RandomCrop(section.size, padding=crop.padding)]
+        resize = v2.Resize(transform.resize, interpolation=interpolation, antialias=True)
+        steps = [resize, v2.RandomCrop(size, padding=crop.padding)]
     else:
-        steps = [v2.RandomResizedCrop(section.size, scale=crop.scale, antialias=True)]
-    if section.augment.flip:
-        steps.append(v2.RandomHorizontalFlip(section.augment.flip))
+        steps = [v2.RandomResizedCrop(size, scale=crop.scale, interpolation=interpolation, antialias=True)]
+    if augment.flip:
+        steps.append(v2.RandomHorizontalFlip(augment.flip))
     return v2.Compose(steps)
 
 
-def eval_transform(section: DataSection) -> v2.Transform:
+def eval_transform(transform: InputTransform) -> v2.Transform:
     """Make the transform of evaluation, resize and centre crop: uint8 (3, H, W) -> uint8 (3, size, size)."""
-    return v2.Compose([v2.Resize(section.resize, antialias=True), v2.CenterCrop(section.size)])
+    interpolation = v2.InterpolationMode(transform.interpolation)
+    resize = v2.Resize(transform.resize, interpolation=interpolation, antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(transform.size)])

@@ -17,6 +17,27 @@ from tasks.classification.data import EvalSet, TrainSet, eval_transform, load_im
 from tasks.classification.evaluate import eval_loader, evaluate
 from tasks.config import check_size, net_info
 from tasks.engine import BaseTask, EpochBatches
+from tasks.errors import ConfigError
+from tasks.inputs import choose
+
+INPUT_FIELDS = ("size", "resize", "mean", "std")  # of the input transform, which a config may set
+
+
+def chosen_input(config: ClassificationConfig) -> zoo.InputTransform:
+    """Return the input of a run: that of its weights, or ImageNet's, with the sizes that the config gives.
+
+    Raises:
+        ConfigError: weights that are not for RGB images, a mean or std that contradicts them, or sizes that do not fit.
+        zoo.WeightsError: weights that are missing, damaged or of another net.
+    """
+    section, default = config.model, zoo.InputTransform.imagenet()
+    given = {key: value for key in INPUT_FIELDS if (value := getattr(config.data, key)) is not None}
+    if section.weights is None:
+        return choose(default, given)
+    entry = zoo.get_weights(section.weights, model=section.name)
+    if not isinstance(entry.transform, zoo.InputTransform) or len(entry.transform.mean) != 3:
+        raise ConfigError(f"model.weights={section.weights}: expects {entry.transform}, not RGB images")
+    return choose(entry.transform, given, weights=entry.name)
 
 
 class Classification(BaseTask):
@@ -30,29 +51,34 @@ class Classification(BaseTask):
     metric, unit = "top1", "images"
 
     def __init__(self, config: ClassificationConfig) -> None:
-        self.config = config
+        self.transform = chosen_input(config)
+        # the config of the run states what was chosen
+        fields = {key: getattr(self.transform, key) for key in INPUT_FIELDS}
+        self.config = config.model_copy(update={"data": config.data.model_copy(update=fields)})
         self.train_images, self.val_images = load_images(config.data)
         self.classes = self.train_images.classes
         self.eval_loader: Any = None  # made at the first evaluation
-        self.mean = torch.tensor(config.data.mean).view(-1, 1, 1)
-        self.std = torch.tensor(config.data.std).view(-1, 1, 1)
+        self.mean = torch.tensor(self.transform.mean).view(-1, 1, 1)
+        self.std = torch.tensor(self.transform.std).view(-1, 1, 1)
         mixup = config.data.augment.mixup
         self.mixup = v2.MixUp(alpha=mixup, num_classes=len(self.classes)) if mixup else None
 
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
         info = net_info(section.name, "images")
-        check_size(self.config.data.size, info)
-        return zoo.create_model(
+        check_size(self.transform.size, info)
+        model = zoo.create_model(
             section.name,
             section.weights,
             scheme=section.scheme,
             num_classes=len(self.classes),
             **section.options,
         )
+        model.freeze(section.freeze)
+        return model
 
     def train_set(self) -> TrainSet:
-        return TrainSet(self.train_images, self.config.data, self.config.train.seed)
+        return TrainSet(self.train_images, self.config.data, self.transform, self.config.train.seed)
 
     def batches(self, batch_size: int, seed: int) -> EpochBatches:
         return EpochBatches(len(self.train_images), batch_size, seed)
@@ -61,8 +87,10 @@ class Classification(BaseTask):
         return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
 
     def inputs(self, batch: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-        """Standardise uint8 images (N, 3, H, W), in the run's dtype and memory layout."""
+        """Standardise uint8 RGB images (N, 3, H, W), in the run's dtype and memory layout."""
         x = batch[0].to(dtype) / 255
+        if self.transform.channel_order == "BGR":
+            x = x.flip(1)
         x = (x - self.mean.to(x)) / self.std.to(x)
         return x.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else x
 
@@ -77,7 +105,7 @@ class Classification(BaseTask):
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         if self.eval_loader is None:
-            data = EvalSet(self.val_images, eval_transform(self.config.data))
+            data = EvalSet(self.val_images, eval_transform(self.transform))
             batch_size, workers = self.config.data.eval_batch_size, self.config.train.workers
             self.eval_loader = eval_loader(data, accelerator, batch_size, workers)
         return evaluate(
@@ -85,7 +113,5 @@ class Classification(BaseTask):
         ).metrics()
 
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
-        data = self.config.data
-        transform = zoo.InputTransform(size=data.size, resize=data.resize, mean=data.mean, std=data.std)
         assert isinstance(model, zoo.Backbone)
-        zoo.save_weights(model, path, transform=transform, classes=self.classes, meta=meta)
+        zoo.save_weights(model, path, transform=self.transform, classes=self.classes, meta=meta)

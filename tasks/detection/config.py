@@ -14,8 +14,8 @@ class DetectorSection(Strict):
     """The detector, as ``create_detector`` takes it."""
 
     name: str = Field(description="faster_rcnn_BACKBONE_fpn or mask_rcnn_BACKBONE_fpn")
-    weights: str | None = Field(None, description="weights of the whole detector: tag, name.tag or path")
-    weights_backbone: str | None = Field(None, description="weights of the backbone alone: tag, name.tag or path")
+    weights: str | None = Field(None, description="weights of the whole detector: any name that zoo.get_weights opens")
+    weights_backbone: str | None = Field(None, description="weights of the backbone alone, likewise")
     scheme: str | None = Field(None, description=f"{', '.join(SCHEMES)}; default: the weights' or rescale")
     freeze: int = Field(0, ge=0, le=5, description="number of levels, from the stem on, that stay fixed")
     options: dict[str, Any] = Field({}, description="fields of tasks.detection.detector.DetectorOptions")

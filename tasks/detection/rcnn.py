@@ -87,9 +87,6 @@ class DetectorOptions:
         for field in sizes + counts:
             if not getattr(self, field) > 0:
                 raise ZooError(f"option {field}={getattr(self, field)}: must be > 0")
-        for field in ("box_convs", "mask_convs", "aspect_ratios"):
-            if len(getattr(self, field)) > 100:
-                raise ZooError(f"option {field}: has {len(getattr(self, field))} values, must be at most 100")
         for field in ("mask_convs", "aspect_ratios"):
             if not all(value > 0 for value in getattr(self, field) or (0,)):
                 raise ZooError(f"option {field}={getattr(self, field)}: must be one or more values > 0")

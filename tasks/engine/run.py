@@ -19,7 +19,7 @@ from tasks.devices import make_accelerator
 from tasks.engine.average import WeightAverage
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
-from tasks.engine.schedule import make_optimizer
+from tasks.engine.schedule import describe_levels, make_optimizer
 from tasks.engine.state import Position, RunFolder
 from tasks.engine.task import Task
 from tasks.errors import TrainingError
@@ -153,6 +153,9 @@ class Run:
         """Set model, optimizer and average, and load their state."""
         train = self.train
         optimizer = make_optimizer(self.bare, train.optimizer)
+        if self.accelerator.is_main_process:
+            for line in describe_levels(self.bare, train.optimizer):
+                print_line(line)
         self.peaks = [train.optimizer.lr * group["lr_scale"] for group in optimizer.param_groups]
         self.average = WeightAverage(self.bare, train.average, train.epochs)
         forward = torch.compile(self.bare) if train.compile else self.bare

@@ -136,6 +136,7 @@ class Trainer(Run):
         set_seed(seed_from(train.seed, at.step, self.accelerator.process_index) % 2**32)
         epoch = at.epoch + at.batch / (self.steps_per_epoch * train.accumulate)
         factor = train.schedule.factor(epoch, train.epochs, self.steps_per_epoch)
+        self.lr = train.optimizer.lr * factor
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
         # Accelerate divides each loss by the number of forwards, and updates in the last of them only.
@@ -179,8 +180,7 @@ class Trainer(Run):
             parts = ", ".join(f"{name} {mean}" for name, mean in named.items())
             self.stop_not_finite(f"the loss is {loss}" + (f" ({parts})" if parts else ""))
         at.loss_sum, at.loss_count = at.loss_sum + loss, at.loss_count + 1
-        lr = self.optimizer.param_groups[0]["lr"]
-        self.log.write(StepRecord(step=at.step, epoch=at.epoch, loss=loss, terms=named, lr=lr))
+        self.log.write(StepRecord(step=at.step, epoch=at.epoch, loss=loss, terms=named, lr=self.lr))
 
     def _end_of_epoch(self, progress: Progress) -> None:
         """Evaluate, log, store weights and state."""
@@ -194,7 +194,8 @@ class Trainer(Run):
         if (at.epoch + 1) % train.eval_every == 0 or at.epoch + 1 == train.epochs:
             at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)
             metrics = {**metrics, **at.metrics}
-            meta["metrics"] = at.metrics
+            # a header has no NaN: a class without samples has no accuracy
+            meta["metrics"] = {key: value if math.isfinite(value) else None for key, value in at.metrics.items()}
             if at.metrics[self.task.metric] > at.best:
                 at.best = at.metrics[self.task.metric]
                 if main:

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tasks.config import ModelSection, RunConfig, Strict
+from tasks.config import BackboneSection, RunConfig, Strict
 
 
-class VideoModelSection(ModelSection):
-    """The net. ``weights`` may be the weights of an image net, which are inflated."""
+class VideoModelSection(BackboneSection):
+    """The net. ``weights`` may name weights of an image net in full, which are inflated."""
 
     inflate: Literal["centre", "mean"] = Field(
         "centre", description="how weights of an image net are inflated; see zoo.convert.inflate"
@@ -30,7 +30,9 @@ class Clip(Strict):
 class Augment(Strict):
     """Training augmentation, the same for all frames of a clip; seeded by epoch and index of the video."""
 
-    short_side: tuple[int, int] = Field((256, 320), description="range of the short side before the crop, in pixels")
+    short_side: tuple[int, int] | None = Field(
+        None, description="range of the short side before the crop, in pixels; default: 1 to 1.25 times data.resize"
+    )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     colour: float = Field(0.0, ge=0, le=1, description="strength of changes in brightness, contrast and saturation")
 
@@ -59,14 +61,23 @@ class DataSection(Strict):
     max_failed: float = Field(
         0.05, ge=0, le=1, description="share of the videos of an epoch that may fail before training stops"
     )
-    clip: Clip = Clip()
-    size: int = Field(224, ge=1, description="side of the frames that enter the net, in pixels")
-    resize: int = Field(256, ge=1, description="short side before the crop in evaluation")
-    crop_mode: Literal["center", "squash"] = Field(
-        "center", description="center: keep the shape of the frames before the crop; squash: resize them to squares"
+    clip: Clip | None = Field(None, description="default: the weights', or 8 frames 8/30 s apart")
+    size: int | None = Field(
+        None, ge=1, description="side of the frames that enter the net, in pixels; default: the weights' or 224"
     )
-    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
-    std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    resize: int | None = Field(
+        None,
+        ge=1,
+        description="short side before the crop in evaluation, in pixels; default: in the weights' ratio to size, or "
+        "256",
+    )
+    crop_mode: Literal["center", "squash"] | None = Field(
+        None,
+        description="center: keep the shape of the frames before the crop; squash: resize them to squares; default: "
+        "the weights' or center",
+    )
+    mean: tuple[float, float, float] | None = Field(None, description="default: the weights' or 0.45")
+    std: tuple[float, float, float] | None = Field(None, description="default: the weights' or 0.225")
     augment: Augment = Augment()
     eval_clips: int = Field(1, ge=1, description="clips of a video in evaluation")
     eval_crops: Literal[1, 3] = Field(1, description="crops of a clip in evaluation, along the long side")
@@ -74,7 +85,9 @@ class DataSection(Strict):
 
     @model_validator(mode="after")
     def _sizes(self) -> DataSection:
-        low, high = self.augment.short_side
+        if self.size is None or self.resize is None:  # known when the weights are
+            return self
+        low, high = self.augment.short_side or (self.size, self.size)
         if not self.size <= low <= high or self.size > self.resize:
             raise ValueError(
                 f"size={self.size} must be at most resize={self.resize} and augment.short_side={[low, high]}, in order"

@@ -218,8 +218,8 @@ class TrainSet(Dataset[Sample]):
 
     def __init__(self, videos: Indexed, section: DataSection, transform: VideoTransform, seed: int) -> None:
         self.videos, self.seed = videos, seed
-        self.sampler, self.transform = ClipSampler(transform), train_transform(section, transform)
-        self.shape = (section.clip.frames, 3, section.size, section.size)
+        self.sampler, self.transform = ClipSampler(transform), train_transform(section.augment, transform)
+        self.shape = (transform.frames, 3, transform.size, transform.size)
 
     def __len__(self) -> int:
         return len(self.videos)

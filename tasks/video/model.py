@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from tasks.video.config import VideoConfig
 from tasks.video.data import Batch, EvalSet, Sample, TrainSet, collate, index_videos, load_videos, report_failures
 from tasks.video.evaluate import evaluate, standardised, write_report
 from tasks.video.index import Index
+from tasks.video.inputs import chosen_input, weights_entry, with_input
 
 
 class VideoClassification(BaseTask):
@@ -35,32 +35,24 @@ class VideoClassification(BaseTask):
     metric, unit = "top1", "clips"
 
     def __init__(self, config: VideoConfig) -> None:
-        self.config = config
-        # 1. Find the videos and their frame times.
-        data = config.data
+        # 1. Describe the input of the net; the config of the run states what was chosen.
+        self.entry = weights_entry(config.model)
+        self.transform = chosen_input(config, self.entry)
+        data = with_input(config.data, self.transform)
+        self.config = config.model_copy(update={"data": data})
+        # 2. Find the videos and their frame times.
         train, val = load_videos(data)
         root = Path(data.root)
         index = Index(Path(data.index) if data.index else root / "video_index.json", root)
         self.train_videos = index_videos(train, index, workers=config.train.workers)
         self.val_videos = index_videos(val, index, workers=config.train.workers)
         self.classes = train.classes
-        # 2. Report the videos that cannot be read.
+        # 3. Report the videos that cannot be read.
         for videos, name in ((self.train_videos, "training"), (self.val_videos, "evaluation")):
             if process_state().is_main_process:
                 report_failures(videos.failures, videos.total, f"{name} set")
         self._refuse(self.train_videos.failures, "of the training set", DataError)
         self.failures: dict[str, str] = {}  # training videos that failed in this epoch on this rank, with reasons
-        # 3. Describe the input of the net.
-        self.transform = zoo.VideoTransform(
-            data.clip.frames,
-            data.clip.interval,
-            data.clip.fps,
-            data.size,
-            data.resize,
-            data.mean,
-            data.std,
-            data.crop_mode,
-        )
 
     def _refuse(self, failures: dict[str, str], where: str, kind: type[Exception]) -> None:
         """Raise an error if more training videos failed than the config allows.
@@ -83,18 +75,19 @@ class VideoClassification(BaseTask):
         if self.config.train.precision == "bf16" and not torch.accelerator.is_available():
             # oneDNN's weight gradient is noise or NaN if a clip is shorter than the kernel (docs/video.md).
             raise ConfigError("train.precision=bf16: 3D convolutions give wrong gradients on the CPU; set it to fp32")
-        check_size(self.config.data.size, info)
-        if section.weights is not None:
-            entry = zoo.get_weights(section.weights)
-            if not isinstance(entry.transform, zoo.VideoTransform):
-                return self._inflated(entry)
-        return zoo.create_model(
-            section.name,
-            section.weights,
-            scheme=section.scheme,
-            num_classes=len(self.classes),
-            **section.options,
-        )
+        check_size(self.transform.size, info)
+        if self.entry is not None and isinstance(self.entry.transform, zoo.InputTransform):
+            model = self._inflated(self.entry)
+        else:
+            model = zoo.create_model(
+                section.name,
+                section.weights,
+                scheme=section.scheme,
+                num_classes=len(self.classes),
+                **section.options,
+            )
+        model.freeze(section.freeze)
+        return model
 
     def _inflated(self, entry: zoo.Weights) -> zoo.Backbone:
         """Return the net inflated from the weights of an image net, with a new last layer."""
@@ -106,7 +99,6 @@ class VideoClassification(BaseTask):
             f"{section.name}: inflated from {entry.name} ({section.inflate}), a new last layer of {len(self.classes)}"
         )
         model.reset_classifier(len(self.classes))
-        model.config = dataclasses.replace(model.config, num_classes=len(self.classes))
         return model
 
     def train_set(self) -> TrainSet:

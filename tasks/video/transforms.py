@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from tasks.errors import UserError
-from tasks.video.config import DataSection
+from tasks.video.config import Augment
 from zoo import VideoTransform
 
 
@@ -35,13 +35,17 @@ class RandomSide(v2.Transform):
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
-def train_transform(section: DataSection, transform: VideoTransform) -> v2.Transform:
+def usual_short_side(resize: int) -> tuple[int, int]:
+    """Return the range of the short side in training for one in evaluation, as published: 256 to 320 for 256."""
+    return resize, resize * 5 // 4
+
+
+def train_transform(augment: Augment, transform: VideoTransform) -> v2.Transform:
     """Return the augmentation of a training clip: uint8 (T, 3, H, W) -> (T, 3, size, size)."""
-    augment = section.augment
-    low, high = augment.short_side
+    low, high = augment.short_side or usual_short_side(transform.resize)
     steps: list[Any] = [
         RandomSide(low, high, transform),
-        v2.RandomCrop(section.size),
+        v2.RandomCrop(transform.size),
     ]
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip(augment.flip))

@@ -128,11 +128,11 @@ def blobs(trunk, *, statistics):
 
 
 def make_affine(trunk):
-    """Give a trunk the norms of Caffe2: mean 0 and variance 1 - eps."""
+    """Give a trunk the norms that detectron2 makes of Caffe2's affine layers: mean 0 and variance 1."""
     for module in trunk.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.zero_()
-            module.running_var.fill_(1).sub_(1e-5)
+            module.running_var.fill_(1)
     return trunk
 
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 
 def naive(layer, x, scale=None):
-    """scale * (W pad(x + s b) + s post), written out: mean, bias on the activations, zeros, product."""
+    """scale * (g W pad(x + s b) + s post), written out: mean, bias on the activations, zeros, product."""
     dims = x.ndim - 2
     scale = 1.0 if scale is None else scale
     if layer.pool:
@@ -14,4 +14,7 @@ def naive(layer, x, scale=None):
     post = None if layer.bias is None else layer.bias * layer.input_scale
     pad = [p for side in reversed(layer.padding) for p in (side, side)]
     conv = F.conv2d if dims == 2 else F.conv3d
-    return scale * conv(F.pad(shifted, pad), layer.weight, post, layer.stride, 0, layer.dilation, layer.groups)
+    weight = layer.weight
+    if layer.weight_scale is not None:
+        weight = weight * layer.weight_scale.view(-1, *[1] * (dims + 1))
+    return scale * conv(F.pad(shifted, pad), weight, post, layer.stride, 0, layer.dilation, layer.groups)

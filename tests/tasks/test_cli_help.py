@@ -69,7 +69,7 @@ def test_help_names_defaults_and_targets():
     text = " ".join(help_of("eval")[0].replace("│", " ").split())
     assert "Default: classification 256, detection 1, video 8, translation 64." in text
     text = " ".join(help_of("export")[0].replace("│", " ").split())
-    assert "onnx (images, clips, image_lists); fairseq (text)" in text
+    assert "onnx (images, clips, image_lists); torchvision (images); fairseq (text)" in text
 
 
 def test_info_env_prints_versions_and_device():

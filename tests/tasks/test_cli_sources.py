@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision.models import get_model
 
 import zoo
 from tasks.cli import file_stem
@@ -133,6 +134,19 @@ def test_sources_that_are_refused_are_one_line(capsys, monkeypatch, tmp_path, so
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_an_option_that_keys_do_not_show(capsys, monkeypatch, tmp_path):
+    """The stride of bottlenecks: the option reaches the net; a wrong one is one line."""
+    net = get_model("resnet50", num_classes=3)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    convert = ("convert", str(tmp_path / "net.pth"), str(tmp_path / "net.safetensors"))
+    code, _, _ = call(capsys, monkeypatch, *convert, "--option", "stride_in_1x1=true")
+    assert code == 0
+    assert zoo.get_weights(str(tmp_path / "net.safetensors")).config.options["stride_in_1x1"] is True
+    code, _, err = call(capsys, monkeypatch, *convert, "--option", "strides=1")
+    assert code == 1
+    assert "'strides'" in err
 
 
 def test_an_unknown_form(capsys, monkeypatch, tmp_path):

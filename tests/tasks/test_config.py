@@ -8,10 +8,10 @@ import yaml
 
 import zoo
 from tasks import config as cfg
-from tasks.detection.detector import create_detector
 from tasks.errors import ConfigError
 from tasks.spec import resolve
 from tests.helpers.paths import ROOT
+from zoo.sources import torchvision
 
 FOREIGN = "detectron2"  # configs of another project
 RECIPES = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml") if FOREIGN not in p.parts)
@@ -22,15 +22,35 @@ SHIPPED = "classification/cifar10/rescalenet20"
 def test_recipes_are_valid_and_name_real_nets(recipe):
     config = resolve(str(Path("configs") / recipe))
     assert recipe.parts[0] == config.task
-    if config.task == "detection":
-        with torch.device("meta"):
-            create_detector(config.model.name, scheme=config.model.scheme, **config.model.options)
+    section, optimizer = config.model, config.train.optimizer
+    if config.task == "translation":  # its vocabularies are known when the text is
+        info = zoo.model_info(section.name)
+        assert section.options.keys() <= {**info.options, **info.scheme_options[section.scheme or "rescale"]}.keys()
     else:
-        info = zoo.model_info(config.model.name)
-        options = {**info.options, **info.scheme_options[config.model.scheme or "rescale"]}
-        assert config.model.options.keys() <= options.keys()
+        with torch.device("meta"):
+            model = zoo.create_model(section.name, scheme=section.scheme, num_classes=3, **section.options)
+        model.freeze(section.freeze)
+        zoo.param_groups(model, 0.1, layer_decay=optimizer.layer_decay, head_lr=optimizer.head_lr)
     again = yaml.safe_load(cfg.dump(config))
     assert cfg.check(again, type(config), "dump") == config
+
+
+def named_by_torchvision():
+    """The recipe, the net and the name of each recipe's weights of torchvision."""
+    for recipe in RECIPES:
+        section = resolve(str(Path("configs") / recipe)).model
+        net = section.name
+        backbone = getattr(section, "weights_backbone", None)
+        for name, of in ((section.weights, net), (backbone, net.split("_rcnn_")[-1].removesuffix("_fpn"))):
+            if name is not None and name.startswith("torchvision:"):
+                yield pytest.param(of, name, id=str(recipe))
+
+
+@pytest.mark.parametrize(("net", "name"), list(named_by_torchvision()))
+def test_weights_that_recipes_name_exist(net, name):
+    """By torchvision's metadata; an image net that is inflated is named in full."""
+    stated = torchvision.describe(name, net)
+    assert stated["model"] == net or (zoo.model_info(net).input_kind, name.count(":")) == ("clips", 2)
 
 
 def test_overrides():

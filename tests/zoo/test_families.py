@@ -233,10 +233,13 @@ def test_an_error_tells_what_to_install(fresh_plugins, monkeypatch, caplog):
 # -- options and old names --------------------------------------------------------------------------
 
 
+FREE = ("max_length", "global_pool")
+
+
 @pytest.mark.parametrize("name", ["rescalenet50", "rescalevgg16", "rescale_r3d_18", "rescale_transformer_tiny"])
-def test_dropout_and_the_longest_sentence_are_free(name):
+def test_dropout_pooling_and_the_longest_sentence_are_free(name):
     spec = specs.get_spec(name)
-    expected = {key for key in spec.layout.OPTIONS if key.endswith("drop_rate") or key == "max_length"}
+    expected = {key for key in spec.layout.OPTIONS if key.endswith("drop_rate") or key in FREE}
     assert options.free_options(spec.layout) == expected
     assert expected
 

@@ -26,7 +26,8 @@ def products(draw):
     kernel = draw(st.sampled_from([(1,) * dims, (3,) * dims, each(1, 4)]))
     channels = [groups * draw(st.integers(1, 5)) for _ in range(2)]
     stride, padding, dilation = each(1, 3), draw(st.sampled_from([(0,) * dims, each(0, 3)])), each(1, 2)
-    layer = cls(*channels, kernel, stride, padding, dilation, groups, post_bias=draw(st.booleans())).double()
+    optional = {"post_bias": draw(st.booleans()), "weight_scale": draw(st.booleans())}
+    layer = cls(*channels, kernel, stride, padding, dilation, groups, **optional).double().requires_grad_(True)
     layer.input_scale = draw(st.sampled_from([1.0, 0.6]))
     layer.pool = draw(st.sampled_from([(), (2,) * dims, (1, *[2] * (dims - 1))]))
     torch.manual_seed(draw(st.integers(0, 99)))

@@ -102,7 +102,12 @@ def test_weights_that_are_not_finite_are_refused(path, value):
 def test_overflow_of_half_precision_is_refused(path):
     model = narrow("cifar")
     model.fc.weight.data[0, 0] = -1e6
-    refused(model, path, r"fc\.weight has values up to 1e\+06, torch.float16 holds 6.55e\+04", dtype=torch.float16)
+    refused(
+        model,
+        path,
+        r"fc\.weight has values up to 1e\+06, the largest of torch.float16 is 6.55e\+04",
+        dtype=torch.float16,
+    )
     refused(model, path, "dtype=torch.int8: must be a floating-point type", dtype=torch.int8)
     save(model, path, dtype=torch.bfloat16)
     assert zoo.create_model("rescalenet20_cifar", path).fc.weight[0, 0] == -999424  # the nearest bfloat16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +14,16 @@ from zoo.building import WithoutInit, planned
 from zoo.convert.layouts import LAYOUTS, Imported
 from zoo.convert.layouts.facts import module_facts
 from zoo.convert.rescaled import FORMS, Form, rescaled
-from zoo.errors import WeightsError, ZooError
+from zoo.errors import WeightsError, ZooError, one_line
 from zoo.families import ReadsBatchNorm, all_families, find_family
 from zoo.nets.base import Backbone
 from zoo.options import free_options
 from zoo.registry import build_model
-from zoo.specs import MODELS
+from zoo.specs import MODELS, get_spec
 from zoo.states import check_shapes, load_state, shapes_of
 from zoo.transforms import AnyTransform
+
+log = logging.getLogger("rescalenet")
 
 SCHEME_OPTIONS = ("multiplier", "c", "first_index")  # of the scheme of the result
 
@@ -135,6 +138,8 @@ def convert_batchnorm(
     imported = layout.read(state, name, options)
     used = next(value for value in (eps, imported.eps, 1e-5) if value is not None)
     net = load_imported(imported, used, layout.name)
+    if isinstance(source, nn.Module) and own_eps in (None, used):  # another eps was asked for: another function
+        _compare(source, net)
     return Conversion(rescaled(net, form, **of_result), layout.name, form, used, imported.transform)
 
 
@@ -142,6 +147,40 @@ def _options_of_the_result() -> set[str]:
     """Return the names of the options that no weight of the source depends on."""
     of_nets = (free_options(spec.layout) for spec in MODELS.values())
     return set(SCHEME_OPTIONS).union(*of_nets)
+
+
+def _compare(source: nn.Module, net: Backbone) -> None:
+    """Check that a module computes what the net that was read from it computes, as keys do not show a forward.
+
+    Raises:
+        WeightsError: a module that cannot be run, or other outputs.
+    """
+    spec = get_spec(net.config.name)
+    side = max(65, spec.min_size)  # odd, so that incomplete windows differ too
+    frames = () if spec.frames is None else (5,)
+    like = next(source.parameters())
+    x = torch.randn(2, net.config.in_chans, *frames, side, side, generator=torch.Generator().manual_seed(0))
+    training = [module for module in source.modules() if module.training]
+    try:
+        with torch.no_grad():
+            theirs = source.eval()(x.to(like))
+            ours = net(x.to(next(net.parameters()))) if isinstance(theirs, Tensor) else None
+    except Exception as error:  # a stranger's forward
+        raise WeightsError(f"{type(source).__name__} does not run on images of {side} px: {one_line(error)}") from None
+    finally:
+        for module in training:
+            module.training = True
+    if not isinstance(theirs, Tensor) or ours is None or theirs.shape != ours.shape:
+        raise WeightsError(f"{type(source).__name__} does not return logits ({net.config.num_classes} classes)")
+    if not torch.isfinite(theirs).all():
+        log.info("%s has outputs that are not finite, so the conversion is not compared with it", type(source).__name__)
+        return
+    error = float((ours.to(theirs) - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+    if not error < (1e-3 if theirs.dtype in (torch.float32, torch.float64) else 0.1):
+        raise WeightsError(
+            f"{type(source).__name__} computes something else than {net.config.name} with its weights: outputs differ "
+            f"by {error:.2g} of the largest; its forward is not that of a plain net"
+        )
 
 
 def checked_state(state: Any) -> dict[str, Tensor]:

@@ -20,8 +20,8 @@ def center_inputs_(
 ) -> list[str]:
     """Move each bias before an unpadded product to minus the mean of its input, and correct the bias after the product.
 
-    g W (x + b) + beta stays the same if beta grows by g W (b - b'). For a padded product this is true only away from the
-    borders, so its bias stays. Converted nets start with b = 0; fresh ones with b = -mean (docs/method.md, M8).
+    g W (x + b) + beta stays the same if beta grows by g W (b - b'). For a padded product this is true only away from
+    the borders, so its bias stays. Converted nets start with b = 0; fresh ones with b = -mean (docs/method.md, M8).
 
     Args:
         model: net of scheme ``rescale`` with ``post_bias=True``.

@@ -140,14 +140,15 @@ def _options(args: Mapping[str, Any], state: Mapping[str, Tensor], *, plugin: bo
     """Return our options of a checkpoint: from its tensors if possible, which cannot contradict the net.
 
     Args:
-        args: its arguments.
-        state: its tensors.
+        args: arguments of the checkpoint.
+        state: tensors of the checkpoint.
         plugin: whether it is of the plug-in.
         path: path of the checkpoint, for messages.
 
     Raises:
         ZooError: layers or embeddings that are missing, or arguments that are no numbers.
     """
+    # layers of both stacks
     layers = [_layers(state, f"net.{side}." if plugin else f"{side}.layers.", path) for side in ("encoder", "decoder")]
     # embeddings (vocabulary, d)
     share = (
@@ -163,6 +164,7 @@ def _options(args: Mapping[str, Any], state: Mapping[str, Tensor], *, plugin: bo
         if key not in state or state[key].ndim != 2:
             raise ZooError(f"{path}: has no matrix {key}, the embedding of a Transformer")
         sizes.append(state[key].shape)
+    # our options
     try:
         return {
             "dim": sizes[0][1],

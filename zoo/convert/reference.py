@@ -101,7 +101,7 @@ def _refuse_others(state: Mapping[str, Tensor]) -> None:
     """Check that a state dict is of the authors' code.
 
     Raises:
-        zoo.WeightsError: it is not; the message says what it seems to be, and what to do.
+        zoo.WeightsError: it is not; the message names the kind that it seems to be, and the remedy.
     """
     if is_reference(state):
         return
@@ -126,7 +126,7 @@ def _resnet_name(module: str, leaf: str) -> str | None:
 
     Args:
         module: the reference's key without its last part.
-        leaf: that last part.
+        leaf: last part of the key.
     """
     if module in _RESNET_BIASES:
         return _RESNET_BIASES[module] if leaf == "_bias" else None

@@ -226,15 +226,8 @@ def _convert_block(old: Block, new: Block, form: Form, name: str) -> None:
     # the shortcut
     if old.downsample is not None and new.downsample is not None:
         scale = 1 / join.shortcut_weight
-        theirs, ours = old.downsample, new.downsample
-        transfer(
-            theirs.conv,
-            theirs.norm,
-            ours.conv,
-            scale=scale,
-            bias_scale=scale / stored,
-            name=f"{name}.downsample.norm",
-        )
+        conv, norm, into = old.downsample.conv, old.downsample.norm, new.downsample.conv
+        transfer(conv, norm, into, scale=scale, bias_scale=scale / stored, name=f"{name}.downsample.norm")
 
 
 def _balance(layers: list[Any], block: Block) -> float:

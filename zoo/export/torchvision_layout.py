@@ -42,7 +42,7 @@ def export_state(model: nn.Module, path: Path, example: tuple[Any, ...], weights
     Args:
         model: net of the zoo for images, folded or not.
         path: ``.pth`` file; it is written only if the outputs agree.
-        example: a batch of images (N, 3, H, W).
+        example: a batch of images (N, 3, H, W); noise of its size is compared, as it may be zeros.
         weights: weights that the net was made from.
 
     Raises:
@@ -52,7 +52,8 @@ def export_state(model: nn.Module, path: Path, example: tuple[Any, ...], weights
     if not isinstance(model, Backbone):
         raise ExportError(f"export to torchvision: {type(model).__name__} is no net of the zoo for images")
     # the outputs to compare with
-    training, batch = model.training, batch.to(next(model.parameters()))
+    noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(0))
+    training, batch = model.training, noise.to(next(model.parameters()))
     with torch.no_grad():
         expected = model.eval()(batch)
     model.train(training)

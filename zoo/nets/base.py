@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -33,10 +34,28 @@ class FeatureLevel:
     frames: int = 1
 
 
-class FeatureInfo:
-    """timm's vocabulary for a list of feature maps."""
+class FeatureInfo(list[dict[str, Any]]):
+    """timm's description of a list of feature maps: one dict each, with the methods of timm's class of this name.
+
+    The dicts have the keys ``num_chs``, ``reduction``, ``module``, ``index`` (among all levels of the net) and
+    ``frames``. timm's own ``FeatureInfo`` reads a list of them.
+
+    Args:
+        levels: levels of the maps.
+        out_indices: indices of these levels among all of the net.
+    """
 
     def __init__(self, levels: Sequence[FeatureLevel], out_indices: Sequence[int]) -> None:
+        super().__init__(
+            {
+                "num_chs": level.channels,
+                "reduction": level.reduction,
+                "module": level.module,
+                "index": index,
+                "frames": level.frames,
+            }
+            for level, index in zip(levels, out_indices, strict=True)
+        )
         self.levels, self.out_indices = tuple(levels), tuple(out_indices)
 
     def channels(self) -> list[int]:
@@ -55,8 +74,30 @@ class FeatureInfo:
         """Return the name of the module that makes each map."""
         return [level.module for level in self.levels]
 
-    def __len__(self) -> int:
-        return len(self.levels)
+
+def feature_indices(indices: int | Sequence[int] | None, count: int, argument: str = "indices") -> list[int]:
+    """Return the numbers of the feature levels that are asked for, as timm counts them.
+
+    Args:
+        indices: increasing numbers, of which negative ones count from the end; a number n for the last n levels; None
+            for all.
+        count: number of levels.
+        argument: name of the argument, for the message.
+
+    Raises:
+        ZooError: a number out of range, or numbers that do not increase.
+
+    >>> feature_indices((1, -1), 5), feature_indices(2, 5)
+    ([1, 4], [3, 4])
+    """
+    asked = range(count) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
+    found = [i + count if i < 0 else i for i in asked]
+    if not found or sorted(set(found)) != found or not 0 <= found[0] <= found[-1] < count:
+        raise ZooError(
+            f"{argument}={indices!r}: must be increasing numbers from 0 to {count - 1}, negative ones counted from the "
+            f"end, or one number from 1 to {count} for the last levels"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -122,22 +163,44 @@ class Net(nn.Module):
         return no_weight_decay(self)
 
 
+def pool_globally(x: Tensor, kind: str) -> Tensor:
+    """Return a feature map (N, C, ...) pooled over all positions, (N, C); the map itself for the kind ""."""
+    if not kind:
+        return x
+    positions = tuple(range(2, x.ndim))
+    if kind == "avg":
+        return x.mean(positions)
+    return x.amax(positions) if kind == "max" else (x.mean(positions) + x.amax(positions)) / 2
+
+
 class Backbone(Net):
     """Base of the nets for images: (N, in_chans, H, W) -> logits (N, num_classes), or features for 0 classes.
 
-    Video nets (``dims`` = 3) take clips (N, in_chans, T, H, W), and their feature maps are (N, C, t, h, w).
+    Video nets (``dims`` = 3) take clips (N, in_chans, T, H, W), and their feature maps are (N, C, t, h, w). The methods
+    beside ``forward`` have the names and meanings of timm's models.
 
-    Subclasses set ``scheme``, ``levels`` (all feature levels, finest first) and ``num_features``, call
-    ``reset_classifier`` last, and implement ``forward_levels``, ``forward_head`` and ``truncate``.
+    Subclasses set ``scheme``, ``levels`` (all feature levels, finest first), ``num_features`` and ``head_bias``, call
+    ``reset_classifier`` last, and implement ``forward_levels`` and ``truncate``. A subclass with
+    layers between the pooled features and the last one sets ``hidden_features`` and implements ``forward_head``.
     """
 
     schemes = VISION_SCHEMES
     dims: ClassVar[int] = 2  # dimensions of its convolutions
-    pooled: ClassVar[bool]  # whether the last layer's input is pooled features
+    global_pools: ClassVar[tuple[str, ...]] = ("avg", "max", "avgmax", "")  # values of global_pool
+    pooled: bool  # whether the last layer's input is pooled features
     scheme: VisionScheme
     fc: nn.Module
+    head_bias: nn.Module
+    drop: nn.Module
     levels: tuple[FeatureLevel, ...]
-    num_features: int
+    num_features: int  # channels of the last feature map
+    hidden_features: int | None = None  # features that enter the last layer, where a hidden layer makes them
+    global_pool: str = "avg"  # pooling of the head; "" for none
+    grad_checkpointing = False  # whether backward computes blocks again (set_grad_checkpointing)
+    pretrained_cfg: Mapping[str, Any] = {}  # input and head in timm's words (zoo.pretrained_cfg); of nets for images
+    default_cfg: Mapping[str, Any] = {}  # the same, under timm's older name
+    headless = False  # whether ``truncate`` has removed the head
+    frozen: tuple[nn.Module, ...] = ()  # modules that stay in eval mode; set by freeze
 
     @classmethod
     def build(cls, layout: Any, scheme: Any, config: ModelConfig) -> Backbone:
@@ -145,79 +208,199 @@ class Backbone(Net):
         return make(layout, scheme, config.num_classes, config.in_chans)
 
     @property
+    def in_chans(self) -> int:
+        """Number of input channels."""
+        return self.config.in_chans
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Number of features that enter the last layer."""
+        return self.hidden_features or self.num_features
+
+    @property
     def feature_info(self) -> FeatureInfo:
         """All feature levels of the net."""
         return FeatureInfo(self.levels, range(len(self.levels)))
 
     def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
-        """Return the feature maps of the levels ``indices`` (None: all), finest first."""
+        """Return the feature maps of the levels ``indices`` (None: all), finest first; later stages do not run."""
         raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature map (N, C, h, w)."""
         return self.forward_levels(x, (len(self.levels) - 1,))[0]
 
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the last feature map and those of some levels, or the latter alone.
+
+        Args:
+            x: images (N, in_chans, H, W), or clips (N, in_chans, T, H, W).
+            indices: levels, as ``feature_indices`` takes them.
+            norm: argument of timm's interface without effect: no norm follows the last stage.
+            stop_early: whether the first result is the last map of ``indices`` instead of the net's.
+            output_fmt: layout of the maps; only NCHW.
+            intermediates_only: whether the list is returned alone. Stages after the last of ``indices`` do not run.
+
+        Raises:
+            ZooError: another ``output_fmt``, or levels that the net does not have.
+        """
+        if output_fmt != "NCHW":
+            raise ZooError(f"output_fmt={str(output_fmt)!r}: must be NCHW")
+        selected = feature_indices(indices, len(self.levels))
+        if intermediates_only:
+            return self.forward_levels(x, selected)
+        last = selected[-1] if stop_early else len(self.levels) - 1
+        maps = self.forward_levels(x, sorted({*selected, last}))
+        return maps[-1], maps[: len(selected)]
+
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits, or the last layer's input if ``pre_logits``, of the last feature map (N, C, h, w)."""
-        raise NotImplementedError
+        # the published bias before global pooling acts on the pooled features (N, C): it commutes with means and maxima
+        x = self.drop(self.head_bias(pool_globally(x, self.global_pool)))
+        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh last layer for ``num_classes`` classes in place; 0 removes it."""
-        self.num_classes = num_classes
-        if hasattr(self, "config"):  # not yet in the constructor
-            self.config = dataclasses.replace(self.config, num_classes=num_classes)
-        like = next(self.parameters())
-        self.fc = nn.Identity()
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """Return the last layer, or its name."""
+        return "fc" if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a fresh last layer for ``num_classes`` classes in place; 0 removes it.
+
+        Args:
+            num_classes: number of classes.
+            global_pool: pooling of the head: avg, max, avgmax (their mean), or "" for the unpooled map, which requires
+                0 classes; None for the current one, or avg if that is "" and there are classes.
+
+        Raises:
+            ZooError: a pooling that the net does not have, or that does not go with the number of classes.
+        """
+        pool = global_pool
+        if pool is None:
+            pool = self.global_pool or ("avg" if num_classes else "")
+        if pool not in self.global_pools:
+            allowed = ", ".join(repr(known) for known in self.global_pools)
+            raise ZooError(f"{type(self).__name__}: global_pool={pool!r}: must be one of {allowed}")
+        if num_classes and not pool:
+            raise ZooError(f"global_pool='' gives maps, not features for {num_classes} classes; requires 0 classes")
+        changed, self.num_classes, self.global_pool = pool != self.global_pool, num_classes, pool
+        # a net that lost its head gets a new one for its last map
+        head: dict[str, nn.Module] = {"fc": nn.Identity()}
+        if self.headless and pool:
+            head["head_bias"], self.headless = self.scheme.head_bias(self.num_features), False
         if num_classes:
-            fresh = self.scheme.classifier(self.num_features, num_classes, pooled=self.pooled)
-            self.fc = fresh.to(like.device, like.dtype)
+            head["fc"] = self.scheme.classifier(self.head_hidden_size, num_classes, pooled=self.pooled)
+        like = next(self.parameters())
+        for name, module in head.items():
+            setattr(self, name, module.to(like.device, like.dtype).train(self.training))
+        # the config builds the net again; it is set after the net was built
+        if (config := getattr(self, "config", None)) is not None:
+            options = {**config.options, "global_pool": pool} if changed else config.options
+            self.config = dataclasses.replace(config, num_classes=num_classes, options=options)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Store only the inputs of blocks (of VGG: stages) for backward, which computes them again, or stop doing so.
+
+        Outputs, gradients and the statistics of BatchNorm stay the same. ``zoo.calibrate`` and other forwards without
+        gradients do not change.
+        """
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's groups of parameters for layer-wise learning rates: regular expressions of names, in order.
+
+        Parameters that match none, those of the head, form the last group.
+
+        Args:
+            coarse: whether a stage, not a block, is a group; nets that know no finer groups take stages.
+        """
+        return {level.module: rf"^{re.escape(level.module)}\." for level in self.levels}
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what the feature maps ``indices`` do not need, and return the indices counted from 0.
+
+        Args:
+            indices: levels, as ``feature_indices`` takes them.
+            prune_norm: argument of timm's interface without effect: no norm follows the last stage.
+            prune_head: whether the head is dropped even if the last level is kept.
+        """
+        selected = feature_indices(indices, len(self.levels))
+        if prune_head or selected[-1] < len(self.levels) - 1:
+            self.truncate(selected[-1])
+        return selected
 
     def truncate(self, level: int) -> None:
-        """Drop the head and every stage after feature level ``level``."""
+        """Drop the head and every stage after feature level ``level``; ``forward`` then returns its map.
+
+        ``reset_classifier(num_classes, "avg")`` puts a new head on it.
+        """
         raise NotImplementedError
+
+    def drop_head(self, level: int) -> None:
+        """Drop the head and the levels after ``level``, for ``truncate``."""
+        self.levels = self.levels[: level + 1]
+        self.num_features, self.hidden_features = self.levels[-1].channels, None
+        self.head_bias, self.drop, self.fc = nn.Identity(), nn.Identity(), nn.Identity()
+        self.num_classes, self.global_pool, self.pooled, self.headless = 0, "", True, True
+
+    def freeze(self, levels: int) -> None:
+        """Freeze the modules of the first ``levels`` feature levels for good: no gradients, statistics or dropout.
+
+        With all levels frozen the head alone is trained.
+
+        Raises:
+            ZooError: more levels than the net has.
+        """
+        if not 0 <= levels <= len(self.levels):
+            raise ZooError(f"freeze={levels}: must be 0 to {len(self.levels)}, the levels of {self.config.name}")
+        fixed = [self.get_submodule(level.module) for level in self.levels[:levels]]
+        for module in fixed:
+            module.requires_grad_(False).eval()
+        self.frozen += tuple(module for module in fixed if module not in self.frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
 
 class FeatureExtractor(nn.Module):
     """A backbone that returns the feature maps ``out_indices`` as a list, without head or unused stages."""
 
-    def __init__(self, body: Backbone, out_indices: Sequence[int] | None) -> None:
+    def __init__(self, body: Backbone, out_indices: int | Sequence[int] | None) -> None:
         super().__init__()
-        count = len(body.levels)
-        indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
-        if not indices or sorted(set(indices)) != list(indices) or not 0 <= indices[0] <= indices[-1] < count:
-            raise ZooError(f"out_indices={out_indices!r}: must be increasing numbers from 0 to {count - 1}")
+        indices = tuple(feature_indices(out_indices, len(body.levels), "out_indices"))
+        levels = [body.levels[i] for i in indices]
         body.truncate(indices[-1])
         self.body = body
         self.out_indices = indices
-        self.feature_info = FeatureInfo([body.levels[i] for i in indices], indices)
+        self.feature_info = FeatureInfo(levels, indices)
         self.config = body.config
-        self.frozen: list[nn.Module] = []
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the maps (N, C_i, [t_i,] h_i, w_i) that ``feature_info`` describes, of (N, in_chans, [T,] H, W)."""
         return self.body.forward_levels(x, self.out_indices)
 
     def freeze(self, levels: int) -> None:
-        """Freeze the modules of the first ``levels`` feature levels for good: no gradients, statistics or dropout.
+        """Freeze the first ``levels`` feature levels for good; see ``Backbone.freeze``."""
+        self.body.freeze(levels)
 
-        Raises:
-            ZooError: more levels than the net has.
-        """
-        if not 0 <= levels <= len(self.body.levels):
-            raise ZooError(f"freeze={levels}: must be 0 to {len(self.body.levels)}, the levels of {self.config.name}")
-        for level in self.body.levels[:levels]:
-            module = self.body.get_submodule(level.module)
-            module.requires_grad_(False).eval()
-            self.frozen.append(module)
-
-    def train(self, mode: bool = True) -> FeatureExtractor:
-        super().train(mode)
-        for module in self.frozen:
-            module.eval()
-        return self
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Store only the inputs of blocks for backward (``Backbone.set_grad_checkpointing``)."""
+        self.body.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that take no weight decay."""
@@ -229,20 +412,55 @@ def no_weight_decay(model: nn.Module) -> set[str]:
     return {name for name, p in model.named_parameters() if p.ndim <= 1}
 
 
+def parameters_by_level(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of the parameters of each feature level and, last, of the ``head``: all others.
+
+    The head of a classifier is what follows its last feature map, the head of a detector is its pyramid and its heads.
+    Levels without parameters are left out, the head never is.
+
+    Args:
+        model: a backbone, a module around one, or any other module, which has a head alone.
+    """
+    bodies = [(name, module) for name, module in model.named_modules() if isinstance(module, Backbone)]
+    prefixes = {}
+    for name, body in bodies[:1]:
+        prefixes = {level.module: f"{name}.{level.module}.".removeprefix(".") for level in body.levels}
+    levels: dict[str, list[str]] = {level: [] for level in [*prefixes, "head"]}
+    for name, _ in model.named_parameters():
+        levels[next((level for level, prefix in prefixes.items() if name.startswith(prefix)), "head")].append(name)
+    return {level: names for level, names in levels.items() if names or level == "head"}
+
+
 def param_groups(
-    model: nn.Module, weight_decay: float, *, multiplier_lr: float = 1.0, bias_lr: float = 1.0
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    multiplier_lr: float = 1.0,
+    bias_lr: float = 1.0,
+    layer_decay: float = 1.0,
+    head_lr: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Return groups for an optimizer: weights with decay; biases, norm parameters and multipliers without.
+
+    Parameters that do not require gradients are in no group. The factors of the kind and of the level on the learning
+    rate are multiplied.
 
     Args:
         model: any module.
         weight_decay: weight decay of the weights of convolutions and linear layers.
         multiplier_lr: factor on the learning rate of the joins' multipliers, as ``lr_scale`` in their group.
         bias_lr: factor on the learning rate of the biases that are initialised from data.
+        layer_decay: factor on the learning rate for each feature level between a parameter and the head, which counts
+            as 1: ``layer_decay`` for the last level, ``layer_decay**2`` for the one before it (Clark et al. 2020,
+            arXiv:2003.10555).
+        head_lr: factor on the learning rate of the head, which is all that belongs to no feature level.
 
     Returns:
         The groups that are not empty, with ``params``, ``names``, ``group`` (weights, others, data_biases,
-        multipliers), ``weight_decay`` and ``lr_scale``.
+        multipliers), ``weight_decay`` and ``lr_scale``; one for each kind and rate.
+
+    Raises:
+        ZooError: ``layer_decay`` or ``head_lr`` for a model without feature levels.
     """
     # the group of each parameter whose module decides it
     special: dict[str, str] = {}
@@ -258,15 +476,25 @@ def param_groups(
         "data_biases": (0.0, bias_lr),
         "multipliers": (0.0, multiplier_lr),
     }
-    groups: dict[str, dict[str, Any]] = {
-        kind: {"params": [], "names": [], "group": kind, "weight_decay": decay, "lr_scale": scale}
-        for kind, (decay, scale) in settings.items()
-    }
+    # the factor of each parameter's level
+    levels = parameters_by_level(model)
+    if len(levels) == 1 and (layer_decay, head_lr) != (1.0, 1.0):
+        raise ZooError(f"layer_decay={layer_decay}, head_lr={head_lr}: must be 1 for a model without feature levels")
+    factors: dict[str, float] = {}
+    for distance, (level, names) in enumerate(reversed(levels.items())):
+        factor = head_lr if level == "head" else layer_decay**distance
+        factors |= dict.fromkeys(names, factor)
     # the others: by their number of dimensions
     without_decay = no_weight_decay(model)
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    for kind, (decay, scale) in settings.items():
+        for factor in dict.fromkeys(factors.values()):
+            rate = scale * factor
+            groups[kind, factor] = {"params": [], "names": [], "group": kind, "weight_decay": decay, "lr_scale": rate}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kind = special.get(name, "others" if name in without_decay else "weights")
-            groups[kind]["params"].append(parameter)
-            groups[kind]["names"].append(name)
-    return [g for g in groups.values() if g["params"]]
+            group = groups[kind, factors[name]]
+            group["params"].append(parameter)
+            group["names"].append(name)
+    return [group for group in groups.values() if group["params"]]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from zoo.checkpointing import checkpointed
 from zoo.errors import ZooError
 from zoo.folding import Shift, Unscale, activation, folded_conv, needed_shift
 from zoo.joins import Join
@@ -33,12 +34,15 @@ class Layout:
         shortcut: shortcut of a stage's first block: avgpool = average pool then 1x1, conv = strided 1x1; None for
             the scheme's own (avgpool for rescale, conv for normalized nets).
         width: factor on all channel counts.
+        global_pool: pooling before the classifier: avg, max, avgmax (their mean), or "" for the unpooled map, which
+            requires 0 classes.
         drop_rate: dropout before the classifier.
         branch_drop_rate: channel dropout after each branch convolution of the last two stages.
     """
 
     shortcut: Literal["avgpool", "conv"] | None = None
     width: float = 1.0
+    global_pool: Literal["avg", "max", "avgmax", ""] = free("avg")
     drop_rate: float = free(0.0)
     branch_drop_rate: float = free(0.0)
 
@@ -355,7 +359,7 @@ class ResidualNet(Backbone):
         self.num_features = channels
         self.head_bias = scheme.head_bias(channels)
         self.drop: nn.Module = nn.Dropout(layout.drop_rate) if layout.drop_rate > 0 else nn.Identity()
-        self.reset_classifier(num_classes)
+        self.reset_classifier(num_classes, layout.global_pool)
 
     def stages(self) -> list[Any]:
         """Return the stages layer1, layer2, ..., each a Sequential of blocks."""
@@ -386,21 +390,26 @@ class ResidualNet(Backbone):
         x = self.stem(x)
         maps = [self.to_features[0](x)] if 0 in selected else []
         for level, (pool, stage) in enumerate(zip(self.pools, self.stages(), strict=True), 1):
-            x = stage(pool(x))
+            if level > max(selected):
+                break
+            x = pool(x)
+            if self.grad_checkpointing:
+                for block in stage:
+                    x = checkpointed(block, x)
+            else:
+                x = stage(x)
             if level in selected:
                 maps.append(self.to_features[level](x))
         return maps
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        # The published bias before global pooling: pooling is linear, so it acts on the pooled features (N, C).
-        x = self.drop(self.head_bias(x.mean(tuple(range(2, self.dims + 2)))))
-        return x if pre_logits else self.fc(x)
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def truncate(self, level: int) -> None:
         for number in range(level + 1, len(self.pools) + 1):
             delattr(self, f"layer{number}")
         self.to_features, self.pools = self.to_features[: level + 1], self.pools[:level]
-        self.head_bias, self.drop, self.fc, self.num_classes = nn.Identity(), nn.Identity(), nn.Identity(), 0
+        self.drop_head(level)
         self.trunk_scales = self.trunk_scales.within(name for name, _ in self.named_modules())
 
     def fold_(self) -> None:

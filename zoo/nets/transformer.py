@@ -29,8 +29,6 @@ from zoo.specs import ModelSpec, register_model
 from zoo.text import PAD, UNK
 from zoo.trunk import ModuleScales, TrunkBlock, TrunkScales, planned, set_input_scale
 
-MOST_LAYERS = 1000  # of each stack: a number in a stranger's file must not keep a process busy for hours
-
 
 @dataclass(frozen=True)
 class TransformerLayout:
@@ -82,9 +80,6 @@ class TransformerLayout:
         for key in ("dim", "hidden", "heads", "encoder_layers", "decoder_layers", "max_length"):
             if getattr(self, key) < 1:
                 raise ZooError(f"option {key}={getattr(self, key)}: must be >= 1")
-        for key in ("encoder_layers", "decoder_layers"):
-            if getattr(self, key) > MOST_LAYERS:
-                raise ZooError(f"option {key}={getattr(self, key)}: must be at most {MOST_LAYERS}")
         for key in ("drop_rate", "attention_drop_rate", "hidden_drop_rate"):
             if not 0 <= getattr(self, key) < 1:
                 raise ZooError(f"option {key}={getattr(self, key)}: must be in [0, 1)")

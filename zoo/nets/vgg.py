@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from zoo.checkpointing import checkpointed
 from zoo.errors import ZooError
 from zoo.folding import Unscale, folded_linear, needed_shift
 from zoo.layers import ChannelBias
@@ -29,13 +30,16 @@ class VGGConfig:
     Attributes:
         depths: 3x3 convolutions before each max pool.
         width: factor on all channel counts, the classifier's too.
+        global_pool: avg for the classifier's own pooling to 7x7, or "" for the last map in place of the classifier,
+            which requires 0 classes.
         drop_rate: dropout after each hidden layer of the classifier.
     """
 
-    OPTIONS: ClassVar = ("width", "drop_rate")
+    OPTIONS: ClassVar = ("width", "global_pool", "drop_rate")
 
     depths: tuple[int, ...]
     width: float = 1.0
+    global_pool: Literal["avg", ""] = free("avg")
     drop_rate: float = free(0.5)
 
     def __post_init__(self) -> None:
@@ -54,6 +58,7 @@ class VGG(Backbone):
 
     residual = False
     pooled = False
+    global_pools = ("avg", "")
 
     def __init__(self, config: VGGConfig, scheme: VisionScheme, num_classes: int, in_chans: int) -> None:
         super().__init__()
@@ -78,8 +83,9 @@ class VGG(Backbone):
         self.levels = tuple(levels)
         # the head
         hidden = max(1, round(4096 * config.width))
-        self.num_features = hidden
+        self.num_features, self.hidden_features = previous, hidden
         self.head_bias = scheme.head_bias(previous)
+        self.drop: nn.Module = nn.Identity()
         self.pool: nn.Module = nn.AdaptiveAvgPool2d(7)
         self.hidden: nn.Module = nn.Sequential(
             scheme.hidden_linear(previous * 49, hidden, first=True),
@@ -89,36 +95,46 @@ class VGG(Backbone):
             scheme.activation(),
             nn.Dropout(config.drop_rate),
         )
-        self.reset_classifier(num_classes)
+        self.reset_classifier(num_classes, config.global_pool)
 
     def stages(self) -> list[Any]:
         """Return the stages stage1, stage2, ..."""
         return [getattr(self, f"stage{number}") for number in range(1, len(self.to_features) + 1)]
 
     def forward_levels(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
+        selected = range(len(self.levels)) if indices is None else indices
         maps: list[Tensor] = []
         stages = self.stages()
         for level, stage in enumerate(stages):
-            x = stage(x if level == 0 else nn.functional.max_pool2d(x, 2, 2))
-            if indices is None or level in indices:
+            if level > max(selected):
+                return maps
+            x = x if level == 0 else nn.functional.max_pool2d(x, 2, 2)
+            x = checkpointed(stage, x) if self.grad_checkpointing else stage(x)
+            if level in selected:
                 maps.append(self.to_features[level](x))
-        last = len(self.levels) - 1
-        if len(stages) == last and (indices is None or last in indices):
+        if len(stages) in selected:
             maps.append(self.last_pool(x))
         return maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.hidden_features is None or not self.global_pool:
+            return super().forward_head(x, pre_logits)
         x = self.hidden(self.pool(self.head_bias(x)).flatten(1))
         return x if pre_logits else self.fc(x)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {
+            "stem": r"^stage1\.(?:conv|norm)1\.",
+            "blocks": r"^stage(\d+)" if coarse else r"^stage(\d+)\.[a-z]+(\d+)",
+            "hidden": r"^hidden\.(\d+)",
+        }
 
     def truncate(self, level: int) -> None:
         for number in range(level + 2, len(self.to_features) + 1):
             delattr(self, f"stage{number}")
         self.to_features = self.to_features[: level + 1]
-        if level < len(self.levels) - 1:
-            self.levels = self.levels[: level + 1]
-        self.head_bias, self.pool, self.hidden, self.fc = (nn.Identity() for _ in range(4))
-        self.num_classes = 0
+        self.drop_head(level)
+        self.pool, self.hidden = nn.Identity(), nn.Identity()
 
     def fold_(self) -> None:
         # each convolution adds the shift that the next one needs; max pooling commutes with a shift

@@ -349,7 +349,9 @@ def _weight_scale_backward(
     need_h, need_kernel = need.x or (shift and need.pre_bias), need.weight or need_rows
     grad_h, grad_kernel = _bare_backward(inputs, grad_y, h, of_kernel, need_h, need_kernel)
     # the bias before the product
-    grad_beta = None if shift and not need.bias and not (need_rows and bias is not None) else _sum(inputs, grad)  # u
+    grad_beta: Any = None  # u
+    if not shift or need.bias or (need_rows and bias is not None):
+        grad_beta = _sum(inputs, grad)
     grad_pre_bias = None
     if shift:
         grad_pre_bias = _sum(inputs, grad_h) if need.pre_bias else None

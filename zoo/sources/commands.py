@@ -86,17 +86,19 @@ def convert(
     form: Form = FORM,
     eps: float | None = None,
     classes: Sequence[str] | None = None,
+    **options: Any,
 ) -> Weights:
     """Convert weights with BatchNorm, or a checkpoint of the authors' code, into a weights file.
 
     Args:
         source: ``torchvision:BUILDER:TAG``, ``timm:ARCHITECTURE.TAG``, an address with its sha256, weights of this zoo
-            of scheme ``bn``, or the path of a checkpoint (.safetensors, .pth, .pt, .pkl).
+            of scheme ``bn``, or the path of a checkpoint (.safetensors, .pth, .pt, .pkl, .pyth).
         out: path of the safetensors file to write.
         name: name of our net; None for the one that fits. Required for a checkpoint of the authors' code.
         form: form of the converted net, see ``zoo.convert.from_batchnorm``.
         eps: eps of the norms; None for the source's.
         classes: class names; None for the source's, or numbers.
+        options: options that the keys of a checkpoint do not show, such as ``stride_in_1x1``.
 
     Returns:
         The entry of the file.
@@ -110,9 +112,12 @@ def convert(
         original = dataclasses.replace(original, classes=tuple(classes))
     # of the authors' code: without norms already
     if isinstance(original.state, Mapping) and is_reference(original.state.keys()):
+        if options:
+            raise WeightsError(f"{source}: a checkpoint of the authors' code takes no option {next(iter(options))!r}")
         _convert_reference(source, original, out, name, form, eps)
     else:
-        convert_original(_public_name(source), original, model=name, form=form, eps=eps).write(out)
+        public = _public_name(source)
+        convert_original(public, original, model=name, form=form, eps=eps, options=options).write(out)
     log_licence(source, original.meta.get("licence"))
     return get_weights(str(out))
 

@@ -65,7 +65,13 @@ class Converted:
 
 
 def convert_original(
-    source: str, original: Original, *, model: str | None = None, form: Form = FORM, eps: float | None = None
+    source: str,
+    original: Original,
+    *,
+    model: str | None = None,
+    form: Form = FORM,
+    eps: float | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Converted:
     """Convert weights of another project, and note where they come from.
 
@@ -75,13 +81,13 @@ def convert_original(
         model: name of our net; None for the original's.
         form: form of the converted net, see ``zoo.convert.from_batchnorm``.
         eps: eps of the norms; None for the original's.
+        options: options that the keys do not show, see ``zoo.convert.from_batchnorm``.
 
     Raises:
         WeightsError: weights that the converter does not take.
     """
-    done = convert_batchnorm(
-        original.state, model or original.model, eps=original.eps if eps is None else eps, form=form
-    )
+    eps = original.eps if eps is None else eps
+    done = convert_batchnorm(original.state, model or original.model, eps=eps, form=form, **(options or {}))
     meta = {
         **original.meta,
         "source": source,

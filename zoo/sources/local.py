@@ -11,7 +11,7 @@ from zoo.headers import HEADER_KEY
 from zoo.sources.cache import sha256_of
 from zoo.sources.conversion import Original
 
-ENDINGS = (".safetensors", ".pth", ".pt", ".pkl")
+ENDINGS = (".safetensors", ".pth", ".pt", ".pkl", ".pyth")
 
 
 def fetch(path: Path) -> Original:

@@ -7,23 +7,27 @@ read from there, so timm need not be installed; only the list of its names comes
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import yaml
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torchvision.models import ResNet50_Weights
 
-from zoo.errors import WeightsError, ZooError, one_line, suggestion
+from zoo.errors import WeightsError, ZooError, one_line
 from zoo.sources.cache import sha256_of
 from zoo.sources.conversion import Original, open_converted
 from zoo.sources.hub import CARD, CONFIG, WEIGHTS, download, download_checked
-from zoo.sources.tables import DEFAULT_EPS, TIMM, net_of
+from zoo.sources.tables import DEFAULT_EPS, TIMM, net_of, split_name
 from zoo.transforms import InputTransform
 from zoo.weights import Weights
+
+log = logging.getLogger("rescalenet")
 
 PREFIX = "timm:"
 _TAG = re.compile(r"[A-Za-z0-9_]+")
@@ -47,18 +51,8 @@ def resolve(name: str, model: str | None) -> tuple[str, str]:
         WeightsError: a name of another form, or an architecture or a net that the table lacks.
     """
     architecture, dot, tag = name.removeprefix(PREFIX).rpartition(".")
-    # a tag alone belongs to the first architecture of the net
-    if not dot:
-        if model is None:
-            raise WeightsError(f"{name!r}: the tag alone names no net; give timm:ARCHITECTURE.{tag}")
-        if model not in TIMM:
-            raise WeightsError(f"{name!r}: timm has no weights for {model}{suggestion(model, TIMM)}")
-        architecture = TIMM[model][0]
-    if net_of(TIMM, architecture) is None:
-        known = [theirs for row in TIMM.values() for theirs in row]
-        raise WeightsError(
-            f"{name!r}: architecture {architecture!r} is not convertible{suggestion(architecture, known)}"
-        )
+    parts = [architecture, tag] if dot else [tag]
+    architecture, tag = split_name(name, parts, model, TIMM)
     if not _TAG.fullmatch(tag):
         raise WeightsError(f"{name!r}: must be timm:TAG or timm:ARCHITECTURE.TAG")
     return architecture, tag
@@ -73,7 +67,7 @@ def tags() -> list[tuple[str, str, str]]:
     try:
         import timm
     except ImportError:
-        raise ZooError("timm's names are known to timm only: pip install timm") from None
+        raise ZooError("timm's names are known to timm only: pip install 'rescalenet-zoo[timm]'") from None
     return [
         (ours, architecture, name.removeprefix(f"{architecture}."))
         for ours, row in TIMM.items()
@@ -151,12 +145,21 @@ def input_transform(name: str, config: dict[str, Any]) -> InputTransform:
     try:
         size, crop = int(config["input_size"][1]), float(config["crop_pct"])
         mean, std = (tuple(float(x) for x in config[key]) for key in ("mean", "std"))
-        interpolation = str(config["interpolation"])
+        interpolation = cast(Any, config["interpolation"])  # InputTransform checks it
         if config.get("crop_mode", "center") != "center":
             raise ValueError(f"crop_mode={config['crop_mode']!r}")
         return InputTransform(size, math.floor(size / crop), mean, std, interpolation)
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"{name}: {CONFIG} has no valid input transform ({error!r})") from None
+
+
+def _licence_of_card(name: str, card: Path) -> Any:
+    """Return the licence in the front matter of a card; None if there is none, or none that can be read."""
+    try:
+        return (metadata_load(card) or {}).get("license")
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        log.warning("%s: the front matter of its card cannot be read (%s)", name, one_line(error))
+        return None
 
 
 def _classes(config: dict[str, Any], tag: str) -> tuple[str, ...] | None:
@@ -170,10 +173,7 @@ def _classes(config: dict[str, Any], tag: str) -> tuple[str, ...] | None:
 
 def _stated(name: str, repository: str, config: dict[str, Any], revision: str | None) -> dict[str, Any]:
     """Return licence and addresses from timm's metadata; the licence may be in the card only."""
-    licence = config.get("license")
-    if not licence:
-        card = download(name, repository, CARD, revision)
-        licence = (metadata_load(card) or {}).get("license")
+    licence = config.get("license") or _licence_of_card(name, download(name, repository, CARD, revision))
     meta: dict[str, Any] = {"url": f"https://huggingface.co/{repository}", "licence": str(licence or "unknown")}
     if revision is not None:
         meta["revision"] = revision

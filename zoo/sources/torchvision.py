@@ -19,7 +19,7 @@ from torchvision.models import WeightsEnum, get_model_weights
 from zoo.errors import WeightsError, one_line, suggestion
 from zoo.sources.cache import offline, sha256_of
 from zoo.sources.conversion import Original, open_converted
-from zoo.sources.tables import DEFAULT_EPS, TORCHVISION, TORCHVISION_EPS, net_of
+from zoo.sources.tables import DEFAULT_EPS, TORCHVISION, TORCHVISION_EPS, net_of, split_name
 from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD, AnyTransform, DetectionTransform, InputTransform, VideoTransform
 from zoo.weights import Weights
 
@@ -46,17 +46,7 @@ def resolve(name: str, model: str | None) -> tuple[str, str]:
     parts = name.removeprefix(PREFIX).split(":")
     if len(parts) > 2 or not all(parts):
         raise WeightsError(f"{name!r}: must be torchvision:TAG or torchvision:BUILDER:TAG")
-    # a tag alone belongs to the first builder of the net
-    if len(parts) == 1:
-        if model is None:
-            raise WeightsError(f"{name!r}: the tag alone names no net; give torchvision:BUILDER:{parts[0]}")
-        if model not in TORCHVISION:
-            raise WeightsError(f"{name!r}: torchvision has no weights for {model}{suggestion(model, TORCHVISION)}")
-        parts = [TORCHVISION[model][0], *parts]
-    builder, tag = parts
-    if net_of(TORCHVISION, builder) is None:
-        known = [theirs for row in TORCHVISION.values() for theirs in row]
-        raise WeightsError(f"{name!r}: builder {builder!r} is not convertible{suggestion(builder, known)}")
+    builder, tag = split_name(name, parts, model, TORCHVISION)
     return builder, member(name, builder, tag).name  # DEFAULT is another name of one of them
 
 

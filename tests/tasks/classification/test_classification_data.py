@@ -28,6 +28,9 @@ def test_augmentation_is_a_function_of_epoch_and_index(images, tmp_path):
     assert not torch.equal(first[0, 1], first[1, 1])
 
 
+TRANSFORM = zoo.InputTransform.imagenet(16, 16)
+
+
 def section(root, **extra):
     return DataSection(root=str(root), size=16, resize=16, **extra)
 
@@ -113,18 +116,18 @@ def test_cifar_in_torchvisions_layout(tmp_path, monkeypatch):
 @pytest.mark.parametrize("cache", [False, True])
 def test_training_images(tree, augment, cache):
     images, _ = load_images(section(tree))
-    data = TrainSet(images, section(tree, augment=augment, cache=cache), seed=3)
+    data = TrainSet(images, section(tree, augment=augment, cache=cache), TRANSFORM, seed=3)
     image, label = data[0, 5]
     assert image.shape == (3, 16, 16)
     assert image.dtype == torch.uint8
     assert label == 1
-    again = TrainSet(images, section(tree, augment=augment, cache=not cache), seed=3)
+    again = TrainSet(images, section(tree, augment=augment, cache=not cache), TRANSFORM, seed=3)
     assert torch.equal(again[0, 5][0], image)
 
 
 def test_workers_and_the_main_process_read_the_same(tree):
     images, _ = load_images(section(tree))
-    data = TrainSet(images, section(tree), seed=0)
+    data = TrainSet(images, section(tree), TRANSFORM, seed=0)
     keys = [[(1, i), (2, i)] for i in range(8)]
     alone = [batch[0] for batch in DataLoader(data, batch_sampler=keys)]
     workers = [batch[0] for batch in DataLoader(data, batch_sampler=keys, num_workers=2)]
@@ -133,7 +136,7 @@ def test_workers_and_the_main_process_read_the_same(tree):
 
 def test_an_unreadable_training_image_stops_with_one_line(tree):
     (tree / "train/ant/0.png").write_text("broken")
-    data = TrainSet(load_images(section(tree))[0], section(tree), seed=0)
+    data = TrainSet(load_images(section(tree))[0], section(tree), TRANSFORM, seed=0)
     from tasks.cli import _last_line
 
     with pytest.raises(DataError) as caught:
@@ -146,8 +149,8 @@ def test_an_unreadable_training_image_stops_with_one_line(tree):
 
 def test_training_and_deployment_see_the_same_image(tree):
     """uint8 transforms then standardising on the device, as in training, equal ``weights.transforms()``."""
-    data = section(tree)
-    transform = zoo.InputTransform(data.size, data.resize, data.mean, data.std).build()
+    data = TRANSFORM
+    transform = TRANSFORM.build()
     image = read_image(tree / "val/ant/0.png")
     from torchvision.transforms import v2
 
@@ -160,6 +163,6 @@ def test_training_and_deployment_see_the_same_image(tree):
 def test_a_data_set_can_be_pickled(tree, keep):
     """Data loading processes that do not fork get it so."""
     images, _ = load_images(section(tree))
-    data = TrainSet(images if keep is None else images.subset(keep), section(tree), seed=0)
+    data = TrainSet(images if keep is None else images.subset(keep), section(tree), TRANSFORM, seed=0)
     again = pickle.loads(pickle.dumps(data))
     assert torch.equal(again[0, 1][0], data[0, 1][0])

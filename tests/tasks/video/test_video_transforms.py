@@ -13,7 +13,7 @@ from tests.helpers.video import layout, section
 def test_all_frames_of_a_clip_are_treated_alike():
     """A clip of equal frames stays one, whatever is drawn; and something is drawn."""
     still = torch.randint(0, 256, (1, 3, 20, 30), dtype=torch.uint8).expand(6, -1, -1, -1)
-    transform, seen = train_transform(section(), layout()), set()
+    transform, seen = train_transform(section().augment, layout()), set()
     for seed in range(8):
         torch.manual_seed(seed)
         clip = transform(still)
@@ -33,7 +33,7 @@ def test_squashed_frames_lose_nothing():
     assert (view[..., -1] > 200).all()
     assert (view[..., 8] < 50).all()
     assert (crops(clip, layout(), 1) < 50).all()
-    plain = train_transform(section(augment={"short_side": [16, 16], "flip": 0}), transform)
+    plain = train_transform(section(augment={"short_side": [16, 16], "flip": 0}).augment, transform)
     assert torch.equal(plain(clip), view)
 
 

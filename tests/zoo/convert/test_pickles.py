@@ -357,3 +357,25 @@ def test_long_names_are_shortened(read):
         read(pickled(name("a" * 10_000, "b\x1b[31m" + "c" * 10_000)))
     assert len(str(caught.value)) < 500
     assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_changed_bytes(read, protocol):
+    """A file with a few other bytes is read, or ends in one line."""
+    random = np.random.default_rng(protocol)
+    content = pickle.dumps(
+        {"model": {"a": np.arange(6.0), "b": ONES}, "c": [1, "text", (2.5, None)]}, protocol=protocol
+    )
+    outcomes, messages = collections.Counter(), []
+    for _ in range(300):
+        changed = bytearray(content)
+        for place in random.integers(0, len(content), random.integers(1, 4)):
+            changed[place] = random.integers(0, 256)
+        try:
+            read(bytes(changed))
+            outcomes["read"] += 1
+        except WeightsError as error:
+            messages.append(str(error))
+            outcomes["refused" if "contains" in str(error) else "damaged"] += 1
+    assert not any("\n" in message for message in messages)
+    assert all(outcomes[kind] > 5 for kind in ("read", "refused", "damaged"))

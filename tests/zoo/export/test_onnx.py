@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import zoo
+from tests.helpers.batchnorm import relative_error, train_statistics_
 from tests.helpers.nets import CLIPS, NARROW, narrow, samples
+from zoo.convert import from_batchnorm
 from zoo.errors import ExportError
 from zoo.export.onnx import export_onnx
 
@@ -37,6 +39,17 @@ def test_onnx_agrees_in_onnxruntime(kind, scheme, tmp_path):
         rtol=1e-3,
         atol=1e-4 * abs(expected).max(),
     )
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("form", ["gained", *(pytest.param(f, marks=pytest.mark.slow) for f in ("folded", "balanced"))])
+def test_converted_nets_export_in_every_form(form, folded, tmp_path):
+    original = train_statistics_(narrow("basic", scheme="bn"), hostile=True)
+    model = from_batchnorm(original, form=form)
+    export_onnx(zoo.fold(model) if folded else model, tmp_path / "net.onnx", input_size=(33, 49), batch_sizes=(1, 2))
+    x = samples("basic", 2, 33, 49)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"images": x.numpy()})
+    assert relative_error(torch.from_numpy(found), original(x).detach()) < 1e-5
 
 
 class Different(nn.Module):

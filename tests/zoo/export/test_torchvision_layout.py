@@ -110,14 +110,25 @@ def test_refusals(make, reason):
 
 def test_the_target_writes_a_verified_file(tmp_path):
     net = from_batchnorm(disturb(torchvision_net("resnet18")))
+    x = torch.zeros(1, 3, 64, 64)  # only its size counts
+    verified = TARGETS["torchvision"].export("images", net.train(), tmp_path / "net.pth", (x,), None)
+    assert net.training
+    assert 0 < verified.max_error <= 3e-6
     x = torch.randn(1, 3, 64, 64)
-    verified = TARGETS["torchvision"].export("images", net, tmp_path / "net.pth", (x,), None)
-    assert verified.max_error <= 3e-6
     assert "torchvision" in verified.runtime
     theirs = torchvision.models.resnet18(num_classes=10)
     theirs.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
     with torch.no_grad():
         assert relative_error(theirs.eval()(x), net.eval()(x)) <= 3e-6
+
+
+def test_outputs_that_differ_write_no_file(tmp_path, monkeypatch):
+    wrong = torchvision_state(zoo.create_model("rescalenet18", scheme="bn", num_classes=10))
+    monkeypatch.setattr("zoo.export.torchvision_layout.torchvision_state", lambda net: wrong)
+    net = from_batchnorm(disturb(torchvision_net("resnet18")))
+    with pytest.raises(ExportError, match="the outputs in torchvision differ by"):
+        TARGETS["torchvision"].export("images", net, tmp_path / "net.pth", (torch.zeros(1, 3, 64, 64),), None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_net_writes_no_file(tmp_path):

@@ -1,105 +1,112 @@
-"""Whole nets: equal to the formulas written out, at the memory of the bare convolutions."""
+"""Frozen levels of a net, and its parameter groups by level."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
 import zoo
-from benchmarks.baselines import naive
-from benchmarks.memory import saved_per_image
-from tests.helpers.nets import CLIPS, NARROW, narrow, samples
+from tests.helpers.nets import narrow
+from zoo.errors import ZooError
+from zoo.nets.base import parameters_by_level
+
+LEVELS = ["stem", "layer1", "layer2", "layer3", "layer4"]
 
 
-def calibrated(kind, **options):
-    model = narrow(kind, **options).double()
-    zoo.calibrate(model, [samples(kind, 2, 48, dtype=torch.float64)])
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("multiplier"):
-                parameter.normal_()
-    return model
-
-
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [(kind, {}) for kind in NARROW]
-    + [
-        ("bottleneck", {"post_bias": True, "shortcut": "conv"}),
-        ("basic", {"c": 1, "stem": "deep"}),
-        ("cifar", {"multiplier": False}),
-    ],
-)
-def test_nets_equal_the_formulas_written_out(kind, options):
-    """Features, logits and every gradient, in float64, of the net whose trunk is held at no scale."""
-    model = calibrated(kind, **options)
-    written = naive(model)
-    for x in (samples(kind, 2, 48, dtype=torch.float64), samples(kind, 1, 37, 50, dtype=torch.float64)):
-        for a, b in zip(model.forward_levels(x), written.forward_levels(x), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-        ours, theirs = model(x), written(x)
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-        direction = torch.randn_like(ours)
-        grads = [torch.autograd.grad(y, list(m.parameters()), direction) for y, m in ((ours, model), (theirs, written))]
-        for (name, _), a, b in zip(model.named_parameters(), *grads, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9 * b.abs().max().item(), msg=name)
-
-
-def test_memory_of_resnet50():
-    """At 224 px: at most the floor's bytes and half of BatchNorm's; copies of weights below a tenth of the weights."""
-    image, constant = saved_per_image(zoo.create_model("rescalenet50"), 224)
-    floor, _ = saved_per_image(zoo.create_model("rescalenet50", scheme="none"), 224)
-    torchvision_floor, _ = saved_per_image(zoo.create_model("rescalenet50", scheme="none", shortcut="conv"), 224)
-    bn, _ = saved_per_image(zoo.create_model("rescalenet50", scheme="bn"), 224)
-    assert image <= 1.02 * min(floor, torchvision_floor)
-    assert image <= 0.50 * bn
-    assert constant <= 0.1 * 4 * 25_530_000
-
-
-@pytest.mark.parametrize("kind", NARROW)
-def test_memory_of_every_family(kind):
-    frames = 6 if kind in CLIPS else None
-    image, constant = saved_per_image(narrow(kind), 96, frames=frames)
-    floor, _ = saved_per_image(narrow(kind, scheme="none"), 96, frames=frames)
-    assert image <= 1.02 * floor
-    assert constant <= 0.1 * 4 * sum(p.numel() for p in narrow(kind).parameters())
-
-
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow) if k != "basic" else k for k in NARROW])
-def test_a_compiled_training_step_is_one_graph_with_equal_gradients(kind):
-    torch.compiler.reset()
-    model = calibrated(kind).train()
-    x = samples(kind, 2, 64, dtype=torch.float64)
-    grads = []
-    for run in (model, torch.compile(model, fullgraph=True)):
-        model.zero_grad()
-        run(x).square().sum().backward()
-        grads.append([p.grad.clone() for p in model.parameters()])
-    for (name, _), a, b in zip(model.named_parameters(), *grads, strict=True):
-        assert (a - b).norm() <= 1e-9 * b.norm(), name
-
-
-@pytest.mark.parametrize("kind", ["bottleneck", "basic", "i3d"])
-def test_channels_last_and_checkpointing_give_the_same_gradients(kind):
-    from torch.utils.checkpoint import checkpoint_sequential
-
-    model = calibrated(kind)
-    x = samples(kind, 2, 64, dtype=torch.float64)
-
-    def grads():
-        found = [p.grad for p in model.parameters()]
-        model.zero_grad()
-        return found
-
+@pytest.mark.parametrize("scheme", ["rescale", "bn"])
+@pytest.mark.parametrize("levels", range(6))
+def test_frozen_levels(scheme, levels):
+    """No gradients, statistics or dropout in the first levels, also after ``train`` and in a copy; the rest trains."""
+    model = narrow("basic", scheme=scheme, branch_drop_rate=0.5, drop_rate=0.5)
+    model.freeze(levels)
+    model.freeze(0)  # changes nothing
+    model = copy.deepcopy(model).eval().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    x = torch.randn(2, 3, 32, 32)
     model(x).square().sum().backward()
-    expected = grads()
-    stages = zip(model.pools, model.stages(), strict=True)
-    body = nn.Sequential(model.stem, *(module for pair in stages for module in pair))
-    model.forward_head(checkpoint_sequential(body, 3, x, use_reentrant=False)).square().sum().backward()
-    again = grads()
-    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
-    model.to(memory_format=layout)
-    model(x.to(memory_format=layout)).square().sum().backward()
-    last = grads()
-    for a, b, c in zip(expected, again, last, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(a, c, rtol=1e-8, atol=1e-9 * a.abs().max().item())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad + 1e-3
+    fixed = set(LEVELS[:levels])
+    for name, module in model.named_modules():
+        if name and (type(module).__name__.startswith(("Dropout", "BatchNorm")) or name in LEVELS):
+            assert module.training == (name.split(".")[0] not in fixed), name
+    for key, value in model.state_dict().items():
+        if "multiplier" not in key:  # the gradient of some is 0
+            assert torch.equal(value, before[key]) == (key.split(".")[0] in fixed), key
+    assert all(p.grad is None for name, p in model.named_parameters() if name.split(".")[0] in fixed)
+    # frozen levels are a pure function of the input
+    if levels:
+        first, second = (model.forward_levels(x)[levels - 1] for _ in range(2))
+        assert torch.equal(first, second)
+        assert not first.requires_grad
+
+
+def test_too_many_levels_are_refused():
+    with pytest.raises(ZooError, match=r"freeze=6: must be 0 to 5, the levels of rescalenet18"):
+        zoo.create_model("rescalenet18", width=0.125).freeze(6)
+    with pytest.raises(ZooError, match=r"freeze=-1: must be 0 to 5"):
+        zoo.create_model("rescalenet18", width=0.125, features_only=True).freeze(-1)
+
+
+def test_parameters_by_level():
+    model = narrow("basic")
+    levels = parameters_by_level(model)
+    assert list(levels) == [*LEVELS, "head"]
+    assert levels["head"] == ["head_bias.bias", "fc.weight", "fc.bias"]
+    assert sorted(name for names in levels.values() for name in names) == sorted(n for n, _ in model.named_parameters())
+    around = parameters_by_level(nn.Sequential(nn.Linear(2, 2), model))
+    assert around["layer2"] == [f"1.{name}" for name in levels["layer2"]]
+    assert around["head"] == ["0.weight", "0.bias", *(f"1.{name}" for name in levels["head"])]
+    vgg = parameters_by_level(zoo.create_model("rescalevgg16", num_classes=3, width=0.0625))
+    assert list(vgg) == ["stage1", "stage2", "stage3", "stage4", "stage5", "head"]  # pooling has no parameters
+    assert list(parameters_by_level(nn.Linear(2, 2))) == ["head"]
+
+
+@pytest.mark.parametrize("name", ["rescalenet18", "rescale_r3d_10"])
+def test_rates_by_level(name):
+    """The rate of each parameter is that of its kind, times decay**(distance from the head), or the head's factor."""
+    model = zoo.create_model(name, num_classes=3, width=0.25)
+    groups = zoo.param_groups(model, 0.1, multiplier_lr=0.5, bias_lr=0.25, layer_decay=0.75, head_lr=10.0)
+    by_level = {"head": 10.0, "layer4": 0.75, "layer3": 0.75**2, "layer2": 0.75**3, "layer1": 0.75**4, "stem": 0.75**5}
+    by_kind = {"weights": 1.0, "others": 1.0, "data_biases": 0.25, "multipliers": 0.5}
+    found = {name: group for group in groups for name in group["names"]}
+    assert sorted(found) == sorted(name for name, _ in model.named_parameters())
+    for name, group in found.items():
+        level = name.split(".")[0] if name.split(".")[0] in by_level else "head"
+        assert group["lr_scale"] == pytest.approx(by_level[level] * by_kind[group["group"]], rel=1e-12), name
+        assert group["weight_decay"] == (0.1 if group["group"] == "weights" else 0.0)
+    alone = zoo.param_groups(model, 0.1, head_lr=10.0)
+    assert {group["lr_scale"] for group in alone} == {1.0, 10.0}
+
+
+def test_rates_by_level_require_levels():
+    with pytest.raises(ZooError, match=r"layer_decay=0.5, head_lr=1.0: must be 1 for a model without feature levels"):
+        zoo.param_groups(nn.Linear(2, 2), 0.1, layer_decay=0.5)
+
+
+def test_a_body_without_a_head_decays_from_where_the_head_would_be():
+    body = zoo.create_model("rescalenet18", width=0.125, features_only=True)
+    groups = zoo.param_groups(body, 0.0, layer_decay=0.5)
+    assert {g["lr_scale"] for g in groups for name in g["names"] if ".layer4." in name} == {0.5}
+
+
+def test_converted_nets_leave_their_fixed_scales_out():
+    """The factors of the weights are in no group, until they are trained: then without weight decay."""
+    model = zoo.convert.from_batchnorm(narrow("basic", scheme="bn"))
+    scales = {name for name, _ in model.named_parameters() if name.endswith("weight_scale")}
+    assert scales
+    names = {name for group in zoo.param_groups(model, 0.1) for name in group["names"]}
+    assert names == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not names & scales
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    found = {name: group for group in zoo.param_groups(model, 0.1, bias_lr=0.5) for name in group["names"]}
+    for name in scales:
+        post_bias = name.removesuffix("weight_scale") + "bias"
+        if name.startswith("stem"):  # whose only bias is the one that data initialise
+            continue
+        for key in (name, post_bias):
+            assert (found[key]["group"], found[key]["weight_decay"], found[key]["lr_scale"]) == ("others", 0.0, 1.0)

@@ -50,7 +50,7 @@ def trained(net):
     """The net with statistics and scales as after training."""
     with torch.no_grad():
         for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
                 module.running_mean.normal_(std=0.3)
                 module.running_var.uniform_(0.5, 2)
                 module.weight.normal_(1, 0.3)

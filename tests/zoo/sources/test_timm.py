@@ -15,6 +15,7 @@ from zoo.sources import timm as source
 
 NAME = "timm:resnet18.a1_in1k"
 REPOSITORY = "timm/resnet18.a1_in1k"
+SMALL = {"conv1.weight": torch.zeros(4, 3, 7, 7)}
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +32,16 @@ def config_of(name, **changes):
     return {"architecture": stated["architecture"], "num_classes": inner["num_classes"], "pretrained_cfg": inner}
 
 
-def files_of(net, name, **changes):
+def files_of(state, name, **changes):
     return {
         "config.json": json.dumps(config_of(name, **changes)).encode(),
-        "model.safetensors": save(net.state_dict()),
+        "model.safetensors": save(state),
         "README.md": b"---\nlicense: bsd-3-clause\n---\n# card\n",
     }
 
 
 def test_a_net_by_its_tag(hub, resnet18, lines, monkeypatch):
-    commit = hub.add(REPOSITORY, files_of(resnet18, "resnet18.a1_in1k"))
+    commit = hub.add(REPOSITORY, files_of(resnet18.state_dict(), "resnet18.a1_in1k"))
     monkeypatch.setitem(sys.modules, "timm", None)  # it need not be installed
     model = zoo.create_model("rescalenet18", weights="timm:a1_in1k").eval()
     x = torch.randn(2, 3, 97, 64)
@@ -81,13 +82,14 @@ def test_the_transform_is_timms(name):
 @pytest.mark.parametrize(
     ("licence", "expected"), [("cc-by-nc-4.0", "cc-by-nc-4.0"), (None, "bsd-3-clause"), ("", "bsd-3-clause")]
 )
-def test_the_licence_is_in_the_metadata_or_in_the_card(hub, resnet18, licence, expected):
-    hub.add(REPOSITORY, files_of(resnet18, "resnet18.a1_in1k", license=licence))
+def test_the_licence_is_in_the_metadata_or_in_the_card(hub, licence, expected):
+    hub.add(REPOSITORY, files_of(SMALL, "resnet18.a1_in1k", license=licence))
     assert source.describe(NAME)["meta"]["licence"] == expected
 
 
-def test_an_unknown_licence(hub, resnet18):
-    hub.add(REPOSITORY, {**files_of(resnet18, "resnet18.a1_in1k", license=None), "README.md": b"# card\n"})
+@pytest.mark.parametrize("card", ["# card\n", "---\n- a\n---\n", "---\na: [\n---\n", "---\nlicense:\n---\n"])
+def test_an_unknown_licence(hub, card):
+    hub.add(REPOSITORY, {**files_of(SMALL, "resnet18.a1_in1k", license=None), "README.md": card.encode()})
     assert source.describe(NAME)["meta"]["licence"] == "unknown"
 
 
@@ -100,6 +102,8 @@ def test_an_unknown_licence(hub, resnet18):
         (b"{}", "config.json has no valid input transform"),
         (b'{"pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 0}}', "no valid input transform"),
         (json.dumps(config_of("resnet18.a1_in1k", crop_mode="border")).encode(), "crop_mode='border'"),
+        (json.dumps(config_of("resnet18.a1_in1k", interpolation="random")).encode(), "interpolation='random'"),
+        (json.dumps(config_of("resnet18.a1_in1k", mean="abc")).encode(), "no valid input transform"),
     ],
 )
 def test_metadata_that_is_refused(hub, config, message):
@@ -108,16 +112,16 @@ def test_metadata_that_is_refused(hub, config, message):
         zoo.get_weights(NAME)
 
 
-def test_a_file_that_is_cut_is_refused(hub, resnet18):
-    files = files_of(resnet18, "resnet18.a1_in1k")
+def test_a_file_that_is_cut_is_refused(hub):
+    files = files_of(SMALL, "resnet18.a1_in1k")
     hub.add(REPOSITORY, {**files, "model.safetensors": files["model.safetensors"][:-1]})
     with pytest.raises(zoo.WeightsError, match="is not a complete safetensors file"):
         zoo.get_weights(NAME)
 
 
-def test_other_bytes_than_the_hub_states_are_refused(hub, resnet18):
+def test_other_bytes_than_the_hub_states_are_refused(hub):
     """The hub names a large file by its sha256; huggingface_hub compares lengths only."""
-    files = files_of(resnet18, "resnet18.a1_in1k")
+    files = files_of(SMALL, "resnet18.a1_in1k")
     hub.add(REPOSITORY, files)
     content = bytearray(files["model.safetensors"])
     content[-1] ^= 1
@@ -129,7 +133,7 @@ def test_other_bytes_than_the_hub_states_are_refused(hub, resnet18):
 @pytest.mark.parametrize(
     ("name", "model", "message"),
     [
-        ("timm:a1_in1k", None, "names no net; give timm:ARCHITECTURE.a1_in1k"),
+        ("timm:a1_in1k", None, "the tag alone names no net; see rescalenet list --convertible"),
         ("timm:a1_in1k", "rescalevgg16", "timm has no weights for rescalevgg16"),
         ("timm:seresnet50.a1_in1k", None, r"'seresnet50' is not convertible \(did you mean"),
         ("timm:resnet50.", None, "must be timm:TAG or timm:ARCHITECTURE.TAG"),
@@ -149,7 +153,7 @@ def test_the_list_of_names_needs_timm(monkeypatch):
     assert ("rescalenet50", "resnet50", "a1_in1k") in source.tags()
     assert {ours for ours, *_ in source.tags()} == set(tables.TIMM)
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(zoo.ZooError, match="pip install timm"):
+    with pytest.raises(zoo.ZooError, match=r"pip install .rescalenet-zoo\[timm\]"):
         source.tags()
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import multiprocessing
-import os
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torchvision
 from torchvision.models import ResNet18_Weights, get_model, get_model_weights
 
 import zoo
+from tests.helpers.published import publish
 from tests.helpers.server import Answer
 from tests.zoo.sources.conftest import far, trained
 from zoo.sources import tables
@@ -26,15 +26,8 @@ def resnet18():
 
 @pytest.fixture
 def published(resnet18, tmp_path, monkeypatch):
-    """A file of random weights in torch.hub's folder, under the name that torchvision expects: with its hash."""
-    folder = tmp_path / "torch" / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save(resnet18.state_dict(), folder / "new.pth")
-    digest = hashlib.sha256((folder / "new.pth").read_bytes()).hexdigest()
-    path = folder / f"resnet18-{digest[:8]}.pth"
-    os.rename(folder / "new.pth", path)
-    set_url(monkeypatch, f"https://download.pytorch.org/models/{path.name}")
-    return path
+    """A file of random weights of ResNet-18."""
+    return publish(resnet18, ResNet18_Weights.IMAGENET1K_V1, tmp_path, monkeypatch)
 
 
 def set_url(monkeypatch, url):
@@ -75,6 +68,48 @@ def test_a_net_by_its_tag(published, resnet18, lines, home):
     assert zoo.create_model("rescalenet18", NAME).config == model.config
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ours", "builder", "tag", "size"),
+    [
+        ("rescalenet50", "resnet50", "IMAGENET1K_V2", (3, 64, 97)),
+        ("rescalenext50_32x4d", "resnext50_32x4d", "IMAGENET1K_V1", (3, 64, 97)),
+        ("rescalenext101_64x4d", "resnext101_64x4d", "IMAGENET1K_V1", (3, 64, 64)),
+        ("rescale_wide_resnet50_2", "wide_resnet50_2", "IMAGENET1K_V2", (3, 64, 64)),
+        ("rescale_r3d_18", "r3d_18", "KINETICS400_V1", (3, 8, 56, 56)),
+        ("rescale_mc3_18", "mc3_18", "KINETICS400_V1", (3, 8, 56, 56)),
+        ("rescale_r2plus1d_18", "r2plus1d_18", "KINETICS400_V1", (3, 8, 56, 56)),
+    ],
+)
+def test_other_nets_by_their_tags(ours, builder, tag, size, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    net = trained(get_model(builder))
+    publish(net, get_model_weights(builder)[tag], tmp_path, monkeypatch)
+    model = zoo.create_model(ours, weights=f"torchvision:{tag}").eval()
+    x = torch.randn(2, *size)
+    assert far(model(x), net(x)) < 3e-6
+    entry = zoo.get_weights(f"torchvision:{builder}:{tag}")
+    assert entry.transform == source.describe(entry.name)["transform"]
+    assert len(entry.classes) == model.num_classes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ours", "builder", "tag"), [row for row in source.tags() if "rcnn" in row[0]])
+def test_detectors_by_their_tags(ours, builder, tag, tmp_path, monkeypatch):
+    """The classes are COCO's 80, without torchvision's background and rows that no object has."""
+    torch.manual_seed(0)
+    net = get_model(builder, weights=None, weights_backbone=None)
+    publish(net, get_model_weights(builder)[tag], tmp_path, monkeypatch)
+    first = builder == tables.TORCHVISION[ours][0]
+    model = zoo.create_model(ours, weights=f"torchvision:{tag}" if first else f"torchvision:{builder}:{tag}").eval()
+    entry = zoo.get_weights(f"torchvision:{builder}:{tag}")
+    assert (model.config.num_classes, len(entry.classes)) == (80, 80)
+    assert (entry.classes[0], entry.classes[-1]) == ("person", "toothbrush")
+    assert entry.transform == source.describe(entry.name)["transform"]
+    assert entry.meta["eps"] == tables.TORCHVISION_EPS.get((builder, tag), 1e-5)
+
+
+@pytest.mark.slow
 def test_new_classes_and_features(published):
     assert zoo.create_model("rescalenet18", "torchvision:IMAGENET1K_V1", num_classes=3).fc.out_features == 3
     features = zoo.create_model("rescalenet18", "torchvision:IMAGENET1K_V1", features_only=True)
@@ -116,6 +151,7 @@ def test_downloads_that_fail_are_one_line(server, monkeypatch, tmp_path, answer,
     assert capfd.readouterr().out == ""  # torchvision's "Downloading" goes to standard error
 
 
+@pytest.mark.slow
 def test_a_download(published, server, monkeypatch):
     content = published.read_bytes()
     published.unlink()
@@ -150,7 +186,7 @@ def test_two_processes_convert_once(published, home):
     [
         ("torchvision:", None, "must be torchvision:TAG or torchvision:BUILDER:TAG"),
         ("torchvision:a:b:c", None, "must be torchvision:TAG or torchvision:BUILDER:TAG"),
-        ("torchvision:IMAGENET1K_V1", None, "names no net; give torchvision:BUILDER:IMAGENET1K_V1"),
+        ("torchvision:IMAGENET1K_V1", None, "the tag alone names no net; see rescalenet list --convertible"),
         ("torchvision:IMAGENET1K_V1", "rescalenet20_cifar", "torchvision has no weights for rescalenet20_cifar"),
         ("torchvision:IMAGENET1K_V3", "rescalenet50", r"no weights 'IMAGENET1K_V3' of resnet50 \(did you mean"),
         ("torchvision:resnet51:IMAGENET1K_V1", None, r"'resnet51' is not convertible \(did you mean .*resnet50"),
@@ -169,7 +205,7 @@ def test_names(name, model, message):
         zoo.get_weights(name, model=model)
 
 
-def test_weights_of_another_net_are_refused(published):
+def test_weights_of_another_net_are_refused_before_a_download(server):
     with pytest.raises(zoo.WeightsError, match="are of rescalenet18, not of rescalenet50"):
         zoo.create_model("rescalenet50", NAME)
 

@@ -24,6 +24,7 @@ from zoo.convert.layouts.resnet import Architecture
 from zoo.errors import WeightsError
 from zoo.nets.base import ModelConfig
 from zoo.nets.resnet import ResNet
+from zoo.specs import MODELS
 from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD, InputTransform
 
 log = logging.getLogger("rescalenet")
@@ -51,7 +52,7 @@ def split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
     """Return the trunk of a checkpoint and the rest of its detector, both in detectron2's keys.
 
     Caffe2's blobs are renamed as detectron2 renames them: norms without statistics get a mean of 0 and a variance of
-    1 - eps, the background moves from the first to the last class, and its box and mask are dropped.
+    1, the background moves from the first to the last class, and its box and mask are dropped.
 
     Args:
         state: state dict of detectron2, or blobs of Detectron.
@@ -91,11 +92,12 @@ def _from_caffe2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 raise WeightsError(f"{NAME} checkpoint: unknown blob {key!r} of Caffe2; must be a ResNet, FPN or R-CNN")
             continue
         renamed[own] = _without_background(own, value)
-    # the affine layers of Caffe2 are norms of mean 0 and variance 1 - eps
+    # Caffe2's affine layers become norms of mean 0 and variance 1, which differ from them by eps: detectron2's
+    # FrozenBatchNorm2d calls 1 - eps the identity, but gives norms that a file without versions lacks 1
     for key, value in list(renamed.items()):
         if key.endswith(".norm.weight") and key.replace(".weight", ".running_mean") not in renamed:
             renamed[key.replace(".weight", ".running_mean")] = torch.zeros_like(value)
-            renamed[key.replace(".weight", ".running_var")] = torch.ones_like(value) - EPS
+            renamed[key.replace(".weight", ".running_var")] = torch.ones_like(value)
     return renamed
 
 
@@ -141,6 +143,11 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
     Raises:
         WeightsError: a checkpoint that no net of the zoo fits, with the reason.
     """
+    if name is not None and name not in MODELS:
+        raise WeightsError(
+            f"{NAME} checkpoint: {name} is no registered net, and only its trunk can be converted: its detectors have "
+            "other anchors, another RoI align and the background as the last class; leave the name out"
+        )
     trunk, rest = split(state)
     _refuse_foreign_parts(trunk, rest)
     # torchvision's nets in detectron2's keys keep the name of their last layer, with the stem's prefix
@@ -155,7 +162,13 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
             *(NAME, len(rest), len(unused)),
         )
     # the net that has these blocks
-    for key in (_FIRST, "res2.0.conv1.weight", "res2.0.conv2.weight"):
+    kernels = [
+        _FIRST,
+        "res2.0.conv1.weight",
+        "res2.0.conv2.weight",
+        *(k for k in trunk if k.endswith("shortcut.weight")),
+    ]
+    for key in kernels:
         if key not in trunk or trunk[key].ndim != 4 or not trunk[key].numel():
             raise WeightsError(f"{NAME} checkpoint: {key} is missing or no kernel of shape (O, I, h, w)")
     found = Architecture.of({_torchvision_key(key): value for key, value in trunk.items()})
@@ -167,7 +180,7 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
         ModelConfig(
             name=spec.name,
             scheme="bn",
-            num_classes=0 if head is None else head.shape[0],
+            num_classes=0 if head is None or not head.ndim else head.shape[0],
             in_chans=trunk[_FIRST].shape[1],
             options=with_asked(NAME, found.of_layout(spec.layout), asked),
         )

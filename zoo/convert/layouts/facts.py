@@ -88,8 +88,8 @@ def _check_leaves(model: nn.Module) -> None:
                 raise WeightsError(f"{name} is a {pool} pool; must be an average")
             if kind in _OF_TIMM:
                 continue
-        if name in leaves and (reason := _problem(module)):
-            raise WeightsError(f"{name} is {reason}: {module}")
+        if name in leaves and (problem := _problem(module)):
+            raise WeightsError(f"{name} is {problem}: {module}")
 
 
 def _problem(module: nn.Module) -> str | None:

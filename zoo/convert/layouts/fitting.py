@@ -46,6 +46,19 @@ def candidates(
     return specs
 
 
+def weight_of(layout: str, state: Mapping[str, Tensor], key: str, dimensions: int) -> Tensor:
+    """Return a weight of a checkpoint that its architecture is read from.
+
+    Raises:
+        WeightsError: no such key, or a tensor of another number of dimensions.
+    """
+    if key not in state:
+        raise WeightsError(f"{layout} checkpoint: missing key {key!r}")
+    if state[key].ndim != dimensions or not state[key].numel():
+        raise WeightsError(f"{layout} checkpoint: {key} has shape {tuple(state[key].shape)}; must be {dimensions}-D")
+    return state[key]
+
+
 def with_asked(layout: str, found: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a checkpoint shows together with those that were asked for.
 

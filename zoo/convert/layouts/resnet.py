@@ -7,6 +7,7 @@ alone is taken for torchvision's net: strides in the 3x3, a 3x3 max pool, ReLU.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.convert.layouts.base import Imported, Layout
-from zoo.convert.layouts.fitting import candidates, fitted, with_asked
+from zoo.convert.layouts.fitting import candidates, fitted, weight_of, with_asked
 from zoo.errors import WeightsError
 from zoo.nets.base import ModelConfig
 from zoo.nets.resnet import ResNet, ResNetConfig, branch, stem
@@ -72,7 +73,7 @@ class Architecture:
         depths: blocks in each stage.
         groups: groups of a bottleneck's 3x3.
         out_channels: channels of the last stage.
-        stem, shortcut: as in ``ResNetConfig``.
+        stem, shortcut: options of the net, as in ``ResNetConfig``.
         post_bias: whether convolutions have biases of their own.
     """
 
@@ -91,26 +92,29 @@ class Architecture:
         Raises:
             WeightsError: one that our nets cannot have.
         """
-        # stages and blocks
-        numbers = {(int(m[1]), int(m[2])) for key in state if (m := re.match(r"layer(\d+)\.(\d+)\.", key))}
-        stages = range(1, max(stage for stage, _ in numbers) + 1)
-        depths = tuple(sum(number == stage for number, _ in numbers) for stage in stages)
+        # stages and blocks, each numbered without a gap
+        blocks = {(int(m[1]), int(m[2])) for key in state if (m := re.match(r"layer(\d{1,3})\.(\d{1,4})\.", key))}
+        counts = Counter(stage for stage, _ in blocks)
+        depths = tuple(counts[stage] for stage in range(1, len(counts) + 1))
+        if blocks != {(stage, i) for stage, depth in enumerate(depths, 1) for i in range(depth)}:
+            raise WeightsError(f"{NAME} checkpoint: its blocks are not numbered layer1.0, layer1.1, ... without a gap")
         block = "bottleneck" if "layer1.0.conv3.weight" in state else "basic"
         # channels
-        middle, last = state["layer1.0.conv2.weight"], "conv3" if block == "bottleneck" else "conv2"
-        groups = max(1, state["layer1.0.conv1.weight"].shape[0] // middle.shape[1])
+        middle, last = _conv(state, "layer1.0.conv2"), "conv3" if block == "bottleneck" else "conv2"
+        groups = max(1, _conv(state, "layer1.0.conv1").shape[0] // middle.shape[1])
         final = f"layer{len(depths)}.0.{last}.weight"
-        if final not in state:
-            raise WeightsError(f"{NAME} checkpoint: {final} is missing")
+        if final not in state or not state[final].numel() or not state[final].ndim:
+            raise WeightsError(f"{NAME} checkpoint: {final} is missing or no kernel")
         # the entrance, and the projections: an average pool is the first module of its Sequential
-        size = 3 if "conv1.0.weight" in state else state["conv1.weight"].shape[-1]
-        entrance = "deep" if "conv1.0.weight" in state else {7: "conv7", 3: "cifar"}.get(size)
+        deep = "conv1.0.weight" in state
+        size = 3 if deep else _conv(state, "conv1").shape[-1]
+        entrance = "deep" if deep else {7: "conv7", 3: "cifar"}.get(size)
         if entrance is None:
             raise WeightsError(f"{NAME} checkpoint: its stem is a {size}x{size} convolution; must be 7x7, or three 3x3")
         projections = [key for key in state if re.fullmatch(r"layer\d+\.\d+\.downsample\.0\.weight", key)]
         pooled = not projections and any(".downsample." in key for key in state)
         for key in projections:
-            if state[key].shape[-1] != 1:
+            if weight_of(NAME, state, key, 4).shape[-1] != 1:
                 raise WeightsError(f"{NAME} checkpoint: its shortcut {key} is no 1x1 convolution, as the zoo's are")
         return cls(
             block=block,
@@ -145,6 +149,11 @@ class Architecture:
         return {"post_bias": True} if self.post_bias else {}
 
 
+def _conv(state: Mapping[str, Tensor], module: str) -> Tensor:
+    """Return the weight of a convolution."""
+    return weight_of(NAME, state, f"{module}.weight", 4)
+
+
 def matches(keys: Collection[str]) -> bool:
     """Return whether keys are those of a ResNet of torchvision or timm."""
     begins = any(key.startswith("layer1.0.conv1.") for key in keys)
@@ -170,13 +179,13 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
             "if it has neither give stem='cifar', or give the module"
         )
     specs = candidates(NAME, ResNet, name, str(found), found.fits)
-    head = state.get("fc.weight")
-    entrance = state["conv1.0.weight" if found.stem == "deep" else "conv1.weight"]
+    classes = weight_of(NAME, state, "fc.weight", 2).shape[0] if "fc.weight" in state else 0
+    entrance = _conv(state, "conv1.0" if found.stem == "deep" else "conv1")
     configs = [
         ModelConfig(
             name=spec.name,
             scheme="bn",
-            num_classes=0 if head is None else head.shape[0],
+            num_classes=classes,
             in_chans=entrance.shape[1],
             options=with_asked(NAME, found.of_layout(spec.layout) | found.of_scheme(), options),
         )
@@ -212,7 +221,7 @@ def _refuse_other_deep_stems(state: Mapping[str, Tensor], layouts: Sequence[ResN
     Raises:
         WeightsError: such a stem, with its channels.
     """
-    own = [state[key].shape[0] for key in ("conv1.0.weight", "conv1.3.weight", "conv1.6.weight") if key in state]
+    own = [_conv(state, f"conv1.{number}").shape[0] for number in (0, 3, 6)]
     ours = [[conv.channels for conv in stem(layout)] for layout in layouts]
     if own not in ours:
         raise WeightsError(f"{NAME} checkpoint: its deep stem has {own} channels; the zoo's has {ours[0]}")

@@ -106,7 +106,7 @@ def read_caffe2(state: Mapping[str, Tensor], name: str | None, options: Mapping[
         own = slowfast_key(key)
         if own is not None:
             # the last layer is a convolution of one position there
-            renamed[own] = value.flatten(1) if own == "head.projection.weight" else value
+            renamed[own] = value.flatten(1) if own == "head.projection.weight" and value.ndim > 1 else value
         elif value.numel() > 1:  # single numbers are the solver's: learning rate, iteration
             raise WeightsError(f"{SLOWFAST} (Caffe2) checkpoint: unknown blob {key!r}; must be a ResNet of one pathway")
     return read(renamed, name, options)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.convert.layouts.base import Imported, Layout
-from zoo.convert.layouts.fitting import candidates, fitted, with_asked
+from zoo.convert.layouts.fitting import candidates, fitted, weight_of, with_asked
 from zoo.errors import WeightsError
 from zoo.nets.base import ModelConfig
 from zoo.nets.vgg import VGG, VGGConfig
@@ -89,17 +89,17 @@ def read(state: Mapping[str, Tensor], name: str | None, options: Mapping[str, An
     specs = candidates(NAME, VGG, name, f"{sum(depths)} convolutions in stages of {depths}", fits)
     # width: the hidden layers show it finest
     found: dict[str, Any] = {}
-    if (hidden := state["classifier.0.weight"].shape[0]) != 4096:
+    if (hidden := weight_of(NAME, state, "classifier.0.weight", 2).shape[0]) != 4096:
         found["width"] = hidden / 4096
     if "features.0.bias" in state:
         found["post_bias"] = True
-    head = state.get("classifier.6.weight")
+    classes = weight_of(NAME, state, "classifier.6.weight", 2).shape[0] if "classifier.6.weight" in state else 0
     configs = [
         ModelConfig(
             name=spec.name,
             scheme="bn" if normalized else "none",
-            num_classes=0 if head is None else head.shape[0],
-            in_chans=state["features.0.weight"].shape[1],
+            num_classes=classes,
+            in_chans=weight_of(NAME, state, "features.0.weight", 4).shape[1],
             options=with_asked(NAME, found, options),
         )
         for spec in specs

@@ -247,6 +247,14 @@ REFUSED = {
         "res5_0_branch2c_w": torch.ones(256),
     },
     "conv2.weight is missing or no kernel": lambda: without("res2_0_branch2b_w", blobs(Trunk(), statistics=False)),
+    "res2.0.shortcut.weight is missing or no kernel": lambda: {
+        **blobs(Trunk(), statistics=False),
+        "res2_0_branch1_w": torch.tensor(1.0),
+    },
+    "unexpected key 'linear.bias'": lambda: {
+        **blobs(Trunk(classes=3), statistics=False),
+        "fc1000_w": torch.tensor(1.0),
+    },
     "stem.conv1.weight is missing or no kernel": lambda: {
         **blobs(Trunk(), statistics=False),
         "conv1_w": torch.ones(2),
@@ -265,6 +273,8 @@ def test_what_does_not_fit(reason, state):
 def test_another_name_than_the_checkpoint_is():
     with pytest.raises(zoo.WeightsError, match="which rescalenet101 is not; leave the name out"):
         read(blobs(Trunk(), statistics=False), "rescalenet101")
+    with pytest.raises(zoo.WeightsError, match="only its trunk can be converted"):
+        read(detector(Trunk(), pixel_std=(1.0, 1.0, 1.0)), "mask_rcnn_rescalenet50_fpn")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import zoo
 from tests.helpers.foreign import (
     TIMM,
     TORCHVISION,
@@ -17,6 +18,7 @@ from zoo.convert import from_batchnorm
 from zoo.convert.layouts import LAYOUTS
 from zoo.nets.base import ModelConfig
 from zoo.registry import build_model
+from zoo.sources import tables
 from zoo.specs import get_spec
 from zoo.states import load_state
 
@@ -44,6 +46,16 @@ NAMES += [
     for name, ours in TIMM.items()
 ]
 claimed = pytest.mark.parametrize(("make", "theirs", "ours", "options"), NAMES)
+
+
+@pytest.mark.parametrize(("table", "claims"), [(tables.TORCHVISION, TORCHVISION), (tables.TIMM, TIMM)])
+def test_weights_by_name_are_of_claimed_nets(table, claims):
+    images = {ours: theirs for ours, theirs in table.items() if zoo.model_info(ours).input_kind == "images"}
+    assert {theirs: ours for ours, row in images.items() for theirs in row}.items() <= {
+        theirs: ours for theirs, (ours, _) in claims.items()
+    }.items()
+    without_weights = {"resnet200"}  # timm publishes none
+    assert {theirs for row in images.values() for theirs in row} == claims.keys() - without_weights
 
 
 @pytest.mark.parametrize("name", SAME)

@@ -1,5 +1,7 @@
 """Checkpoints that no net of the zoo fits: each is refused with its reason."""
 
+import re
+
 import pytest
 import torch
 import torchvision
@@ -71,7 +73,7 @@ CHANGED = {
     "gap": (
         lambda: {k: v for k, v in without().items() if not k.startswith("layer2.0.")},
         {},
-        r"basic blocks \(2, 1, 2, 2\), which no registered net is",
+        "its blocks are not numbered layer1.0, layer1.1, ... without a gap",
     ),
     "shape": (
         lambda: with_extra("layer3.0.conv1.weight", (256, 64, 3, 3)),
@@ -104,6 +106,19 @@ def test_other_nets_of_torchvision_match_no_layout(name):
         state = torchvision.models.get_model(name).state_dict()
     with pytest.raises(zoo.WeightsError, match="not a known BatchNorm checkpoint"):
         from_batchnorm(state)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+def test_any_tensor_that_is_missing_or_has_another_shape_is_refused(name):
+    with torch.device("meta"):
+        state = torchvision_net(name).state_dict()
+        others = [torch.empty(()), torch.empty(3)]
+    some = re.compile(r"(conv1|bn1|layer2\.0|fc|features\.[0-4]|classifier)\.(?!.*num_batches)")
+    for key in filter(some.match, state):
+        rest = {k: v for k, v in state.items() if k != key}
+        for damaged in (rest, *(rest | {key: other} for other in others)):
+            with pytest.raises(zoo.ZooError):
+                from_batchnorm(damaged)
 
 
 def test_old_checkpoints_without_counters_and_without_a_head():
