@@ -34,7 +34,7 @@ def close(a, b):
 def test_all_nets_for_images_are_registered():
     assert sorted(set(timm.list_models(module="rescalenet")) - {"mine"}) == zoo.list_models(input_kind="images")
     assert timm.is_model_pretrained("rescalenet50")
-    assert not timm.is_model_pretrained("rescalenet26")
+    assert not timm.is_model_pretrained("rescalenet32_cifar")
     with pytest.raises(ZooError, match="rescale_r3d_18 takes clips"):
         zoo.export.timm.register("rescale_r3d_18")
 
@@ -190,8 +190,8 @@ def test_what_does_not_fit_is_refused(arguments, error, message):
 
 
 def test_a_net_without_weights():
-    with pytest.raises(RuntimeError, match="No pretrained weights exist for rescalenet26"):
-        timm.create_model("rescalenet26", pretrained=True, **NARROW)
+    with pytest.raises(RuntimeError, match="No pretrained weights exist for rescalenet32_cifar"):
+        timm.create_model("rescalenet32_cifar", pretrained=True, **NARROW)
 
 
 def test_other_arguments():
