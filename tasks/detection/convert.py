@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.ops import FrozenBatchNorm2d
 
 from tasks.detection import from_detectron2, from_torchvision
 from tasks.detection.build import build_detector
@@ -28,6 +29,7 @@ from zoo.options import free_options
 from zoo.states import load_state
 
 OURS = "RescaleNet model zoo"
+NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
 def from_batchnorm(
@@ -59,17 +61,19 @@ def from_batchnorm(
         WeightsError: a detector that none of the zoo equals, with the reason.
     """
     # a detector of the zoo
+    if classes not in ("coco", "all"):
+        raise ZooError(f"classes={classes!r}: must be coco or all")
     if isinstance(model, Detector):
         if name not in (None, model.config.name):
             raise ZooError(f"name={name!r}: the detector given is {model.config.name}; leave the name out")
+        if any(eps not in (None, norm.eps) for norm in model.modules() if isinstance(norm, NORMS)):
+            raise ZooError(f"eps={eps}: the norms of the detector given have their own; leave eps out")
         done = rescaled_detector(model, form, **options)
         return Conversion(done, OURS, form, None, done.input)
     # one of torchvision or detectron2
     layout = next((layout for layout in (from_torchvision, from_detectron2) if layout.matches(state)), None)
     if layout is None:
         return None
-    if classes not in ("coco", "all"):
-        raise ZooError(f"classes={classes!r}: must be coco or all")
     settings = from_torchvision.module_settings(model) if isinstance(model, GeneralizedRCNN) else {}
     of_result, of_layout = split_options({**settings, **options})
     imported = layout.read(state, name, of_layout, eps=eps, every_class=classes == "all")
@@ -103,6 +107,9 @@ def rescaled_detector(old: Detector, form: Form = "gained", **options: Any) -> D
     Raises:
         ZooError: another scheme, or an option that the checkpoint decides.
     """
+    for key, value in old.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ZooError(f"{old.config.name}: {key} has values that are not finite; the checkpoint is damaged")
     # options: only those that no weight depends on
     body = dict(options.pop("body", {}))
     if other := sorted(options.keys() - free_options(DetectorOptions)):
@@ -123,6 +130,9 @@ def rescaled_detector(old: Detector, form: Form = "gained", **options: Any) -> D
                 strict=True,
             )
             for i, (conv, norm, layer) in enumerate(layers):
+                if isinstance(conv, GainedConv):  # of nets without norms, whose gains are their own
+                    _copy(conv.gain, layer.gain)
+                    conv = conv.conv
                 inner = layer.conv if isinstance(layer, GainedConv) else layer
                 transfer(conv, norm, inner, name=f"backbone.fpn.{place}_norms.{i}")
         _copy(old.rpn, new.rpn)

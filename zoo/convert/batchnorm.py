@@ -110,6 +110,8 @@ def convert_batchnorm(
     if isinstance(source, Backbone):
         if name not in (None, source.config.name):
             raise ZooError(f"name={name!r}: the net given is {source.config.name}; leave the name out")
+        if eps is not None:
+            raise ZooError(f"eps={eps}: the net given has its own; leave eps out")
         return Conversion(rescaled(source, form, **options), "RescaleNet model zoo", form, None, None)
     # a foreign one
     facts = module_facts(source) if isinstance(source, nn.Module) else {}

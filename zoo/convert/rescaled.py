@@ -70,7 +70,12 @@ def rescaled(net: Backbone, form: Form = "gained", **options: Any) -> Backbone:
     # an empty net of the other scheme
     with WithoutInit():
         new = build_model(_config(net, form, options))
-    assert isinstance(new, Backbone)
+        assert isinstance(new, Backbone)
+        if net.headless or len(net.levels) < len(new.levels):  # stages or head were dropped
+            pool = new.global_pool
+            new.truncate(len(net.levels) - 1)
+            if not net.headless:
+                new.reset_classifier(net.num_classes, pool)
     like = next(net.parameters())
     new.to(like.device, like.dtype).train(net.training)
     # its parameters
@@ -254,8 +259,9 @@ def _convert_vgg(old: VGG, new: VGG) -> None:
             if isinstance(ours.conv, StemConvNd):
                 assert ours.conv.output_scale == 1
             transfer(theirs.conv, theirs.norm, ours.conv, name=f"stage{number}.norm{i}")
-    for theirs, ours in zip(old.hidden, new.hidden, strict=True):  # type: ignore[call-overload]
-        _copy_linear(theirs, ours)
+    if isinstance(old.hidden, nn.Sequential) and isinstance(new.hidden, nn.Sequential):  # none in truncated nets
+        for theirs, ours in zip(old.hidden, new.hidden, strict=True):
+            _copy_linear(theirs, ours)
     _copy_linear(old.fc, new.fc)
 
 

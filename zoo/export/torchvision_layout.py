@@ -136,14 +136,18 @@ def counterpart(net: Backbone) -> nn.Module:
     return TorchvisionVGG(make_layers(plan, batch_norm=_keeps_norms(net)), config.num_classes, init_weights=False)
 
 
-def _reasons(net: Backbone, layout: Any) -> Iterator[str]:
+def _reasons(net: ResNet | VGG, layout: Any) -> Iterator[str]:
     """Yield what torchvision's classes cannot have."""
     if layout.width != 1:
         yield f"width={layout.width}, its channel counts are fixed"
     if net.config.in_chans != 3:
         yield f"{net.config.in_chans} input channels, it has 3"
+    if len(net.stages()) < len(layout.depths) or (isinstance(net, VGG) and net.hidden_features is None):
+        yield "the net was cut off after a stage"
     if not net.num_classes:
         yield "the net has no classifier; create it with classes"
+    elif net.global_pool != "avg":
+        yield f"global_pool={net.global_pool!r}, it takes the mean"
     if isinstance(net, ResNet):
         if (layout.shortcut or net.scheme.default_shortcut) != "conv":
             yield "shortcut='avgpool', its shortcuts are strided 1x1 convolutions"

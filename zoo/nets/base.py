@@ -283,7 +283,8 @@ class Backbone(Net):
                 0 classes; None for the current one, or avg if that is "" and there are classes.
 
         Raises:
-            ZooError: a pooling that the net does not have, or that does not go with the number of classes.
+            ZooError: a negative number, a pooling that the net does not have, or one that does not go with the number
+                of classes.
         """
         pool = global_pool
         if pool is None:
@@ -291,6 +292,8 @@ class Backbone(Net):
         if pool not in self.global_pools:
             allowed = ", ".join(repr(known) for known in self.global_pools)
             raise ZooError(f"{type(self).__name__}: global_pool={pool!r}: must be one of {allowed}")
+        if num_classes < 0:
+            raise ZooError(f"num_classes={num_classes}: must be >= 0")
         if num_classes and not pool:
             raise ZooError(f"global_pool='' gives maps, not features for {num_classes} classes; requires 0 classes")
         changed, self.num_classes, self.global_pool = pool != self.global_pool, num_classes, pool

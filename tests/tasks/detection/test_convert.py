@@ -307,6 +307,37 @@ def test_our_own_bn_detectors_convert(heads):
         from_batchnorm(old.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("basic", {"scheme": "bn", "out_indices": (1, 2, 3)}),
+        ("vgg", {"scheme": "bn"}),
+        ("basic", {"scheme": "none"}),
+    ],
+)
+def test_our_own_detectors_on_other_bodies(kind, settings):
+    """A body without its last stage, one without its hidden layers, and one without norms, whose laterals have gains."""
+    old = small(kind, detector="faster", **settings)
+    settle(old)
+    for module in old.modules():
+        if isinstance(module, InputGain):
+            module.gain.fill_(0.7)
+    new = from_batchnorm(old)
+    assert_equal_detections(detections(new, picture()), detections(old, picture()), **SINGLE, least=1)
+
+
+def test_our_own_detectors_that_do_not_convert():
+    old = small("basic", "bn", detector="faster")
+    with pytest.raises(ZooError, match=r"eps=0.1: the norms of the detector given have their own"):
+        from_batchnorm(old, eps=0.1)
+    with pytest.raises(ZooError, match=r"classes='some': must be coco or all"):
+        from_batchnorm(old, classes="some")
+    with torch.no_grad():
+        old.rpn.head.cls_logits.bias[0] = torch.nan
+    with pytest.raises(ZooError, match=r"rpn.head.cls_logits.bias has values that are not finite"):
+        from_batchnorm(old)
+
+
 def test_options_of_the_result(originals):
     """The branches' constant and thresholds are free; the function stays."""
     theirs = originals(False, True)

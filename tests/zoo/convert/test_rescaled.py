@@ -258,3 +258,23 @@ def test_options_and_refusals():
     net.fc.weight.data[0, 0] = float("nan")
     with pytest.raises(ZooError, match=r"rescalenet18: fc.weight has values that are not finite"):
         from_batchnorm(net)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["basic", "vgg"])
+def test_nets_without_their_last_stages_or_head(kind, form):
+    """As features alone, and with a new head on the last map that is left."""
+    net, x = batchnorm_net(kind), inputs(kind)
+    net.truncate(2)
+    new = rescaled(net, form)
+    assert not new.num_classes
+    torch.testing.assert_close(new(x), net(x), rtol=1e-10, atol=1e-10)
+    net.reset_classifier(7, "avg")
+    new = rescaled(net, form)
+    assert new(x).shape == (2, 7)
+    torch.testing.assert_close(new(x), net(x), rtol=1e-10, atol=1e-10)
+
+
+def test_the_net_of_the_zoo_has_its_own_eps():
+    with pytest.raises(ZooError, match=r"eps=0.1: the net given has its own; leave eps out"):
+        from_batchnorm(batchnorm_net("basic"), eps=0.1)

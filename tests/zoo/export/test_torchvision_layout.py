@@ -82,6 +82,14 @@ def test_biases_before_unpadded_products_go_back():
         assert relative_error(there(net, "resnet50")(x), net(x)) <= 1e-10
 
 
+def cut_off(name, level):
+    """A net without the stages after a level, with a head on that one."""
+    net = zoo.create_model(name, scheme="bn", num_classes=10)
+    net.truncate(level)
+    net.reset_classifier(10, "avg")
+    return net
+
+
 def shifted():
     net = zoo.create_model("rescalenet18", num_classes=10, shortcut="conv")
     nn.init.constant_(net.layer2[0].conv2.pre_bias, -0.5)
@@ -98,6 +106,9 @@ def shifted():
         (lambda: zoo.create_model("rescalenet18", scheme="bn", width=0.5), "width=0.5"),
         (lambda: zoo.create_model("rescalenet18", scheme="bn", in_chans=1), "1 input channels"),
         (lambda: zoo.create_model("rescalenet18", scheme="bn", num_classes=0), "no classifier"),
+        (lambda: zoo.create_model("rescalenet18", scheme="bn", global_pool="max"), "global_pool='max'"),
+        (lambda: cut_off("rescalenet18", 3), "cut off after a stage"),
+        (lambda: cut_off("rescalevgg11", 5), "cut off after a stage"),
         (lambda: zoo.create_model("rescalenet18", scheme="gn"), "GroupNorm"),
         (lambda: zoo.create_model("rescalenet20_cifar", scheme="bn"), "stem='cifar'"),
         (lambda: narrow("r3d", scheme="bn"), "ResNets and VGGs for images only"),
