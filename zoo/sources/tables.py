@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zoo.errors import WeightsError, suggestion
+from zoo.registry import list_models
 
 TORCHVISION: dict[str, tuple[str, ...]] = {
     "rescalenet18": ("resnet18",),
@@ -77,7 +78,8 @@ def split_name(name: str, parts: list[str], model: str | None, table: Mapping[st
         table: table of the source.
 
     Raises:
-        WeightsError: a tag without a net, an architecture that the table lacks, or weights of another net.
+        WeightsError: a tag without a net, an architecture that the table lacks, or weights of another net, unless
+            it takes images and ours clips: such weights can be inflated.
     """
     owner = name.partition(":")[0]
     tag = parts[-1]
@@ -96,6 +98,11 @@ def split_name(name: str, parts: list[str], model: str | None, table: Mapping[st
     if found is None:
         hint = suggestion(architecture, [theirs for row in table.values() for theirs in row])
         raise WeightsError(f"{name!r}: architecture {architecture!r} is not convertible{hint}")
-    if model not in (None, found):
+    if model not in (None, found) and not _inflates(found, str(model)):
         raise WeightsError(f"weights {name!r} are of {found}, not of {model}")
     return architecture, tag
+
+
+def _inflates(found: str, model: str) -> bool:
+    """Return whether one net takes images and the other, into which it can be inflated, clips."""
+    return found in list_models(input_kind="images") and model in list_models(input_kind="clips")
