@@ -381,6 +381,8 @@ def _explain(error: Any, schema: type[Strict]) -> str:
         return f"key {dotted!r} is missing"
     if error["type"].startswith("union_tag"):
         return f"{dotted}: {error['msg']}"
+    if error["type"] == "value_error" and isinstance(error["input"], dict):  # keys of a section that do not go together
+        return f"{dotted}: {error['ctx']['error']}" if dotted else str(error["ctx"]["error"])
     return f"{dotted}={error['input']!r}: {error['msg']}"
 
 

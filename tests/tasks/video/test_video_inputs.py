@@ -86,5 +86,7 @@ def test_without_weights_as_published(moving, tmp_path):
 def test_a_short_side_below_the_size_of_the_weights_is_refused(moving, tmp_path):
     data = {**NOTHING, "augment": {"short_side": [12, 20]}}
     model = {"weights": video_weights(tmp_path)}
-    with pytest.raises(ConfigError, match=r"size=16 must be at most resize=20 and augment.short_side=\[12, 20\]"):
+    with pytest.raises(
+        ConfigError, match=r"^data: size=16 must be at most resize=20 and augment.short_side=\[12, 20\]"
+    ):
         make_task(config(moving, tmp_path / "run", model=model, data=data))
