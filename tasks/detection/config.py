@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from tasks.config import RunConfig, Strict
 from zoo.schemes.vision import SCHEMES
@@ -19,6 +19,15 @@ class DetectorSection(Strict):
     scheme: str | None = Field(None, description=f"{', '.join(SCHEMES)}; default: the weights' or rescale")
     freeze: int = Field(0, ge=0, le=5, description="number of levels, from the stem on, that stay fixed")
     options: dict[str, Any] = Field({}, description="fields of tasks.detection.detector.DetectorOptions")
+
+    @field_validator("freeze")
+    @classmethod
+    def _something_to_keep(cls, freeze: int, info: ValidationInfo) -> int:
+        if freeze and info.data.get("weights") is None and info.data.get("weights_backbone") is None:
+            raise ValueError(
+                "requires model.weights or model.weights_backbone, because a fresh net has nothing to keep"
+            )
+        return freeze
 
 
 class ShortSide(Strict):

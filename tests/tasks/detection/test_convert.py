@@ -316,7 +316,7 @@ def test_our_own_bn_detectors_convert(heads):
     ],
 )
 def test_our_own_detectors_on_other_bodies(kind, settings):
-    """A body without its last stage, one without its hidden layers, and one without norms, whose laterals have gains."""
+    """Without the last stage, without the hidden layers, and without norms, where laterals have gains."""
     old = small(kind, detector="faster", **settings)
     settle(old)
     for module in old.modules():

@@ -11,6 +11,7 @@ import zoo
 from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import evaluate_weights
 from tasks.engine import Trainer
+from tasks.errors import ConfigError
 from tasks.plots import read_log
 from tasks.spec import check, make_task, resolve
 from tests.helpers.commands import on_two_processes
@@ -53,15 +54,14 @@ def test_training_evaluates_saves_and_resumes(sample_config, tmp_path):
         assert torch.equal(a, b), name
 
 
-def test_accumulation_freezing_and_repeats(sample_config):
-    task = make_task(
-        check(
-            sample_config(
-                train__accumulate=2, train__epochs=1, train__batch_size=1, model__freeze=2, data__repeat_threshold=0.2
-            ),
-            "test",
-        )
-    )
+def test_accumulation_freezing_and_repeats(sample_config, tmp_path):
+    settings = {"train__accumulate": 2, "train__epochs": 1, "train__batch_size": 1, "data__repeat_threshold": 0.2}
+    with pytest.raises(ConfigError, match=r"model.freeze=2: .*requires model.weights or model.weights_backbone"):
+        check(sample_config(model__freeze=2), "test")
+    fresh = make_task(check(sample_config(**settings), "test"))
+    path, model = tmp_path / "fresh.safetensors", fresh.build_model()
+    zoo.save_weights(model, path, transform=model.input, classes=fresh.train_data.names)
+    task = make_task(check(sample_config(**settings, model__weights=str(path), model__freeze=2), "test"))
     trainer = Trainer(task)
     before = {k: v.clone() for k, v in trainer.bare.state_dict().items()}
     trainer.fit()
