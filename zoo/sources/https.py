@@ -73,8 +73,11 @@ def parse(name: str) -> tuple[str, str]:
     """Return the address and the sha256 of a name.
 
     Raises:
-        WeightsError: no sha256, another protocol than https, or an ending that no reader is for.
+        WeightsError: no sha256, another protocol than https, an ending that no reader is for, or characters that do not
+            print.
     """
+    if not name.isprintable():
+        raise WeightsError(f"{name!r}: an address has no line breaks and control characters")
     url, mark, sha256 = name.partition(MARK)
     sha256 = sha256.lower()
     if not mark or not is_sha256(sha256):

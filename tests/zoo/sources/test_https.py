@@ -125,6 +125,7 @@ def test_no_network_is_one_line():
         (f"https://[/a.pth#sha256={NONE}", "must be https://HOST/PATH"),
         (f"https://host/a.exe#sha256={NONE}", "must end in .safetensors, .pth, .pt, .pkl"),
         (f"https://host/#sha256={NONE}", "must end in .safetensors"),
+        (f"https://host/a\n.pth#sha256={NONE}", r"^'https://host/a\\n\.pth.*': an address has no line breaks"),
     ],
 )
 def test_addresses_that_are_refused(name, message):
