@@ -132,6 +132,8 @@ def convert_batchnorm(
             found = family.from_batchnorm(state, name, model=model, eps=eps, form=form, **options)
             if found is not None:
                 return found
+        if asked is not None and layout is not None:
+            raise WeightsError(f"{layout.name} checkpoint: of a net alone, not of {name}; leave the name out")
         raise WeightsError(
             f"not a known BatchNorm checkpoint: its first key is {next(iter(state))!r}; "
             f"known are {', '.join(layout.name for layout in LAYOUTS)}, and detectors"
@@ -183,8 +185,8 @@ def _compare(source: nn.Module, net: Backbone) -> None:
             ours = net(x.to(next(net.parameters()))) if isinstance(theirs, Tensor) else None
     except Exception as error:  # a stranger's forward
         raise WeightsError(
-            f"{type(source).__name__} does not run on images of {side} px ({one_line(error)}), so its outputs cannot be "
-            "compared; give its state_dict() if its forward is that of a plain net"
+            f"{type(source).__name__} does not run on images of {side} px ({one_line(error)}), so its outputs cannot "
+            "be compared; give its state_dict() if its forward is that of a plain net"
         ) from None
     finally:
         for module in training:
@@ -197,11 +199,11 @@ def _compare(source: nn.Module, net: Backbone) -> None:
     if not torch.isfinite(theirs).all():
         log.info("%s has outputs that are not finite, so the conversion is not compared with it", type(source).__name__)
         return
-    error = float((ours.to(theirs) - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
-    if not error < (1e-3 if theirs.dtype in (torch.float32, torch.float64) else 0.1):
+    difference = float((ours.to(theirs) - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+    if not difference < (1e-3 if theirs.dtype in (torch.float32, torch.float64) else 0.1):
         raise WeightsError(
             f"{type(source).__name__} computes something else than {net.config.name} with its weights: outputs differ "
-            f"by {error:.2g} of the largest; its forward is not that of a plain net"
+            f"by {difference:.2g} of the largest; its forward is not that of a plain net"
         )
 
 

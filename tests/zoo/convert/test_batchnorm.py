@@ -145,6 +145,8 @@ def test_a_negative_variance_is_refused():
 
 
 def test_wrong_arguments():
+    with pytest.raises(WeightsError, match=r"ResNet checkpoint: of a net alone, not of mask_rcnn_rescalenet50_fpn"):
+        from_batchnorm(resnet(), "mask_rcnn_rescalenet50_fpn")
     with pytest.raises(ZooError, match=r"eps='x': must be a number from 0 to 1"):
         from_batchnorm(resnet(), eps="x")
     with pytest.raises(ZooError, match=r"name=3: must be the name of a net"):
