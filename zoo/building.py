@@ -45,6 +45,7 @@ def planned(build: Callable[[], Module], source: str) -> Module:
     Raises:
         WeightsError: a config that no net can be built from, or a net beyond ``MOST_CALLS`` or ``MOST_CONSTANTS``.
     """
+    grad = torch.is_grad_enabled()
     try:
         with torch.device("meta"), _Counted():
             model = build()
@@ -52,6 +53,8 @@ def planned(build: Callable[[], Module], source: str) -> Module:
         raise WeightsError(f"{source}: {one_line(error).removeprefix(f'{source}: ')}") from None
     except Exception as error:  # a stranger's numbers reach torch, whose errors are of any class
         raise WeightsError(f"{source}: its config builds no net ({one_line(error)})") from None
+    finally:
+        torch.set_grad_enabled(grad)  # the error of _Counted can stop torch.no_grad from restoring it
     stored = model.state_dict().keys()
     constants = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
     if constants and (count := sum(buffer.numel() for buffer in constants.values())) > MOST_CONSTANTS:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.building import WithoutInit, planned
+from zoo.convert.checkpoints import without_prefixes
 from zoo.convert.layouts import LAYOUTS, Imported
 from zoo.convert.layouts.facts import module_facts
 from zoo.convert.rescaled import FORMS, Form, rescaled
@@ -64,7 +65,7 @@ def from_batchnorm(
 
     Args:
         model_or_state_dict: net or state dict of torchvision, timm, detectron2, SlowFast or PyTorchVideo, or a net of
-            the zoo with ``scheme="bn"``.
+            the zoo with ``scheme="bn"``. The wrappers of torch.compile and of data-parallel training are left out.
         name: name of the net; None to infer it from the shapes.
         eps: eps of the norms; None for the module's own, the layout's, or 1e-5.
         form: ``gained``, ``folded`` or ``balanced`` (``zoo.convert.rescaled``).
@@ -103,15 +104,17 @@ def convert_batchnorm(
     """
     if form not in FORMS:
         raise ZooError(f"form={form!r}: must be one of {', '.join(FORMS)}")
-    if eps is not None and not 0 <= eps < 1:
-        raise ZooError(f"eps={eps}: must be a number from 0 to 1")
+    if eps is not None and not (isinstance(eps, int | float) and 0 <= eps < 1):
+        raise ZooError(f"eps={eps!r}: must be a number from 0 to 1")
+    if not isinstance(name, str | None):
+        raise ZooError(f"name={name!r}: must be the name of a net, or None")
     # a net of the zoo
-    source = model_or_state_dict
+    source = _unwrapped(model_or_state_dict)
     if isinstance(source, Backbone):
         if name not in (None, source.config.name):
             raise ZooError(f"name={name!r}: the net given is {source.config.name}; leave the name out")
         if eps is not None:
-            raise ZooError(f"eps={eps}: the net given has its own; leave eps out")
+            raise ZooError(f"eps={eps}: the net given has an eps in each of its norms; leave it out")
         return Conversion(rescaled(source, form, **options), "RescaleNet model zoo", form, None, None)
     # a foreign one
     facts = module_facts(source) if isinstance(source, nn.Module) else {}
@@ -129,6 +132,8 @@ def convert_batchnorm(
             found = family.from_batchnorm(state, name, model=model, eps=eps, form=form, **options)
             if found is not None:
                 return found
+        if asked is not None and layout is not None:
+            raise WeightsError(f"{layout.name} checkpoint: of a net alone, not of {name}; leave the name out")
         raise WeightsError(
             f"not a known BatchNorm checkpoint: its first key is {next(iter(state))!r}; "
             f"known are {', '.join(layout.name for layout in LAYOUTS)}, and detectors"
@@ -143,6 +148,17 @@ def convert_batchnorm(
     if isinstance(source, nn.Module) and own_eps in (None, used):  # another eps was asked for: another function
         _compare(source, net)
     return Conversion(rescaled(net, form, **of_result), layout.name, form, used, imported.transform)
+
+
+def _unwrapped(source: Any) -> Any:
+    """Return the net inside of the wrappers of torch.compile and of data-parallel training."""
+    while True:
+        if isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            source = source.module
+        elif isinstance(source, nn.Module) and hasattr(source, "_orig_mod"):
+            source = source._orig_mod
+        else:
+            return source
 
 
 def _options_of_the_result() -> set[str]:
@@ -168,37 +184,52 @@ def _compare(source: nn.Module, net: Backbone) -> None:
             theirs = source.eval()(x.to(like))
             ours = net(x.to(next(net.parameters()))) if isinstance(theirs, Tensor) else None
     except Exception as error:  # a stranger's forward
-        raise WeightsError(f"{type(source).__name__} does not run on images of {side} px: {one_line(error)}") from None
+        raise WeightsError(
+            f"{type(source).__name__} does not run on images of {side} px ({one_line(error)}), so its outputs cannot "
+            "be compared; give its state_dict() if its forward is that of a plain net"
+        ) from None
     finally:
         for module in training:
             module.training = True
     if not isinstance(theirs, Tensor) or ours is None or theirs.shape != ours.shape:
-        raise WeightsError(f"{type(source).__name__} does not return logits ({net.config.num_classes} classes)")
+        raise WeightsError(
+            f"{type(source).__name__} does not return logits ({net.config.num_classes} classes), so its outputs cannot "
+            "be compared; give its state_dict() if its forward is that of a plain net"
+        )
     if not torch.isfinite(theirs).all():
         log.info("%s has outputs that are not finite, so the conversion is not compared with it", type(source).__name__)
         return
-    error = float((ours.to(theirs) - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
-    if not error < (1e-3 if theirs.dtype in (torch.float32, torch.float64) else 0.1):
+    difference = float((ours.to(theirs) - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+    if not difference < (1e-3 if theirs.dtype in (torch.float32, torch.float64) else 0.1):
         raise WeightsError(
             f"{type(source).__name__} computes something else than {net.config.name} with its weights: outputs differ "
-            f"by {error:.2g} of the largest; its forward is not that of a plain net"
+            f"by {difference:.2g} of the largest; its forward is not that of a plain net"
         )
 
 
 def checked_state(state: Any) -> dict[str, Tensor]:
-    """Return a state dict whose floating-point tensors are float32 or float64.
+    """Return a state dict whose floating-point tensors are float32 or float64, without prefixes that all keys have.
 
     Raises:
-        zoo.WeightsError: anything but a mapping of names to tensors.
+        zoo.WeightsError: anything but a mapping of names to real tensors.
     """
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(f"a checkpoint of type {type(state).__name__}: must be a net, or a state dict with tensors")
-    if wrong := next((key for key, value in state.items() if not isinstance(value, Tensor)), None):
-        raise WeightsError(
-            f"{wrong!r} of the checkpoint is a {type(state[wrong]).__name__}, not a tensor; give the state dict inside"
-        )
-    halves = (torch.float16, torch.bfloat16)
-    return {str(key): value.float() if value.dtype in halves else value for key, value in state.items()}
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise WeightsError(
+                f"{key!r} of the checkpoint is a {type(value).__name__}, not a tensor; give the state dict inside"
+            )
+        if value.is_complex():
+            raise WeightsError(f"{key!r} of the checkpoint is complex: must be real")
+    if not any(value.is_floating_point() for value in state.values()):
+        raise WeightsError("the checkpoint has whole numbers only: must have floating-point weights")
+    return without_prefixes(
+        {
+            str(key): value.float() if value.is_floating_point() and value.element_size() < 4 else value
+            for key, value in state.items()
+        }
+    )
 
 
 def load_imported(imported: Imported, eps: float, source: str) -> Backbone:
@@ -210,10 +241,14 @@ def load_imported(imported: Imported, eps: float, source: str) -> Backbone:
         source: name of the layout, for messages.
 
     Raises:
-        zoo.WeightsError: tensors that do not fit.
+        zoo.WeightsError: tensors that do not fit or have no values.
     """
     skeleton = planned(lambda: build_model(imported.config), source)
     check_shapes(shapes_of(skeleton.state_dict()), shapes_of(imported.state), source)
+    if any(value.is_meta for value in imported.state.values()):
+        raise WeightsError(
+            f"{source} checkpoint: its tensors are on the meta device and have no values; load them first"
+        )
     with WithoutInit():
         net = build_model(imported.config)
     assert isinstance(net, Backbone)

@@ -131,7 +131,7 @@ def affine(conv: Any, norm: nn.Module, name: str = "norm") -> Affine:
         name: name of the norm, for the log.
 
     Raises:
-        ZooError: another norm.
+        ZooError: another norm, or a variance plus eps below 0.
     """
     weight = conv.weight.double()
     bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.double()
@@ -144,6 +144,8 @@ def affine(conv: Any, norm: nn.Module, name: str = "norm") -> Affine:
     gamma = torch.ones_like(bias) if gamma is None else gamma.double()
     beta = torch.zeros_like(bias) if beta is None else beta.double()
     mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double() + norm.eps
+    if (variance < 0).any():
+        raise ZooError(f"{name}: a running variance plus eps is {float(variance.min()):.2g}; the checkpoint is damaged")
     dead = variance < SMALLEST_VARIANCE
     gain = gamma / variance.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     shifted = beta + (bias - mean) * gain

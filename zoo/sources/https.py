@@ -73,8 +73,11 @@ def parse(name: str) -> tuple[str, str]:
     """Return the address and the sha256 of a name.
 
     Raises:
-        WeightsError: no sha256, another protocol than https, or an ending that no reader is for.
+        WeightsError: no sha256, another protocol than https, an ending that no reader is for, or characters that do not
+            print.
     """
+    if not name.isprintable():
+        raise WeightsError(f"{name!r}: an address has no line breaks and control characters")
     url, mark, sha256 = name.partition(MARK)
     sha256 = sha256.lower()
     if not mark or not is_sha256(sha256):
@@ -164,8 +167,11 @@ def _download(url: str, sha256: str, path: Path) -> None:
                         raise WeightsError(f"{url}: more than {LARGEST} bytes; no weights are that large")
                 count = file.tell()
     except urllib.error.HTTPError as error:
-        raise WeightsError(f"{url}: the server answered {error.code} {error.reason}; check the address") from None
-    except (OSError, http.client.HTTPException) as error:  # URLError and time-outs among them
+        answered = one_line(f"{error.code} {error.reason}")
+        raise WeightsError(f"{url}: the server answered {answered}; check the address") from None
+    except WeightsError:  # is a ValueError too
+        raise
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError, time-outs, impossible redirections
         raise WeightsError(f"{url}: could not be fetched ({one_line(error)}); check the network") from None
     # the server's length, then the content
     if length is not None and count != length:

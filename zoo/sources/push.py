@@ -28,6 +28,7 @@ log = logging.getLogger("rescalenet")
 
 Checkpoint = Literal["last", "best"]
 RUN_CONFIG, RUN_LOG = "config.yaml", "log.jsonl"
+MOST_RUNS = 20  # that are followed back to the licence of the first one's weights
 
 
 def push(
@@ -158,13 +159,24 @@ def _licence(entry: Weights, given: str | None) -> str:
     Raises:
         ZooError: the given licence contradicts an inherited one.
     """
-    start = start_of(entry)
-    inherited = entry.meta.get("licence") or (start.meta.get("licence") if start else None)
-    if inherited in (None, "unknown"):
+    inherited = _inherited(entry)
+    if inherited is None:
         return given or "unknown"
     if given not in (None, inherited):
         raise ZooError(f"licence {given!r}: the weights inherit {inherited!r}; leave it out")
-    return str(inherited)
+    return inherited
+
+
+def _inherited(entry: Weights) -> str | None:
+    """Return the first licence among weights and those that they started from, one run after another; None if none."""
+    current: Weights | None = entry
+    for _ in range(MOST_RUNS):  # files may name each other in a circle
+        if current is None:
+            return None
+        if (licence := current.meta.get("licence")) not in (None, "unknown"):
+            return str(licence)
+        current = start_of(current)
+    return None
 
 
 def _upload(repository: str, files: list[Path], *, private: bool) -> str:

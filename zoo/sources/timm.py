@@ -103,7 +103,7 @@ def fetch(name: str) -> Original:
     repository = f"timm/{architecture}.{tag}"
     config_path = download(name, repository, CONFIG, None)
     config = _read_config(name, config_path)
-    transform = input_transform(name, config)
+    transform, classes = input_transform(name, config), _classes(config, tag)
     revision = config_path.parent.name  # the commit, so that all files are of the same one
     path = download_checked(name, repository, WEIGHTS, revision, None)
     try:
@@ -115,7 +115,7 @@ def fetch(name: str) -> Original:
         sha256=sha256_of(path),
         model=net_of(TIMM, architecture),
         transform=transform,
-        classes=_classes(config, tag),
+        classes=classes,
         eps=DEFAULT_EPS,
         meta=_stated(name, repository, config, revision),
     )
@@ -149,7 +149,7 @@ def input_transform(name: str, config: dict[str, Any]) -> InputTransform:
         if config.get("crop_mode", "center") != "center":
             raise ValueError(f"crop_mode={config['crop_mode']!r}")
         return InputTransform(size, math.floor(size / crop), mean, std, interpolation)
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise WeightsError(f"{name}: {CONFIG} has no valid input transform ({error!r})") from None
 
 
@@ -163,8 +163,14 @@ def _licence_of_card(name: str, card: Path) -> Any:
 
 
 def _classes(config: dict[str, Any], tag: str) -> tuple[str, ...] | None:
-    """Return the class names: those in the metadata, or ImageNet's, whose order is the same in torchvision."""
+    """Return the class names: those in the metadata, or ImageNet's, whose order is the same in torchvision.
+
+    Raises:
+        WeightsError: metadata whose class names are no list.
+    """
     if labels := config.get("label_names"):
+        if not isinstance(labels, list):
+            raise WeightsError(f"{CONFIG} has label_names of type {type(labels).__name__}: must be a list of names")
         return tuple(map(str, labels))
     if config.get("num_classes") == 1000 and tag.endswith("in1k"):
         return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])

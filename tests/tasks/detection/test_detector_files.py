@@ -78,6 +78,7 @@ def test_options_of_a_stranger_take_no_memory(saved, options, message, monkeypat
     with pytest.raises(zoo.WeightsError, match=message) as caught:
         zoo.create_model(NAME, path)
     assert str(caught.value).startswith(str(path))
+    assert torch.is_grad_enabled()  # the error leaves no_grad of an initialization
 
 
 def test_the_transform_of_a_detector_is_of_images(saved):

@@ -65,7 +65,7 @@ def test_a_state_dict_takes_the_eps_that_is_given():
     ("cls", "message"),
     [
         (Doubled, r"Doubled computes something else than rescalenet18 with its weights: outputs differ by 0\.\d+"),
-        (Fails, r"Fails does not run on images of 65 px: .*needs a mask and more"),
+        (Fails, r"Fails does not run on images of 65 px \(needs a mask and more\), .*give its state_dict"),
         (Features, r"Features does not return logits \(4 classes\)"),
     ],
 )
@@ -98,15 +98,70 @@ def test_nets_of_the_zoo_without_batchnorm_are_refused():
         from_batchnorm(model.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.long(), r"whole numbers only"),
+        (lambda v: v.to(torch.complex64), r"'conv1\.weight' of the checkpoint is complex: must be real"),
+        (lambda v: v.to("meta"), r"its tensors are on the meta device and have no values"),
+    ],
+)
+def test_tensors_that_are_no_real_numbers_are_refused(change, message):
+    with pytest.raises(WeightsError, match=message):
+        from_batchnorm({key: change(value) for key, value in resnet().state_dict().items()})
+
+
+def test_a_module_without_values_is_refused():
+    with pytest.raises(WeightsError, match=r"on the meta device"):
+        from_batchnorm(resnet().to("meta"))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_wrappers_are_left_out(wrap):
+    """Also in a state dict, whose keys all have the wrapper's prefix; and the module inside is checked."""
+    net = resnet()
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eps = 1e-3
+    x = torch.randn(2, 3, 65, 49)
+    with torch.no_grad():
+        right = net(x)
+        assert relative_error(from_batchnorm(wrap(net)).eval()(x), right) < 3e-6
+        assert relative_error(from_batchnorm(wrap(net).state_dict(), eps=1e-3).eval()(x), right) < 3e-6
+    with pytest.raises(WeightsError, match=r"Doubled computes something else"):
+        from_batchnorm(wrap(resnet(Doubled)))
+    ours = zoo.create_model("rescalenet20_cifar", "cifar10_bn")
+    assert from_batchnorm(wrap(ours)).config.scheme == "rescale"
+
+
+def test_a_negative_variance_is_refused():
+    net = resnet()
+    net.bn1.running_var[3] = -1
+    for source in (net, net.state_dict()):
+        with pytest.raises(
+            ZooError, match=r"stem\.norm1: a running variance plus eps is -1; the checkpoint is damaged"
+        ):
+            from_batchnorm(source)
+
+
 def test_wrong_arguments():
+    with pytest.raises(WeightsError, match=r"ResNet checkpoint: of a net alone, not of mask_rcnn_rescalenet50_fpn"):
+        from_batchnorm(resnet(), "mask_rcnn_rescalenet50_fpn")
+    with pytest.raises(ZooError, match=r"eps='x': must be a number from 0 to 1"):
+        from_batchnorm(resnet(), eps="x")
+    with pytest.raises(ZooError, match=r"name=3: must be the name of a net"):
+        from_batchnorm(resnet(), 3)
+    with pytest.raises(ZooError, match=r"eps=0\.5: the net given has an eps in each of its norms; leave it out"):
+        from_batchnorm(zoo.create_model("rescalenet20_cifar", "cifar10_bn"), eps=0.5)
     with pytest.raises(ZooError, match=r"eps=-1: must be a number from 0 to 1"):
         from_batchnorm(resnet(), eps=-1)
     with pytest.raises(WeightsError, match=r"rescalenet50"):
         from_batchnorm(resnet(), "rescalenet50")
 
 
-def test_half_precision_becomes_single():
-    state = {key: value.half() if value.is_floating_point() else value for key, value in resnet().state_dict().items()}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_half_precision_becomes_single(dtype):
+    state = {k: value.to(dtype) if value.is_floating_point() else value for k, value in resnet().state_dict().items()}
     model = from_batchnorm(state)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert torch.isfinite(model(torch.randn(1, 3, 65, 65))).all()

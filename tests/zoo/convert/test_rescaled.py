@@ -273,8 +273,3 @@ def test_nets_without_their_last_stages_or_head(kind, form):
     new = rescaled(net, form)
     assert new(x).shape == (2, 7)
     torch.testing.assert_close(new(x), net(x), rtol=1e-10, atol=1e-10)
-
-
-def test_the_net_of_the_zoo_has_its_own_eps():
-    with pytest.raises(ZooError, match=r"eps=0.1: the net given has its own; leave eps out"):
-        from_batchnorm(batchnorm_net("basic"), eps=0.1)

@@ -125,6 +125,7 @@ def test_no_network_is_one_line():
         (f"https://[/a.pth#sha256={NONE}", "must be https://HOST/PATH"),
         (f"https://host/a.exe#sha256={NONE}", "must end in .safetensors, .pth, .pt, .pkl"),
         (f"https://host/#sha256={NONE}", "must end in .safetensors"),
+        (f"https://host/a\n.pth#sha256={NONE}", r"^'https://host/a\\n\.pth.*': an address has no line breaks"),
     ],
 )
 def test_addresses_that_are_refused(name, message):
@@ -137,6 +138,13 @@ def test_a_redirection_leads_nowhere_that_would_be_refused(server):
     server.answers["/a.pth"] = Answer(status=302, headers={"Location": "http://example.invalid/a.pth"})
     with pytest.raises(zoo.WeightsError, match="http://example.invalid/a.pth: must be https"):
         zoo.get_weights(f"{server.address}/a.pth#sha256={NONE}")
+    server.answers["/a.pth"] = Answer(status=302, headers={"Location": "http://[bad"})
+    with pytest.raises(zoo.WeightsError, match="a.pth: could not be fetched .Invalid IPv6 URL.; check the network"):
+        zoo.get_weights(f"{server.address}/a.pth#sha256={NONE}")
+    server.answers["/a.pth"] = Answer(status=302, headers={"Location": "/a.pth"})
+    with pytest.raises(zoo.WeightsError, match="the server answered 302 .* infinite loop") as caught:
+        zoo.get_weights(f"{server.address}/a.pth#sha256={NONE}")
+    assert str(caught.value).isprintable()
     name = put(server, "b.pth", b"x" * 10)
     server.answers["/a.pth"] = Answer(status=302, headers={"Location": f"{server.address}/b.pth"})
     assert https.fetch_file(name.replace("b.pth", "a.pth")).read_bytes() == b"x" * 10

@@ -104,6 +104,23 @@ def test_the_licence_is_inherited_by_what_was_fine_tuned(hub, tmp_path, own_file
         zoo.push(tmp_path / "run", "owner/tuned", licence="mit")
 
 
+def test_the_licence_is_inherited_over_several_runs(hub, tmp_path, own_file):
+    """Files of runs state no licence; that of the weights at the beginning is found over the runs between."""
+    start = str(own_file[0])
+    for name in ("first", "second"):
+        write_run(tmp_path / name, {**CONFIG, "model": {**CONFIG["model"], "weights": start}})
+        start = str(tmp_path / name / "checkpoints" / "last.safetensors")
+    zoo.push(tmp_path / "second", "owner/second")
+    assert ModelCard(files_of(hub, "owner/second")["README.md"].decode()).data.license == "cc-by-nc-4.0"
+
+
+def test_weights_that_name_each_other_in_a_circle_have_no_licence(hub, tmp_path):
+    own = str(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    write_run(tmp_path / "run", {**CONFIG, "model": {**CONFIG["model"], "weights": own}})
+    zoo.push(tmp_path / "run", "owner/circle")
+    assert ModelCard(files_of(hub, "owner/circle")["README.md"].decode()).data.license == "unknown"
+
+
 def test_weights_that_it_started_from_are_missing(hub, tmp_path, lines):
     config = {**CONFIG, "model": {**CONFIG["model"], "weights": "gone.safetensors"}}
     write_run(tmp_path / "run", config)

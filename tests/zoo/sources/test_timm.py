@@ -102,6 +102,8 @@ def test_an_unknown_licence(hub, card):
         (b"{}", "config.json has no valid input transform"),
         (b'{"pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 0}}', "no valid input transform"),
         (json.dumps(config_of("resnet18.a1_in1k", crop_mode="border")).encode(), "crop_mode='border'"),
+        (b'{"pretrained_cfg": {"input_size": [3, 1e999, 224], "crop_pct": 0.9}}', "no valid input transform"),
+        (json.dumps(config_of("resnet18.a1_in1k", label_names=5)).encode(), "label_names of type int"),
         (json.dumps(config_of("resnet18.a1_in1k", interpolation="random")).encode(), "interpolation='random'"),
         (json.dumps(config_of("resnet18.a1_in1k", mean="abc")).encode(), "no valid input transform"),
     ],

@@ -255,3 +255,12 @@ def test_the_eps_and_input_of_detectors_are_torchvisions(builder, tag, monkeypat
     transform = source.describe(f"torchvision:{builder}:{tag}")["transform"]
     assert (net.transform.min_size, net.transform.max_size) == ((transform.min_size,), transform.max_size)
     assert (tuple(net.transform.image_mean), tuple(net.transform.image_std)) == (transform.mean, transform.std)
+
+
+def test_image_weights_in_full_may_be_for_a_net_of_clips():
+    """Which inflates them; a net of another kind or size is refused before anything is fetched."""
+    name = "torchvision:resnet50:IMAGENET1K_V2"
+    assert source.resolve(name, "rescale_i3d_r50") == ("resnet50", "IMAGENET1K_V2")
+    for other in ("rescalenet101", "mask_rcnn_rescalenet50_fpn", "rescale_transformer_base"):
+        with pytest.raises(zoo.WeightsError, match=f"are of rescalenet50, not of {other}"):
+            source.resolve(name, other)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from zoo.errors import WeightsError
+from zoo.errors import WeightsError, one_line
 
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d)
 CONVS = (nn.Conv2d, nn.Conv3d)
@@ -79,7 +79,7 @@ def _check_leaves(model: nn.Module) -> None:
     for name, module in leaves.items():
         for place, reason in _PLACES.items():
             if place in name.split(".") and not isinstance(module, nn.Identity):
-                raise WeightsError(f"{name} is {reason}: {module}")
+                raise WeightsError(one_line(f"{name} is {reason}: {module}"))
     # all others
     for name, module in model.named_modules():
         kind = type(module).__name__
@@ -89,7 +89,7 @@ def _check_leaves(model: nn.Module) -> None:
             if kind in _OF_TIMM:
                 continue
         if name in leaves and (problem := _problem(module)):
-            raise WeightsError(f"{name} is {problem}: {module}")
+            raise WeightsError(one_line(f"{name} is {problem}: {module}"))
 
 
 def _problem(module: nn.Module) -> str | None:
@@ -175,7 +175,7 @@ def _resnet_facts(model: Any) -> dict[str, Any]:
     elif strides != [2] + [1] * (len(convs) - 1):
         raise WeightsError(f"the stem's strides are {strides}; must be 2 in its first convolution and 1 in others")
     elif not isinstance(pool, nn.MaxPool2d) or _one(pool.kernel_size) != 3:
-        raise WeightsError(f"maxpool is {pool}; must be a 3x3 max pool with stride 2")
+        raise WeightsError(f"maxpool is {one_line(str(pool))}; must be a 3x3 max pool with stride 2")
     # the blocks: the stride is in the 3x3, or in the first 1x1 of every bottleneck
     in_1x1 = set()
     for name, stage, index, block in _blocks(model):
@@ -224,7 +224,7 @@ def _check_vgg(model: Any) -> None:
         raise WeightsError("features: its max pools must be 2x2")
     pool = getattr(model, "avgpool", None)
     if not isinstance(pool, nn.AdaptiveAvgPool2d) or _one(pool.output_size) != 7:
-        raise WeightsError(f"avgpool is {pool}; must be an adaptive average pool to 7x7")
+        raise WeightsError(f"avgpool is {one_line(str(pool))}; must be an adaptive average pool to 7x7")
     head = [type(module).__name__ for module in model.classifier if not isinstance(module, (*_DROPOUTS, nn.Identity))]
     if head not in (["Linear", "ReLU"] * 2 + ["Linear"], ["Linear", "ReLU"] * 2):
         raise WeightsError(f"classifier has {', '.join(head)}; must be three linear layers with ReLUs between")
