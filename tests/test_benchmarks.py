@@ -24,8 +24,9 @@ def run(script, *arguments, out):
     return done.stdout, content["results"]
 
 
+@pytest.mark.slow
 def test_train_step(tmp_path):
-    names = ["floor", "floor_conv", "rescale", "naive", "bn", "frozen_bn", "gn", "nf"]
+    names = ["floor", "floor_conv", "rescale", "rescale_conv", "gained", "naive", "bn", "frozen_bn", "gn", "nf"]
     arguments = ["--net", "50", "--batch", "2", "--repeats", "2", "--optimizer", "--baselines", *names]
     table, results = run("train_step", *arguments, out=tmp_path / "train.json")
     assert [r["rival"] for r in results] == names
@@ -41,6 +42,7 @@ def test_train_step_compiled_in_bf16(tmp_path):
     assert [r["mode"] for r in results] == ["compile", "compile"]
 
 
+@pytest.mark.slow
 def test_inference(tmp_path):
     arguments = ["--net", "18", "--batch", "2", "--repeats", "2", "--engine", "eager", "onnxruntime", "openvino"]
     _, results = run("inference", *arguments, out=tmp_path / "inference.json")
@@ -59,6 +61,7 @@ def test_memory(tmp_path):
     assert all(r["peak_constant"] > 0 for r in results)
 
 
+@pytest.mark.slow
 def test_detection(tmp_path):
     names = ["torchvision", "rescale", "frozen_bn", "bn", "gn"]
     arguments = ["--image", "64", "96", "--net", "18", "--repeats", "1"]
@@ -69,6 +72,7 @@ def test_detection(tmp_path):
     assert saved["frozen_bn"] == pytest.approx(saved["torchvision"], rel=0.01)  # the same net
 
 
+@pytest.mark.slow
 def test_video(tmp_path):
     """Every part runs on small input; each installed reader returns the frames that ours returns."""
     small = [
@@ -96,6 +100,16 @@ def test_video(tmp_path):
     assert "rescale" in table
 
 
+def test_saved_memory_of_a_converted_net():
+    """The factors on filters save nothing for backward that grows with the batch."""
+    from benchmarks.baselines import build
+    from benchmarks.memory import saved_per_image
+
+    saved = {variant: saved_per_image(build("50", variant), 64) for variant in ("floor", "floor_conv", "gained", "bn")}
+    assert saved["gained"][0] <= 1.02 * min(saved["floor"][0], saved["floor_conv"][0])
+    assert saved["gained"][0] <= 0.52 * saved["bn"][0]
+
+
 def test_saved_memory_of_i3d():
     """The full net saves at most 1.03 of the bare convolutions with either shortcut, as the benchmark counts it."""
     from benchmarks.memory import saved_per_image
@@ -108,6 +122,7 @@ def test_saved_memory_of_i3d():
     assert saved["rescale"][0] <= 0.52 * saved["bn"][0]
 
 
+@pytest.mark.slow
 def test_translation(tmp_path):
     """Memory and steps of all schemes; decoding with a random net, whose lengths are fixed."""
     from tasks.translation.vocabulary import train_vocabulary

@@ -149,19 +149,19 @@ def folds_to_equal_outputs(model, size=16):
 
 
 def test_a_net(example):
-    example("resnet26")
-    info = zoo.model_info("rescalenet26")
+    example("resnet14")
+    info = zoo.model_info("rescalenet14")
     assert (info.family, info.input_size) == ("ResNet", 224)
     with torch.device("meta"):
-        model = zoo.create_model("rescalenet26")
-        zoo.create_model("mask_rcnn_rescalenet26_fpn", num_classes=2)
+        model = zoo.create_model("rescalenet14")
+        zoo.create_model("mask_rcnn_rescalenet14_fpn", num_classes=2)
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-    assert len(linear) == 26 + 4  # with the shortcuts' 1x1
+    assert len(linear) == 14 + 4  # with the shortcuts' 1x1
 
 
 def test_a_net_trains(example, tmp_path):
-    example("resnet26")
-    trains_and_loads(zoo.create_model("rescalenet26", num_classes=3, width=0.05), tmp_path / "a.safetensors", 32)
+    example("resnet14")
+    trains_and_loads(zoo.create_model("rescalenet14", num_classes=3, width=0.05), tmp_path / "a.safetensors", 32)
 
 
 def test_a_family(example, tmp_path):

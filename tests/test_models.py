@@ -237,7 +237,8 @@ def test_torch_export(kind, scheme):
     torch.testing.assert_close(program.module()(y), model(y), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", pytest.param("vgg", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bottleneck", "vgg"])
 def test_compiles_to_one_graph(kind):
     torch.compiler.reset()  # dynamo compiles one function only so often
     model = narrow(kind)
