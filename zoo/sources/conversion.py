@@ -88,6 +88,12 @@ def convert_original(
     """
     eps = original.eps if eps is None else eps
     done = convert_batchnorm(original.state, model or original.model, eps=eps, form=form, **(options or {}))
+    if original.model is None and not isinstance(original.state, nn.Module):
+        log.info(
+            "%s: read as a %s; strides, pools and activations are not in its keys and are taken for the usual ones",
+            source,
+            done.layout,
+        )
     meta = {
         **original.meta,
         "source": source,
