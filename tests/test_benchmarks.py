@@ -4,12 +4,13 @@ import importlib.util
 import json
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
 import zoo
 from tests.helpers.commands import environment
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, shared
 
 SMALL = ["--size", "32", "--threads", "1", "--runtime", "tuned"]
 
@@ -175,3 +176,22 @@ def test_operations(tmp_path):
     assert found.startswith(f"name: operation 10 of {len(lines)}, now of {len(lines)}\n")
     assert found.endswith(f"  - {lines[9]}\n  + aten.other.default")
     assert first_difference("name", lines, lines[:-1]).endswith("  + (end)")
+
+
+@pytest.mark.slow
+def test_finetune_forms(tmp_path):
+    """Two methods for an epoch on the real data; a second call reads the finished runs."""
+    for part in ("train", "val"):
+        with zipfile.ZipFile(shared("data", "flowers", f"{part}.zip")) as archive:
+            archive.extractall(tmp_path / "flowers")
+    command = [sys.executable, "-m", "benchmarks.finetune_forms", "--methods", "gained", "scratch", "--epochs", "1"]
+    command += ["--seeds", "0", "--root", str(tmp_path / "flowers"), "--out", str(tmp_path / "out")]
+    lines = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        lines.append([json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")])
+    gained, scratch = lines[0]
+    assert gained["top1"] > 55
+    assert scratch["top1"] > 25  # five classes
+    assert lines[1] == lines[0]
