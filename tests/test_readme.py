@@ -98,7 +98,7 @@ def test_the_page_on_conversion_runs():
 
 def test_the_page_on_detection_runs():
     scope, blocks = page("detection")
-    assert blocks == 3  # the second loads published weights, the third is detectron2's: tests/interop
+    assert blocks == 2  # the second is detectron2's: tests/interop
     assert scope["model"].config.name == "faster_rcnn_rescalenet101_fpn"
 
 
