@@ -43,7 +43,8 @@ def write_converted(folder: Path, root: Path) -> None:
     """Write the converted nets: one for each form, and the gained form with biases from 256 training images."""
     entry = zoo.get_weights(SOURCE)
     original = zoo.create_model(entry.config.name, SOURCE).eval()
-    nets = {**{form: from_batchnorm(original, form=form) for form in FORMS}, "centred": from_batchnorm(original)}
+    nets: dict[str, zoo.Backbone] = {form: from_batchnorm(original, form=form) for form in FORMS}
+    nets["centred"] = from_batchnorm(original)
     transform = zoo.InputTransform(64, 72, entry.transform.mean, entry.transform.std).build()  # type: ignore[union-attr]
     paths = find_images([str(root / "train")])
     step = max(1, len(paths) // 256)  # the paths are sorted by class
