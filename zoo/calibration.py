@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from zoo.errors import ZooError
+from zoo.modules import evaluating
 
 
 class HasDataBias(nn.Module):
@@ -197,14 +198,8 @@ def calibrate(
     supplied = [name for m, name in names.items() if m not in pending]
     passes = _Passes(names, pending, lambda batch: forward(model, batch) if forward else model(batch), reduce)
     # the forwards, in eval mode
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            passes.run(batches)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        passes.run(batches)
     return CalibrationReport([names[m] for m in passes.done], supplied, [names[m] for m in names if m in pending])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.errors import WeightsError, ZooError
 from zoo.files import atomic_write
 from zoo.headers import HEADER_KEY, Header, write_header
+from zoo.modules import without_wrappers
 from zoo.nets.base import ModelConfig, Net
 from zoo.registry import skeleton
 from zoo.states import check_shapes, shapes_of
@@ -103,13 +104,7 @@ def _unwrapped(model: Any, path: Path) -> Named:
     Raises:
         ZooError: a folded net, or something that has no config to be built again from.
     """
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            break
+    model = without_wrappers(model)
     if not (hasattr(model, "config") and hasattr(model, "num_classes")):
         raise ZooError(
             f"{path}: a {type(model).__name__} has no config and num_classes to be built again from: save the whole "

@@ -21,8 +21,8 @@ from tasks.detection.heads import ConvsLinear
 from tasks.detection.imported import load_imported
 from tasks.detection.rcnn import Detector, DetectorOptions
 from zoo.calibration import HasDataBias
-from zoo.convert.batchnorm import SCHEME_OPTIONS, Conversion
-from zoo.convert.rescaled import Form, rescaled, transfer
+from zoo.convert.batchnorm import Conversion
+from zoo.convert.rescaled import SCHEME_OPTIONS, Form, rescaled, transfer
 from zoo.errors import ZooError
 from zoo.layers import GainedConv
 from zoo.options import free_options

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from zoo.building import WithoutInit, planned
-from zoo.convert.checkpoints import without_prefixes
 from zoo.convert.layouts import LAYOUTS, Imported
 from zoo.convert.layouts.facts import module_facts
-from zoo.convert.rescaled import FORMS, Form, rescaled
+from zoo.convert.rescaled import FORMS, SCHEME_OPTIONS, Form, rescaled
 from zoo.errors import WeightsError, ZooError, one_line
 from zoo.families import ReadsBatchNorm, all_families, find_family
+from zoo.modules import evaluating, without_prefixes, without_wrappers
 from zoo.nets.base import Backbone
 from zoo.options import free_options
 from zoo.registry import build_model
@@ -25,8 +25,6 @@ from zoo.states import check_shapes, load_state, shapes_of
 from zoo.transforms import AnyTransform
 
 log = logging.getLogger("rescalenet")
-
-SCHEME_OPTIONS = ("multiplier", "c", "first_index")  # of the scheme of the result
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def convert_batchnorm(
     if not isinstance(name, str | None):
         raise ZooError(f"name={name!r}: must be the name of a net, or None")
     # a net of the zoo
-    source = _unwrapped(model_or_state_dict)
+    source = without_wrappers(model_or_state_dict)
     if isinstance(source, Backbone):
         if name not in (None, source.config.name):
             raise ZooError(f"name={name!r}: the net given is {source.config.name}; leave the name out")
@@ -150,17 +148,6 @@ def convert_batchnorm(
     return Conversion(rescaled(net, form, **of_result), layout.name, form, used, imported.transform)
 
 
-def _unwrapped(source: Any) -> Any:
-    """Return the net inside of the wrappers of torch.compile and of data-parallel training."""
-    while True:
-        if isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            source = source.module
-        elif isinstance(source, nn.Module) and hasattr(source, "_orig_mod"):
-            source = source._orig_mod
-        else:
-            return source
-
-
 def _options_of_the_result() -> set[str]:
     """Return the names of the options that no weight of the source depends on."""
     of_nets = (free_options(spec.layout) for spec in MODELS.values())
@@ -178,19 +165,15 @@ def _compare(source: nn.Module, net: Backbone) -> None:
     frames = () if spec.frames is None else (5,)
     like = next(source.parameters())
     x = torch.randn(2, net.config.in_chans, *frames, side, side, generator=torch.Generator().manual_seed(0))
-    training = [module for module in source.modules() if module.training]
     try:
-        with torch.no_grad():
-            theirs = source.eval()(x.to(like))
+        with evaluating(source), torch.no_grad():
+            theirs = source(x.to(like))
             ours = net(x.to(next(net.parameters()))) if isinstance(theirs, Tensor) else None
     except Exception as error:  # a stranger's forward
         raise WeightsError(
             f"{type(source).__name__} does not run on images of {side} px ({one_line(error)}), so its outputs cannot "
             "be compared; give its state_dict() if its forward is that of a plain net"
         ) from None
-    finally:
-        for module in training:
-            module.training = True
     if not isinstance(theirs, Tensor) or ours is None or theirs.shape != ours.shape:
         raise WeightsError(
             f"{type(source).__name__} does not return logits ({net.config.num_classes} classes), so its outputs cannot "

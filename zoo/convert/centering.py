@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo.calibration import HasDataBias
 from zoo.errors import ZooError
 from zoo.layers import BiasedConvNd, BiasedLinear, ChannelBias
+from zoo.modules import evaluating
 from zoo.nets.base import Backbone
 from zoo.products import product_bias
 
@@ -56,17 +57,12 @@ def center_inputs_(
 
         return hook
 
-    training, handles = (
-        model.training,
-        [layer.register_forward_pre_hook(watch(n, layer)) for n, layer in watched.items()],
-    )
+    handles = [layer.register_forward_pre_hook(watch(name, layer)) for name, layer in watched.items()]
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in batches:
                 (forward or (lambda net, inputs: net(inputs)))(model, batch)
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     # the biases

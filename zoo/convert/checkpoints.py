@@ -17,6 +17,7 @@ from torch import Tensor
 
 from zoo.convert.pickles import read_pickle, shown
 from zoo.errors import WeightsError
+from zoo.modules import without_prefixes
 
 log = logging.getLogger("rescalenet")
 
@@ -24,8 +25,6 @@ MOST_TENSORS = 20_000
 LONGEST_NAME = 300  # characters
 # what training programs put a state dict into: detectron2, many, SlowFast, Detectron
 WRAPPERS = ("model", "state_dict", "model_state", "blobs")
-# prefixes of DataParallel and torch.compile
-PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -136,11 +135,3 @@ def _tensors(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     if left_out:
         log.info("%s: %d entries are not weights and were left out", path, left_out)
     return found
-
-
-def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict without the prefixes that DataParallel and torch.compile give to all keys."""
-    state = dict(state)
-    while state and (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state

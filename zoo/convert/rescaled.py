@@ -35,6 +35,7 @@ log = logging.getLogger("rescalenet")
 
 Form = Literal["gained", "folded", "balanced"]
 FORMS: tuple[Form, ...] = ("gained", "folded", "balanced")
+SCHEME_OPTIONS = ("multiplier", "c", "first_index")  # of the result, that a conversion may choose
 SOURCE_SCHEMES = ("bn", "frozen_bn", "none")
 
 # A variance below the smallest normal float32 is flushed to zero by some devices, and gamma / sigma overflows.
@@ -99,7 +100,7 @@ def _config(net: Backbone, form: Form, options: dict[str, Any]) -> ModelConfig:
     own = {key: value for key, value in config.options.items() if key in spec.layout.OPTIONS}
     if isinstance(net, ResidualNet):
         own["shortcut"] = own.get("shortcut") or spec.layout.shortcut or net.scheme.default_shortcut
-    allowed = {"multiplier", "c", "first_index"} | free_options(spec.layout)
+    allowed = set(SCHEME_OPTIONS) | free_options(spec.layout)
     if other := sorted(set(options) - allowed):
         raise ZooError(
             f"option {other[0]!r}: the checkpoint decides it; options of a conversion: {', '.join(sorted(allowed))}"

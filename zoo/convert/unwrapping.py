@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from zoo.errors import WeightsError
+from zoo.modules import without_prefixes
 
 _INSIDE = ("state_dict", "model", "model_state_dict", "model_state", "net")  # keys of checkpoints, by their frequency
-_PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
 _DEEPEST = 4
 
 
@@ -40,8 +40,4 @@ def unwrapped(content: Any, what: str) -> dict[str, Tensor]:
             raise WeightsError(
                 f"{what}: {str(key)[:80]!r} is of type {type(value).__name__}, not a tensor; give a net's state_dict()"
             )
-    # its keys: a prefix that all of them have
-    state = dict(content)
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return without_prefixes(content)
