@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from zoo.errors import ExportError
 from zoo.export import Verified
 from zoo.files import atomic_write
+from zoo.modules import evaluating
 
 
 def export_batches(model: nn.Module, path: Path, example: tuple[Any, ...], weights: object) -> Verified:
@@ -201,15 +202,11 @@ def _verified(
                     f"{path}: outputs differ by {errors[-1]:.1e} (relative) at {shown}; must be <= {tolerance:g}"
                 )
 
-    # the model is exported in eval mode, and its mode is restored
-    training = model.training
-    model.eval()
     try:
-        atomic_write(path, write)
+        with evaluating(model):
+            atomic_write(path, write)
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
         raise ExportError(f"{path}: the ONNX exporter failed: {error}") from error
-    finally:
-        model.train(training)
     return Verified(path, max(errors), shown, f"onnxruntime {onnxruntime.__version__}")
 
 

@@ -26,6 +26,7 @@ from zoo.errors import ExportError
 from zoo.export import Verified
 from zoo.files import atomic_write
 from zoo.folding import ChannelMax, fold
+from zoo.modules import evaluating
 from zoo.nets.base import Backbone
 from zoo.nets.resnet import ResNet
 from zoo.nets.vgg import VGG
@@ -53,10 +54,9 @@ def export_state(model: nn.Module, path: Path, example: tuple[Any, ...], weights
         raise ExportError(f"export to torchvision: {type(model).__name__} is no net of the zoo for images")
     # the outputs to compare with
     noise = torch.randn(batch.shape, generator=torch.Generator().manual_seed(0))
-    training, batch = model.training, noise.to(next(model.parameters()))
-    with torch.no_grad():
-        expected = model.eval()(batch)
-    model.train(training)
+    batch = noise.to(next(model.parameters()))
+    with evaluating(model), torch.no_grad():
+        expected = model(batch)
     state = torchvision_state(model)
     error = 0.0
 
