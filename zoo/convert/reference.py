@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.building import WithoutInit
-from zoo.convert.unwrapping import unwrapped
+from zoo.convert.unwrapping import state_inside
 from zoo.errors import WeightsError
 from zoo.nets.base import Backbone
 from zoo.registry import create_model
@@ -53,7 +53,7 @@ def from_reference(state_dict: Mapping[str, Any], name: str, **options: Any) -> 
         zoo.WeightsError: a checkpoint of other code; keys that are missing, left over or of the wrong shape.
     """
     # our keys, and one bias in place of _bias and init_mean
-    state = unwrapped(state_dict, "reference checkpoint")
+    state = state_inside(state_dict, "reference checkpoint")
     family = get_spec(name).family.__name__
     if family not in ("ResNet", "VGG"):
         raise WeightsError(f"reference checkpoint: {name} is not in the authors' code, which has ResNets and VGGs")

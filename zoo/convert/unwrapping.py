@@ -2,42 +2,95 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from zoo.convert.pickles import shown
 from zoo.errors import WeightsError
 from zoo.modules import without_prefixes
 
-_INSIDE = ("state_dict", "model", "model_state_dict", "model_state", "net")  # keys of checkpoints, by their frequency
-_DEEPEST = 4
+log = logging.getLogger("rescalenet")
+
+MOST_TENSORS = 20_000
+LONGEST_NAME = 300  # characters
+# what training programs put a state dict into: detectron2, many, SlowFast, many, some, Detectron
+WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "net", "blobs")
 
 
-def unwrapped(content: Any, what: str) -> dict[str, Tensor]:
-    """Return the state dict in a checkpoint, without the prefixes of ``DataParallel`` and ``torch.compile``.
+def state_inside(content: Any, what: str) -> dict[str, Tensor]:
+    """Return the tensors in a checkpoint's content by name, in its order.
+
+    A state dict under ``model``, ``state_dict`` or a like key is taken out, prefixes of DataParallel and torch.compile
+    are removed, and Caffe2's momentum is left out. What is left out is counted in the log.
 
     Args:
-        content: content of ``torch.load(path, weights_only=True)``: a state dict, or a dict with one under
-            ``state_dict``, ``model`` or a like key.
+        content: content of the file: tensors or arrays by name, or a dict that contains them.
         what: name of the checkpoint, for messages.
 
     Raises:
-        zoo.WeightsError: content without a state dict of tensors.
+        zoo.WeightsError: content without tensors, with several state dicts, or with tensors that are not plain.
     """
-    # the state dict
-    for _ in range(_DEEPEST):
+    return without_prefixes(_tensors(_unwrapped(content, what), what))
+
+
+def _unwrapped(content: Any, what: str) -> Mapping[Any, Any]:
+    """Return the state dict inside a checkpoint's content.
+
+    Args:
+        content: content of a checkpoint.
+        what: name of the checkpoint, for messages.
+
+    Raises:
+        WeightsError: content without tensors, or with several state dicts.
+    """
+    for _ in WRAPPERS:  # a wrapper may be inside another one
         if not isinstance(content, Mapping):
+            raise WeightsError(f"{what}: contains a {type(content).__name__}; must contain a state dict")
+        if any(_is_tensor(value) for value in content.values()):
             break
-        inside = next((key for key in _INSIDE if isinstance(content.get(key), Mapping)), None)
-        if inside is None:
+        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping) and content[key]]
+        if len(inner) > 1:
+            raise WeightsError(f"{what}: contains {' and '.join(inner)}; save one of them alone")
+        if not inner:
             break
-        content = content[inside]
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{what}: a {type(content).__name__} without tensors by name; give a net's state_dict()")
+        content = content[inner[0]]
+    if not any(_is_tensor(value) for value in content.values()):
+        names = ", ".join(repr(shown(str(key))) for key in list(content)[:5]) or "nothing"
+        raise WeightsError(
+            f"{what}: contains no tensors but {names}; a state dict may be under {', '.join(WRAPPERS)}, or alone"
+        )
+    return content
+
+
+def _is_tensor(value: Any) -> bool:
+    """Return whether a value is a tensor or an array."""
+    return isinstance(value, Tensor | np.ndarray)
+
+
+def _tensors(content: Mapping[Any, Any], what: str) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, each checked; what else it contains is counted and logged."""
+    found, left_out = {}, 0
+    if len(content) > MOST_TENSORS:
+        raise WeightsError(f"{what}: has {len(content)} entries; a state dict may have {MOST_TENSORS}")
     for key, value in content.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise WeightsError(
-                f"{what}: {str(key)[:80]!r} is of type {type(value).__name__}, not a tensor; give a net's state_dict()"
-            )
-    return without_prefixes(content)
+        if not _is_tensor(value) or not isinstance(key, str) or key.endswith("_momentum"):
+            left_out += 1
+            continue
+        if len(key) > LONGEST_NAME or not key.isprintable():
+            raise WeightsError(f"{what}: the name {shown(key)!r} has more than {LONGEST_NAME} printable characters")
+        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value.detach()
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise WeightsError(f"{what}: {key} is a {tensor.layout} tensor on {tensor.device}; must be a plain tensor")
+        if tensor.is_complex() or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"{what}: {key} of shape {tuple(tensor.shape)} is complex or has fewer numbers stored")
+        found[key] = tensor
+    if not found:
+        raise WeightsError(f"{what}: its tensors have no names; a state dict has text for keys")
+    if left_out:
+        log.info("%s: %d entries are not weights and were left out", what, left_out)
+    return found

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import zoo.convert.checkpoints as checkpoints
+import zoo.convert.unwrapping as unwrapping
 from tests.helpers.pickles import python2
 from zoo import WeightsError
 from zoo.convert.checkpoints import read_checkpoint
@@ -20,7 +20,7 @@ def same(found, expected=STATE):
     return list(found) == list(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("wrapper", ["model", "state_dict", "model_state", "blobs", None])
+@pytest.mark.parametrize("wrapper", [*unwrapping.WRAPPERS, None])
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 @pytest.mark.parametrize("kind", ["pth", "pyth", "old", "pkl"])
 def test_wrappers_and_prefixes(tmp_path, wrapper, prefix, kind):
@@ -93,7 +93,7 @@ def expanded():
 
 
 REFUSED = {
-    "contains no tensors but 'epoch', 'net'": {"epoch": 3, "net": {"name": "resnet"}},
+    "contains no tensors but 'epoch', 'ema'": {"epoch": 3, "ema": {"name": "resnet"}},
     "contains no tensors but 'name'": {"epoch": 3, "model": {"name": "resnet"}},
     "contains no tensors but nothing": {},
     "contains a list": [torch.ones(1)],
@@ -120,7 +120,7 @@ def test_what_contains_no_state_dict(tmp_path, reason, content):
 
 
 def test_too_many_tensors(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "MOST_TENSORS", 1)
+    monkeypatch.setattr(unwrapping, "MOST_TENSORS", 1)
     torch.save(STATE, tmp_path / "net.pth")
     with pytest.raises(WeightsError, match="has 2 entries; a state dict may have 1"):
         read_checkpoint(tmp_path / "net.pth")

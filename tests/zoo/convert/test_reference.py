@@ -92,12 +92,12 @@ OTHERS = {
     "torchvision": ({"conv1.weight": torch.ones(1), "bn1.running_mean": torch.ones(1)}, "zoo.convert.from_batchnorm"),
     "BatchNorm of the zoo": (zoo.create_model("rescalenet18", scheme="bn").state_dict(), "zoo.convert.from_batchnorm"),
     "random": ({"b": torch.ones(1), "a": torch.ones(1)}, r"no key ends in \._bias or \.init_mean.*the first is 'a'"),
-    "a list": ([1, 2], "a list without tensors by name"),
-    "a tensor": (torch.ones(3), "a Tensor without tensors by name"),
-    "nothing": ({}, "a dict without tensors by name"),
-    "numbers": ({"a": 1, "b": torch.ones(1)}, "'a' is of type int, not a tensor"),
-    "other keys": ({1: torch.ones(1)}, "'1' is of type Tensor, not a tensor|of type"),
-    "itself inside": ({"model": {"model": {"model": {"model": {"model": {}}}}}}, "not a tensor"),
+    "a list": ([1, 2], "contains a list; must contain a state dict"),
+    "a tensor": (torch.ones(3), "contains a Tensor; must"),
+    "nothing": ({}, "contains no tensors but nothing"),
+    "numbers": ({"a": 1, "b": torch.ones(1)}, r"no key ends in \._bias.*the first is 'b'"),
+    "other keys": ({1: torch.ones(1)}, "its tensors have no names"),
+    "itself inside": ({"model": {"model": {"model": {"model": {"model": {}}}}}}, "contains no tensors but 'model'"),
 }
 
 
