@@ -19,6 +19,7 @@ from tasks.metrics import ClassCounts, class_numbers
 from tasks.plots import confusion_matrix
 from tasks.shards import own_batch_size, own_loader
 from zoo.files import write_json
+from zoo.modules import evaluating
 
 
 def eval_loader(data: Dataset[Any], accelerator: Accelerator, batch_size: int, workers: int = 0) -> DataLoader[Any]:
@@ -44,13 +45,10 @@ def evaluate(
         inputs: function from a batch on the device to the model's input.
     """
     counts = ClassCounts.zero(classes)
-    training = model.training
-    model.eval()
-    with torch.no_grad(), accelerator.autocast():
+    with evaluating(model), torch.no_grad(), accelerator.autocast():
         for batch in loader:
             batch = send_to_device(batch, accelerator.device, non_blocking=True)
             counts.add(model(inputs(batch)), batch[1])
-    model.train(training)
     return sum_over_ranks(counts, accelerator)
 
 

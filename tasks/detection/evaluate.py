@@ -27,6 +27,7 @@ from tasks.progress import Progress
 from tasks.shards import as_list, gather_in_order, own_loader
 from zoo.errors import suggestion
 from zoo.files import write_json
+from zoo.modules import evaluating
 
 Kind = Literal["bbox", "segm"]
 CocoResult = dict[str, Any]  # a detection in COCO's results format
@@ -142,11 +143,10 @@ def detect(
     categories = data.categories if categories is None else categories
     position = {image.id: number for number, image in enumerate(data.images)}
     loader = own_loader(EvalSet(data), accelerator, batch_size, workers=workers, collate=as_list)
-    training = model.training
-    model.eval()
     found: dict[int, list[CocoResult]] = {}  # by the image's position in the set
     show = progress and accelerator.is_main_process
-    with Progress(len(loader), 0, batch_size * accelerator.num_processes, enabled=show) as bar, torch.no_grad():
+    progress_bar = Progress(len(loader), 0, batch_size * accelerator.num_processes, enabled=show)
+    with evaluating(model), torch.no_grad(), progress_bar as bar:
         for i, samples in enumerate(loader, 1):
             images = [image.to(accelerator.device).to(dtype) / 255 for image, _ in samples]  # (3, H, W) each
             with accelerator.autocast():
@@ -154,7 +154,6 @@ def detect(
             for output, (_, image_id) in zip(outputs, samples, strict=True):
                 found[position[image_id]] = to_results(output, image_id, categories)
             bar.step(i)
-    model.train(training)
     return [result for results in gather_in_order(found) for result in results]
 
 

@@ -23,6 +23,7 @@ from tasks.video.data import EvalSet, index_videos
 from tasks.video.index import Index
 from tasks.video.sources import Video, Videos
 from zoo.files import atomic_write, write_json
+from zoo.modules import evaluating
 
 
 @dataclass
@@ -167,9 +168,8 @@ def evaluate(
     loader = own_loader(data, accelerator, share, workers=workers, collate=as_list)  # lists of Views
     found: dict[int, _Row] = {}  # row of each video of this rank, by its number
     # 2. Score the views; the first view of a video is its middle clip.
-    training = model.training
-    model.eval()
     with (
+        evaluating(model),
         Progress(len(loader), 0, share, unit="videos", enabled=progress and accelerator.is_main_process) as bar,
         torch.no_grad(),
         accelerator.autocast(),
@@ -182,7 +182,6 @@ def evaluate(
                 multi = each[1:].mean(0).tolist() if len(each) > 1 else []
                 found[views.number] = _Row("", each[0].tolist(), multi)
             bar.step(done)
-    model.train(training)
     # 3. Collect the results of all ranks.
     return _result(data, classes, gather_in_order(found))
 
