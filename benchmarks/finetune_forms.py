@@ -1,5 +1,9 @@
 """Fine-tuning of a converted BatchNorm net in its forms, beside BatchNorm: python -m benchmarks.finetune_forms
 
+``gained``, ``folded`` and ``balanced`` keep the biases of 0 before the products that a conversion leaves. ``centred``
+is the gained form as ``rescalenet train`` takes it, with biases from data. ``adapted`` is centred too; before its
+conversion the statistics of the BatchNorm net are taken anew (AdaBN, arXiv:1603.04779).
+
 Every run is ``rescalenet train`` of one recipe in a folder of its own. Finished runs are read, broken-off ones resume,
 so that the command can be stopped and started again.
 """
@@ -25,12 +29,13 @@ import zoo
 from benchmarks import measure
 from benchmarks.memory import sample, saved_per_image
 from tasks.images import find_images, read_image
-from zoo.convert import Form, center_inputs_, from_batchnorm
+from zoo.convert import Form, from_batchnorm
 
 RECIPE = "classification/finetune/flowers64"
 SOURCE = "rescalenet20_cifar.cifar10_bn"  # the net that is converted
 FORMS: tuple[Form, ...] = ("gained", "folded", "balanced")
-METHODS = ("bn", "frozen_bn", *FORMS, "centred", "adapted", "scratch")
+WEIGHTS = {"centred": "gained", "adapted": "adapted"}
+METHODS = ("bn", "frozen_bn", *FORMS, *WEIGHTS, "scratch")
 LADDER = tuple(0.00125 * 2**k for k in range(10))  # learning rates
 DIVERGED = "Lower train.optimizer.lr"  # the engine's line at a loss or weight that is not finite
 
@@ -43,24 +48,20 @@ def overrides(method: str, folder: Path) -> list[str]:
         return ["model.scheme=frozen_bn"]
     if method == "scratch":
         return ["model.weights=null", "model.options={projection_gain: 2.0}"]
-    return [f"model.weights={folder / method}.safetensors"]
+    if method in FORMS:
+        return [f"model.weights={folder / method}.safetensors", "train.center_inputs=false"]
+    return [f"model.weights={folder / WEIGHTS[method]}.safetensors"]
 
 
 def write_converted(folder: Path, root: Path) -> None:
-    """Write the converted nets: one for each form, and the gained form with two uses of 256 training images.
-
-    ``centred`` moves biases of the converted net to before the products. ``adapted`` takes the statistics of the source
-    anew before the conversion (AdaBN, arXiv:1603.04779).
-    """
+    """Write the converted nets: one for each form, and ``adapted`` with statistics of 256 training images."""
     entry = zoo.get_weights(SOURCE)
     original = zoo.create_model(entry.config.name, SOURCE).eval()
     nets: dict[str, zoo.Backbone] = {form: from_batchnorm(original, form=form) for form in FORMS}
-    nets["centred"] = from_batchnorm(original)
     transform = zoo.InputTransform(64, 72, entry.transform.mean, entry.transform.std).build()  # type: ignore[union-attr]
     paths = find_images([str(root / "train")])
     step = max(1, len(paths) // 256)  # the paths are sorted by class
     images = torch.stack([transform(read_image(path)) for path in paths[::step]])
-    center_inputs_(nets["centred"], [images])
     torch.optim.swa_utils.update_bn([images], original)
     nets["adapted"] = from_batchnorm(original.eval())
     for name, net in nets.items():
@@ -201,7 +202,8 @@ def net_of(method: str, folder: Path) -> zoo.Backbone:
     elif method in ("bn", "frozen_bn"):
         net = zoo.create_model("rescalenet20_cifar", SOURCE, num_classes=5, scheme=method)
     else:
-        net = zoo.create_model("rescalenet20_cifar", folder / f"{method}.safetensors", num_classes=5)
+        weights = folder / f"{WEIGHTS.get(method, method)}.safetensors"
+        net = zoo.create_model("rescalenet20_cifar", weights, num_classes=5)
     return net.to(memory_format=torch.channels_last).train()
 
 

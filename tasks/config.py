@@ -258,6 +258,9 @@ class TrainSection(Strict):
     seed: int = Field(0, ge=0)
     average: Average | None = Field(None, description="average of the weights, which is evaluated and stored")
     calibration_batches: int = Field(8, ge=1, description="batches whose means initialise the biases of a fresh net")
+    center_inputs: bool = Field(
+        True, description="set the biases before products that a conversion left at 0 from data; the outputs stay"
+    )
     calibration_samples: int = Field(
         1024, ge=1, description="limit on the samples of those batches, all ranks together; at least one batch is taken"
     )

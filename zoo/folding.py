@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from zoo.errors import ZooError
-from zoo.layers import BiasedProjections, Conv3d, RepeatsFrames, StemConvNd
+from zoo.layers import BiasedConvNd, BiasedProjections, Conv3d, RepeatsFrames, StemConvNd
 from zoo.nets.base import Net
 from zoo.products import folded_bias, per_filter, product_bias
 from zoo.trunk import ModuleScales, OnTrunk
@@ -103,8 +103,16 @@ def bias_before(layer: Any) -> Tensor | None:
 
 
 def needed_shift(layer: Any) -> Shift:
-    """Return the shift that the previous layer adds for this one: its bias before the product if padded, or None."""
-    return bias_before(layer) if any(layer.padding) else None
+    """Return the shift that the previous layer adds for this one, or None: its bias if that depends on the position."""
+    return bias_before(layer) if _bias_varies(layer) else None
+
+
+def _bias_varies(layer: Any) -> bool:
+    """Return whether what a bias before the product adds depends on the position, through the zeros around the input.
+
+    A plain convolution has no such bias: what its input is shifted by is not on the zeros.
+    """
+    return layer.geometry.bias_varies if isinstance(layer, BiasedConvNd) else any(layer.padding)
 
 
 def activation(shift: Shift, like: Tensor) -> nn.Module:
@@ -166,7 +174,8 @@ def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_s
         weight, bias = weight * conv.output_scale, bias * conv.output_scale
     # the bias before the product
     before = bias_before(conv)
-    if not any(conv.padding):
+    varies = _bias_varies(conv)
+    if not varies and not (any(conv.padding) and input_shift is not None):
         # M9: the product of what the input lacks, which is the bias before the product minus the shift it has
         missing = weight.new_zeros(conv.in_channels)
         if before is not None:
@@ -174,7 +183,7 @@ def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_s
         if input_shift is not None:
             missing -= input_shift
         bias += product_bias(weight, missing, conv.groups)
-    elif (input_shift is None) != (before is None):
+    elif not varies or (input_shift is None) != (before is None):
         raise ZooError(
             "fold: the input of a padded convolution must be shifted by its bias before the product; a stem, or the "
             "layer after a module that no shift can pass, must have its bias after the product"

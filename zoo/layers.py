@@ -55,6 +55,7 @@ class BiasedConvNd(HasDataBias):
         *,
         post_bias: bool = False,
         weight_scale: bool = False,
+        biased_padding: bool = False,
     ) -> None:
         if isinstance(padding, str):
             raise ZooError(f"padding={padding!r}: must be a number or a tuple of numbers; give the zeros at each side")
@@ -62,10 +63,13 @@ class BiasedConvNd(HasDataBias):
         super().__init__(*torch_args, bias=post_bias)
         self.pre_bias = nn.Parameter(torch.zeros(in_channels))
         self.weight_scale = _weight_scale(out_channels) if weight_scale else None
-        self.geometry = Geometry(self.stride, self.padding, self.dilation, groups)
+        self.geometry = Geometry(self.stride, self.padding, self.dilation, groups, biased_padding)
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
-        """Return scale * (weight_scale * W pad(x + pre_bias) + bias); see ``zoo.products.biased_product``."""
+        """Return scale * (weight_scale * W pad(x + pre_bias) + bias); see ``zoo.products.biased_product``.
+
+        With ``biased_padding`` it is pad(x) + pre_bias.
+        """
         batch = x if x.ndim == self.weight.ndim else x[None]
         out = biased_product(
             batch,
@@ -113,7 +117,8 @@ class BiasedConv2d(BiasedConvNd, nn.Conv2d):
 
     Parameters: ``weight`` (O, I/groups, kH, kW), ``pre_bias`` (I,), ``bias`` (O,) if ``post_bias``, and the factor
     ``weight_scale`` (O,) on the filters if ``weight_scale``.
-    Arguments as torch.nn.Conv2d's, the padding in numbers. Zero padding is put around x + b, as in the reference.
+    Arguments as torch.nn.Conv2d's, the padding in numbers. Zero padding is put around x + b, as in the reference, or
+    with ``biased_padding`` around x.
 
     Raises:
         ZooError: for string paddings.

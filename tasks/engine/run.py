@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, set_seed
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import zoo
@@ -24,6 +24,7 @@ from tasks.engine.state import Position, RunFolder
 from tasks.engine.task import Task
 from tasks.errors import TrainingError
 from tasks.progress import print_line
+from zoo.convert.centering import center_inputs_, untouched_biases
 
 
 class Run:
@@ -131,23 +132,31 @@ class Run:
             raise TrainingError(f"train.accumulate={train.accumulate}: an epoch has only {len(self.batches)} batches")
 
     def _calibrate(self) -> None:
-        """Initialise the biases that no checkpoint supplied, from the first batches of epoch 0."""
+        """Initialise the biases that no checkpoint supplied, from the first batches of epoch 0.
+
+        Those that a conversion left at 0 (docs/convert.md) are moved without a change of the outputs.
+        """
 
         def forward(model: nn.Module, batch: Any) -> None:
             # Entered for each forward: autocast stores converted parameters until its end, and biases change between.
             with self.accelerator.autocast():
                 self.task.calibration_forward(model, batch, self.dtype)
 
+        def reduce(sums: Tensor) -> Tensor:
+            return self.accelerator.reduce(sums, "sum")
+
         self.batches.seek(0, 0)
         count = count_calibration_batches(self.batches, self.train, self.shards)
-        report = zoo.calibrate(
-            self.bare,
-            self.task.merge(list(islice(self.loader, count))),
-            forward=forward,
-            reduce=lambda t: self.accelerator.reduce(t, "sum"),
-        )
-        if report.calibrated and self.accelerator.is_main_process:
-            print_line(f"calibration on {count} batches: {report}")
+        batches = self.task.merge(list(islice(self.loader, count)))
+        report = zoo.calibrate(self.bare, batches, forward=forward, reduce=reduce)
+        untouched = untouched_biases(self.bare) if self.train.center_inputs else []
+        if untouched:
+            untouched = center_inputs_(self.bare, batches, names=untouched, forward=forward, reduce=reduce)
+        if self.accelerator.is_main_process:
+            if report.calibrated:
+                print_line(f"calibration on {count} batches: {report}")
+            if untouched:
+                print_line(f"calibration on {count} batches: {len(untouched)} biases of 0 moved, outputs unchanged")
 
     def _prepare_training(self, state: dict[str, Any] | None) -> None:
         """Set model, optimizer and average, and load their state."""

@@ -26,7 +26,7 @@ def products(draw):
     kernel = draw(st.sampled_from([(1,) * dims, (3,) * dims, each(1, 4)]))
     channels = [groups * draw(st.integers(1, 5)) for _ in range(2)]
     stride, padding, dilation = each(1, 3), draw(st.sampled_from([(0,) * dims, each(0, 3)])), each(1, 2)
-    optional = {"post_bias": draw(st.booleans()), "weight_scale": draw(st.booleans())}
+    optional = {name: draw(st.booleans()) for name in ("post_bias", "weight_scale", "biased_padding")}
     layer = cls(*channels, kernel, stride, padding, dilation, groups, **optional).double().requires_grad_(True)
     layer.input_scale = draw(st.sampled_from([1.0, 0.6]))
     layer.pool = draw(st.sampled_from([(), (2,) * dims, (1, *[2] * (dims - 1))]))
@@ -54,8 +54,8 @@ def test_every_way_equals_the_naive_formula(product, way):
     with pytest.MonkeyPatch.context() as patch:
         if way in ("shift", "fold"):
             chosen = way == "shift"
-            patch.setattr(convolution, "_shift_in_forward", lambda x, w, s, g: chosen or any(g.padding))
-            patch.setattr(convolution, "_shift_in_backward", lambda x, w, g: chosen or any(g.padding))
+            patch.setattr(convolution, "_shift_in_forward", lambda x, w, s, g: g.bias_varies if g.padded else chosen)
+            patch.setattr(convolution, "_shift_in_backward", lambda x, w, g: g.bias_varies if g.padded else chosen)
         elif way != "own":
             formula = convolution._product_to_compile if way == "compile" else convolution._product
             patch.setattr(convolution, "_dispatch", formula)

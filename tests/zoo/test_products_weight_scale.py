@@ -21,22 +21,25 @@ def inputs_of(size, kernel, groups):
     return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
 
 
-def written_out(x, weight, pre_bias, bias, scale, weight_scale, padding, groups):
-    shifted = F.pad(x + INPUT_SCALE * pre_bias.view(-1, 1, 1), [padding] * 4)
+def written_out(x, weight, pre_bias, bias, scale, weight_scale, padding, groups, biased):
+    inside, around = ([padding] * 4, [0] * 4) if biased else ([0] * 4, [padding] * 4)
+    shifted = F.pad(F.pad(x, inside) + INPUT_SCALE * pre_bias.view(-1, 1, 1), around)
     y = F.conv2d(shifted, weight * weight_scale.view(-1, 1, 1, 1), groups=groups)
     return scale * (y + INPUT_SCALE * bias.view(-1, 1, 1))
 
 
-def ours(x, weight, pre_bias, bias, scale, weight_scale, padding, groups):
-    geometry = Geometry((1, 1), (padding, padding), (1, 1), groups)
+def ours(x, weight, pre_bias, bias, scale, weight_scale, padding, groups, biased):
+    geometry = Geometry((1, 1), (padding, padding), (1, 1), groups, biased)
     return biased_product(
         x, weight, pre_bias, bias, geometry, scale=scale, weight_scale=weight_scale, input_scale=INPUT_SCALE
     )
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize(("size", "kernel", "padding"), SIZES)
-def test_every_subset_of_the_gradients(size, kernel, padding, groups):
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding", "biased"), [*((*size, False) for size in SIZES), (20, 3, 1, True), (2, 3, 1, True)]
+)
+def test_every_subset_of_the_gradients(size, kernel, padding, biased, groups):
     inputs = inputs_of(size, kernel, groups)
     inputs[5][0] = 0.0  # a channel that is off
     for needed in itertools.product([False, True], repeat=len(NAMES)):
@@ -45,7 +48,7 @@ def test_every_subset_of_the_gradients(size, kernel, padding, groups):
         for value, need in zip(inputs, needed, strict=True):
             value.requires_grad_(need)
         trained = [value for value, need in zip(inputs, needed, strict=True) if need]
-        found, right = ours(*inputs, padding, groups), written_out(*inputs, padding, groups)
+        found, right = ours(*inputs, padding, groups, biased), written_out(*inputs, padding, groups, biased)
         torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
         direction = torch.ones_like(right).cumsum(-1)
         pairs = zip(
@@ -62,14 +65,17 @@ def test_the_factor_is_applied_on_both_sides():
     assert placed == {True, False}
 
 
-@pytest.mark.parametrize(("size", "kernel", "padding"), [(4, 1, 0), (2, 1, 0), (3, 3, 1), (2, 3, 1)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding", "biased"),
+    [(4, 1, 0, False), (2, 1, 0, False), (3, 3, 1, False), (2, 3, 1, False), (3, 3, 1, True)],
+)
 @pytest.mark.parametrize("factors_train", [False, True])
-def test_it_can_be_differentiated_twice(size, kernel, padding, factors_train):
+def test_it_can_be_differentiated_twice(size, kernel, padding, biased, factors_train):
     inputs = inputs_of(size, kernel, 1)
     for value in inputs[: 6 if factors_train else 4]:
         value.requires_grad_(True)
-    assert torch.autograd.gradcheck(lambda *args: ours(*args, padding, 1), inputs)
-    assert torch.autograd.gradgradcheck(lambda *args: ours(*args, padding, 1), inputs)
+    assert torch.autograd.gradcheck(lambda *args: ours(*args, padding, 1, biased), inputs)
+    assert torch.autograd.gradgradcheck(lambda *args: ours(*args, padding, 1, biased), inputs)
 
 
 def test_without_bias_and_scale():
@@ -89,8 +95,9 @@ def test_without_bias_and_scale():
     [(BiasedConv2d, (2, 4, 7, 7)), (BiasedConv3d, (2, 4, 3, 7, 7))],
 )
 @pytest.mark.parametrize("side", [7, 2])
-def test_backward_saves_only_the_input_and_the_parameters(make, shape, side):
-    layer = make(4, 6, 3, padding=1, post_bias=True, weight_scale=True)
+@pytest.mark.parametrize("biased_padding", [False, True])
+def test_backward_saves_only_the_input_and_the_parameters(make, shape, side, biased_padding):
+    layer = make(4, 6, 3, padding=1, post_bias=True, weight_scale=True, biased_padding=biased_padding)
     torch.nn.init.normal_(layer.weight_scale)
     x = torch.randn(*shape[:-2], side, side, requires_grad=True)
     saved = []

@@ -1,4 +1,8 @@
-"""Biases before products of a converted net, set from data without a change of its outputs."""
+"""Biases before products of a converted net, set from data without a change of its outputs.
+
+A conversion leaves these biases at 0, so the products see inputs whose means are far from 0, as after every ReLU.
+RescaleNet's begin at minus the mean (docs/method.md, M8), and fine-tune better for it (docs/convert.md).
+"""
 
 from __future__ import annotations
 
@@ -16,39 +20,47 @@ from zoo.nets.base import Backbone
 from zoo.products import product_bias
 
 
-def center_inputs_(
-    model: nn.Module, batches: Iterable[Any], *, forward: Callable[[nn.Module, Any], Any] | None = None
-) -> list[str]:
-    """Move each bias before an unpadded product to minus the mean of its input, and correct the bias after the product.
+def untouched_biases(model: nn.Module) -> list[str]:
+    """Return the names of the layers whose trainable bias before the product is still 0 and can be moved."""
+    biases = {name: layer.data_bias for name, (layer, _) in _movable(model).items()}
+    return [name for name, bias in biases.items() if bias.requires_grad and not bias.any()]
 
-    g W (x + b) + beta stays the same if beta grows by g W (b - b'). For a padded product this is true only away from
-    the borders, so its bias stays. Converted nets start with b = 0; fresh ones with b = -mean (docs/method.md, M8).
+
+def center_inputs_(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    names: Iterable[str] | None = None,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> list[str]:
+    """Move each bias before a product to minus the mean of its input, and correct the bias after the product.
+
+    g W (x + b) + beta stays the same if beta grows by g W (b - b'). For a padded product without ``biased_padding``
+    this is true only away from the borders, so its bias stays. Converted nets have ``biased_padding`` and start with
+    b = 0; fresh ones start with b = -mean (docs/method.md, M8).
 
     Args:
         model: net of scheme ``rescale`` with ``post_bias=True``.
         batches: inputs of the model, at least one.
+        names: names of the layers whose bias is moved; None for all where the outputs stay.
         forward: function that runs the model on a batch; by default ``model(batch)``.
+        reduce: sum of a float64 tensor over ranks (``accelerator.reduce``), called for each layer.
 
     Returns:
         The names of the layers whose bias was set.
 
     Raises:
-        ZooError: no batch, or a mean that is not finite.
+        ZooError: no batch, another name, or a mean that is not finite.
     """
-    layers = {name: layer for name, layer in model.named_modules() if _can_move(layer)}
-    heads = {
-        f"{name}.head_bias".lstrip("."): (net.head_bias, net.fc)
-        for name, net in model.named_modules()
-        if isinstance(net, Backbone)
-        and net.pooled
-        and isinstance(net.head_bias, ChannelBias)
-        and isinstance(net.fc, nn.Linear)
-    }
+    movable = _movable(model)
+    wanted = list(movable) if names is None else list(names)
+    if other := sorted(set(wanted) - set(movable)):
+        raise ZooError(f"center_inputs_: {other[0]} has no bias that can be moved without a change of the outputs")
     if not (batches := list(batches)):
         raise ZooError("center_inputs_: no batch; give at least one")
     # the sums over all inputs
     sums: dict[str, Tensor] = {}
-    watched: dict[str, Any] = {**layers, **{name: head for name, (head, _) in heads.items()}}
 
     def watch(name: str, layer: HasDataBias) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -57,7 +69,7 @@ def center_inputs_(
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(watch(name, layer)) for name, layer in watched.items()]
+    handles = [movable[name][0].register_forward_pre_hook(watch(name, movable[name][0])) for name in wanted]
     try:
         with evaluating(model), torch.no_grad():
             for batch in batches:
@@ -66,20 +78,29 @@ def center_inputs_(
         for handle in handles:
             handle.remove()
     # the biases
+    if reduce is not None:
+        sums = {name: reduce(total) for name, total in sums.items()}
     for name, total in sums.items():
         if not torch.isfinite(total).all():
             raise ZooError(f"center_inputs_: the input of {name} has a mean that is not finite")
     with torch.no_grad():
         for name, total in sums.items():
-            _move(watched[name], heads[name][1] if name in heads else watched[name], -total[:-1] / total[-1])
+            _move(*movable[name], -total[:-1] / total[-1])
+    torch.clear_autocast_cache()  # autocast keeps copies of parameters in its dtype, also of the old bias
     return list(sums)
 
 
-def _can_move(layer: nn.Module) -> bool:
-    """Return whether a layer has a bias before an unpadded product and one after it."""
-    if isinstance(layer, BiasedConvNd):
-        return layer.bias is not None and not any(layer.padding)
-    return isinstance(layer, BiasedLinear) and layer.bias is not None
+def _movable(model: nn.Module) -> dict[str, tuple[HasDataBias, Any]]:
+    """Return the layers whose bias can be moved, by name, each with the product whose bias corrects it."""
+    found: dict[str, tuple[HasDataBias, Any]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BiasedConvNd | BiasedLinear):
+            if module.bias is not None and not (isinstance(module, BiasedConvNd) and module.geometry.bias_varies):
+                found[name] = module, module
+        elif isinstance(module, Backbone) and module.pooled and isinstance(module.fc, nn.Linear):
+            head: Any = module.head_bias
+            found |= {f"{name}.head_bias".lstrip("."): (head, module.fc)} if isinstance(head, ChannelBias) else {}
+    return found
 
 
 def _move(layer: HasDataBias, product: Any, bias: Tensor) -> None:

@@ -105,7 +105,8 @@ def _config(net: Backbone, form: Form, options: dict[str, Any]) -> ModelConfig:
         raise ZooError(
             f"option {other[0]!r}: the checkpoint decides it; options of a conversion: {', '.join(sorted(allowed))}"
         )
-    forms = {"post_bias": True, "weight_scale": True} if form == "gained" else {"post_bias": True}
+    # biased_padding: data can set the biases before products without a change of the outputs (zoo.convert.centering)
+    forms = {"post_bias": True, "biased_padding": True, **({"weight_scale": True} if form == "gained" else {})}
     return ModelConfig(config.name, "rescale", config.num_classes, config.in_chans, {**own, **forms, **options})
 
 

@@ -1,5 +1,7 @@
 """Convolutions with the bias before the product: y = scale * (g W pad(x + b) + bias), by *fold* or by *shift*.
 
+With ``Geometry.biased_padding`` it is pad(x) + b in place of pad(x + b), and always by *fold*.
+
 Fold, shift and the reason for both are in ``zoo.products``; the gradients are derived at ``_Product``.
 """
 
@@ -20,12 +22,26 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 class Geometry(NamedTuple):
-    """How a convolution moves over its input: one number for each spatial dimension, and the number of groups."""
+    """How a convolution moves over its input: one number for each spatial dimension, and the number of groups.
+
+    ``biased_padding`` says whether the bias before the product is added to the zeros around the input too.
+    """
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    biased_padding: bool = False
+
+    @property
+    def padded(self) -> bool:
+        """Whether there are zeros around the input."""
+        return any(self.padding)
+
+    @property
+    def bias_varies(self) -> bool:
+        """Whether what the bias before the product adds to the output depends on the position: less at the borders."""
+        return self.padded and not self.biased_padding
 
 
 class _Inputs(NamedTuple):
@@ -57,6 +73,8 @@ def biased_product(
 ) -> Tensor:
     """Return the convolution scale * (weight_scale * W pad(x + input_scale * pre_bias) + input_scale * bias).
 
+    With ``geometry.biased_padding`` the zeros around x are there before the bias is added: W (pad(x) + ...).
+
     Backward saves x and the parameters only. Under autocast the product has autocast's dtype; W b and scale * W are
     computed in the dtype of the parameters.
 
@@ -65,7 +83,7 @@ def biased_product(
         weight: W, (O, I/groups, *kernel).
         pre_bias: bias before the product, (I,).
         bias: bias after the product, (O,), or None.
-        geometry: stride, padding, dilation and groups of the convolution.
+        geometry: stride, padding, dilation and groups of the convolution, and whether the bias is added to the padding.
         scale: number or 0-D tensor that is multiplied into the weights; None for 1.
         weight_scale: factor on each filter of W, (O,); None for 1.
         input_scale: factor s on both biases, for an input that is s times the x of M7 (docs/method.md, M11).
@@ -98,25 +116,28 @@ def _dispatch(inputs: _Inputs) -> Tensor:
 
 
 def _shift_in_forward(x: Tensor, weight: Tensor, scale: Scale, geometry: Geometry) -> bool:
-    """Return whether forward shifts: it must if there is padding, else it does if that moves less memory than fold.
+    """Return whether forward shifts.
+
+    It must if W b depends on the position, and cannot with padding otherwise. Without padding it does if that moves
+    less memory than fold.
 
     Shift reads and writes x. Fold reads W once, and reads and writes it before that if there is a scale.
     """
-    if any(geometry.padding):
-        return True
+    if geometry.padded:
+        return geometry.bias_varies
     if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False  # the graph must not depend on the size of x
     return 2 * x.numel() <= (1 if scale is None else 3) * weight.numel()
 
 
 def _shift_in_backward(x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Return whether backward shifts: it must if there is padding, else it does if that moves less memory than fold.
+    """Return whether backward shifts, by the rule of ``_shift_in_forward``.
 
     Shift reads and writes x, and reads x's gradient to sum it. Fold reads W, reads and writes W's gradient, and reads
     y's gradient to sum it.
     """
-    if any(geometry.padding):
-        return True
+    if geometry.padded:
+        return geometry.bias_varies
     y = x.numel() * weight.shape[0] // (weight.shape[1] * geometry.groups * math.prod(geometry.stride))
     return 3 * x.numel() <= 3 * weight.numel() + y
 
@@ -176,8 +197,8 @@ def _product_with_weight_scale(inputs: _Inputs, weight_scale: Tensor, shift: boo
 def _product_to_compile(inputs: _Inputs) -> Tensor:
     """Compute the product with all of the bias after it, where a compiler joins the addition to the ReLU that follows.
 
-    With padding, W pad(b) depends on the position, through the part of the kernel that lies on the padding. It is the
-    same for all images: one convolution over a single channel of ones.
+    W pad(b) may depend on the position, through the part of the kernel that lies on the padding. It is the same for all
+    images: one convolution over a single channel of ones.
     """
     x, weight, pre_bias, bias, scale, weight_scale, input_scale, pool, geometry, dtype = inputs
     x = pooled(x, pool)
@@ -189,7 +210,7 @@ def _product_to_compile(inputs: _Inputs) -> Tensor:
     by_group = kernel.view(geometry.groups, -1, *kernel.shape[1:])  # (groups, O/groups, I/groups, *kernel)
     b = multiply_unless_one(pre_bias, input_scale).view(geometry.groups, 1, -1, *ones)  # (groups, 1, I/groups, 1, ...)
     beta = (by_group * b).sum(2).view(kernel.shape[0], 1, *kernel.shape[2:])  # (O, 1, *kernel)
-    if any(geometry.padding):
+    if geometry.bias_varies:
         image = torch.ones(1, 1, *x.shape[2:], dtype=weight.dtype, device=x.device)
         beta = _convolution(image, beta, None, geometry._replace(groups=1))  # (1, O, *positions of y)
     else:
@@ -200,7 +221,7 @@ def _product_to_compile(inputs: _Inputs) -> Tensor:
 
 
 def _convolution(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    stride, padding, dilation, groups = geometry
+    stride, padding, dilation, groups, _ = geometry
     return torch.convolution(x, kernel, bias, stride, padding, dilation, False, [0] * len(stride), groups)
 
 
@@ -379,7 +400,7 @@ def _bare_backward(
     inputs: _Inputs, grad: Tensor, h: Tensor, scale: Scale, need_h: bool, need_kernel: bool
 ) -> tuple[Any, Any]:
     """Return the gradients H and G of K * h, K = scale * W; None for what is not needed."""
-    stride, padding, dilation, groups = inputs.geometry
+    stride, padding, dilation, groups, _ = inputs.geometry
     kernel = multiply_unless_one(inputs.weight, scale).to(inputs.dtype)
     # no gradient of a bias: oneDNN takes 2.2 ms for it where the separate sum takes 1.0 ms (docs/performance.md)
     mask = [need_h, need_kernel, False]

@@ -149,6 +149,8 @@ class VisionRescale(VisionScheme):
             0.13-0.23 of E[x^2]; with 2 it keeps 0.49-0.76 and trains faster (docs/training.md).
         weight_scale: whether each convolution has a factor per output channel on its weight, which does not train by
             default. Nets converted from BatchNorm checkpoints have gamma / sigma there (docs/convert.md).
+        biased_padding: whether a bias before a padded convolution is added to the padding too; published is that the
+            zeros are put around x + b. What the bias adds is then the same at all positions, as in BatchNorm nets.
     """
 
     name: ClassVar[str] = "rescale"
@@ -159,6 +161,7 @@ class VisionRescale(VisionScheme):
     first_index: int = 1
     projection_gain: float = 1.0
     weight_scale: bool = False
+    biased_padding: bool = False
 
     def __post_init__(self) -> None:
         if self.c is not None and not self.c > 0:
@@ -213,7 +216,11 @@ class VisionRescale(VisionScheme):
 
     def _make_conv(self, in_channels: int, out_channels: int, kernel: Extent, stride: Extent, groups: int) -> Any:
         make: Any = layers.BiasedConv2d if dimensions(kernel) == 2 else layers.BiasedConv3d
-        optional = {"post_bias": self.post_bias, "weight_scale": self.weight_scale}
+        optional = {
+            "post_bias": self.post_bias,
+            "weight_scale": self.weight_scale,
+            "biased_padding": self.biased_padding,
+        }
         return make(in_channels, out_channels, kernel, stride, _half(kernel), groups=groups, **optional)
 
 

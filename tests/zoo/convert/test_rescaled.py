@@ -10,11 +10,12 @@ from torch.nn import functional as F
 import zoo
 from tests.helpers.batchnorm import relative_error, train_statistics_
 from tests.helpers.nets import NARROW, narrow, samples
+from zoo.calibration import HasDataBias
 from zoo.convert import from_batchnorm, rescaled
-from zoo.convert.centering import center_inputs_
+from zoo.convert.centering import center_inputs_, untouched_biases
 from zoo.convert.rescaled import LARGEST_SCALE, affine, transfer
 from zoo.errors import ZooError
-from zoo.layers import BiasedConv2d
+from zoo.layers import BiasedConv2d, StemConvNd
 
 FORMS = ("gained", "folded", "balanced")
 RESIDUAL = [kind for kind in NARROW if kind != "vgg"]
@@ -217,12 +218,17 @@ def test_half_precision_has_no_nan(tmp_path, kind):
         assert relative_error(again.half()(x.half()).float(), right) < 0.05
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "r2plus1d", "vgg"])
-def test_centred_inputs_leave_the_outputs(kind):
-    net, x = rescaled(batchnorm_net(kind)), inputs(kind)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["basic", "bottleneck", "r2plus1d", "vgg"])
+def test_centred_inputs_leave_the_outputs(kind, form):
+    net, x = rescaled(batchnorm_net(kind), form), inputs(kind)
+    untouched = untouched_biases(net)
     with torch.no_grad():
         right = net(x)
         names = center_inputs_(net, [x])
+        assert set(names) == set(untouched)
+        assert not untouched_biases(net)
+        assert relative_error(zoo.fold(net)(x), right) < 1e-10
         assert relative_error(net(x), right) < 1e-10
     means = {}
     for name in names:
@@ -235,8 +241,10 @@ def test_centred_inputs_leave_the_outputs(kind):
     for name in names:
         mean = means[name][:-1] / means[name][-1]
         torch.testing.assert_close(net.get_submodule(name).data_bias, -mean, rtol=1e-8, atol=1e-8)
-    moved = {name.rpartition(".")[2] for name in names}
-    assert moved >= {"vgg": {"3", "fc"}, "bottleneck": {"conv1", "conv3", "head_bias"}}.get(kind, {"head_bias"})
+    # every bias before a product; those of the stem are after it, VGG's head_bias is before several positions
+    biased = {name: layer for name, layer in net.named_modules() if isinstance(layer, HasDataBias)}
+    left = {name for name, layer in biased.items() if isinstance(layer, StemConvNd)}
+    assert set(biased) - set(names) == left | ({"head_bias"} if kind == "vgg" else set())
 
 
 def test_options_and_refusals():
