@@ -1,8 +1,8 @@
 """Nets of the zoo as state dicts of torchvision's ResNet and VGG classes, loaded there and compared.
 
-Only nets that torchvision's classes can compute have one: no bias before a padded product, shortcuts and stem as
-torchvision's, full width. A net without normalization is folded, and the BatchNorm layers of the state dict are
-identities that carry the biases.
+Only nets that torchvision's classes can compute have one: shortcuts and stem as torchvision's, full width, and no bias
+before a padded product unless it is on the zeros around the input too (``biased_padding``, as in converted nets). A net
+without normalization is folded, and the BatchNorm layers of the state dict are identities that carry the biases.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from zoo.weights import Weights, get_weights
 
 log = logging.getLogger("rescalenet")
 
-CONVERTER = 1  # raised when the same source gives another file, so that it is converted again
+CONVERTER = 2  # raised when the same source gives another file, so that it is converted again
 FORM: Form = "gained"  # form of what is loaded by name
 NO_OBJECT = ("__background__", "N/A")  # names in torchvision's lists of COCO's classes that no object has
 

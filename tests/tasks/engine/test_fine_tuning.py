@@ -9,8 +9,10 @@ from tasks.engine import Trainer
 from tasks.errors import ConfigError
 from tasks.plots import read_log
 from tasks.spec import make_task
+from tests.helpers.batchnorm import train_statistics_
 from tests.helpers.commands import on_two_processes
 from tests.helpers.training import Crash, config, crash_after_step, fit, weights_of
+from zoo.convert import from_batchnorm
 from zoo.errors import ZooError
 
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "layer_decay": 0.5, "head_lr": 2.0}
@@ -25,6 +27,16 @@ def source(folder, scheme="rescale"):
     path = folder / f"{scheme}.safetensors"
     zoo.save_weights(model, path, transform=zoo.InputTransform(12, 12, (0.5,) * 3, (0.25,) * 3), classes=["a", "b"])
     return path
+
+
+def converted(folder):
+    """Settings of a model whose weights were converted from BatchNorm."""
+    torch.manual_seed(0)
+    net = train_statistics_(zoo.create_model("rescalenet20_cifar", scheme="bn", num_classes=3, width=0.25))
+    path = folder / "converted.safetensors"
+    transform = zoo.InputTransform(12, 12, (0.5,) * 3, (0.25,) * 3)
+    zoo.save_weights(from_batchnorm(net), path, transform=transform, classes=["blue", "green", "red"])
+    return {"weights": str(path), "options": {}}
 
 
 def section(folder, freeze, scheme="rescale", **options):
@@ -80,10 +92,34 @@ def test_resume_repeats_the_run_to_the_bit(images, tmp_path, monkeypatch, crash_
     assert all(torch.equal(whole[key], broken[key]) for key in whole)
 
 
+@pytest.mark.parametrize("center", [True, False])
+def test_biases_that_a_conversion_left_at_0_are_set_from_data(images, tmp_path, center, capsys):
+    """The outputs stay to the rounding of float64; frozen levels stay to the bit; what a run has trained stays."""
+    model, x = converted(tmp_path), torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    settings = {"precision": "fp64", "center_inputs": center, "model": {**model, "freeze": 1}}
+    before = zoo.create_model("rescalenet20_cifar", model["weights"], num_classes=3).double().eval()
+    trainer = Trainer(make_task(config(images, tmp_path / "run", **settings)))
+    with torch.no_grad():
+        torch.testing.assert_close(trainer.bare.eval()(x), before(x), rtol=1e-10, atol=1e-10)
+    biases = {name: p for name, p in trainer.bare.named_parameters() if name.endswith(("pre_bias", "head_bias.bias"))}
+    assert len(biases) == 21
+    assert [name for name, bias in biases.items() if bias.any()] == (list(biases) if center else [])
+    assert ("21 biases of 0 moved, outputs unchanged" in capsys.readouterr().err) == center
+    assert torch.equal(trainer.bare.stem.conv1.bias, before.stem.conv1.bias)
+    trainer.fit()
+    # a run from what was trained begins there
+    trained = str(tmp_path / "run/checkpoints/last.safetensors")
+    again = Trainer(make_task(config(images, tmp_path / "again", model={"weights": trained, "options": {}})))
+    state = zoo.get_weights(trained).load()
+    assert all(torch.equal(value, state[name].float()) for name, value in again.bare.state_dict().items())
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(images, tmp_path):
+@pytest.mark.parametrize("source", ["calibrated", "converted"])
+def test_two_processes_equal_one(images, tmp_path, source):
     """Same global batch in float64: losses and weights to 1e-10; the frozen ones to the bit."""
-    settings = {"precision": "fp64", "optimizer": SGD, "model": section(tmp_path, 2)}
+    model = section(tmp_path, 2) if source == "calibrated" else {**converted(tmp_path), "freeze": 2}
+    settings = {"precision": "fp64", "optimizer": SGD, "model": model}
     fit(images, tmp_path / "one", **settings)
     path = tmp_path / "config.yaml"
     path.write_text(cfg.dump(config(images, tmp_path / "two", **settings)))

@@ -82,6 +82,18 @@ def test_biases_before_unpadded_products_go_back():
         assert relative_error(there(net, "resnet50")(x), net(x)) <= 1e-10
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11_bn"])
+def test_a_trained_converted_net_goes_back(name):
+    """Whatever the biases became: those of converted nets are on the zeros around the input too."""
+    net = from_batchnorm(disturb(torchvision_net(name))).double().eval()
+    for key, parameter in net.named_parameters():
+        if "bias" in key:
+            nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(2, 3, 65, 97, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative_error(there(net, name.removesuffix("_bn"))(x), net(x)) <= 1e-10
+
+
 def cut_off(name, level):
     """A net without the stages after a level, with a head on that one."""
     net = zoo.create_model(name, scheme="bn", num_classes=10)
