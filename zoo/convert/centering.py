@@ -54,8 +54,8 @@ def center_inputs_(
         ZooError: no batch, another name, or a mean that is not finite.
     """
     movable = _movable(model)
-    wanted = list(movable) if names is None else list(names)
-    if other := sorted(set(wanted) - set(movable)):
+    chosen = list(movable) if names is None else list(names)
+    if other := sorted(set(chosen) - set(movable)):
         raise ZooError(f"center_inputs_: {other[0]} has no bias that can be moved without a change of the outputs")
     if not (batches := list(batches)):
         raise ZooError("center_inputs_: no batch; give at least one")
@@ -69,7 +69,7 @@ def center_inputs_(
 
         return hook
 
-    handles = [movable[name][0].register_forward_pre_hook(watch(name, movable[name][0])) for name in wanted]
+    handles = [movable[name][0].register_forward_pre_hook(watch(name, movable[name][0])) for name in chosen]
     try:
         with evaluating(model), torch.no_grad():
             for batch in batches:

@@ -24,7 +24,7 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 class Geometry(NamedTuple):
     """How a convolution moves over its input: one number for each spatial dimension, and the number of groups.
 
-    ``biased_padding`` says whether the bias before the product is added to the zeros around the input too.
+    ``biased_padding``: whether the bias before the product is added to the zeros around the input too.
     """
 
     stride: tuple[int, ...]
