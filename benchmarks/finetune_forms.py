@@ -89,7 +89,7 @@ def train(name: str, settings: list[str], arguments: argparse.Namespace) -> dict
     found = result_of(folder, arguments.epochs)
     if found is not None or (output.is_file() and DIVERGED in output.read_text(encoding="utf-8")):
         return found
-    resume = ["--resume"] if (folder / "checkpoints").is_dir() else []
+    resume = ["--resume"] if folder.is_dir() else []
     command = [sys.executable, "-m", "tasks.cli", "train", RECIPE, f"output={folder}", *settings, *resume]
     with output.open("a", encoding="utf-8") as log:
         done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)

@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
 import zoo
+from benchmarks import finetune_forms
 from tests.helpers.commands import environment
 from tests.helpers.paths import ROOT, shared
 
@@ -195,3 +197,27 @@ def test_finetune_forms(tmp_path):
     assert gained["top1"] > 55
     assert scratch["top1"] > 25  # five classes
     assert lines[1] == lines[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["stable", "costs"])
+def test_finetune_forms_on_few_images(tmp_path, part):
+    """The largest stable rate, and time and memory."""
+    for name, each in (("train", 8), ("val", 2)):
+        with zipfile.ZipFile(shared("data", "flowers", f"{name}.zip")) as archive:
+            for kind in {Path(file).parent for file in archive.namelist() if file.endswith(".jpg")}:
+                files = sorted(file for file in archive.namelist() if Path(file).parent == kind)
+                archive.extractall(tmp_path / "flowers", files[-each:])
+    methods = ["bn", "centred", "scratch"]
+    command = [sys.executable, "-m", "benchmarks.finetune_forms", part, "--methods", *methods, "--epochs", "1"]
+    command += ["--seeds", "0", "--batch", "4", "--split", "official"]
+    command += ["--root", str(tmp_path / "flowers"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [sum(method in line for line in done.stdout.splitlines()) for method in methods] >= [1, 1, 1]
+    rows = [line.split("│") for line in done.stdout.splitlines() if "centred" in line]
+    if part == "stable":
+        assert float(rows[0][3]) in finetune_forms.LADDER
+    else:
+        assert 0.3 < float(rows[0][2]) < 10  # time over BatchNorm's
+        assert float(rows[1][2]) > 1  # MiB an image
