@@ -5,7 +5,7 @@ is the gained form as ``rescalenet train`` takes it, with biases from data. ``ad
 conversion the statistics of the BatchNorm net are taken anew (AdaBN, arXiv:1603.04779).
 
 Every run is ``rescalenet train`` of one recipe in a folder of its own. Finished runs are read, broken-off ones resume,
-so that the command can be stopped and started again.
+so that the command can be stopped and started again. A changed recipe or converter needs another folder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,12 @@ def overrides(method: str, folder: Path) -> list[str]:
 
 
 def write_converted(folder: Path, root: Path) -> None:
-    """Write the converted nets: one for each form, and ``adapted`` with statistics of 256 training images."""
+    """Write the converted nets: one for each form, and ``adapted`` with statistics of 256 training images.
+
+    Those that are there are kept, because runs resume from them.
+    """
+    if all((folder / f"{name}.safetensors").is_file() for name in (*FORMS, "adapted")):
+        return
     entry = zoo.get_weights(SOURCE)
     original = zoo.create_model(entry.config.name, SOURCE).eval()
     nets: dict[str, zoo.Backbone] = {form: from_batchnorm(original, form=form) for form in FORMS}
@@ -147,6 +152,7 @@ def accuracy(arguments: argparse.Namespace) -> None:
 
 def stable(arguments: argparse.Namespace) -> None:
     """Print the largest rate of LADDER whose first epoch without clipping stays below the loss of guessing."""
+    arguments.epochs = 1
     classes = sum(path.is_dir() for path in (arguments.root / "train").iterdir())
 
     def holds(method: str, batch: int, rate: float) -> bool:
@@ -222,7 +228,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, nargs="+", default=[0.02], help="rates; stable: tries its own")
     parser.add_argument("--batch", type=int, nargs="+", default=[32])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="stable: the first of them")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=10, help="stable: always 1")
     parser.add_argument("--split", default="holdout", choices=["holdout", "official"], help="official: for the end")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, of one thread each")
     arguments = parser.parse_args()

@@ -257,12 +257,12 @@ class TrainSection(Strict):
     compile: bool = Field(False, description="torch.compile the net")
     seed: int = Field(0, ge=0)
     average: Average | None = Field(None, description="average of the weights, which is evaluated and stored")
-    calibration_batches: int = Field(8, ge=1, description="batches whose means initialise the biases of a fresh net")
-    center_inputs: bool = Field(
-        True, description="set the biases before products that a conversion left at 0 from data; the outputs stay"
-    )
+    calibration_batches: int = Field(8, ge=1, description="batches whose means initialise biases before products")
     calibration_samples: int = Field(
         1024, ge=1, description="limit on the samples of those batches, all ranks together; at least one batch is taken"
+    )
+    center_inputs: bool = Field(
+        True, description="move biases before products that a conversion left at 0 to minus the mean; the outputs stay"
     )
     workers: int = Field(0, ge=0, description="data loading processes on each rank")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations")

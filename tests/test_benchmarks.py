@@ -209,7 +209,7 @@ def test_finetune_forms_on_few_images(tmp_path, part):
                 files = sorted(file for file in archive.namelist() if Path(file).parent == kind)
                 archive.extractall(tmp_path / "flowers", files[-each:])
     methods = ["bn", "centred", "scratch"]
-    command = [sys.executable, "-m", "benchmarks.finetune_forms", part, "--methods", *methods, "--epochs", "1"]
+    command = [sys.executable, "-m", "benchmarks.finetune_forms", part, "--methods", *methods]
     command += ["--seeds", "0", "--batch", "4", "--split", "official"]
     command += ["--root", str(tmp_path / "flowers"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -103,14 +103,14 @@ def bias_before(layer: Any) -> Tensor | None:
 
 
 def needed_shift(layer: Any) -> Shift:
-    """Return the shift that the previous layer adds for this one, or None: its bias if that depends on the position."""
+    """Return the shift that the previous layer adds for this one, or None if W b is part of this layer's own bias."""
     return bias_before(layer) if _bias_varies(layer) else None
 
 
 def _bias_varies(layer: Any) -> bool:
-    """Return whether what a bias before the product adds depends on the position, through the zeros around the input.
+    """Return whether a shift of a layer's input adds more inside than at the borders, where it is not on the zeros.
 
-    A plain convolution has no such bias: what its input is shifted by is not on the zeros.
+    A padded convolution of torch has no bias before the product, but its input may be shifted.
     """
     return layer.geometry.bias_varies if isinstance(layer, BiasedConvNd) else any(layer.padding)
 
@@ -183,7 +183,9 @@ def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_s
         if input_shift is not None:
             missing -= input_shift
         bias += product_bias(weight, missing, conv.groups)
-    elif not varies or (input_shift is None) != (before is None):
+    elif not varies:
+        raise ZooError("fold: the input of a padded convolution with biased_padding must not be shifted")
+    elif (input_shift is None) != (before is None):
         raise ZooError(
             "fold: the input of a padded convolution must be shifted by its bias before the product; a stem, or the "
             "layer after a module that no shift can pass, must have its bias after the product"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
 from itertools import accumulate, islice
 from pathlib import Path
@@ -20,7 +22,7 @@ from tasks.engine.average import WeightAverage
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
 from tasks.engine.schedule import describe_levels, make_optimizer
-from tasks.engine.state import Position, RunFolder
+from tasks.engine.state import Position, RunFolder, differences
 from tasks.engine.task import Task
 from tasks.errors import TrainingError
 from tasks.progress import print_line
@@ -67,6 +69,7 @@ class Run:
             self.at = Position()
             self._calibrate()
         else:
+            self._check_net(state)
             self.at = Position(**state["position"])
             self.bare.load_state_dict(state["model"])
         self._prepare_training(state)
@@ -109,6 +112,23 @@ class Run:
             model.to(memory_format=torch.channels_last_3d if clips else torch.channels_last)
         return model.to(self.accelerator.device)
 
+    def _net(self) -> dict[str, Any]:
+        """Return the name, scheme and options of the net, which its state dict does not contain."""
+        config = getattr(self.bare, "config", None)
+        return {} if config is None else json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+    def _check_net(self, state: dict[str, Any]) -> None:
+        """Refuse to go on with another net, as when a conversion gives weights other options than before.
+
+        Raises:
+            TrainingError: the net differs from that of the state.
+        """
+        if changed := differences(state.get("net", self._net()), self._net()):
+            raise TrainingError(
+                f"{self.files.state}: the net has changed: {changed}; model.weights gives another one now: start a new "
+                f"run from {self.files.last}"
+            )
+
     def _prepare_data(self) -> None:
         """Set the sampler, the loader and the number of optimizer steps of an epoch."""
         train, accelerator = self.train, self.accelerator
@@ -147,8 +167,8 @@ class Run:
 
         self.batches.seek(0, 0)
         count = count_calibration_batches(self.batches, self.train, self.shards)
-        batches = self.task.merge(list(islice(self.loader, count)))
-        report = zoo.calibrate(self.bare, batches, forward=forward, reduce=reduce)
+        batches = list(islice(self.loader, count))
+        report = zoo.calibrate(self.bare, self.task.merge(batches), forward=forward, reduce=reduce)
         untouched = untouched_biases(self.bare) if self.train.center_inputs else []
         if untouched:
             untouched = center_inputs_(self.bare, batches, names=untouched, forward=forward, reduce=reduce)
@@ -156,7 +176,8 @@ class Run:
             if report.calibrated:
                 print_line(f"calibration on {count} batches: {report}")
             if untouched:
-                print_line(f"calibration on {count} batches: {len(untouched)} biases of 0 moved, outputs unchanged")
+                moved = f"{len(untouched)} biases before products moved off 0, outputs unchanged"
+                print_line(f"calibration on {count} batches: {moved}")
 
     def _prepare_training(self, state: dict[str, Any] | None) -> None:
         """Set model, optimizer and average, and load their state."""
@@ -193,6 +214,7 @@ class Run:
         scaler = self.accelerator.scaler
         self.files.save_state(
             {
+                "net": self._net(),
                 "model": self.bare.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average.state_dict(),

@@ -1,7 +1,8 @@
 """Biases before products of a converted net, set from data without a change of its outputs.
 
-A conversion leaves these biases at 0, so the products see inputs whose means are far from 0, as after every ReLU.
-RescaleNet's begin at minus the mean (docs/method.md, M8), and fine-tune better for it (docs/convert.md).
+A conversion leaves these biases at 0, so that the products see the outputs of ReLUs, whose means are far from 0. In a
+fresh RescaleNet these biases are minus the means (docs/method.md, M8). With such biases a converted net fine-tunes
+better (docs/convert.md).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.calibration import HasDataBias
+from zoo.calibration import HasDataBias, with_count
 from zoo.errors import ZooError
 from zoo.layers import BiasedConvNd, BiasedLinear, ChannelBias
 from zoo.modules import evaluating
@@ -43,15 +44,15 @@ def center_inputs_(
     Args:
         model: net of scheme ``rescale`` with ``post_bias=True``.
         batches: inputs of the model, at least one.
-        names: names of the layers whose bias is moved; None for all where the outputs stay.
+        names: names of the layers whose bias is moved; None for all whose move leaves the outputs as they are.
         forward: function that runs the model on a batch; by default ``model(batch)``.
         reduce: sum of a float64 tensor over ranks (``accelerator.reduce``), called for each layer.
 
     Returns:
-        The names of the layers whose bias was set.
+        The names of the layers whose bias was set; a layer that no input reached keeps its own.
 
     Raises:
-        ZooError: no batch, another name, or a mean that is not finite.
+        ZooError: no batch, the name of a layer without such a bias, or a mean that is not finite.
     """
     movable = _movable(model)
     chosen = list(movable) if names is None else list(names)
@@ -59,17 +60,16 @@ def center_inputs_(
         raise ZooError(f"center_inputs_: {other[0]} has no bias that can be moved without a change of the outputs")
     if not (batches := list(batches)):
         raise ZooError("center_inputs_: no batch; give at least one")
-    # the sums over all inputs
-    sums: dict[str, Tensor] = {}
+    # the sums over all inputs, and their number last; the same order on every rank
+    sums = {name: with_count(torch.zeros_like(movable[name][0].data_bias), 0) for name in chosen}
 
-    def watch(name: str, layer: HasDataBias) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            found = layer.calibration_sums(args[0])
-            sums[name] = sums[name] + found if name in sums else found
+    def watch(name: str) -> Callable[..., None]:
+        def hook(layer: Any, args: tuple[Any, ...]) -> None:
+            sums[name] += layer.calibration_sums(args[0])
 
         return hook
 
-    handles = [movable[name][0].register_forward_pre_hook(watch(name, movable[name][0])) for name in chosen]
+    handles = [movable[name][0].register_forward_pre_hook(watch(name)) for name in chosen]
     try:
         with evaluating(model), torch.no_grad():
             for batch in batches:
@@ -77,17 +77,18 @@ def center_inputs_(
     finally:
         for handle in handles:
             handle.remove()
-    # the biases
     if reduce is not None:
         sums = {name: reduce(total) for name, total in sums.items()}
-    for name, total in sums.items():
-        if not torch.isfinite(total).all():
+    # the biases; a layer that no input reached keeps its own
+    means = {name: total[:-1] / total[-1] for name, total in sums.items() if total[-1] > 0}
+    for name, mean in means.items():
+        if not torch.isfinite(mean).all():
             raise ZooError(f"center_inputs_: the input of {name} has a mean that is not finite")
     with torch.no_grad():
-        for name, total in sums.items():
-            _move(*movable[name], -total[:-1] / total[-1])
+        for name, mean in means.items():
+            _move(*movable[name], -mean)
     torch.clear_autocast_cache()  # autocast keeps copies of parameters in its dtype, also of the old bias
-    return list(sums)
+    return list(means)
 
 
 def _movable(model: nn.Module) -> dict[str, tuple[HasDataBias, Any]]:
@@ -95,19 +96,23 @@ def _movable(model: nn.Module) -> dict[str, tuple[HasDataBias, Any]]:
     found: dict[str, tuple[HasDataBias, Any]] = {}
     for name, module in model.named_modules():
         if isinstance(module, BiasedConvNd | BiasedLinear):
-            if module.bias is not None and not (isinstance(module, BiasedConvNd) and module.geometry.bias_varies):
-                found[name] = module, module
-        elif isinstance(module, Backbone) and module.pooled and isinstance(module.fc, nn.Linear):
-            head: Any = module.head_bias
-            found |= {f"{name}.head_bias".lstrip("."): (head, module.fc)} if isinstance(head, ChannelBias) else {}
-    return found
+            found[name] = module, module
+        elif isinstance(module, Backbone) and module.pooled and isinstance(module.head_bias, ChannelBias):
+            found[f"{name}.head_bias".lstrip(".")] = module.head_bias, module.fc  # no Linear in nets of features
+    return {
+        name: (layer, product)
+        for name, (layer, product) in found.items()
+        if getattr(product, "bias", None) is not None
+        and not (isinstance(product, BiasedConvNd) and product.geometry.bias_varies)
+    }
 
 
 def _move(layer: HasDataBias, product: Any, bias: Tensor) -> None:
-    """Set the bias (I,) of a layer, and correct the bias (O,) of the product that reads it."""
-    change = layer.data_bias.double() - bias  # b - b'
-    moved = product_bias(product.weight.double(), change, getattr(product, "groups", 1))
-    if (weight_scale := getattr(product, "weight_scale", None)) is not None:
-        moved = moved * weight_scale.double()
-    product.bias.copy_(product.bias.double() + moved)
+    """Set the bias (I,) of a layer, and correct the bias (O,) of the product that reads it, in float64 on the CPU."""
+    before = layer.data_bias.to("cpu", torch.float64, copy=True)
     layer.data_bias.copy_(bias)
+    change = before - layer.data_bias.cpu().double()  # b - b', as it was rounded
+    moved = product_bias(product.weight.cpu().double(), change, getattr(product, "groups", 1))
+    if (weight_scale := getattr(product, "weight_scale", None)) is not None:
+        moved = moved * weight_scale.cpu().double()
+    product.bias.copy_(product.bias.cpu().double() + moved)

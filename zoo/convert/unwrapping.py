@@ -18,8 +18,9 @@ log = logging.getLogger("rescalenet")
 
 MOST_TENSORS = 20_000
 LONGEST_NAME = 300  # characters
-# what training programs put a state dict into: detectron2, many, SlowFast, many, some, Detectron
+# what training programs put a state dict into
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "net", "blobs")
+_DEEPEST = 6  # wrappers inside of each other
 
 
 def state_inside(content: Any, what: str) -> dict[str, Tensor]:
@@ -48,23 +49,26 @@ def _unwrapped(content: Any, what: str) -> Mapping[Any, Any]:
     Raises:
         WeightsError: content without tensors, or with several state dicts.
     """
-    for _ in WRAPPERS:  # a wrapper may be inside another one
-        if not isinstance(content, Mapping):
-            raise WeightsError(f"{what}: contains a {type(content).__name__}; must contain a state dict")
-        if any(_is_tensor(value) for value in content.values()):
-            break
-        inner = [key for key in WRAPPERS if isinstance(content.get(key), Mapping) and content[key]]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{what}: contains a {type(content).__name__}; must contain a state dict")
+    # tensors beside a wrapper are records of the training, such as the best accuracy
+    while inner := [key for key in WRAPPERS if _has_tensors(content.get(key))]:
         if len(inner) > 1:
             raise WeightsError(f"{what}: contains {' and '.join(inner)}; save one of them alone")
-        if not inner:
-            break
         content = content[inner[0]]
-    if not any(_is_tensor(value) for value in content.values()):
+    if not _has_tensors(content):
         names = ", ".join(repr(shown(str(key))) for key in list(content)[:5]) or "nothing"
         raise WeightsError(
             f"{what}: contains no tensors but {names}; a state dict may be under {', '.join(WRAPPERS)}, or alone"
         )
     return content
+
+
+def _has_tensors(content: Any, depth: int = 0) -> bool:
+    """Return whether a mapping contains tensors, itself or in a wrapper."""
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
+        return False
+    return any(map(_is_tensor, content.values())) or any(_has_tensors(content.get(key), depth + 1) for key in WRAPPERS)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -83,7 +87,10 @@ def _tensors(content: Mapping[Any, Any], what: str) -> dict[str, Tensor]:
             continue
         if len(key) > LONGEST_NAME or not key.isprintable():
             raise WeightsError(f"{what}: the name {shown(key)!r} has more than {LONGEST_NAME} printable characters")
-        tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value.detach()
+        try:
+            tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value.detach()
+        except (TypeError, ValueError) as error:  # text, other byte orders, negative strides
+            raise WeightsError(f"{what}: {key} is an array that is no tensor: {error}") from None
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise WeightsError(f"{what}: {key} is a {tensor.layout} tensor on {tensor.device}; must be a plain tensor")
         if tensor.is_complex() or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

@@ -1,6 +1,6 @@
 """Convolutions with the bias before the product: y = scale * (g W pad(x + b) + bias), by *fold* or by *shift*.
 
-With ``Geometry.biased_padding`` it is pad(x) + b in place of pad(x + b), and always by *fold*.
+With ``Geometry.biased_padding`` it is pad(x) + b in place of pad(x + b), for padded products by *fold*.
 
 Fold, shift and the reason for both are in ``zoo.products``; the gradients are derived at ``_Product``.
 """
@@ -118,8 +118,8 @@ def _dispatch(inputs: _Inputs) -> Tensor:
 def _shift_in_forward(x: Tensor, weight: Tensor, scale: Scale, geometry: Geometry) -> bool:
     """Return whether forward shifts.
 
-    It must if W b depends on the position, and cannot with padding otherwise. Without padding it does if that moves
-    less memory than fold.
+    A padded product shifts if W b depends on the position, and only then. An unpadded one shifts if that moves less
+    memory than fold.
 
     Shift reads and writes x. Fold reads W once, and reads and writes it before that if there is a scale.
     """

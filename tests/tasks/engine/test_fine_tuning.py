@@ -104,7 +104,7 @@ def test_biases_that_a_conversion_left_at_0_are_set_from_data(images, tmp_path, 
     biases = {name: p for name, p in trainer.bare.named_parameters() if name.endswith(("pre_bias", "head_bias.bias"))}
     assert len(biases) == 21
     assert [name for name, bias in biases.items() if bias.any()] == (list(biases) if center else [])
-    assert ("21 biases of 0 moved, outputs unchanged" in capsys.readouterr().err) == center
+    assert ("21 biases before products moved off 0, outputs unchanged" in capsys.readouterr().err) == center
     assert torch.equal(trainer.bare.stem.conv1.bias, before.stem.conv1.bias)
     trainer.fit()
     # a run from what was trained begins there

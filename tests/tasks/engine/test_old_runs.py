@@ -74,6 +74,21 @@ def test_a_folder_that_was_moved_resumes(settings, tmp_path):
     assert train({**settings, "output": str(tmp_path / "moved")}).at.epoch == 1
 
 
+def test_a_state_of_another_net_is_refused(settings, tmp_path, monkeypatch):
+    """Options that no state dict shows, as when a conversion gives other ones than before."""
+    train(settings).fit()
+    build = Trainer._build_model
+
+    def other(self):
+        model = build(self)
+        model.config.options["biased_padding"] = True
+        return model
+
+    monkeypatch.setattr(Trainer, "_build_model", other)
+    with pytest.raises(TrainingError, match=r"last\.pt: the net has changed: options.biased_padding was None, is True"):
+        train(settings)
+
+
 def test_a_config_of_a_newer_version_is_refused(settings, tmp_path):
     train(settings).fit()
     rewrite(tmp_path / "run", lambda content: content["train"].update(unheard_of=1))

@@ -47,9 +47,18 @@ def test_a_pkl_that_torch_wrote(tmp_path):
     assert same(read_checkpoint(tmp_path / "net.pkl"))
 
 
-def test_wrappers_inside_wrappers(tmp_path):
-    torch.save({"state_dict": {"model": STATE}}, tmp_path / "net.pt")
-    assert same(read_checkpoint(tmp_path / "net.pt"))
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"model": STATE}},
+        {"state_dict": STATE, "best_acc1": torch.tensor(76.0)},  # PyTorch's ImageNet example
+        {"net": STATE, "acc": torch.tensor(93.0), "epoch": 3},
+        {"model": {"name": "resnet"}, "state_dict": STATE},
+        {"model": STATE, "net": {"name": "resnet"}},
+    ],
+)
+def test_what_is_beside_the_state_dict_does_not_matter(content):
+    assert same(unwrapping.state_inside(content, "checkpoint"))
 
 
 def test_caffe2(tmp_path, caplog):
@@ -68,6 +77,12 @@ def test_half_a_prefix_stays(tmp_path):
     state = {"module.a": torch.ones(1), "b": torch.ones(1)}
     torch.save(state, tmp_path / "net.pth")
     assert list(read_checkpoint(tmp_path / "net.pth")) == ["module.a", "b"]
+
+
+@pytest.mark.parametrize("array", [np.array(["x"]), np.ones(3)[::-1], np.ones(3, ">f4")])
+def test_arrays_that_are_no_tensors(array):
+    with pytest.raises(WeightsError, match="checkpoint: a is an array that is no tensor"):
+        unwrapping.state_inside({"a": array}, "checkpoint")
 
 
 class Runs:
@@ -94,7 +109,7 @@ def expanded():
 
 REFUSED = {
     "contains no tensors but 'epoch', 'ema'": {"epoch": 3, "ema": {"name": "resnet"}},
-    "contains no tensors but 'name'": {"epoch": 3, "model": {"name": "resnet"}},
+    "contains no tensors but 'epoch', 'model'": {"epoch": 3, "model": {"name": "resnet"}},
     "contains no tensors but nothing": {},
     "contains a list": [torch.ones(1)],
     "contains a Tensor": torch.ones(1),

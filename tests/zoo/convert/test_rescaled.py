@@ -247,6 +247,33 @@ def test_centred_inputs_leave_the_outputs(kind, form):
     assert set(biased) - set(names) == left | ({"head_bias"} if kind == "vgg" else set())
 
 
+def test_no_bias_moves_without_data():
+    net, x = rescaled(batchnorm_net("basic")), inputs("basic")
+    with pytest.raises(ZooError, match="no batch; give at least one"):
+        center_inputs_(net, [])
+    with pytest.raises(ZooError, match="stem.conv1 has no bias that can be moved without a change"):
+        center_inputs_(net, [x], names=["stem.conv1"])
+    with pytest.raises(ZooError, match="has a mean that is not finite"):
+        center_inputs_(net, [x * float("inf")])
+    before = copy.deepcopy(net.state_dict())
+    assert center_inputs_(net, [x[:0]]) == []  # no input reached a layer
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert center_inputs_(net, [x], names=["layer1.0.conv2"]) == ["layer1.0.conv2"]
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck", "r2plus1d"])
+def test_centred_nets_compile_and_export(kind):
+    net, x = rescaled(batchnorm_net(kind)), inputs(kind)
+    center_inputs_(net, [x])
+    right = net(x)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    gradients = [torch.autograd.grad(y.square().sum(), net.layer1[0].conv1.weight)[0] for y in (compiled(x), right)]
+    assert relative_error(*gradients) < 1e-10
+    with torch.no_grad():
+        program = torch.export.export(net.eval(), (x,))
+        assert relative_error(program.module()(x), right) < 1e-10
+
+
 def test_options_and_refusals():
     net = batchnorm_net("basic")
     x = inputs("basic")
