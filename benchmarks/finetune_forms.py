@@ -28,6 +28,7 @@ import torch.nn.functional as F
 import zoo
 from benchmarks import measure
 from benchmarks.memory import sample, saved_per_image
+from tasks.engine.records import read_log
 from tasks.images import find_images, read_image
 from zoo.convert import Form, from_batchnorm
 
@@ -108,8 +109,7 @@ def result_of(folder: Path, epochs: int) -> dict[str, float] | None:
     path = folder / "log.jsonl"
     if not path.is_file():
         return None
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_log(path):
         if record["event"] == "epoch" and record["epoch"] == epochs - 1 and "top1" in record:
             return {"top1": record["top1"], "train_loss": record["train_loss"]}
     return None

@@ -174,22 +174,22 @@ def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_s
         weight, bias = weight * conv.output_scale, bias * conv.output_scale
     # the bias before the product
     before = bias_before(conv)
-    varies = _bias_varies(conv)
-    if not varies and not (any(conv.padding) and input_shift is not None):
-        # M9: the product of what the input lacks, which is the bias before the product minus the shift it has
-        missing = weight.new_zeros(conv.in_channels)
-        if before is not None:
-            missing += before
-        if input_shift is not None:
-            missing -= input_shift
-        bias += product_bias(weight, missing, conv.groups)
-    elif not varies:
+    if _bias_varies(conv):
+        if (input_shift is None) != (before is None):
+            raise ZooError(
+                "fold: the input of a padded convolution must be shifted by its bias before the product; a stem, or "
+                "the layer after a module that no shift can pass, must have its bias after the product"
+            )
+        return weight, bias
+    if any(conv.padding) and input_shift is not None:
         raise ZooError("fold: the input of a padded convolution with biased_padding must not be shifted")
-    elif (input_shift is None) != (before is None):
-        raise ZooError(
-            "fold: the input of a padded convolution must be shifted by its bias before the product; a stem, or the "
-            "layer after a module that no shift can pass, must have its bias after the product"
-        )
+    # M9: the product of what the input lacks, which is the bias before the product minus the shift it has
+    missing = weight.new_zeros(conv.in_channels)
+    if before is not None:
+        missing += before
+    if input_shift is not None:
+        missing -= input_shift
+    bias += product_bias(weight, missing, conv.groups)
     return weight, bias
 
 

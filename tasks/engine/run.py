@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from itertools import accumulate, islice
 from pathlib import Path
@@ -27,6 +26,7 @@ from tasks.engine.task import Task
 from tasks.errors import TrainingError
 from tasks.progress import print_line
 from zoo.convert.centering import center_inputs_, untouched_biases
+from zoo.options import plain
 
 
 class Run:
@@ -115,7 +115,7 @@ class Run:
     def _net(self) -> dict[str, Any]:
         """Return the name, scheme and options of the net, which its state dict does not contain."""
         config = getattr(self.bare, "config", None)
-        return {} if config is None else json.loads(json.dumps(dataclasses.asdict(config), default=str))
+        return {} if config is None else plain(dataclasses.asdict(config))
 
     def _check_net(self, state: dict[str, Any]) -> None:
         """Refuse to go on with another net, as when a conversion gives weights other options than before.
@@ -123,7 +123,8 @@ class Run:
         Raises:
             TrainingError: the net differs from that of the state.
         """
-        if changed := differences(state.get("net", self._net()), self._net()):
+        net = self._net()
+        if changed := differences(state.get("net", net), net):
             raise TrainingError(
                 f"{self.files.state}: the net has changed: {changed}; model.weights gives another one now: start a new "
                 f"run from {self.files.last}"

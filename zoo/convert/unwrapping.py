@@ -20,7 +20,7 @@ MOST_TENSORS = 20_000
 LONGEST_NAME = 300  # characters
 # what training programs put a state dict into
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "net", "blobs")
-_DEEPEST = 6  # wrappers inside of each other
+_DEEPEST = 4  # wrappers inside of each other; a pickle may contain itself
 
 
 def state_inside(content: Any, what: str) -> dict[str, Tensor]:
@@ -52,7 +52,10 @@ def _unwrapped(content: Any, what: str) -> Mapping[Any, Any]:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{what}: contains a {type(content).__name__}; must contain a state dict")
     # tensors beside a wrapper are records of the training, such as the best accuracy
-    while inner := [key for key in WRAPPERS if _has_tensors(content.get(key))]:
+    for _ in range(_DEEPEST):
+        inner = [key for key in WRAPPERS if _has_tensors(content.get(key))]
+        if not inner:
+            break
         if len(inner) > 1:
             raise WeightsError(f"{what}: contains {' and '.join(inner)}; save one of them alone")
         content = content[inner[0]]

@@ -79,6 +79,16 @@ def test_half_a_prefix_stays(tmp_path):
     assert list(read_checkpoint(tmp_path / "net.pth")) == ["module.a", "b"]
 
 
+def test_a_checkpoint_that_contains_itself():
+    content = dict(STATE)
+    content["model"] = content
+    assert same(unwrapping.state_inside(content, "checkpoint"))
+    empty = {}
+    empty.update(dict.fromkeys(unwrapping.WRAPPERS, empty))
+    with pytest.raises(WeightsError, match="contains no tensors"):
+        unwrapping.state_inside(empty, "checkpoint")
+
+
 @pytest.mark.parametrize("array", [np.array(["x"]), np.ones(3)[::-1], np.ones(3, ">f4")])
 def test_arrays_that_are_no_tensors(array):
     with pytest.raises(WeightsError, match="checkpoint: a is an array that is no tensor"):
