@@ -30,6 +30,7 @@ from benchmarks import measure
 from benchmarks.memory import sample, saved_per_image
 from tasks.engine.records import read_log
 from tasks.images import find_images, read_image
+from tasks.spec import make_task, resolve
 from zoo.convert import Form, from_batchnorm
 
 RECIPE = "classification/finetune/flowers64"
@@ -178,7 +179,7 @@ def stable(arguments: argparse.Namespace) -> None:
 def costs(arguments: argparse.Namespace) -> None:
     """Print time and saved memory of a training step of every method, in the recipe's precision, on one thread."""
     torch.set_num_threads(1)
-    nets = {method: net_of(method, arguments.out) for method in arguments.methods}
+    nets = {method: net_of(method, arguments) for method in arguments.methods}
     for batch in arguments.batch:
         images, labels = sample(batch, 64), torch.randint(5, (batch,))
 
@@ -201,15 +202,11 @@ def costs(arguments: argparse.Namespace) -> None:
     measure.show("saved for backward", ["", "MiB an image", "other, KiB"], cells)
 
 
-def net_of(method: str, folder: Path) -> zoo.Backbone:
-    """Return the net that a method trains, with five classes, in training mode."""
-    if method == "scratch":
-        net = zoo.create_model("rescalenet20_cifar", num_classes=5, projection_gain=2.0)
-    elif method in ("bn", "frozen_bn"):
-        net = zoo.create_model("rescalenet20_cifar", SOURCE, num_classes=5, scheme=method)
-    else:
-        weights = folder / f"{WEIGHTS.get(method, method)}.safetensors"
-        net = zoo.create_model("rescalenet20_cifar", weights, num_classes=5)
+def net_of(method: str, arguments: argparse.Namespace) -> zoo.Backbone:
+    """Return the net that ``rescalenet train`` makes for a method, in training mode."""
+    config = resolve(RECIPE, [f"data.root={arguments.root}", *overrides(method, arguments.out)])
+    net = make_task(config).build_model()
+    assert isinstance(net, zoo.Backbone)
     return net.to(memory_format=torch.channels_last).train()
 
 
@@ -225,7 +222,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data/flowers"), help="folder with train/ and val/")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune_forms"), help="folder of the runs")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--lr", type=float, nargs="+", default=[0.02], help="rates; stable: tries its own")
+    parser.add_argument("--lr", type=float, nargs="+", help="rates; default: the recipe's; stable: tries its own")
     parser.add_argument("--batch", type=int, nargs="+", default=[32])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="stable: the first of them")
     parser.add_argument("--epochs", type=int, default=10, help="stable: always 1")
@@ -233,6 +230,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, of one thread each")
     arguments = parser.parse_args()
     arguments.root, arguments.out = arguments.root.resolve(), arguments.out.resolve()
+    arguments.lr = arguments.lr or [resolve(RECIPE).train.optimizer.lr]
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_converted(arguments.out, arguments.root)
     PARTS[arguments.part](arguments)
