@@ -12,6 +12,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from tasks.errors import UserError, dead_worker
+from tasks.files import text_lines
 from tasks.options import takes_task_options
 from tasks.progress import print_line
 from zoo.export import describe_targets, targets_for
@@ -233,14 +234,20 @@ def convert(
         str,
         typer.Argument(
             help="torchvision:BUILDER:TAG, timm:ARCHITECTURE.TAG, https://...#sha256=HEX, weights of this zoo with "
-            "scheme bn, or a checkpoint: .safetensors, .pth, .pt, .pkl."
+            "scheme bn, or a checkpoint: .safetensors, .pth, .pt, .pkl, .pyth."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
     name: Annotated[str | None, typer.Option(help="Net, e.g. rescalenet50; default: the one that fits.")] = None,
     form: Annotated[str, typer.Option(help="Form of the converted net: gained, folded or balanced.")] = "gained",
     eps: Annotated[float | None, typer.Option(min=0, help="eps of the norms; default: the source's.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="Text file with a class name on each line.")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="Text file with a class name on each line; for a detector also: all, which keeps every row of the "
+            "checkpoint, or coco; default: the source's."
+        ),
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(help="KEY=VALUE that a checkpoint's keys do not show, e.g. stride_in_1x1=true; more than once."),
@@ -250,8 +257,12 @@ def convert(
     import zoo
     from tasks import config as cfg
 
-    names = classes.read_text(encoding="utf-8").splitlines() if classes else None
     options = cfg.apply_overrides({}, option or [])
+    if own := sorted({"name", "form", "eps", "classes", "source", "out"} & options.keys()):
+        raise UserError(f"--option {own[0]}: has an argument of its own; see rescalenet convert --help")
+    names: str | list[str] | None = classes
+    if classes not in (None, "all", "coco"):
+        names = [line.strip() for _, line in text_lines(Path(str(classes)))]
     entry = zoo.sources.convert(source, out, name=name, form=cast(Any, form), eps=eps, classes=names, **options)
     typer.echo(f"{out}: {entry.config.name}, {entry.config.num_classes} classes")
 
@@ -332,8 +343,10 @@ def main() -> None:
 
 def file_stem(weights: str) -> str:
     """Return the name of weights as a file's name without ending: letters, digits, dots, hyphens and underscores."""
-    last = Path(weights.partition("#")[0]).name.removesuffix(".safetensors")
-    return re.sub(r"[^\w.-]+", "_", last)
+    from zoo.weights import ENDINGS
+
+    path = Path(weights.partition("#")[0])
+    return re.sub(r"[^\w.-]+", "_", path.stem if path.suffix in ENDINGS else path.name)
 
 
 def _short(value: Any) -> Any:

@@ -54,6 +54,24 @@ def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> list[
     return found
 
 
+def text_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a UTF-8 text file that are not empty, with their numbers from 1.
+
+    Raises:
+        DataError: a file that is missing, not text or empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise DataError(f"{path}: not a text file ({error})") from None
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: is empty")
+    return lines
+
+
 class Opened(NamedTuple, Generic[Content]):
     """A file that could be read.
 

@@ -1,6 +1,7 @@
 """What the README shows runs."""
 
 import re
+import shlex
 
 import pytest
 import torch
@@ -55,6 +56,24 @@ def test_named_files_and_commands_exist():
     commands = set(get_command(app).commands)
     assert set(re.findall(r"^(?:torchrun .* )?rescalenet (\w+)", README, re.MULTILINE)) <= commands
     assert find_config("classification/cifar10/rescalenet20")
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem)
+def test_the_command_line_takes_the_commands_of_a_page(path, monkeypatch):
+    """Arguments and options of every command in a block are known; nothing is run."""
+    from typer.main import get_command
+
+    from tasks.cli import app
+
+    monkeypatch.chdir(ROOT)
+    commands = get_command(app).commands
+    blocks = re.findall(r"^```\w*\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    shell = "\n".join(blocks).replace("\\\n", " ").replace("[", "").replace("]", "")  # optional arguments too
+    for line in re.findall(r"^(?:\$ )?(?:\w+=\S+ |torchrun .*)*rescalenet ([a-z].*)", shell, re.MULTILINE):
+        name, *arguments = shlex.split(re.split(r" (?:\||>|2>|&&) ", line)[0], comments=True)
+        if "..." not in arguments:
+            context = commands[name].make_context(name, arguments)
+            assert not context.args or name == "train", line
 
 
 def page(task):

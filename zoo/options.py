@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -27,7 +28,9 @@ def free_options(owner: Any) -> set[str]:
 
 
 def checked(options: Mapping[str, Any], owner: Any, where: str) -> dict[str, Any]:
-    """Return option values, checked against the type hints of the dataclass ``owner`` and converted to them.
+    """Return option values, checked against the type hints of the dataclass ``owner``.
+
+    A value must have the type of its hint; as in JSON, lists are taken for tuples and whole numbers for floats.
 
     Args:
         options: values by name; every name is a field of ``owner``.
@@ -41,7 +44,11 @@ def checked(options: Mapping[str, Any], owner: Any, where: str) -> dict[str, Any
     converted = {}
     for key, value in options.items():
         try:
-            converted[key] = pydantic.TypeAdapter(hints[key]).validate_python(value)
+            text = json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ZooError(f"{where}: option {key}={value!r}: {error}") from None
+        try:
+            converted[key] = pydantic.TypeAdapter(hints[key]).validate_json(text, strict=True)
         except pydantic.ValidationError as error:
             raise ZooError(f"{where}: option {key}={value!r}: {error.errors()[0]['msg']}") from None
     return converted

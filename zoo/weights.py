@@ -32,6 +32,8 @@ from zoo.nets.base import ModelConfig
 from zoo.states import check_shapes, shapes_of
 from zoo.transforms import AnyTransform
 
+ENDINGS = (".safetensors", ".pth", ".pt", ".pkl", ".pyth")  # of files with weights, ours and those of other projects
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -148,12 +150,27 @@ def _from_file(path: Path) -> Weights:
     Raises:
         WeightsError: a file that is missing, damaged or has no valid entry.
     """
+    entry = _own_entry(path)
+    if entry is None:
+        raise WeightsError(f"{path}: its header has no {HEADER_KEY!r} entry; write weights with zoo.save_weights")
+    return entry
+
+
+def _own_entry(path: Path) -> Weights | None:
+    """Return the entry in a safetensors file's header; None if it is not a weights file of this zoo."""
     with _opened(path) as file:
         text = (file.metadata() or {}).get(HEADER_KEY)
     if text is None:
-        raise WeightsError(f"{path}: its header has no {HEADER_KEY!r} entry; write weights with zoo.save_weights")
+        return None
     header = read_header(text, path)
     return Weights(str(path), path, header.config, header.transform, header.classes, header.meta)
+
+
+def _from_path(name: str, model: str | None) -> Weights:
+    """Return the entry of a weights file, or of a checkpoint of another project after its conversion."""
+    path = Path(name)
+    entry = _own_entry(path) if path.suffix == ENDINGS[0] else None
+    return _later("zoo.sources.local:open_weights")(name, model) if entry is None else entry
 
 
 # -- the index of the weights that ship --------------------------------------------------------------
@@ -173,7 +190,7 @@ def _from_index(name: str, model: str | None) -> Weights:
     full = name if "." in name or model is None else f"{model}.{name}"
     if full not in _index():
         hint = suggestion(full, list_weights())
-        raise WeightsError(f"unknown weights {name!r}{hint}; a file's path ends in .safetensors")
+        raise WeightsError(f"unknown weights {name!r}{hint}; a file ends in {', '.join(ENDINGS)}")
     record = _index()[full]
     return dataclasses.replace(_from_file(weights_dir() / record["file"]), name=full, sha256=record["sha256"])
 
@@ -225,7 +242,7 @@ SOURCES = [  # the first that matches a name opens it; a tag alone matches none 
         lambda name: name.startswith(("https://", "http://")),
         _later("zoo.sources.https:open_weights"),
     ),
-    Source("PATH.safetensors", lambda name: name.endswith(".safetensors"), lambda name, _: _from_file(Path(name))),
+    Source("PATH.safetensors", lambda name: name.endswith(ENDINGS), _from_path),
     Source("MODEL.TAG", lambda name: "." in name, _from_index),  # register_model refuses dots in a model's name
 ]
 
@@ -279,7 +296,8 @@ def get_weights(name: Name, *, model: str | None = None) -> Weights:
     """Return the entry of weights; their tensors are not read.
 
     Args:
-        name: ``model.tag``, a tag (with ``model``), or a path ending in ``.safetensors``, as text or as a path object.
+        name: ``model.tag``, a tag (with ``model``), the path of a file, as text or as a path object, or the name of
+            weights of another project (docs/weights.md), which are fetched and converted if the cache lacks them.
         model: name of the model that the weights must be of; None for any.
 
     Raises:

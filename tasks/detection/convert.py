@@ -17,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from tasks.detection import from_detectron2, from_torchvision
 from tasks.detection.build import build_detector
+from tasks.detection.class_names import Classes, kept_classes
 from tasks.detection.heads import ConvsLinear
 from tasks.detection.imported import load_imported
 from tasks.detection.rcnn import Detector, DetectorOptions
@@ -39,7 +40,7 @@ def from_batchnorm(
     model: nn.Module | None,
     eps: float | None,
     form: Form,
-    classes: str = "coco",
+    classes: Classes = None,
     **options: Any,
 ) -> Conversion | None:
     """Return the conversion of a detector with BatchNorm; None if it is not of a known layout.
@@ -51,8 +52,9 @@ def from_batchnorm(
             the module only: for a state dict they are torchvision's defaults.
         eps: eps of the norms; None for 0 where the body has FrozenBatchNorm2d, else 1e-5.
         form: form of the conversion. Pyramid and heads have no multipliers; ``balanced`` leaves them as ``folded``.
-        classes: ``coco`` keeps of a detector with COCO's 91 ids the 80 that are names of objects, ``all`` keeps each.
-            Detectors with another number of classes keep all of them.
+        classes: class names in order of the labels. Two words are allowed too: ``coco`` keeps of a detector with COCO's
+            ids the 80 that are names of objects, ``all`` keeps each without a name. None is ``coco`` for detectors with
+            as many classes as COCO's have in their layout, which is logged, and ``all`` for others.
         options: ``min_size``, ``max_size``, ``mean``, ``std`` of the input, and fields of ``DetectorOptions``; those in
             ``body`` are those that ``zoo.convert.from_batchnorm`` takes for the body.
 
@@ -61,22 +63,21 @@ def from_batchnorm(
         WeightsError: a detector that none of the zoo equals, with the reason.
     """
     # a detector of the zoo
-    if classes not in ("coco", "all"):
-        raise ZooError(f"classes={classes!r}: must be coco or all")
     if isinstance(model, Detector):
         if name not in (None, model.config.name):
             raise ZooError(f"name={name!r}: the detector given is {model.config.name}; leave the name out")
         if any(eps not in (None, norm.eps) for norm in model.modules() if isinstance(norm, NORMS)):
             raise ZooError(f"eps={eps}: the norms of the detector given have their own; leave eps out")
         done = rescaled_detector(model, form, **options)
-        return Conversion(done, OURS, form, None, done.input)
+        names = kept_classes(classes, done.num_classes, OURS, usual=0).names
+        return Conversion(done, OURS, form, None, done.input, names)
     # one of torchvision or detectron2
     layout = next((layout for layout in (from_torchvision, from_detectron2) if layout.matches(state)), None)
     if layout is None:
         return None
     settings = from_torchvision.module_settings(model) if isinstance(model, GeneralizedRCNN) else {}
     of_result, of_layout = split_options({**settings, **options})
-    imported = layout.read(state, name, of_layout, eps=eps, every_class=classes == "all")
+    imported = layout.read(state, name, of_layout, eps=eps, classes=classes)
     detector = load_imported(imported)
     done = rescaled_detector(detector, form, **of_result)
     return Conversion(done, imported.layout, form, imported.eps, imported.input, imported.classes)

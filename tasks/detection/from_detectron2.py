@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from tasks.detection.build import IMAGENET
-from tasks.detection.from_torchvision import COCO, NO_CLASS
+from tasks.detection.class_names import NAMES, Classes, kept_classes
 from tasks.detection.imported import ImportedDetector, asked_backbone, imported_detector, require
 from zoo.convert.layouts import detectron2
 from zoo.errors import WeightsError
 from zoo.transforms import DetectionTransform, InputTransform
 
 NAME = "detectron2 Faster or Mask R-CNN"
-NAMES = tuple(name for name in COCO if name not in NO_CLASS)  # of 80 classes, in detectron2's order: by COCO's id
 SCORE, BOX = "roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"
 MASK = "roi_heads.mask_predictor.mask_fcn_logits"
 
@@ -47,7 +46,7 @@ def read(
     options: Mapping[str, Any],
     *,
     eps: float | None = None,
-    every_class: bool = False,
+    classes: Classes = None,
 ) -> ImportedDetector:
     """Return a checkpoint of detectron2's Faster or Mask R-CNN with a pyramid in the keys of our ``bn`` detector.
 
@@ -56,7 +55,7 @@ def read(
         name: name of our detector; None to find it.
         options: options of the input and fields of ``DetectorOptions``; ``body`` may have ``stride_in_1x1``.
         eps: eps of the norms; None for detectron2's.
-        every_class: whether 80 classes stay without COCO's names.
+        classes: see ``kept_classes``; detectron2's order of COCO's classes is by id.
 
     Raises:
         WeightsError: a checkpoint that no detector of the zoo equals, with the reason.
@@ -93,7 +92,7 @@ def read(
         {"conventions": "detectron2", **options},
         eps=detectron2.EPS if eps is None else eps,
         input=input,
-        classes=NAMES if count == len(NAMES) and not every_class else None,
+        classes=kept_classes(classes, count, NAME, usual=len(NAMES)).names,
     )
 
 

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
+from tasks.detection.class_names import IDS, Classes, Kept, kept_classes
 from tasks.detection.imported import ImportedDetector, asked_backbone, imported_detector, require
 from zoo.convert.layouts import resnet
 from zoo.errors import WeightsError
@@ -24,8 +24,6 @@ PREDICTORS = {  # rows of each tensor for a class
     "roi_heads.box_predictor.bbox_pred": 4,
     "roi_heads.mask_predictor.mask_fcn_logits": 1,
 }
-COCO = tuple(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])  # names by COCO's id, from 0
-NO_CLASS = ("__background__", "N/A")
 
 # keys of torchvision, old versions included -> ours, without the body's
 _KEYS = [
@@ -61,7 +59,7 @@ def read(
     options: Mapping[str, Any],
     *,
     eps: float | None = None,
-    every_class: bool = False,
+    classes: Classes = None,
 ) -> ImportedDetector:
     """Return a checkpoint of torchvision's Faster or Mask R-CNN in the keys of our ``bn`` detector.
 
@@ -70,7 +68,7 @@ def read(
         name: name of our detector; None to find it.
         options: options of the input and fields of ``DetectorOptions`` that the keys do not show.
         eps: eps of the norms; None for 0 where the body has FrozenBatchNorm2d, else 1e-5.
-        every_class: whether a detector with COCO's 91 ids keeps the rows of ids that no object has.
+        classes: see ``kept_classes``; a detector with COCO's 91 ids loses the rows of ids that no object has.
 
     Raises:
         WeightsError: a checkpoint that no detector of the zoo equals, with the reason.
@@ -88,9 +86,10 @@ def read(
     net = resnet.read(body, asked_backbone(NAME, kind, name), options.get("body", {}))
     # pyramid and heads
     rest = {_renamed(key): value for key, value in state.items() if not key.startswith(BODY)}
-    rest, classes = _object_classes(rest, every_class=every_class)
+    kept = kept_classes(classes, _class_count(rest), NAME, usual=IDS)
+    rest = _with_rows(rest, kept)
     eps = default_eps(state) if eps is None else eps
-    return imported_detector(NAME, kind, net, rest, options, eps=eps, classes=classes)
+    return imported_detector(NAME, kind, net, rest, options, eps=eps, classes=kept.names)
 
 
 def default_eps(state: Mapping[str, Tensor]) -> float:
@@ -121,17 +120,8 @@ def _renamed(key: str) -> str:
     return re.sub(r"^roi_heads\.box_head\.\d\.(weight|bias)$", r"roi_heads.box_head.fc.\1", key)
 
 
-def _object_classes(
-    state: Mapping[str, Tensor], *, every_class: bool
-) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
-    """Leave out the rows of COCO's ids that no object has, if a detector has COCO's 91 ids.
-
-    Args:
-        state: tensors in our keys.
-        every_class: whether all rows stay.
-
-    Returns:
-        The tensors, and the names of the classes without the background, None if not known.
+def _class_count(state: Mapping[str, Tensor]) -> int:
+    """Return the number of classes of a detector in our keys, without the background.
 
     Raises:
         WeightsError: boxes that are not regressed for each class.
@@ -141,17 +131,19 @@ def _object_classes(
         raise WeightsError(
             f"{NAME} checkpoint: {len(box)} box coordinates for {len(score)} classes; must be 4 for each"
         )
-    if every_class or len(score) != len(COCO):
-        return dict(state), None
-    kept = [0, *(i for i, name in enumerate(COCO) if name not in NO_CLASS)]
-    log.info("COCO's %d ids: the %d with a name are kept, and the background", len(COCO), len(kept) - 1)
+    return len(score) - 1
+
+
+def _with_rows(state: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+    """Return the tensors of pyramid and heads with the rows of the background and of the classes that stay."""
+    rows_kept = [0, *kept.labels]
     result = dict(state)
     for layer, rows in PREDICTORS.items():
         for key in (f"{layer}.weight", f"{layer}.bias"):
             if key in state:  # Faster R-CNN has no masks
-                grouped = state[key].unflatten(0, (-1, rows))  # (91, rows, ...)
-                result[key] = grouped[kept].flatten(0, 1)
-    return result, tuple(COCO[i] for i in kept[1:])
+                grouped = state[key].unflatten(0, (-1, rows))  # (classes, rows, ...)
+                result[key] = grouped[rows_kept].flatten(0, 1)
+    return result
 
 
 def module_settings(model: Any) -> dict[str, Any]:

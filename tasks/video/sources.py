@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import DataError
-from tasks.files import find_files
+from tasks.files import find_files, text_lines
 from tasks.video.decode import EXTENSIONS
 from tasks.video.sampling import Segment
 
@@ -107,7 +107,7 @@ def list_videos(file: Path, root: Path, classes: Sequence[str] | None = None) ->
         DataError: a missing file, a line without a label, or a label that is not in ``classes``.
     """
     # 1. Find the separator and the columns from the first line.
-    lines = _lines(file)
+    lines = text_lines(file)
     separator = next((s for s in (",", "\t") if s in lines[0][1]), None)
     header = [field.strip().lower() for field in lines[0][1].split(separator)]
     path_column = next((header.index(name) for name in _PATH_COLUMNS if name in header), None)
@@ -149,7 +149,7 @@ def kinetics_videos(file: Path, root: Path, classes: Sequence[str] | None = None
     """
     # 1. Read the rows and find the files.
     required = ("label", "youtube_id", "time_start", "time_end")
-    lines = _lines(file)
+    lines = text_lines(file)
     rows = list(csv.DictReader(line for _, line in lines))
     missing = [name for name in required if not rows or name not in rows[0]]
     if missing:
@@ -172,20 +172,6 @@ def kinetics_videos(file: Path, root: Path, classes: Sequence[str] | None = None
         segment = None if trimmed in files or whole is None else (begin, end)
         items.append(Video(trimmed, files.get(trimmed, whole), label, segment))
     return Videos(names, tuple(items))
-
-
-def _lines(file: Path) -> list[tuple[int, str]]:
-    """Return the lines that are not empty, with their numbers."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise DataError(f"{file}: not a text file ({error})") from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
-        raise DataError(f"{file}: is empty")
-    return lines
 
 
 def _classes(labels: Sequence[str], classes: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, int]]:

@@ -149,6 +149,47 @@ def test_an_option_that_keys_do_not_show(capsys, monkeypatch, tmp_path):
     assert "'strides'" in err
 
 
+@pytest.mark.parametrize("option", ["form=folded", "classes=all", "name=rescalenet18", "eps=0", "out=x", "source=y"])
+def test_an_option_that_is_an_argument(capsys, monkeypatch, tmp_path, option):
+    arguments = ("convert", "rescalenet20_cifar.cifar10_bn", tmp_path / "a.safetensors", "--option", option)
+    code, _, err = call(capsys, monkeypatch, *arguments)
+    assert (code, err.startswith(f"error: --option {option.partition('=')[0]}: ")) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "names.txt: no such file"),
+        (b"caf\xe9\n", "names.txt: not a text file"),
+        (b"\n\n", "names.txt: is empty"),
+        (b"a\nb\n", "2 class names for a net with 10 classes"),
+    ],
+)
+def test_class_names_that_do_not_fit(capsys, monkeypatch, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "names.txt").write_bytes(content)
+    arguments = ("convert", "rescalenet20_cifar.cifar10_bn", tmp_path / "a.safetensors")
+    code, _, err = call(capsys, monkeypatch, *arguments, "--classes", tmp_path / "names.txt")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert message in err
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_class_names_of_a_detector(capsys, monkeypatch, tmp_path):
+    """Names of one's own keep all 90 rows that a detector with COCO's number of classes has."""
+    from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+    net = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    names = [f"part {i}" for i in range(90)]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n\n")
+    target = tmp_path / "net.safetensors"
+    for given, classes in ((tmp_path / "names.txt", names), ("all", [str(i) for i in range(90)])):
+        code, _, err = call(capsys, monkeypatch, "convert", tmp_path / "net.pth", target, "--classes", given)
+        assert code == 0, err
+        assert zoo.get_weights(target).classes == tuple(classes)
+
+
 def test_an_unknown_form(capsys, monkeypatch, tmp_path):
     arguments = ("convert", "rescalenet20_cifar.cifar10_bn", tmp_path / "a.safetensors", "--form", "flat")
     code, _, err = call(capsys, monkeypatch, *arguments)
@@ -161,6 +202,7 @@ def test_names_of_exported_files():
     assert file_stem("rescalenet20_cifar.cifar10") == "rescalenet20_cifar.cifar10"
     assert file_stem("torchvision:resnet50:IMAGENET1K_V2") == "torchvision_resnet50_IMAGENET1K_V2"
     assert file_stem("hf-hub:owner/pets@v1") == "pets_v1"
+    assert file_stem("a/model_final.pkl") == "model_final"
     assert file_stem(f"https://host/a/pets.safetensors#sha256={'a' * 64}") == "pets"
 
 

@@ -37,6 +37,12 @@ def test_list_models_filters():
             lambda: zoo.create_model("rescalenet50", stem="conv9"),
             r"option stem='conv9': Input should be 'conv7', 'deep' or",
         ),
+        (lambda: zoo.create_model("rescalenet50", width=True), "option width=True: Input should be a valid number"),
+        (
+            lambda: zoo.create_model("rescalenet50", multiplier="no"),
+            "option multiplier='no': Input should be a valid b",
+        ),
+        (lambda: zoo.create_model("rescalenet50", width=object()), "option width=.*is not JSON"),
         (lambda: zoo.create_model("rescalenet50", first_index=2), "option first_index=2"),
         (lambda: zoo.create_model("rescalenet50", projection_gain=0.0), "option projection_gain=0.0"),
         (lambda: zoo.create_model("rescalenet50", drop_rate=1.0), "option drop_rate=1.0"),

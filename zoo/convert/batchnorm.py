@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Conversion:
         form: form of the conversion.
         eps: eps of the norms that was used; None if the source has no norm.
         transform: input transform, where the layout fixes it.
-        classes: class names in order of the logits, where the layout fixes them.
+        classes: class names in order of the logits, where they were given or the layout fixes them.
     """
 
     model: Any
@@ -67,10 +67,12 @@ def from_batchnorm(
         name: name of the net; None to infer it from the shapes.
         eps: eps of the norms; None for the module's own, the layout's, or 1e-5.
         form: ``gained``, ``folded`` or ``balanced`` (``zoo.convert.rescaled``).
-        options: options that the keys do not show (``stride_in_1x1``), or of the result (``c``, dropout rates).
+        options: options that the keys do not show (``stride_in_1x1``), or of the result (``c``, dropout rates); for
+            detectors also ``classes``, see ``tasks.detection.convert``.
 
     Returns:
-        A ``zoo.Backbone`` in the dtype of the source (float32 for half precision), or a detector.
+        A ``zoo.Backbone`` in the dtype of the source (float32 for half precision), or a detector. It is in the mode of
+        the net given, and in eval mode if a state dict was given.
 
     Raises:
         ZooError: unknown form or option.
@@ -85,6 +87,7 @@ def convert_batchnorm(
     *,
     eps: float | None = None,
     form: Form = "gained",
+    classes: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Conversion:
     """Return what ``from_batchnorm`` makes, together with what its source shows of the input.
@@ -94,6 +97,7 @@ def convert_batchnorm(
         name: name of the net.
         eps: eps of the norms.
         form: form of the conversion.
+        classes: class names in order of the logits, or a word that a family takes; None for the layout's names.
         options: options of the net.
 
     Raises:
@@ -106,14 +110,29 @@ def convert_batchnorm(
         raise ZooError(f"eps={eps!r}: must be a number from 0 to 1")
     if not isinstance(name, str | None):
         raise ZooError(f"name={name!r}: must be the name of a net, or None")
-    # a net of the zoo
     source = without_wrappers(model_or_state_dict)
+    done = _conversion(source, name, eps, form, classes, options)
+    done.model.train(source.training if isinstance(source, nn.Module) else False)
+    return done
+
+
+def _conversion(
+    source: Any,
+    name: str | None,
+    eps: float | None,
+    form: Form,
+    classes: str | Sequence[str] | None,
+    options: dict[str, Any],
+) -> Conversion:
+    """Return the conversion of a net of the zoo, of a net of another project, or of a model of a family."""
+    # a net of the zoo
     if isinstance(source, Backbone):
         if name not in (None, source.config.name):
             raise ZooError(f"name={name!r}: the net given is {source.config.name}; leave the name out")
         if eps is not None:
             raise ZooError(f"eps={eps}: the net given has an eps in each of its norms; leave it out")
-        return Conversion(rescaled(source, form, **options), "RescaleNet model zoo", form, None, None)
+        done = rescaled(source, form, **options)
+        return Conversion(done, "RescaleNet model zoo", form, None, None, checked_classes(classes, done.num_classes))
     # a foreign one
     facts = module_facts(source) if isinstance(source, nn.Module) else {}
     state = checked_state(source.state_dict() if isinstance(source, nn.Module) else source)
@@ -124,18 +143,16 @@ def convert_batchnorm(
     asked = None if name is None else find_family(name)
     if layout is None or asked is not None:
         model = source if isinstance(source, nn.Module) else None
+        settings = options if classes is None else {**options, "classes": classes}
         for family in all_families() if asked is None else [asked]:
             if not isinstance(family, ReadsBatchNorm):
                 continue
-            found = family.from_batchnorm(state, name, model=model, eps=eps, form=form, **options)
+            found = family.from_batchnorm(state, name, model=model, eps=eps, form=form, **settings)
             if found is not None:
                 return found
         if asked is not None and layout is not None:
             raise WeightsError(f"{layout.name} checkpoint: of a net alone, not of {name}; leave the name out")
-        raise WeightsError(
-            f"not a known BatchNorm checkpoint: its first key is {next(iter(state))!r}; "
-            f"known are {', '.join(layout.name for layout in LAYOUTS)}, and detectors"
-        )
+        raise WeightsError(_not_known(state))
     of_result = {key: options.pop(key) for key in list(options) if key in _options_of_the_result()}
     for key, value in facts.items():
         if options.setdefault(key, value) != value:
@@ -143,9 +160,39 @@ def convert_batchnorm(
     imported = layout.read(state, name, options)
     used = next(value for value in (eps, imported.eps, 1e-5) if value is not None)
     net = load_imported(imported, used, layout.name)
+    names = checked_classes(classes, net.num_classes)
     if isinstance(source, nn.Module) and own_eps in (None, used):  # another eps was asked for: another function
         _compare(source, net)
-    return Conversion(rescaled(net, form, **of_result), layout.name, form, used, imported.transform)
+    return Conversion(rescaled(net, form, **of_result), layout.name, form, used, imported.transform, names)
+
+
+def checked_classes(classes: str | Sequence[str] | None, count: int) -> tuple[str, ...] | None:
+    """Return the class names of a net as they were given.
+
+    Raises:
+        ZooError: a word.
+        WeightsError: another number of names than of classes.
+    """
+    if classes is None:
+        return None
+    if isinstance(classes, str):
+        raise ZooError(f"classes={classes!r}: is for detectors; a net takes a list of names")
+    if len(classes) != count:
+        raise WeightsError(f"{len(classes)} class names for a net with {count} classes")
+    return tuple(classes)
+
+
+def _not_known(state: Mapping[str, Tensor]) -> str:
+    """Return the message about a state dict that no layout matches."""
+    if any(key.rpartition(".")[2] in ("pre_bias", "multiplier") for key in state):
+        return (
+            "a state dict of a net of this zoo without norms, which has nothing to convert: load it into its net and "
+            "write zoo.save_weights, or take the .safetensors file of the run"
+        )
+    return (
+        f"not a known BatchNorm checkpoint: its first key is {next(iter(state))!r}; "
+        f"known are {', '.join(layout.name for layout in LAYOUTS)}, and detectors"
+    )
 
 
 def _options_of_the_result() -> set[str]:

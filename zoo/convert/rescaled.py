@@ -156,6 +156,14 @@ def affine(conv: Any, norm: nn.Module, name: str = "norm") -> Affine:
     # a filter of zeros gives the same at any input; others are cut off at their mean
     exact = ~weight.flatten(1).any(1) & (shifted.abs() <= torch.finfo(torch.float16).max)
     log.info("%s: %d channels with a variance below %.2g are constants", name, int(dead.sum()), SMALLEST_VARIANCE)
+    if cut := int((dead & ~exact).sum()):
+        log.warning(
+            "%s: %d of the channels with a variance below %.2g have a filter that is not zero; they become constants, "
+            "so that outputs differ from the original's (docs/convert.md, Channels that are off)",
+            name,
+            cut,
+            SMALLEST_VARIANCE,
+        )
     return Affine(weight, gain.masked_fill(dead, 0.0), torch.where(dead & ~exact, beta, shifted))
 
 

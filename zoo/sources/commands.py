@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zoo.convert.reference import from_reference, is_reference
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError, ZooError
 from zoo.registry import create_model, list_models
-from zoo.saving import save_weights
 from zoo.sources import https, local, timm, torchvision
 from zoo.sources.conversion import FORM, Original, convert_original, log_licence
-from zoo.transforms import InputTransform
-from zoo.weights import Weights, get_weights, is_weights_name
+from zoo.weights import ENDINGS, Weights, get_weights, is_weights_name
 
 log = logging.getLogger("rescalenet")
 
@@ -85,7 +81,7 @@ def convert(
     name: str | None = None,
     form: Form = FORM,
     eps: float | None = None,
-    classes: Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
     **options: Any,
 ) -> Weights:
     """Convert weights with BatchNorm, or a checkpoint of the authors' code, into a weights file.
@@ -97,27 +93,26 @@ def convert(
         name: name of our net; None for the one that fits. Required for a checkpoint of the authors' code.
         form: form of the converted net, see ``zoo.convert.from_batchnorm``.
         eps: eps of the norms; None for the source's.
-        classes: class names; None for the source's, or numbers.
+        classes: class names; for detectors also ``all`` or ``coco`` (``tasks.detection.convert``); None for the
+            source's, or numbers.
         options: options that the keys of a checkpoint do not show, such as ``stride_in_1x1``.
 
     Returns:
         The entry of the file.
 
     Raises:
+        ZooError: an output of another ending, or that is the source.
         WeightsError: a source that cannot be read, or that the converter does not take.
     """
     source, out = str(source), Path(out)
+    if out.suffix != ENDINGS[0]:
+        raise ZooError(f"{out}: the name of a weights file ends in {ENDINGS[0]}")
+    if out.exists() and Path(source).exists() and out.samefile(source):
+        raise ZooError(f"{out}: is the source itself, which would be lost; give the result another name")
     original = _fetch(source)
-    if classes is not None:
-        original = dataclasses.replace(original, classes=tuple(classes))
-    # of the authors' code: without norms already
-    if isinstance(original.state, Mapping) and is_reference(original.state.keys()):
-        if options:
-            raise WeightsError(f"{source}: a checkpoint of the authors' code takes no option {next(iter(options))!r}")
-        _convert_reference(source, original, out, name, form, eps)
-    else:
-        public = _public_name(source)
-        convert_original(public, original, model=name, form=form, eps=eps, options=options).write(out)
+    convert_original(
+        _public_name(source), original, model=name, form=form, eps=eps, classes=classes, options=options
+    ).write(out)
     log_licence(source, original.meta.get("licence"))
     return get_weights(str(out))
 
@@ -133,7 +128,7 @@ def _fetch(source: str) -> Original:
     path = Path(source)
     if path.is_file() and not (path.suffix == ".safetensors" and local.is_own_weights(path)):
         return local.fetch(path)
-    if not is_weights_name(source) or path.suffix in local.ENDINGS[1:]:
+    if not is_weights_name(source) or path.suffix in ENDINGS[1:]:
         raise WeightsError(f"{source}: no such file, and no name of weights; see rescalenet list --convertible")
     entry = get_weights(source)
     if entry.config.scheme not in ("bn", "frozen_bn"):
@@ -152,26 +147,3 @@ def _public_name(source: str) -> str:
     """Return the source as the file names it: without the folders of this machine."""
     path = Path(source)
     return path.name if path.exists() else source
-
-
-def _convert_reference(
-    source: str, original: Original, out: Path, name: str | None, form: Form, eps: float | None
-) -> None:
-    """Write the weights file of a checkpoint of the authors' code, whose input is ImageNet's.
-
-    Raises:
-        WeightsError: no name, or options that such a checkpoint has no use for.
-    """
-    if name is None:
-        raise WeightsError(f"{source}: a checkpoint of the authors' code; give the net's name (--name rescalenet50)")
-    if form != FORM or eps is not None:
-        raise WeightsError(f"{source}: a checkpoint of the authors' code has no norms: leave form and eps out")
-    assert isinstance(original.state, Mapping)
-    model = from_reference(original.state, name)
-    save_weights(
-        model,
-        out,
-        transform=InputTransform.imagenet(),
-        classes=original.classes or [str(i) for i in range(model.num_classes)],
-        meta={"source": _public_name(source), "source_sha256": original.sha256, "licence": "unknown"},
-    )

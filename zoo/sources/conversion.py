@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.convert.batchnorm import convert_batchnorm
+from zoo.convert.batchnorm import checked_classes, convert_batchnorm
+from zoo.convert.reference import from_reference, is_reference
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError
 from zoo.registry import model_info
@@ -24,7 +25,6 @@ log = logging.getLogger("rescalenet")
 
 CONVERTER = 2  # raised when the same source gives another file, so that it is converted again
 FORM: Form = "gained"  # form of what is loaded by name
-NO_OBJECT = ("__background__", "N/A")  # names in torchvision's lists of COCO's classes that no object has
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def convert_original(
     model: str | None = None,
     form: Form = FORM,
     eps: float | None = None,
+    classes: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Converted:
     """Convert weights of another project, and note where they come from.
@@ -81,13 +82,27 @@ def convert_original(
         model: name of our net; None for the original's.
         form: form of the converted net, see ``zoo.convert.from_batchnorm``.
         eps: eps of the norms; None for the original's.
+        classes: class names in order of the logits, or a word (``zoo.sources.convert``); None for the original's, or
+            numbers.
         options: options that the keys do not show, see ``zoo.convert.from_batchnorm``.
 
     Raises:
         WeightsError: weights that the converter does not take.
     """
+    model = model or original.model
+    # of the authors' code: without norms already
+    if isinstance(original.state, Mapping) and is_reference(original.state):
+        if options:
+            raise WeightsError(f"{source}: a checkpoint of the authors' code takes no option {next(iter(options))!r}")
+        if form != FORM or eps is not None:
+            raise WeightsError(f"{source}: a checkpoint of the authors' code has no norms: leave form and eps out")
+        return _convert_reference(source, original, model, classes)
+    # with BatchNorm
+    settings = dict(options or {})
+    if (names := original.classes if classes is None else classes) is not None:
+        settings["classes"] = names
     eps = original.eps if eps is None else eps
-    done = convert_batchnorm(original.state, model or original.model, eps=eps, form=form, **(options or {}))
+    done = convert_batchnorm(original.state, model, eps=eps, form=form, **settings)
     if original.model is None and not isinstance(original.state, nn.Module):
         log.info(
             "%s: read as a %s; strides, pools and activations are not in its keys and are taken for the usual ones",
@@ -108,7 +123,7 @@ def convert_original(
     return Converted(
         done.model,
         original.transform or done.transform or _usual_transform(done.model.config.name, source),
-        _class_names(done.classes or original.classes, done.model.num_classes, source),
+        done.classes or _numbers(done.model.num_classes),
         meta,
     )
 
@@ -173,16 +188,23 @@ def _usual_transform(model: str, source: str) -> AnyTransform:
     return InputTransform.imagenet()
 
 
-def _class_names(classes: tuple[str, ...] | None, count: int, source: str) -> tuple[str, ...]:
-    """Return the class names, numbers if there are none.
+def _numbers(count: int) -> tuple[str, ...]:
+    """Return names of classes that have none."""
+    return tuple(map(str, range(count)))
+
+
+def _convert_reference(
+    source: str, original: Original, model: str | None, classes: str | Sequence[str] | None
+) -> Converted:
+    """Convert a checkpoint of the authors' RescaleNet code, which has no norms and ImageNet's input.
 
     Raises:
-        WeightsError: another number of names than of classes.
+        WeightsError: no name of the net, which the keys do not show, or tensors that do not fit.
     """
-    if classes is None:
-        return tuple(str(i) for i in range(count))
-    if len(classes) != count:
-        classes = tuple(name for name in classes if name not in NO_OBJECT)
-    if len(classes) != count:
-        raise WeightsError(f"{source}: {len(classes)} class names for {count} classes")
-    return classes
+    assert isinstance(original.state, Mapping)
+    if model is None:
+        raise WeightsError(f"{source}: a checkpoint of the authors' code; give the net's name (--name rescalenet50)")
+    net = from_reference(original.state, model)
+    meta = {"source": source, "source_sha256": original.sha256, "licence": original.meta.get("licence", "unknown")}
+    names = checked_classes(classes, net.num_classes) or original.classes or _numbers(net.num_classes)
+    return Converted(net, InputTransform.imagenet(), names, meta)

@@ -21,8 +21,8 @@ from zoo.errors import WeightsError, one_line
 from zoo.files import atomic_write
 from zoo.sources.cache import cache_root, is_sha256, locked, offline, sha256_of
 from zoo.sources.conversion import Original, log_licence, open_converted
-from zoo.sources.local import ENDINGS, is_own_weights
-from zoo.weights import Weights, get_weights
+from zoo.sources.local import is_own_weights
+from zoo.weights import ENDINGS, Weights, get_weights
 
 log = logging.getLogger("rescalenet")
 

@@ -132,7 +132,9 @@ def download(name: str, repository: str, file: str, revision: str | None, *, for
         if setting is not None:
             raise WeightsError(f"{name}: {where} is not in the cache and {setting} forbids the download") from None
         reason = (
-            f"no answer from the hub ({silent}), and it is not in the cache" if silent else _reason(error, revision)
+            f"no answer from the hub ({silent}), and it is not in the cache; check the network"
+            if silent
+            else _reason(error, revision)
         )
         raise WeightsError(f"{name}: {where} could not be fetched: {reason}") from None
     if silent is not None:

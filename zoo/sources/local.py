@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from zoo.convert.checkpoints import read_checkpoint
+from zoo.errors import WeightsError
 from zoo.headers import HEADER_KEY
 from zoo.sources.cache import sha256_of
-from zoo.sources.conversion import Original
+from zoo.sources.conversion import Original, open_converted
+from zoo.weights import Weights
 
-ENDINGS = (".safetensors", ".pth", ".pt", ".pkl", ".pyth")
+
+def open_weights(name: str, model: str | None) -> Weights:
+    """Return the entry of a checkpoint in a file, converted into the cache; see ``zoo.weights.Source``.
+
+    The folder of the file stays out of the cache and of the converted file.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise WeightsError(f"{name}: no such file")
+    entry = open_converted(f"{path.name}#sha256={sha256_of(path)}", model, lambda: fetch(path))
+    return dataclasses.replace(entry, name=name)
 
 
 def fetch(path: Path) -> Original:

@@ -9,10 +9,10 @@ from torch import nn
 from torchvision.models import detection as torchvision_detection
 
 import zoo
+from tasks.detection.class_names import CATEGORIES
 from tasks.detection.convert import rescaled_detector
 from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import categories_of, evaluate_weights, to_results
-from tasks.detection.from_torchvision import COCO
 from tests.helpers.detection import calibrated, norms, real, sample, small
 from tests.helpers.torchvision_detectors import LIMITS, SIZES, old_keys, picture, settle, torchvision_detector
 from zoo.calibration import HasDataBias
@@ -221,7 +221,7 @@ def test_evaluation_on_coco(coco_detector, tmp_path):
     assert None not in ids
     image = picture()
     results = to_results(detections(done.model, image), 1, ids)
-    unused = [i for i, name in enumerate(COCO) if name == "N/A"]
+    unused = [i for i, name in enumerate(CATEGORIES) if name == "N/A"]
     masked = copy.deepcopy(coco_detector)
     with torch.no_grad():
         masked.roi_heads.box_predictor.cls_score.bias[unused] = -torch.inf
@@ -236,7 +236,7 @@ def test_every_id_can_be_kept(coco_detector):
     assert done.model.num_classes == 90
     assert done.classes is None
     assert_equal_detections(detections(done.model, picture()), detections(coco_detector, picture()), **SINGLE, least=5)
-    with pytest.raises(ZooError, match="classes='some': must be coco or all"):
+    with pytest.raises(ZooError, match="classes='some': must be coco, all"):
         from_batchnorm(coco_detector, classes="some")
 
 
@@ -330,7 +330,7 @@ def test_our_own_detectors_that_do_not_convert():
     old = small("basic", "bn", detector="faster")
     with pytest.raises(ZooError, match=r"eps=0.1: the norms of the detector given have their own"):
         from_batchnorm(old, eps=0.1)
-    with pytest.raises(ZooError, match=r"classes='some': must be coco or all"):
+    with pytest.raises(ZooError, match=r"classes='some': must be coco, all"):
         from_batchnorm(old, classes="some")
     with torch.no_grad():
         old.rpn.head.cls_logits.bias[0] = torch.nan

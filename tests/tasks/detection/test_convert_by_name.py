@@ -9,7 +9,7 @@ import torch
 from torchvision.models import detection
 
 import zoo
-from tasks.detection.from_torchvision import COCO
+from tasks.detection.class_names import CATEGORIES
 from tests.helpers.torchvision_detectors import picture, settle
 
 WEIGHTS = {
@@ -36,7 +36,7 @@ def test_a_detector_by_name(builder, tmp_path, monkeypatch):
     monkeypatch.setattr(WEIGHTS[builder].value, "url", url)
     # torchvision's own, which sets eps; the ids without a name cannot be found
     theirs = getattr(detection, builder)(weights=WEIGHTS[builder]).eval()
-    unused = [i for i, name in enumerate(COCO) if name == "N/A"]
+    unused = [i for i, name in enumerate(CATEGORIES) if name == "N/A"]
     masked = copy.deepcopy(theirs)
     name = builder.replace("_v2", "").replace("rcnn_resnet50", "_rcnn_rescalenet50")
     tag = "torchvision:COCO_V1" if "_v2" not in builder else f"torchvision:{builder}:COCO_V1"
@@ -46,6 +46,6 @@ def test_a_detector_by_name(builder, tmp_path, monkeypatch):
         masked.roi_heads.box_predictor.cls_score.bias[unused] = -torch.inf
         found, expected = ours([picture(480, 640)])[0], masked([picture(480, 640)])[0]
     assert len(expected["scores"]) > 20
-    assert [classes[i - 1] for i in found["labels"]] == [COCO[i] for i in expected["labels"]]
+    assert [classes[i - 1] for i in found["labels"]] == [CATEGORIES[i] for i in expected["labels"]]
     torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=0, atol=1e-3)
     torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-5)

@@ -184,6 +184,22 @@ def test_a_denormal_variance_without_eps_gives_a_constant():
     assert LARGEST_SCALE < 1e6  # gamma / sigma of the third channel
 
 
+def test_channels_that_lose_their_function_are_reported(caplog):
+    """A filter of zeros has the original's output without a word; any other one is a warning with its layer."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, eps=0.0)
+    norm.running_var[:2] = 5.6e-45
+    with torch.no_grad():
+        conv.weight[:2] = 0.0
+    affine(conv, norm, "layer1.0.norm1")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    with torch.no_grad():
+        conv.weight[0] = 1e-22
+    affine(conv, norm, "layer1.0.norm1")
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage().startswith("layer1.0.norm1: 1 of the channels with a variance below")
+
+
 def test_filters_of_zeros_give_the_originals_constant():
     conv, norm = nn.Conv2d(3, 2, 1, bias=False), nn.BatchNorm2d(2, eps=0.0).eval()
     with torch.no_grad():

@@ -179,6 +179,12 @@ def test_images_of_another_order_are_refused(tmp_path):
         ({"drop_path_rate": 0.1}, TypeError, "rescalenet18 takes no argument 'drop_path_rate'.*'?drop_rate"),
         ({"output_stride": 16}, ZooError, "output_stride=16: must be 32; stages are not dilated"),
         ({"features_only": True, "feature_cls": "hook"}, ZooError, "feature_cls='hook': must be 'getter'"),
+        (
+            {"pretrained": True, "pretrained_cfg": "torchvision.IMAGENET1K_V7"},
+            ZooError,
+            "mean torchvision.IMAGENET1K_V1",
+        ),
+        ({"pretrained": True, "pretrained_cfg": "nosuch"}, ZooError, "rescalenet18 has no weights 'nosuch' .*timm.a1"),
         ({"global_pool": "catavgmax"}, ZooError, "global_pool='catavgmax'"),
         ({"global_pool": ""}, ZooError, "requires 0 classes"),
         ({"pretrained": True, "pretrained_cfg": "torchvision:IMAGENET1K_V7"}, ZooError, "no weights 'IMAGENET1K_V7'"),

@@ -85,7 +85,7 @@ def _check_leaves(model: nn.Module) -> None:
         kind = type(module).__name__
         if type(module).__module__.startswith("timm."):
             if (pool := getattr(module, "pool_type", "avg")) not in ("avg", "fast", "fastavg"):
-                raise WeightsError(f"{name} is a {pool} pool; must be an average")
+                raise WeightsError(f"{name} is {f'a {pool}' if pool else 'no'} pool; must be an average")
             if kind in _OF_TIMM:
                 continue
         if name in leaves and (problem := _problem(module)):

@@ -24,6 +24,7 @@ from zoo.nets.base import Backbone, ModelConfig
 from zoo.pretrained_cfg import describe
 from zoo.registry import create_model, list_models, model_info
 from zoo.specs import ModelSpec, get_spec
+from zoo.weights import ENDINGS, list_weights
 
 __all__ = ["FeatureNet", "create", "default_cfgs", "register"]  # timm appends the names of the nets
 
@@ -213,11 +214,21 @@ def _refuse_unknown(name: str, options: Mapping[str, Any]) -> None:
 
 
 def _weights(name: str, cfg: Any, overlay: Mapping[str, Any] | None) -> str | None:
-    """Return the name of the weights that the zoo loads; None if timm loads those that the config names."""
+    """Return the name of the weights that the zoo loads; None if timm loads those that the config names.
+
+    Raises:
+        ZooError: a tag that is neither one of the net's nor a name of weights.
+    """
     if any((overlay or {}).get(key) for key in _ADDRESSES) or not (cfg is None or isinstance(cfg, str)):
         return None
     tag = cfg or DEFAULTS.get(name)
-    return None if tag is None else TAGS[name][tag].weights if tag in TAGS[name] else tag
+    if tag is None:
+        return None
+    if tag in TAGS[name]:
+        return TAGS[name][tag].weights
+    if ":" in tag or tag.endswith(ENDINGS) or tag in list_weights():
+        return tag
+    raise ZooError(f"{name} has no weights {tag!r}{suggestion(tag, sorted(TAGS[name]))}")
 
 
 for _name in list_models(input_kind="images"):
