@@ -72,6 +72,7 @@ class Request:
         form: form of the converted net.
         eps: eps that was asked for; None for the source's own.
         converter: version of the converter.
+        content: sha256 of the source's file where its name does not determine it, as on this machine; else None.
     """
 
     source: str
@@ -79,6 +80,7 @@ class Request:
     form: Form
     eps: float | None
     converter: int
+    content: str | None = None
 
     @property
     def key(self) -> str:

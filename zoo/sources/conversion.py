@@ -128,18 +128,21 @@ def convert_original(
     )
 
 
-def open_converted(source: str, model: str | None, fetch: Callable[[], Original]) -> Weights:
+def open_converted(
+    source: str, model: str | None, fetch: Callable[[], Original], *, content: str | None = None
+) -> Weights:
     """Return the entry of converted weights, from the cache or after fetching and converting them.
 
     Args:
         source: full name of the source, which becomes the name of the entry.
         model: name of our net; None for the one that the converter finds.
         fetch: function that fetches the original.
+        content: sha256 of the original where the name does not determine it.
 
     Raises:
         WeightsError: weights that cannot be fetched or converted.
     """
-    request = Request(source, model, FORM, None, CONVERTER)
+    request = Request(source, model, FORM, None, CONVERTER, content)
     found = find_converted(request, report=False)
     if found is None:
         with locked(request.key, source):

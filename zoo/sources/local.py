@@ -23,7 +23,7 @@ def open_weights(name: str, model: str | None) -> Weights:
     path = Path(name)
     if not path.is_file():
         raise WeightsError(f"{name}: no such file")
-    entry = open_converted(f"{path.name}#sha256={sha256_of(path)}", model, lambda: fetch(path))
+    entry = open_converted(path.name, model, lambda: fetch(path), content=sha256_of(path))
     return dataclasses.replace(entry, name=name)
 
 
