@@ -13,6 +13,7 @@ from tasks.detection.class_names import CATEGORIES
 from tasks.detection.convert import rescaled_detector
 from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import categories_of, evaluate_weights, to_results
+from tests.helpers.batchnorm import flatten_, relative_error
 from tests.helpers.detection import calibrated, norms, real, sample, small
 from tests.helpers.torchvision_detectors import LIMITS, SIZES, old_keys, picture, settle, torchvision_detector
 from zoo.calibration import HasDataBias
@@ -165,6 +166,21 @@ def test_eps_of_frozen_norms(caplog):
     ours = from_batchnorm(theirs.state_dict(), **LIMITS, **SIZES)
     assert_equal_detections(detections(ours, picture()), detections(theirs, picture()), **SINGLE)
     assert convert_batchnorm(theirs.state_dict(), eps=1e-5).eps == 1e-5
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_denormal_variances_without_eps(v2):
+    """Channels with a filter of zeros keep their constants, in the body and in the norms around it."""
+    theirs = flatten_(torchvision_detector(v2=v2, frozen=not v2))
+    exact, image = copy.deepcopy(theirs).double(), picture()
+    ours, double = from_batchnorm(theirs), from_batchnorm(exact)
+    with torch.no_grad():
+        right = exact.backbone(image[None].double())
+        for found, tolerance in ((double.backbone(image[None].double()), 1e-10), (ours.backbone(image[None]), 3e-6)):
+            assert found.keys() == right.keys()
+            assert all(relative_error(found[key].double(), value) < tolerance for key, value in right.items())
+    assert_equal_detections(detections(double, image.double()), detections(exact, image.double()), **EXACT)
+    assert_equal_detections(detections(ours, image), detections(theirs, image), **SINGLE)
 
 
 def test_settings_of_a_module_are_taken_over():

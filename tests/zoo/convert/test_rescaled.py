@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import zoo
-from tests.helpers.batchnorm import relative_error, train_statistics_
+from tests.helpers.batchnorm import FLAT, flatten_, relative_error, train_statistics_
 from tests.helpers.nets import NARROW, narrow, samples
 from zoo.calibration import HasDataBias
 from zoo.convert import from_batchnorm, rescaled
@@ -64,6 +64,26 @@ def test_single_precision(kind, form):
     with torch.no_grad():
         right = copy.deepcopy(net).double()(x.double())
         assert relative_error(rescaled(net, form)(x).double(), right) < 3e-6
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["basic", "bottleneck", "r3d", "vgg"])
+def test_denormal_variances_without_eps(kind, form):
+    """Channels with a filter of zeros keep their constants through whole nets, and their factors are 0."""
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 3e-6)):
+        net, x = flatten_(batchnorm_net(kind, dtype)), inputs(kind, dtype)
+        new, exact = rescaled(net, form), copy.deepcopy(net).double()
+        with torch.no_grad():
+            right = exact(x.double())
+            assert torch.isfinite(right).all()
+            assert relative_error(new(x).double(), right) < tolerance
+            first = 0 if kind == "vgg" else 1
+            theirs, ours = exact.forward_levels(x.double()), new.forward_levels(x)
+            for a, b in zip(ours[first:], theirs[first:], strict=True):
+                assert relative_error(a.double(), b) < tolerance
+        scales = [value for name, value in new.named_parameters() if name.endswith("weight_scale")]
+        assert bool(scales) == (form == "gained")
+        assert all(not scale[: len(FLAT)].any() and scale[len(FLAT) :].any() for scale in scales)
 
 
 @pytest.mark.parametrize("kind", RESIDUAL)
