@@ -11,12 +11,14 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 
+from tests.helpers.foreign import narrow
+
 SIZES = {"min_size": 96, "max_size": 160}
 LIMITS = {"proposals_test": 200, "detections": 50}  # of the detectors below, as options of ours
 BATCH_NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 
 
-def torchvision_detector(body="resnet18", *, v2=False, masks=True, classes=11, frozen=False, channels=32):
+def torchvision_detector(body="resnet18", *, v2=False, masks=True, classes=11, frozen=False, channels=32, width=1.0):
     """A detector as torchvision's builders make them, with a narrow pyramid and narrow heads.
 
     Args:
@@ -26,11 +28,14 @@ def torchvision_detector(body="resnet18", *, v2=False, masks=True, classes=11, f
         classes: number of classes with the background.
         frozen: whether the body has FrozenBatchNorm2d.
         channels: channels of the pyramid and of the heads' convolutions.
+        width: factor on the channels of a body with BatchNorm2d.
     """
     torch.manual_seed(0)
     net = get_model(body, norm_layer=FrozenBatchNorm2d if frozen else nn.BatchNorm2d)
+    widths = [round(net.inplanes // 8 * 2**i * width) for i in range(4)]
+    if width != 1:
+        net = narrow(lambda: get_model(body), width, dtype=torch.float32)
     norm = nn.BatchNorm2d if v2 else None
-    widths = [net.inplanes // 8 * 2**i for i in range(4)]
     levels = {f"layer{i + 1}": str(i) for i in range(4)}
     backbone = BackboneWithFPN(net, levels, widths, channels, norm_layer=norm)
     two = TwoMLPHead(channels * 49, 64)

@@ -413,6 +413,42 @@ def test_training(originals, v2):
         assert parameter.grad is None or parameter.grad.isfinite().all()
 
 
+@pytest.mark.slow
+def test_sgd_on_the_gained_form_takes_the_steps_of_the_original_with_its_norms_fixed():
+    """Losses of the first 20 steps with momentum and weight decay, to 1e-9, with norms in every part; weights train."""
+    original = torchvision_detector(v2=True, width=0.125).double()
+    data = [sample(seed=seed) for seed in (1, 2)]
+    images = [picture(*image.shape[1:], seed=seed).double() for seed, (image, _) in enumerate(data)]
+    targets = [{**target, "boxes": target["boxes"].double()} for _, target in data]
+
+    def losses(model):
+        model.train()
+        model.transform.eval()  # torchvision's draws a number in training
+        model.roi_heads.fg_bg_sampler.batch_size_per_image = 32
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.ndim > 1)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=1e-3)
+        found = []
+        for step in range(20):
+            torch.manual_seed(step)  # both draw the same anchors and proposals
+            loss = sum(model(images, targets).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return torch.tensor(found, dtype=torch.float64)
+
+    gained, folded = losses(from_batchnorm(original)), losses(from_batchnorm(original, form="folded"))
+    fixed = losses(original)
+    assert fixed[0] - fixed[-1] > 0.1  # the steps do something
+    torch.testing.assert_close(gained, fixed, rtol=1e-9, atol=1e-9)
+    assert (folded - fixed).abs().max() > 1e-4
+
+
 # -- full size --------------------------------------------------------------------------------------
 
 
