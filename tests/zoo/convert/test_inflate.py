@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import zoo
+from tests.helpers.batchnorm import relative_error, train_statistics_
+from zoo.convert.centering import untouched_biases
 from zoo.errors import WeightsError, ZooError
 
 
@@ -64,6 +66,33 @@ def test_inflation_keeps_what_calibration_and_training_knew(image_net):
             torch.testing.assert_close(value.sum(2), state[key])
         else:
             assert torch.equal(value, state[key]), key
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("form", ["gained", "folded", "balanced"])
+def test_converted_nets(form, centred):
+    """Static clips have the outputs of the net with BatchNorm, also after biases were moved; its factors stay fixed."""
+    torch.manual_seed(0)
+    original = zoo.create_model("rescalenet50", scheme="bn", width=0.125, num_classes=5).double()
+    image_net = zoo.convert.from_batchnorm(train_statistics_(original, hostile=True), form=form)
+    x = torch.randn(2, 3, 49, 64, dtype=torch.float64)
+    if centred:
+        assert zoo.convert.center_inputs_(image_net, [x])
+    clips, mean = (
+        zoo.convert.inflate(image_net, kernel=kernel, temporal_padding=padding).eval()
+        for kernel, padding in (("centre", "zeros"), ("mean", "replicate"))
+    )
+    with torch.no_grad():
+        right = original(x)
+        for net in (clips, mean, zoo.fold(clips)):
+            assert relative_error(net(x.unsqueeze(2).expand(-1, -1, 6, -1, -1)), right) <= 1e-10
+    options = clips.config.options
+    assert (options["biased_padding"], options.get("weight_scale", False)) == (True, form == "gained")
+    trained = {name: parameter.requires_grad for name, parameter in image_net.named_parameters()}
+    assert {name: parameter.requires_grad for name, parameter in clips.named_parameters()} == trained
+    # neither a bias from data nor what is known of it is lost
+    assert bool(untouched_biases(clips)) != centred
+    assert not zoo.calibrate(clips, [torch.randn(1, 3, 2, 32, 32, dtype=torch.float64)]).calibrated
 
 
 def test_frozen_statistics_become_statistics(tmp_path):
