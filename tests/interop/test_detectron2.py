@@ -14,6 +14,8 @@ from PIL import Image
 
 import zoo
 import zoo.export.detectron2_registration as registration
+from tests.helpers.batchnorm import relative_error, train_statistics_
+from tests.helpers.nets import narrow
 from zoo.export.detectron2 import ZooBackbone, pixel_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "detection" / "detectron2"
@@ -76,6 +78,29 @@ def test_same_features_as_ours(image, weights, format, unit_std):
     assert list(theirs) == ["res2", "res3", "res4", "res5"]
     for a, b in zip(theirs.values(), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))  # means are rounded to 1e-4/255
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+@pytest.mark.parametrize("form", ["gained", "folded", "balanced"])
+def test_converted_nets_have_the_features_of_the_net_with_batchnorm(tmp_path, kind, form):
+    """In detectron2's settings of ImageNet nets (BGR, std 1), with biases that data moved."""
+    torch.manual_seed(0)
+    source = train_statistics_(narrow(kind, scheme="bn"), hostile=True)
+    net = zoo.convert.from_batchnorm(source, form=form)
+    assert zoo.convert.center_inputs_(net, [torch.randn(2, 3, 64, 64)])
+    path, transform = tmp_path / "net.safetensors", zoo.InputTransform.imagenet(64, 64)
+    zoo.save_weights(net, path, transform=transform, classes=list("abcde"))
+    backbone = ZooBackbone(net.config.name, weights=str(path), freeze_at=2).eval()
+    assert ("weight_scale" in dict(backbone.body.named_modules())["body.layer2.0.conv1"].state_dict()) == (
+        form == "gained"
+    )
+    x = torch.randn(1, 3, 97, 65)  # standardised RGB
+    pixels = (x * 255 * torch.tensor(transform.std).view(3, 1, 1)).flip(1)
+    with torch.no_grad():
+        found, right = backbone(pixels), source.double().forward_levels(x.double(), (1, 2, 3, 4))
+    assert list(found) == ["res2", "res3", "res4", "res5"]
+    for a, b in zip(found.values(), right, strict=True):
+        assert relative_error(a.double(), b) < 1e-5  # the std is rounded to 1e-4
 
 
 def test_shapes_are_declared():
