@@ -49,3 +49,9 @@ def test_a_detector_by_name(builder, tmp_path, monkeypatch):
     assert [classes[i - 1] for i in found["labels"]] == [CATEGORIES[i] for i in expected["labels"]]
     torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=0, atol=1e-3)
     torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-5)
+    assert found.keys() == expected.keys()
+    assert ("masks" in found) == builder.startswith("mask")
+    if "masks" in found:
+        assert found["masks"].shape == (len(found["scores"]), 1, 480, 640)
+        assert (expected["masks"] > 0.5).flatten(1).any(1).sum() > 10  # there is something to compare
+        torch.testing.assert_close(found["masks"], expected["masks"], rtol=0, atol=1e-3)
