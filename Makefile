@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 INTEROP := .venv-interop
-PINNED := tests/interop/requirements-detectron2.txt tests/interop/requirements-fairseq.txt
+PINNED := $(addprefix tests/interop/requirements-,detectron2.txt fairseq.txt pytorchvideo.txt)
 FETCHED := tests/interop/install_detectron2.py tests/interop/fetch_timm_tests.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -23,7 +23,7 @@ test: $(STAMP)  ## run the tests and the examples in docstrings, without the slo
 test-full: $(STAMP)  ## run all tests and print which lines they do not reach
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
-test-interop: $(INTEROP)/.installed  ## run the tests inside detectron2, fairseq and timm (Python 3.11)
+test-interop: $(INTEROP)/.installed  ## run the tests inside detectron2, fairseq, PyTorchVideo and timm (Python 3.11)
 	$(INTEROP)/bin/python -m pytest tests/interop
 
 $(INTEROP)/.installed: $(STAMP) $(PINNED) $(FETCHED)
