@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of nn.DataParallel, torch.compile, and modules around a net
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def without_wrappers(model: Any) -> Any:
 
 
 def without_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict without the prefixes that DataParallel and torch.compile give to all keys."""
+    """Return a state dict without the prefixes of wrappers, where all keys have them: those in ``PREFIXES``."""
     state = dict(state)
     while state and (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)):
         state = {key.removeprefix(prefix): value for key, value in state.items()}

@@ -160,7 +160,7 @@ def test_an_option_that_is_an_argument(capsys, monkeypatch, tmp_path, option):
     ("content", "message"),
     [
         (None, "names.txt: no such file"),
-        (b"caf\xe9\n", "names.txt: not a text file"),
+        (b"\xe9t\xe9\n", "names.txt: not a text file"),
         (b"\n\n", "names.txt: is empty"),
         (b"a\nb\n", "2 class names for a net with 10 classes"),
     ],

@@ -128,6 +128,8 @@ def test_wrappers_are_left_out(wrap):
         right = net(x)
         assert relative_error(from_batchnorm(wrap(net)).eval()(x), right) < 3e-6
         assert relative_error(from_batchnorm(wrap(net).state_dict(), eps=1e-3).eval()(x), right) < 3e-6
+        inside = nn.ModuleDict({"model": net}).state_dict()  # as Lightning modules and SlowFast's wrapper have it
+        assert relative_error(from_batchnorm(inside, eps=1e-3).eval()(x), right) < 3e-6
     with pytest.raises(WeightsError, match=r"Doubled computes something else"):
         from_batchnorm(wrap(resnet(Doubled)))
     ours = zoo.create_model("rescalenet20_cifar", "cifar10_bn")
