@@ -115,6 +115,23 @@ def test_the_page_on_conversion_runs():
         assert (ROOT / "docs" / name).exists(), name
 
 
+def test_the_page_on_timm_runs(tmp_path, monkeypatch, capsys):
+    scope, blocks = page("timm")
+    assert blocks == 2
+    assert scope["body"].feature_info.reduction() == [2, 4]
+    assert [tuple(m.shape) for m in scope["body"](torch.zeros(1, 3, 33, 47))] == [(1, 32, 17, 24), (1, 64, 9, 12)]
+    # the second block, on noise
+    for i in range(32):
+        path = tmp_path / "data/pets/train" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torchvision.io.write_png(torch.randint(256, (3, 70, 70), dtype=torch.uint8), str(path))
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/timm.md").read_text(), re.DOTALL)[1]
+    exec(compile(code, "timm.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in code  # in its comment
+    assert (tmp_path / "start.pth").exists()
+
+
 def test_the_page_on_detection_runs():
     scope, blocks = page("detection")
     assert blocks == 2  # the second is detectron2's: tests/interop

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torchvision.models.vgg import VGG as TorchvisionVGG
@@ -25,6 +25,7 @@ random_nets = settings(
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )
+other_nets = settings(random_nets, max_examples=100, derandomize=False)  # others in every run
 
 
 @contextlib.contextmanager
@@ -43,11 +44,19 @@ def registered(family, layout):
 
 
 def agree(net, seed, size, form):
-    """The converted net's outputs and features are the original's, in float64."""
+    """The converted net's outputs and features are the original's, in float64.
+
+    Nets whose few channels are all off are left out, because their outputs do not depend on the input.
+    """
     disturb(net, seed)
     x = torch.randn(2, net_channels(net), *size, dtype=torch.float64)
     x[1] = 2 * x[1] + 1
-    for ours, theirs in zip(our_outputs(from_batchnorm(net, form=form), x), outputs(net, x), strict=True):
+    with torch.no_grad():
+        logits = net(x)
+    assume((logits[0] - logits[1]).abs().max() > 1e-3 * logits.abs().max())
+    right = outputs(net, x)
+    assume(all(theirs.any() for theirs in right))
+    for ours, theirs in zip(our_outputs(from_batchnorm(net, form=form), x), right, strict=True):
         assert relative_error(ours, theirs) <= 1e-10
 
 
@@ -58,8 +67,7 @@ def net_channels(net):
 sizes = st.tuples(st.integers(33, 70), st.integers(33, 70))
 
 
-@random_nets
-@given(
+of_resnets = given(
     bottleneck=st.booleans(),
     depths=st.lists(st.integers(1, 2), min_size=4, max_size=4),
     groups=st.sampled_from([1, 1, 2, 4]),
@@ -73,7 +81,9 @@ sizes = st.tuples(st.integers(33, 70), st.integers(33, 70))
     seed=st.integers(0, 1000),
     form=st.sampled_from(FORMS),
 )
-def test_resnets(bottleneck, depths, groups, wide, deep, pooled, in_1x1, biased, width, size, seed, form):
+
+
+def resnets_agree(bottleneck, depths, groups, wide, deep, pooled, in_1x1, biased, width, size, seed, form):
     models = pytest.importorskip("timm.models.resnet")
     block = models.Bottleneck if bottleneck else models.BasicBlock
     groups, per_group = (groups, wide // groups) if bottleneck else (1, 64)
@@ -106,8 +116,11 @@ def test_resnets(bottleneck, depths, groups, wide, deep, pooled, in_1x1, biased,
     assert options.get("stride_in_1x1", False) == in_1x1
 
 
-@random_nets
-@given(
+test_resnets = random_nets(of_resnets(resnets_agree))
+test_other_resnets = pytest.mark.slow(other_nets(of_resnets(resnets_agree)))
+
+
+of_vggs = given(
     depths=st.lists(st.integers(1, 2), min_size=1, max_size=4),
     normalized=st.booleans(),
     biased=st.booleans(),
@@ -116,7 +129,9 @@ def test_resnets(bottleneck, depths, groups, wide, deep, pooled, in_1x1, biased,
     seed=st.integers(0, 1000),
     form=st.sampled_from(FORMS),
 )
-def test_vggs(depths, normalized, biased, width, size, seed, form):
+
+
+def vggs_agree(depths, normalized, biased, width, size, seed, form):
     """With BatchNorm after convolutions with a bias or without, and without BatchNorm."""
 
     def make():
@@ -135,3 +150,7 @@ def test_vggs(depths, normalized, biased, width, size, seed, form):
             nn.init.normal_(conv.bias, std=0.3)
     with registered(VGG, VGGConfig(tuple(depths))):
         agree(net, seed, size, form)
+
+
+test_vggs = random_nets(of_vggs(vggs_agree))
+test_other_vggs = pytest.mark.slow(other_nets(of_vggs(vggs_agree)))
