@@ -1,7 +1,7 @@
 """A pytest plugin that runs timm's own ``tests/test_models.py`` on the zoo's nets alone.
 
-timm's file reads the names when it is imported, so they are replaced before. Tests on the meta device run for every
-net with its default tag, the others for one net of each kind; with ``RESCALENET_ALL=1`` all run for all nets and tags.
+timm's file reads the names when it is imported, so they are replaced before. Tests run for every net but the two
+largest; those of pruning, which are long, for one net of each kind. ``RESCALENET_ALL=1`` leaves nothing out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import zoo.export.timm
 
 TAGS = zoo.export.timm.TAGS
 KINDS = ("rescalenet18", "rescalenet26", "rescalenext50_32x4d", "rescalenet20_cifar", "rescalevgg11")
+LARGE = ("rescalenext101_32x16d", "rescalenext101_32x32d")
 SHIPPED = {f"{name}.{tag}" for name, tags in TAGS.items() for tag, entry in tags.items() if ":" not in entry.weights}
 # Backward passes of our own do not compile to TorchScript, which torch deprecates, and fx does not trace them.
 NOT_HERE = ("torchscript", "_fx")
@@ -48,7 +49,9 @@ def wanted(item: pytest.Item) -> bool:
     if os.environ.get("RESCALENET_ALL") == "1":
         return True
     net, _, tag = name.partition(".")
-    return name in KINDS or ("default_cfgs" in item.name and tag == zoo.export.timm.DEFAULTS.get(net, ""))
+    if "default_cfgs" in item.name:
+        return tag == zoo.export.timm.DEFAULTS.get(net, "")
+    return name in KINDS or not (tag or net in LARGE or "prune" in item.name)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
