@@ -178,7 +178,7 @@ def stable(arguments: argparse.Namespace) -> None:
 
 def costs(arguments: argparse.Namespace) -> None:
     """Print time and saved memory of a training step of every method, in the recipe's precision, on one thread."""
-    torch.set_num_threads(1)
+    measure.start(argparse.Namespace(runtime="tuned", device="cpu", threads=1))
     nets = {method: net_of(method, arguments) for method in arguments.methods}
     for batch in arguments.batch:
         images, labels = sample(batch, 64), torch.randint(5, (batch,))
