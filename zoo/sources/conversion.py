@@ -102,7 +102,10 @@ def convert_original(
     if (names := original.classes if classes is None else classes) is not None:
         settings["classes"] = names
     eps = original.eps if eps is None else eps
-    done = convert_batchnorm(original.state, model, eps=eps, form=form, **settings)
+    try:
+        done = convert_batchnorm(original.state, model, eps=eps, form=form, **settings)
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
     if original.model is None and not isinstance(original.state, nn.Module):
         log.info(
             "%s: read as a %s; strides, pools and activations are not in its keys and are taken for the usual ones",
