@@ -81,8 +81,7 @@ def save_weights(
     """
     # check before anything is written: name, model, classes, header
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ZooError(f"{path}: the name of a weights file ends in .safetensors")
+    check_ending(path)
     model = _unwrapped(model, path)
     _check_classes(classes, model, path)
     text = write_header(Header(model.config, transform, tuple(classes), dict(meta or {})), path)
@@ -96,6 +95,16 @@ def save_weights(
 
     atomic_write(path, write)
     return hashlib.sha256(content).hexdigest()
+
+
+def check_ending(path: Path) -> None:
+    """Check that a path is the name of a weights file.
+
+    Raises:
+        ZooError: another ending than ``.safetensors``.
+    """
+    if path.suffix != ".safetensors":
+        raise ZooError(f"{path}: the name of a weights file ends in .safetensors")
 
 
 def _unwrapped(model: Any, path: Path) -> Named:

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError, ZooError
 from zoo.registry import create_model, list_models
+from zoo.saving import check_ending
 from zoo.sources import https, local, timm, torchvision
+from zoo.sources.cache import sha256_of
 from zoo.sources.conversion import FORM, Original, convert_original, log_licence
 from zoo.weights import ENDINGS, Weights, get_weights, is_weights_name
 
@@ -105,8 +107,7 @@ def convert(
         WeightsError: a source that cannot be read, or that the converter does not take.
     """
     source, out = str(source), Path(out)
-    if out.suffix != ENDINGS[0]:
-        raise ZooError(f"{out}: the name of a weights file ends in {ENDINGS[0]}")
+    check_ending(out)
     if out.exists() and Path(source).exists() and out.samefile(source):
         raise ZooError(f"{out}: is the source itself, which would be lost; give the result another name")
     original = _fetch(source)
@@ -127,7 +128,7 @@ def _fetch(source: str) -> Original:
     # weights of this zoo, by name or path, or a checkpoint in a file
     path = Path(source)
     if path.is_file() and not (path.suffix == ".safetensors" and local.is_own_weights(path)):
-        return local.fetch(path)
+        return local.fetch(path, sha256_of(path))
     if not is_weights_name(source) or path.suffix in ENDINGS[1:]:
         raise WeightsError(f"{source}: no such file, and no name of weights; see rescalenet list --convertible")
     entry = get_weights(source)

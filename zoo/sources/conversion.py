@@ -90,6 +90,7 @@ def convert_original(
         WeightsError: weights that the converter does not take.
     """
     model = model or original.model
+    classes = original.classes if classes is None else classes
     # of the authors' code: without norms already
     if isinstance(original.state, Mapping) and is_reference(original.state):
         if options:
@@ -98,12 +99,9 @@ def convert_original(
             raise WeightsError(f"{source}: a checkpoint of the authors' code has no norms: leave form and eps out")
         return _convert_reference(source, original, model, classes)
     # with BatchNorm
-    settings = dict(options or {})
-    if (names := original.classes if classes is None else classes) is not None:
-        settings["classes"] = names
     eps = original.eps if eps is None else eps
     try:
-        done = convert_batchnorm(original.state, model, eps=eps, form=form, **settings)
+        done = convert_batchnorm(original.state, model, eps=eps, form=form, classes=classes, **(options or {}))
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from None
     if original.model is None and not isinstance(original.state, nn.Module):
@@ -212,5 +210,5 @@ def _convert_reference(
         raise WeightsError(f"{source}: a checkpoint of the authors' code; give the net's name (--name rescalenet50)")
     net = from_reference(original.state, model)
     meta = {"source": source, "source_sha256": original.sha256, "licence": original.meta.get("licence", "unknown")}
-    names = checked_classes(classes, net.num_classes) or original.classes or _numbers(net.num_classes)
+    names = checked_classes(classes, net.num_classes) or _numbers(net.num_classes)
     return Converted(net, InputTransform.imagenet(), names, meta)

@@ -23,17 +23,22 @@ def open_weights(name: str, model: str | None) -> Weights:
     path = Path(name)
     if not path.is_file():
         raise WeightsError(f"{name}: no such file")
-    entry = open_converted(path.name, model, lambda: fetch(path), content=sha256_of(path))
+    sha256 = sha256_of(path)
+    entry = open_converted(path.name, model, lambda: fetch(path, sha256), content=sha256)
     return dataclasses.replace(entry, name=name)
 
 
-def fetch(path: Path) -> Original:
+def fetch(path: Path, sha256: str) -> Original:
     """Return a checkpoint of another project in a file.
+
+    Args:
+        path: path of the file.
+        sha256: sha256 of the file.
 
     Raises:
         WeightsError: a file that is missing, damaged or no checkpoint.
     """
-    return Original(read_checkpoint(path), sha256_of(path), meta={"licence": "unknown"})
+    return Original(read_checkpoint(path), sha256, meta={"licence": "unknown"})
 
 
 def is_own_weights(path: Path) -> bool:

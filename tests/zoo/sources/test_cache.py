@@ -144,7 +144,7 @@ def test_class_names_that_do_not_fit(own_net):
     def fetch(classes):
         return lambda: Original(own_net, "a" * 64, transform=TRANSFORM, classes=classes)
 
-    with pytest.raises(zoo.WeightsError, match="2 class names for a net with 3 classes"):
+    with pytest.raises(zoo.WeightsError, match="^own:2: 2 class names for a net with 3 classes"):
         open_converted("own:2", None, fetch(("a", "b")))
     assert open_converted("own:3", None, fetch(("a", "b", "c"))).classes == ("a", "b", "c")
     assert open_converted("own:0", None, fetch(None)).classes == ("0", "1", "2")
