@@ -120,6 +120,31 @@ def per_channel(bias: Tensor, x: Tensor) -> Tensor:
     return bias.to(x.dtype).view(-1, *[1] * (x.ndim - 2))
 
 
+def add_per_channel(x: Tensor, bias: Tensor, alpha: float = 1.0) -> Tensor:
+    """Return x + alpha * bias for x (N, C, *positions) and a bias (C,), in x's dtype and memory layout."""
+    if not _fewer_channels_than_lanes(x):
+        return torch.add(x, per_channel(bias, x), alpha=alpha)
+    # one row of memory is (W, C): the bias is repeated for each of its positions
+    last = x.movedim(1, -1)
+    rows = last.reshape(-1, last.shape[-2] * last.shape[-1])
+    repeated = bias.to(x.dtype).repeat(last.shape[-2])
+    return torch.add(rows, repeated, alpha=alpha).view(last.shape).movedim(-1, 1)
+
+
+def _fewer_channels_than_lanes(x: Tensor) -> bool:
+    """Return whether torch adds a number per channel to x without vector instructions.
+
+    On the CPU it does so if the channels are the innermost dimension and do not fill a vector of 32 half-precision
+    numbers: 3.4 ms in place of 0.4 for (128, 16, 32, 32) in bfloat16.
+    """
+    if x.dtype not in (torch.bfloat16, torch.float16) or x.device.type != "cpu" or x.shape[1] >= 32:
+        return False
+    if x.ndim not in (4, 5) or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False  # a graph must not depend on the layout of x
+    layout = torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return x.is_contiguous(memory_format=layout) and not x.is_contiguous()
+
+
 def per_filter(factor: Tensor, weight: Tensor) -> Tensor:
     """View a factor (O,) as (O, 1, ...), to multiply the filters of W (O, I/groups, *kernel)."""
     return factor.view(-1, *[1] * (weight.ndim - 1))

@@ -227,9 +227,9 @@ def _convolution(x: Tensor, kernel: Tensor, bias: Tensor | None, geometry: Geome
 
 def _shifted(x: Tensor, pre_bias: Tensor, scale: Scale, input_scale: float) -> Tensor:
     """Return scale * (x + input_scale * pre_bias), in one pass over x (N, I, *positions)."""
-    bias = pre_bias.view(-1, *[1] * (x.ndim - 2))
     if scale is None:
-        return torch.add(x, bias.to(x.dtype), alpha=input_scale)
+        return common.add_per_channel(x, pre_bias, input_scale)
+    bias = pre_bias.view(-1, *[1] * (x.ndim - 2))
     bias = multiply_unless_one(multiply_unless_one(bias, input_scale), scale).to(x.dtype)
     if isinstance(scale, float):
         return torch.add(bias, x, alpha=scale)
