@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import re
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -14,6 +15,7 @@ import typer
 from tasks.errors import UserError, dead_worker
 from tasks.files import text_lines
 from tasks.options import takes_task_options
+from tasks.parent import end_with_parent
 from tasks.progress import print_line
 from zoo.export import describe_targets, targets_for
 
@@ -65,6 +67,10 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and stop.")] = False,
+    measure: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="STEPS", help="Time some steps, print how long the run takes, stop."),
+    ] = None,
 ) -> None:
     """Train by a recipe. Under torchrun: torchrun --no-python --nproc-per-node 2 rescalenet train CONFIG."""
     from tasks import config as cfg
@@ -76,10 +82,56 @@ def train(
         return
     from tasks.engine import Trainer
 
+    if measure is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(make_task(resolved.model_copy(update={"output": f"{folder}/run"})))
+            pace = trainer.measure(measure)
+        typer.echo(json.dumps({**dataclasses.asdict(pace), "seconds": pace.seconds}))
+        return
     trainer = Trainer(make_task(resolved), resume=resume)
     metrics = trainer.fit()
     if trainer.accelerator.is_main_process:
         print_line(f"{resolved.output}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+
+
+@app.command("train-loss")
+def train_loss(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    batches: Annotated[int, typer.Option(min=1, help="Number of training batches.")] = 80,
+) -> None:
+    """Measure the loss of training samples in evaluation mode, without augmentation; writes train_loss.json there."""
+    from tasks.study.fit import measure_training_loss
+
+    loss = measure_training_loss(run, batches)
+    print_line(f"{run}: loss {loss:.6g} of {batches} training batches in evaluation mode, without augmentation")
+
+
+@app.command()
+def study(
+    file: Annotated[str, typer.Argument(metavar="STUDY", help="A YAML file, or the name of a study that ships.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value of every run ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs and tables; default: the study's.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one for each GPU.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a run; default: an equal share.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what the study costs, and stop.")] = False,
+    trials: Annotated[bool, typer.Option("--trials", help="Stop before the final runs.")] = False,
+) -> None:
+    """Compare settings of several schemes: trials on held-out data, then the best of each with several seeds.
+
+    The same command continues a study that was stopped.
+    """
+    from tasks.study.config import read_study
+    from tasks.study.runner import Slots
+    from tasks.study.study import Study
+
+    found = Study(read_study(file, overrides or [], out), Slots.of_machine(jobs, threads))
+    for line in found.plan():
+        typer.echo(line)
+    if plan:
+        return
+    for line in found.run(trials_only=trials):
+        typer.echo(line)
+    print_line(f"written to {found.config.output}: report.md, results.csv, study.png")
 
 
 @app.command()
@@ -329,6 +381,7 @@ def main() -> None:
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rescalenet").setLevel(logging.INFO)
+    end_with_parent()
     try:
         app(standalone_mode=True)
     except (UserError, ZooError, OSError) as error:

@@ -11,7 +11,7 @@ import operator
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -283,6 +283,24 @@ class RunConfig(Strict):
     output: str = Field(description="the run's folder")
     train: TrainSection
 
+    @property
+    def metric(self) -> str:
+        """Name of the metric (higher is better) that chooses the best weights of a run, and settings in a study.
+
+        Raises:
+            ConfigError: a task whose config does not name it.
+        """
+        raise ConfigError(f"task={self.task}: {type(self).__name__} has no property metric, which a study requires")
+
+    @property
+    def evaluates_held_out(self) -> bool:
+        """Whether evaluation is on a part of the training data that is kept apart, not on the test set."""
+        return getattr(getattr(self, "data", None), "split", "official") == "holdout"
+
+    def without_augmentation(self) -> Self:
+        """Return the config without augmentation and label smoothing, to measure the loss of training samples."""
+        raise NotImplementedError(f"{type(self).__name__}.without_augmentation")
+
 
 Section = TypeVar("Section", bound=Strict)
 
@@ -327,13 +345,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
     """
     content = {**content}
     for override in overrides:
-        dotted, equals, text = override.partition("=")
-        if not equals or not dotted:
-            raise ConfigError(f"override {override!r}: must be section.key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+        dotted, value = parse_override(override)
         *sections, key = dotted.split(".")
         target = content
         for section in sections:
@@ -344,6 +356,21 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
             target = target[section]
         target[key] = value
     return content
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Return the dotted key and the value of ``section.key=value``.
+
+    Raises:
+        ConfigError: there is no ``=``, or the value is not YAML.
+    """
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"override {override!r}: must be section.key=value")
+    try:
+        return dotted, yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
 
 
 def check(content: dict[str, Any], schema: type[Section], source: str) -> Section:

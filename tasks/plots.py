@@ -16,7 +16,8 @@ from tasks.engine.records import read_log as read_log  # its place in 0.1.0
 from zoo.files import atomic_write
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure of matplotlib that needs no display; width and height in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -25,7 +26,8 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure as a PNG file, completely or not at all."""
     atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
 
 
@@ -39,7 +41,7 @@ def curves(log: Path | dict[str, Path], path: Path, metric: str) -> None:
     """
     runs = {"": log} if isinstance(log, Path) else log
     # Plot the loss on the left and the metric on the right.
-    figure = _figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     for name, file in runs.items():
         records = read_records(file)
@@ -58,14 +60,14 @@ def curves(log: Path | dict[str, Path], path: Path, metric: str) -> None:
         axes.grid(alpha=0.3)
         if len(runs) > 1:
             axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion_matrix(confusion: Tensor, classes: Sequence[str], path: Path) -> None:
     """Draw a row-normalised confusion matrix, with counts and class names where they are readable."""
     count = len(classes)
     side = min(max(4.0, 0.5 * count + 2), 16)
-    figure = _figure(side, side)
+    figure = new_figure(side, side)
     axes = figure.subplots()
     shares = confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
@@ -79,14 +81,14 @@ def confusion_matrix(confusion: Tensor, classes: Sequence[str], path: Path) -> N
         axes.set_xticks(range(count), classes, rotation=90, fontsize=8)
         axes.set_yticks(range(count), classes, fontsize=8)
     axes.set(xlabel="predicted", ylabel="true")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:
     """Draw small pictures in a grid, each under its caption."""
     columns = min(5, len(images))
     rows = -(-len(images) // columns)
-    figure = _figure(2.4 * columns, 2.8 * rows)
+    figure = new_figure(2.4 * columns, 2.8 * rows)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax in axes:
         ax.axis("off")
@@ -95,7 +97,7 @@ def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], path: 
         small.thumbnail((360, 360))
         ax.imshow(small)
         ax.set_title(caption, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 class Scored(Protocol):
@@ -113,7 +115,7 @@ def timeline(windows: Sequence[Scored], path: Path, *, limit: int = 6) -> None:
     for window in windows:
         for name, score in zip(window.classes, window.scores, strict=True):
             peaks[name] = max(score, peaks.get(name, 0.0))
-    figure = _figure(9, 3)
+    figure = new_figure(9, 3)
     axes = figure.subplots()
     middles = [(window.begin + window.end) / 2 for window in windows]
     for name in sorted(peaks, key=lambda name: -peaks[name])[:limit]:
@@ -122,7 +124,7 @@ def timeline(windows: Sequence[Scored], path: Path, *, limit: int = 6) -> None:
     axes.set(xlabel="seconds", ylabel="score", ylim=(0, 1.02), xlim=(windows[0].begin, windows[-1].end))
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 class Drawable(Protocol):

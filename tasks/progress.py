@@ -6,8 +6,10 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.status import Status
 
 _console = Console(stderr=True)
 _LINE_EVERY = 30.0  # seconds between lines where there is no terminal
@@ -78,4 +80,33 @@ class Progress:
     def message(self, text: str) -> None:
         """Print a line that stays above the bar."""
         if self.enabled:
+            print_line(text)
+
+
+class StatusLine:
+    """One line about work in progress, as a context: replaced on a terminal, printed every 30 seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self.shown = time.monotonic()
+        self.status: Status | None = _console.status("") if _console.is_terminal else None
+
+    def __enter__(self) -> StatusLine:
+        if self.status:
+            self.status.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.status:
+            self.status.stop()
+
+    def due(self) -> bool:
+        """Return whether the line should be made anew: every two seconds on a terminal."""
+        return time.monotonic() - self.shown >= (2.0 if self.status else _LINE_EVERY)
+
+    def show(self, text: str) -> None:
+        """Show a line."""
+        self.shown = time.monotonic()
+        if self.status:
+            self.status.update(escape(text))
+        else:
             print_line(text)

@@ -75,3 +75,11 @@ class ClassificationConfig(RunConfig):
     model: BackboneSection
     data: DataSection
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @property
+    def metric(self) -> str:
+        return "top1"
+
+    def without_augmentation(self) -> ClassificationConfig:
+        data = self.data.model_copy(update={"augment": Augment(crop=CentreCrop(), flip=0.0)})
+        return self.model_copy(update={"data": data, "label_smoothing": 0.0})

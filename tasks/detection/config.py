@@ -91,3 +91,18 @@ class DetectionConfig(RunConfig):
     task: Literal["detection"]
     model: DetectorSection
     data: DataSection
+
+    @property
+    def metric(self) -> str:
+        return "mask_ap" if self.has_masks else "box_ap"
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the detector is a Mask R-CNN."""
+        return self.model.name.startswith("mask_")
+
+    def without_augmentation(self) -> DetectionConfig:
+        data = self.data
+        resize = ShortSide(sizes=(data.min_size,), max_size=data.max_size)
+        augment = Augment(resize=resize, flip=0.0)
+        return self.model_copy(update={"data": data.model_copy(update={"augment": augment})})

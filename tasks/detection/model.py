@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tasks.detection.detector import Detector, Target, create_detector
 from tasks.detection.evaluate import all_metrics, coco_metrics, detect, kinds_of
 from tasks.detection.predict import draw_results
 from tasks.engine import BaseTask, EpochBatches
+from zoo.modules import evaluating
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -32,8 +35,7 @@ class Detection(BaseTask):
 
     def __init__(self, config: DetectionConfig) -> None:
         self.config = config
-        self.masks = config.model.name.startswith("mask_")
-        self.metric = "mask_ap" if self.masks else "box_ap"
+        self.masks, self.metric = config.has_masks, config.metric
         self.train_data, self.val_data = load_sets(config.data, masks=self.masks)
 
     def build_model(self) -> Detector:
@@ -84,6 +86,15 @@ class Detection(BaseTask):
 
     def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
         return model(*self.inputs(batch, dtype))
+
+    @contextmanager
+    def loss_mode(self, model: nn.Module) -> Iterator[None]:
+        """Put the detector in a mode in which it returns losses while its layers are in evaluation mode."""
+        assert isinstance(model, Detector)
+        with evaluating(model):
+            for framework in (model, model.transform, model.rpn, model.roi_heads):
+                framework.training = True
+            yield
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         assert isinstance(model, Detector)

@@ -11,22 +11,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tasks.engine.records import BlocksRecord, EpochRecord, Record, StepRecord, read_log, read_records
+    from tasks.engine.fit import training_loss
+    from tasks.engine.records import (
+        BlocksRecord,
+        DivergedRecord,
+        EpochRecord,
+        Record,
+        StepRecord,
+        read_log,
+        read_records,
+    )
     from tasks.engine.runlog import JsonlSink, RunLog, Sink, TensorBoardSink, register_sink
     from tasks.engine.sampler import EpochBatches, EpochSampler, Key, mix, seed_from
     from tasks.engine.schedule import make_optimizer, rate
     from tasks.engine.state import Position, RunFolder
     from tasks.engine.task import BaseTask, Task
-    from tasks.engine.trainer import Trainer
+    from tasks.engine.trainer import Pace, Trainer
 
 _MODULES = {
-    "records": ("BlocksRecord", "EpochRecord", "Record", "StepRecord", "read_log", "read_records"),
+    "fit": ("training_loss",),
+    "records": ("BlocksRecord", "DivergedRecord", "EpochRecord", "Record", "StepRecord", "read_log", "read_records"),
     "runlog": ("JsonlSink", "RunLog", "Sink", "TensorBoardSink", "register_sink"),
     "sampler": ("EpochBatches", "EpochSampler", "Key", "mix", "seed_from"),
     "schedule": ("make_optimizer", "rate"),
     "state": ("Position", "RunFolder"),
     "task": ("BaseTask", "Task"),
-    "trainer": ("Trainer",),
+    "trainer": ("Pace", "Trainer"),
 }
 _HOMES = {name: f"tasks.engine.{module}" for module, names in _MODULES.items() for name in names}
 

@@ -2,6 +2,7 @@
 
     {"event": "step", "step": 50, "epoch": 0, "loss": 2.1, "loss_mask": 1.2, "loss_box_reg": 0.9, "lr": 0.01}
     {"event": "epoch", "step": 200, "epoch": 0, "train_loss": 1.7, "top1": 61.5}
+    {"event": "diverged", "step": 210, "epoch": 1, "reason": "the loss is nan"}
     {"event": "blocks", "step": 200, "epoch": 0, "blocks": [{"block": "layer1.0", "m": 1.0, "weight_norms": [7.9]}]}
 
 A new kind of record is a subclass of ``Record``.
@@ -125,6 +126,18 @@ class BlocksRecord(Record):
                 yield f"multiplier/{row['block']}", row["m"]
             for i, norm in enumerate(row["weight_norms"], 1):
                 yield f"weight_norm/{row['block']}.{i}", norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivergedRecord(Record):
+    """The end of a run whose loss or weights are not finite.
+
+    Attributes:
+        reason: description of what is not finite.
+    """
+
+    event = "diverged"
+    reason: str
 
 
 def read_records(path: Path) -> list[Record]:

@@ -18,6 +18,7 @@ import zoo
 from tasks import config as cfg
 from tasks.devices import make_accelerator
 from tasks.engine.average import WeightAverage
+from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
 from tasks.engine.schedule import describe_levels, make_optimizer
@@ -233,6 +234,7 @@ class Run:
 
     def stop_not_finite(self, what: str) -> None:
         """Raise the ``TrainingError`` of a loss or weight that is not finite; its message begins with ``what``."""
+        self.log.write(DivergedRecord(step=self.at.step, epoch=self.at.epoch, reason=what))
         self.log.flush()
         raise TrainingError(
             f"{self.describe_position()}: {what}; {self.files.describe_state()}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from tasks.engine.sampler import EpochSampler
 from zoo.calibration import merge_batches
+from zoo.modules import evaluating
 
 
 class Task(Protocol):
@@ -42,6 +44,9 @@ class Task(Protocol):
     def losses(self, model: nn.Module, batch: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return the terms of the loss by name, each a mean over the batch; their sum is minimised."""
 
+    def loss_mode(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which ``losses`` works and the model is in evaluation mode."""
+
     def weight(self, batch: Any) -> int | None:
         """Return the weight of a batch in an optimizer step, such as its number of tokens; None: all weigh the same."""
 
@@ -60,6 +65,9 @@ class BaseTask(Task):
 
     def merge(self, batches: list[Any]) -> list[Any]:
         return merge_batches(batches)
+
+    def loss_mode(self, model: nn.Module) -> AbstractContextManager[None]:
+        return evaluating(model)
 
     def weight(self, batch: Any) -> int | None:
         return None

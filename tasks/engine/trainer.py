@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,26 @@ from zoo.method import branch_statistics
 
 # errors of writing that end with more space: disk full, quota, file size limit, read-only
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The time that a run takes.
+
+    Attributes:
+        steps_per_epoch: optimizer steps of an epoch.
+        epochs: epochs of the run.
+        seconds_per_step: mean time of a step.
+    """
+
+    steps_per_epoch: int
+    epochs: int
+    seconds_per_step: float
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole run, without evaluations."""
+        return self.epochs * self.steps_per_epoch * self.seconds_per_step
 
 
 class Trainer(Run):
@@ -79,6 +100,31 @@ class Trainer(Run):
             raise TrainingError(
                 f"{self.describe_position()}: {reason}; continue with --resume; {self.files.describe_state()}"
             ) from None
+
+    def measure(self, steps: int) -> Pace:
+        """Time optimizer steps, with their data, after two untimed ones; the weights change, nothing is stored.
+
+        Args:
+            steps: number of the steps, at most an epoch's.
+        """
+        self.model.train()
+        batches = iter(self.loader)
+        count = min(steps + 2, self.steps_per_epoch)
+        begun = 0.0
+        for number in range(count):
+            if number == min(2, count - 1):
+                self._synchronize()
+                begun = time.perf_counter()
+            self._step([next(batches) for _ in range(self.train.accumulate)])
+            self.at.step += 1
+        self._synchronize()
+        seconds = (time.perf_counter() - begun) / (count - min(2, count - 1))
+        return Pace(self.steps_per_epoch, self.train.epochs, seconds)
+
+    def _synchronize(self) -> None:
+        """Wait for the device."""
+        if self.accelerator.device.type != "cpu":
+            torch.accelerator.synchronize(self.accelerator.device)
 
     def _fit(self) -> dict[str, float]:
         at, train = self.at, self.train

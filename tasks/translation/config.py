@@ -80,3 +80,14 @@ class TranslationConfig(RunConfig):
     model: TranslationModelSection
     data: DataSection
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def metric(self) -> str:
+        return "bleu"
+
+    @property
+    def evaluates_held_out(self) -> bool:
+        return self.data.corpus.holdout > 0
+
+    def without_augmentation(self) -> TranslationConfig:
+        return self.model_copy(update={"label_smoothing": 0.0})

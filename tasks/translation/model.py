@@ -34,10 +34,10 @@ class Translation(BaseTask):
         ConfigError: a net that does not take text, or weights with another vocabulary (in ``build_model``).
     """
 
-    metric, unit = "bleu", "tokens"
+    unit = "tokens"
 
     def __init__(self, config: TranslationConfig) -> None:
-        self.config = config
+        self.config, self.metric = config, config.metric
         # 1. Open the corpus.
         self.corpus = Corpus(Path(config.data.folder))
         self.corpus.expect(config.data.corpus)

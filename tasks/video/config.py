@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tasks.config import BackboneSection, RunConfig, Strict
+from tasks.errors import ConfigError
 
 
 class VideoModelSection(BackboneSection):
@@ -102,3 +103,19 @@ class VideoConfig(RunConfig):
     model: VideoModelSection
     data: DataSection
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @property
+    def metric(self) -> str:
+        return "top1"
+
+    def without_augmentation(self) -> VideoConfig:
+        """Return the config with clips at random times, their short side at ``data.size``, and no other augmentation.
+
+        Raises:
+            ConfigError: ``data.size`` is not chosen yet, as in the config of a run it is.
+        """
+        if self.data.size is None:
+            raise ConfigError("data.size: must be chosen; read the config.yaml of a run")
+        augment = Augment(short_side=(self.data.size, self.data.size), flip=0.0)
+        data = self.data.model_copy(update={"augment": augment})
+        return self.model_copy(update={"data": data, "label_smoothing": 0.0})

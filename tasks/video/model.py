@@ -32,13 +32,14 @@ class VideoClassification(BaseTask):
         ConfigError: a net that does not take clips, or frames that are too small for it (in ``build_model``).
     """
 
-    metric, unit = "top1", "clips"
+    unit = "clips"
 
     def __init__(self, config: VideoConfig) -> None:
         # 1. Describe the input of the net; the config of the run states what was chosen.
         self.entry = weights_entry(config.model)
         self.transform = chosen_input(config, self.entry)
         data = with_input(config.data, self.transform)
+        self.metric = config.metric
         self.config = config.model_copy(update={"data": data})
         # 2. Find the videos and their frame times.
         train, val = load_videos(data)

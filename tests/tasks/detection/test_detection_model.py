@@ -10,7 +10,8 @@ import yaml
 import zoo
 from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import evaluate_weights
-from tasks.engine import Trainer
+from tasks.devices import make_accelerator
+from tasks.engine import Trainer, training_loss
 from tasks.errors import ConfigError
 from tasks.plots import read_log
 from tasks.spec import check, make_task, resolve
@@ -152,3 +153,20 @@ def test_batch_size_one_learns(tmp_path):
     trainer.steps_per_epoch = 300
     trainer.fit()
     assert loss() < 0.75 * before
+
+
+@pytest.mark.parametrize("scheme", ["rescale", "bn"])
+def test_the_training_loss_in_evaluation_mode(sample_config, scheme):
+    """The detector's layers are in evaluation mode (BatchNorm does not move) while it returns losses."""
+    content = sample_config()
+    content["model"]["scheme"] = scheme
+    task = make_task(check(content, "test").without_augmentation())
+    model = task.build_model().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = [training_loss(task, model, make_accelerator(), 2) for _ in range(2)]
+    assert found[0] == found[1] > 0
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    with task.loss_mode(model):
+        assert all(part.training for part in (model, model.rpn, model.roi_heads))
+        assert not any(module.training for module in model.backbone.modules())

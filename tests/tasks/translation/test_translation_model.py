@@ -13,6 +13,7 @@ from tasks.engine import Trainer
 from tasks.errors import ConfigError, DataError
 from tasks.plots import read_log
 from tasks.spec import make_task
+from tasks.study.fit import measure_training_loss
 from tasks.translation.corpus import Corpus, prepare
 from tasks.translation.evaluate import score
 from tests.helpers.commands import environment, on_two_processes, train_and_kill
@@ -179,3 +180,19 @@ def test_fine_tuning_wants_the_vocabulary_of_the_weights(prepared, tmp_path):
         fit(prepared, tmp_path / "third", model=options, data=data, batch_size=200)
     with pytest.raises(DataError, match="vocabulary.share=separate: the weights .* have joint vocabularies"):
         prepare(section(tmp_path / "text", vocabulary={"weights": path, "share": "separate"}), tmp_path / "fourth")
+
+
+def test_the_training_loss_in_evaluation_mode(prepared, tmp_path):
+    """The loss of a token without dropout and label smoothing, by hand over the same pairs."""
+    fit(prepared, tmp_path / "run", epochs=1)
+    found = measure_training_loss(tmp_path / "run", batches=10**6)
+    task = make_task(config(prepared, tmp_path / "other"))
+    model = zoo.create_model("rescale_transformer_tiny", str(tmp_path / "run/checkpoints/last.safetensors")).eval()
+    total, count = 0.0, 0
+    for key in range(len(task.train_set())):
+        batch = task.collate([task.train_set()[0, key]])
+        with torch.no_grad():
+            total += float(model(batch.source, batch.target, batch.labels, 0.0)[0])
+        count += batch.tokens
+    # batches of several ranks may leave out the last pairs of an epoch
+    assert found == pytest.approx(total / count, rel=0.02)

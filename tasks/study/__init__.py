@@ -1,0 +1,1 @@
+"""Studies: settings of several schemes compared by one protocol."""

@@ -1,0 +1,121 @@
+"""The file of a study: which runs it has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from tasks.config import Strict, check, find_config, parse_override, read_yaml
+
+Overrides = dict[str, Any]  # dotted key of a config -> value
+
+_NAME = re.compile(r"\w[\w.=,+-]*")  # of schemes and trials, which name folders
+
+
+class Variants(Strict):
+    """Settings that are tried: a list by name, and all combinations of a grid."""
+
+    trials: dict[str, Overrides] = Field({}, description="overrides of each trial, by the name that the tables show")
+    grid: dict[str, list[Any]] = Field({}, description="values of each dotted key; every combination is a trial")
+
+    @field_validator("trials")
+    @classmethod
+    def _names_of_trials(cls, trials: dict[str, Overrides]) -> dict[str, Overrides]:
+        _check_names(trials)
+        return trials
+
+    @field_validator("grid")
+    @classmethod
+    def _values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if empty := [key for key, values in grid.items() if not values]:
+            raise ValueError(f"{empty[0]} has no values")
+        return grid
+
+
+class SchemeSection(Variants):
+    """A scheme, and what is tried for it alone."""
+
+    overrides: Overrides = Field({}, description="overrides of all runs of the scheme, such as model.options: {}")
+
+
+class Screening(Strict):
+    """The runs that choose a setting. They evaluate training samples that are held out."""
+
+    overrides: Overrides = Field({"data.split": "holdout"}, description="overrides of these runs, such as train.epochs")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="values of train.seed")
+
+
+class Finals(Strict):
+    """The runs of each scheme's best setting. They evaluate the test set, once, at their end."""
+
+    overrides: Overrides = Field({"data.split": "official"}, description="overrides of these runs")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="values of train.seed")
+    schemes: tuple[str, ...] | None = Field(None, description="schemes that are compared; default: all")
+    baseline: str | None = Field(None, description="scheme that the others are compared with; default: the first")
+
+
+class StudyConfig(Variants):
+    """A study of one recipe. ``trials`` and ``grid`` at the top are tried for every scheme."""
+
+    recipe: str = Field(description="config file of one run, or the name of a recipe that ships")
+    output: str = Field(description="folder of all runs and tables")
+    overrides: Overrides = Field({}, description="overrides of all runs")
+    schemes: dict[str, SchemeSection] = Field(min_length=1, description="values of model.scheme")
+    screening: Screening = Screening()
+    finals: Finals = Finals()
+    fit_batches: int = Field(
+        80, ge=1, description="training batches whose loss is measured in evaluation mode, without augmentation"
+    )
+
+    @field_validator("schemes")
+    @classmethod
+    def _names_of_schemes(cls, schemes: dict[str, SchemeSection]) -> dict[str, SchemeSection]:
+        _check_names(schemes)
+        return schemes
+
+    @model_validator(mode="after")
+    def _compared_schemes(self) -> StudyConfig:
+        for key, names in (("schemes", self.compared), ("baseline", (self.baseline,))):
+            if unknown := [name for name in names if name not in self.schemes]:
+                raise ValueError(f"finals.{key}: {unknown[0]!r} is not one of {', '.join(self.schemes)}")
+        if self.baseline not in self.compared:
+            raise ValueError(f"finals.baseline: {self.baseline!r} is not one of finals.schemes")
+        return self
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Schemes that have final runs."""
+        return self.finals.schemes or tuple(self.schemes)
+
+    @property
+    def baseline(self) -> str:
+        """Scheme that the others are compared with."""
+        return self.finals.baseline or self.compared[0]
+
+
+def _check_names(names: dict[str, Any]) -> None:
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r}: must be letters, digits or . = , + - _ and begin with a letter or digit")
+
+
+def read_study(name: str, overrides: Sequence[str] = (), output: Path | None = None) -> StudyConfig:
+    """Read the file of a study.
+
+    Args:
+        name: path, or name of a study that ships (``studies/cifar10``).
+        overrides: further overrides of all runs, as ``key=value``.
+        output: folder in place of the file's.
+
+    Raises:
+        ConfigError: there is no such file, or it is not valid.
+    """
+    path: Path = find_config(name)
+    study = check(read_yaml(path), StudyConfig, str(path))
+    more = dict(parse_override(text) for text in overrides)
+    folder = study.output if output is None else str(output)
+    return study.model_copy(update={"overrides": {**study.overrides, **more}, "output": folder})

@@ -1,0 +1,203 @@
+"""The runs of a study: from its file to the command of each run."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.config import RunConfig
+from tasks.engine.state import RunFolder
+from tasks.errors import ConfigError
+from tasks.spec import resolve
+from tasks.study.config import Overrides, StudyConfig, Variants
+
+SCREENING, FINALS = "trials", "finals"  # stages of a study, and their folders
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting of a scheme.
+
+    Attributes:
+        scheme: name of the scheme.
+        name: name of the setting.
+        overrides: ``key=value`` for the command line, of the study, the scheme and the setting in this order.
+    """
+
+    scheme: str
+    name: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study.
+
+    Attributes:
+        stage: ``trials`` or ``finals``.
+        trial: setting of the run.
+        seed: value of ``train.seed``.
+        recipe: config file or recipe of the study.
+        overrides: all overrides of the run.
+        config: config that results.
+    """
+
+    stage: str
+    trial: Trial
+    seed: int
+    recipe: str
+    overrides: tuple[str, ...]
+    config: RunConfig
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.output)
+
+    @property
+    def label(self) -> str:
+        """The run's name in messages."""
+        return f"{self.stage}/{self.trial.scheme}/{self.trial.name}/seed{self.seed}"
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of ``rescalenet`` that make or continue the run."""
+        return ["train", self.recipe, *self.overrides, "--resume"]
+
+
+def trials_of(study: StudyConfig, scheme: str) -> list[Trial]:
+    """Return the settings that are tried for a scheme; one without overrides if the study lists none.
+
+    Raises:
+        ConfigError: two settings have the same name.
+    """
+    section = study.schemes[scheme]
+    common = {"model.scheme": scheme, **study.overrides, **section.overrides}
+    variants = [*_variants(study), *_variants(section)] or [("recipe", {})]
+    names = [name for name, _ in variants]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"schemes.{scheme}: two trials are named {twice[0]!r}; rename one")
+    return [Trial(scheme, name, _as_text([common, overrides])) for name, overrides in variants]
+
+
+def screening_runs(study: StudyConfig) -> list[StudyRun]:
+    """Return the runs that choose the settings; none if each scheme has one setting.
+
+    Raises:
+        ConfigError: an override is not valid, two runs are the same, schemes that are compared have different numbers
+            of trials, or the runs would evaluate the test set.
+    """
+    trials = {scheme: trials_of(study, scheme) for scheme in study.schemes}
+    _check_equal_numbers(study, trials)
+    if all(len(found) == 1 for found in trials.values()):
+        return []
+    runs = []
+    for trial in _interleaved(trials.values()):
+        for seed in study.screening.seeds:
+            runs.append(_run(study, SCREENING, trial, seed, study.screening.overrides))
+            if not runs[-1].config.evaluates_held_out:
+                raise ConfigError(
+                    f"screening.overrides: {runs[-1].label} would choose a setting on the test set; set the keys that "
+                    "hold training samples out, as data.split: holdout"
+                )
+    _check_different(runs)
+    return runs
+
+
+def final_runs(study: StudyConfig, chosen: Mapping[str, Trial]) -> list[StudyRun]:
+    """Return the runs of the chosen setting of each scheme that is compared, seed by seed.
+
+    Their only evaluation is at the end.
+
+    Args:
+        study: study.
+        chosen: setting of each scheme.
+
+    Raises:
+        ConfigError: an override is not valid.
+    """
+    runs = []
+    for seed in study.finals.seeds:
+        for scheme in study.compared:
+            run = _run(study, FINALS, chosen[scheme], seed, study.finals.overrides)
+            once = (f"train.eval_every={run.config.train.epochs}",)
+            runs.append(_run(study, FINALS, chosen[scheme], seed, study.finals.overrides, once))
+    return runs
+
+
+def check_folders(runs: Iterable[StudyRun]) -> None:
+    """Refuse to continue runs whose folders have another config.
+
+    Raises:
+        TrainingError: a folder contains a run with another config.
+        ConfigError: a stored config is not valid any more.
+    """
+    for run in runs:
+        RunFolder(run.folder).check_config(run.config, resume=True)
+
+
+def _run(
+    study: StudyConfig, stage: str, trial: Trial, seed: int, of_stage: Overrides, last: tuple[str, ...] = ()
+) -> StudyRun:
+    """Return a run. Overrides of a trial come after those of the stage, so that a trial may set any key."""
+    folder = Path(study.output) / stage / trial.scheme / trial.name / f"seed{seed}"
+    own = (f"train.seed={seed}", f"output={folder}")
+    overrides = (*_as_text([of_stage]), *trial.overrides, *own, *last)
+    try:
+        config = resolve(study.recipe, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{stage}/{trial.scheme}/{trial.name}: {error}") from None
+    return StudyRun(stage, trial, seed, study.recipe, overrides, config)
+
+
+def _variants(section: Variants) -> list[tuple[str, Overrides]]:
+    """Return name and overrides of every trial of a section: its list, then its grid."""
+    found = list(section.trials.items())
+    for values in itertools.product(*section.grid.values()) if section.grid else ():
+        overrides = dict(zip(section.grid, values, strict=True))
+        name = ",".join(f"{key.rpartition('.')[2]}={_value(value)}" for key, value in overrides.items())
+        found.append((re.sub(r"[^\w.=,+-]+", "_", name), overrides))
+    return found
+
+
+def _as_text(parts: Iterable[Overrides]) -> tuple[str, ...]:
+    """Return overrides as the command line takes them."""
+    return tuple(f"{key}={_value(value)}" for part in parts for key, value in part.items())
+
+
+def _value(value: Any) -> str:
+    """Return a value as YAML in one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    return text.removesuffix("...\n").strip()
+
+
+def _check_equal_numbers(study: StudyConfig, trials: Mapping[str, list[Trial]]) -> None:
+    """Refuse schemes that are compared after different numbers of trials."""
+    counts = {scheme: len(trials[scheme]) for scheme in study.compared}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{scheme} {count}" for scheme, count in counts.items())
+        raise ConfigError(
+            f"schemes that are compared must have equal numbers of trials, not {listed}; add trials, or leave a scheme "
+            "out of finals.schemes"
+        )
+
+
+def _check_different(runs: list[StudyRun]) -> None:
+    """Refuse two runs with the same config, which would count as two trials."""
+    seen: dict[str, StudyRun] = {}
+    for run in runs:
+        content = run.config.model_dump_json(exclude={"output"})
+        if content in seen:
+            raise ConfigError(f"{run.label} and {seen[content].label} are the same run; remove one")
+        seen[content] = run
+
+
+def _interleaved(lists: Iterable[list[Trial]]) -> list[Trial]:
+    """Return the first trial of each scheme, then the second of each, and so on."""
+    rounds = itertools.zip_longest(*lists)
+    return [trial for row in rounds for trial in row if trial is not None]

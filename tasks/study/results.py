@@ -1,0 +1,145 @@
+"""What the runs of a study gave, read from their folders."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tasks.engine.records import DivergedRecord, EpochRecord, Record, read_records
+from tasks.engine.state import RunFolder
+from tasks.errors import UserError
+from tasks.study.plan import StudyRun, Trial
+from tasks.study.statistics import Estimate, estimate
+from zoo.weights import get_weights
+
+Status = Literal["finished", "diverged", "unfinished"]
+LOSS_FILE = "train_loss.json"  # in a run's folder, written by `rescalenet train-loss`
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a run.
+
+    Attributes:
+        run: run of the study.
+        status: ``finished``, ``diverged`` (the loss or a weight was not finite) or ``unfinished``.
+        epochs: epochs that are done.
+        metrics: metrics of the last evaluation.
+        train_loss: mean loss of the last epoch, as trained: with augmentation, dropout and label smoothing.
+        fit_loss: loss of training samples in evaluation mode, without them; None where it was not measured.
+        reason: description of what was not finite, for a run that diverged.
+    """
+
+    run: StudyRun
+    status: Status
+    epochs: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    train_loss: float = math.nan
+    fit_loss: float | None = None
+    reason: str = ""
+
+
+def read_result(run: StudyRun) -> Result:
+    """Read the result of a run from its folder.
+
+    Raises:
+        DataError: the log is damaged.
+    """
+    files = RunFolder(run.folder)
+    records: list[Record] = read_records(files.log) if files.log.exists() else []
+    ends = [record for record in records if isinstance(record, EpochRecord)]
+    last = ends[-1] if ends else None
+    evaluated = next((record.metrics for record in reversed(ends) if record.metrics), {})
+    epochs, loss = (last.epoch + 1, last.train_loss) if last else (0, math.nan)
+    if records and isinstance(records[-1], DivergedRecord):
+        return Result(run, "diverged", epochs, {}, loss, reason=records[-1].reason)
+    # The log of an epoch is written before its weights, so a killed run may lack them.
+    if last is None or _epochs_of_weights(files.last) < run.config.train.epochs:
+        return Result(run, "unfinished", epochs, evaluated, loss)
+    return Result(run, "finished", epochs, evaluated, loss, _fit_loss(run.folder / LOSS_FILE))
+
+
+def is_complete(result: Result) -> bool:
+    """Return whether a run has nothing left to do: it diverged, or it is trained and its fit loss is measured."""
+    return result.status == "diverged" or (result.status == "finished" and result.fit_loss is not None)
+
+
+def _epochs_of_weights(path: Path) -> int:
+    return int(get_weights(str(path)).meta["epochs"]) if path.exists() else 0
+
+
+def _fit_loss(path: Path) -> float | None:
+    return json.loads(path.read_text(encoding="utf-8"))["loss"] if path.exists() else None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a scheme with the results of all its seeds.
+
+    Attributes:
+        trial: setting.
+        results: result by seed.
+        metric: name of the metric that compares settings; higher is better.
+    """
+
+    trial: Trial
+    results: Mapping[int, Result]
+    metric: str
+
+    @property
+    def diverged(self) -> int:
+        """Number of seeds that diverged."""
+        return sum(result.status == "diverged" for result in self.results.values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether no seed is unfinished."""
+        return all(result.status != "unfinished" for result in self.results.values())
+
+    def values(self, name: str | None = None) -> dict[int, float]:
+        """Return a metric, ``train_loss`` or ``fit_loss`` of each finished seed; by default the study's metric."""
+        name = name or self.metric
+        found = {}
+        for seed, result in self.results.items():
+            value = getattr(result, name) if name in ("train_loss", "fit_loss") else result.metrics.get(name)
+            if result.status == "finished" and value is not None:
+                found[seed] = float(value)
+        return found
+
+    def estimate(self, name: str | None = None) -> Estimate:
+        """Return the mean of ``values`` over the seeds."""
+        return estimate(list(self.values(name).values()))
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Key that sorts settings: fewer diverged seeds first, then the higher mean."""
+        mean = self.estimate().mean
+        return self.diverged, -mean if math.isfinite(mean) else math.inf
+
+
+def settings_of(results: Iterable[Result], metric: str) -> dict[str, list[Setting]]:
+    """Group results by scheme and setting; the settings of a scheme are in the order of their rank."""
+    found: dict[str, dict[Trial, dict[int, Result]]] = {}
+    for result in results:
+        trial = result.run.trial
+        found.setdefault(trial.scheme, {}).setdefault(trial, {})[result.run.seed] = result
+    return {
+        scheme: sorted((Setting(trial, seeds, metric) for trial, seeds in trials.items()), key=lambda s: s.rank)
+        for scheme, trials in found.items()
+    }
+
+
+def chosen_trials(settings: Mapping[str, list[Setting]]) -> dict[str, Trial]:
+    """Return the best setting of each scheme: the first in rank.
+
+    Raises:
+        UserError: every run of a scheme diverged.
+    """
+    for scheme, ranked in settings.items():
+        if not ranked[0].values():
+            raise UserError(f"schemes.{scheme}: every trial diverged; add trials with a lower train.optimizer.lr")
+    return {scheme: ranked[0].trial for scheme, ranked in settings.items()}

@@ -1,0 +1,113 @@
+"""From the file of a study to its runs."""
+
+import re
+
+import pytest
+
+from tasks import config as cfg
+from tasks.errors import ConfigError, TrainingError
+from tasks.study.config import read_study
+from tasks.study.plan import check_folders, final_runs, screening_runs, trials_of
+from zoo.files import write_text
+
+
+def test_runs_are_the_trials_of_each_scheme_in_turn(make_study):
+    runs = screening_runs(make_study(screening={"seeds": [0, 5]}))
+    names = [(run.trial.scheme, run.trial.name, run.seed) for run in runs]
+    assert names == [
+        (scheme, name, seed)
+        for pair in ((("rescale", "base"), ("bn", "base")), (("rescale", "gain"), ("bn", "smooth")))
+        for scheme, name in pair
+        for seed in (0, 5)
+    ]
+    by_name = {(run.trial.scheme, run.trial.name): run for run in runs if run.seed == 5}
+    gain, smooth = by_name["rescale", "gain"].config, by_name["bn", "smooth"].config
+    assert (gain.model.scheme, gain.model.options, gain.train.seed) == (
+        "rescale",
+        {"width": 0.25, "projection_gain": 2.0},
+        5,
+    )
+    assert (smooth.model.scheme, smooth.label_smoothing, smooth.train.log_every) == ("bn", 0.1, 1)
+    assert {run.config.data.split for run in runs} == {"holdout"}
+    assert len({run.folder for run in runs}) == len(runs)
+
+
+def test_a_grid_is_every_combination(make_study):
+    grid = {"train.optimizer.lr": [0.1, 0.2], "model.options": [{}, {"width": 0.5}]}
+    trials = trials_of(make_study(grid=grid, trials={}, schemes={"bn": {}}), "bn")
+    found = [tuple(trial.overrides[1:]) for trial in trials]
+    assert found == [
+        (f"train.optimizer.lr={lr}", f"model.options={options}")
+        for lr in (0.1, 0.2)
+        for options in ("{}", "{width: 0.5}")
+    ]
+    for trial in trials:  # names are those of folders
+        assert re.fullmatch(r"[\w.=,+-]+", trial.name)
+    assert len({trial.name for trial in trials}) == 4
+
+
+def test_final_runs_have_every_seed_and_one_evaluation(make_study):
+    study = make_study(screening={"seeds": [0]})
+    chosen = {scheme: trials_of(study, scheme)[1] for scheme in ("rescale", "bn")}
+    runs = final_runs(study, chosen)
+    assert [(run.trial.scheme, run.seed) for run in runs] == [("rescale", 0), ("bn", 0), ("rescale", 1), ("bn", 1)]
+    for run in runs:
+        assert (run.config.train.epochs, run.config.train.eval_every, run.config.data.split) == (3, 3, "official")
+
+
+def test_one_setting_of_each_scheme_needs_no_trials(make_study):
+    assert screening_runs(make_study(trials=None, schemes={"rescale": {}, "bn": {}})) == []
+
+
+def test_overrides_of_the_command_line_are_in_every_run(make_study):
+    study = make_study("train.batch_size=8", trials={"slow": {"train.optimizer.lr": 0.01}, "base": {}})
+    assert {run.config.train.batch_size for run in screening_runs(study)} == {8}
+    runs = screening_runs(study)
+    assert [run.config.train.optimizer.lr for run in runs if run.trial.name == "slow"] == [0.01] * 2
+
+
+BN = {"trials": {"one": {"label_smoothing": 0.1}, "two": {"label_smoothing": 0.2}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schemes": {"rescale": {}, "bn": BN}}, "equal numbers of trials, not rescale 1, bn 3"),
+        ({"trials": {"a": {}, "b": {"label_smoothing": 0.0}}}, "rescale/b/seed0 and .*/a/seed0 are the same run"),
+        (
+            {"trials": {"base": {"train.optimizer.rl": 1}}},
+            r"trials/rescale/base: .*unknown key 'train.optimizer.rl' \(did you mean lr",
+        ),
+        ({"screening": {"overrides": {}}}, "would choose a setting on the test set; set the keys"),
+        ({"trials": {"../up": {}}}, "'../up': must be letters"),
+        ({"trials": {"gain": {"label_smoothing": 0.3}}}, "schemes.rescale: two trials are named 'gain'"),
+        ({"finals": {"schemes": ["rescale", "ln"]}}, "finals.schemes: 'ln' is not one of rescale, bn"),
+        ({"finals": {"schemes": ["rescale"], "baseline": "bn"}}, "'bn' is not one of finals.schemes"),
+        ({"grid": {"train.optimizer.lr": []}}, "train.optimizer.lr has no values"),
+        ({"trails": {}}, r"unknown key 'trails' \(did you mean trials"),
+    ],
+)
+def test_refusals_name_the_key(make_study, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        screening_runs(make_study(**changes))
+
+
+def test_a_scheme_outside_of_the_comparison_may_have_fewer_trials(make_study):
+    runs = screening_runs(make_study(schemes={"rescale": {}, "bn": BN}, finals={"schemes": ["bn"]}))
+    assert len(runs) == 4
+
+
+def test_folders_with_other_settings_are_refused(make_study):
+    runs = screening_runs(make_study())
+    write_text(cfg.dump(runs[0].config), runs[0].folder / "config.yaml")
+    check_folders(runs)
+    with pytest.raises(TrainingError, match="started with another config: train.batch_size was 4, is 8"):
+        check_folders(screening_runs(make_study("train.batch_size=8")))
+
+
+def test_the_studies_that_ship_are_valid():
+    names = sorted((cfg.configs_dir() / "studies").glob("*.yaml"))
+    assert names
+    for path in names:
+        study = read_study(f"studies/{path.stem}")
+        assert len(screening_runs(study)) >= 2 * len(study.compared)

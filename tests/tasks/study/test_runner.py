@@ -1,0 +1,121 @@
+"""The processes of a study: threads, devices, failures, the end with the parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tasks.parent import PARENT
+from tasks.study import runner as runner_module
+from tasks.study.plan import screening_runs
+from tasks.study.runner import Runner, Slots, available_cpus, command, last_line, next_arguments
+
+
+def test_threads_are_shared():
+    slots = Slots.of_machine(jobs=2)
+    assert slots.threads == max(1, available_cpus() // 2)
+    assert Slots.of_machine(jobs=1000).threads == 1
+    content = slots.environment(1)
+    assert content["OMP_NUM_THREADS"] == str(slots.threads)
+    assert content[PARENT] == str(os.getpid())
+
+
+def test_gpus_are_dealt_out(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    slots = Slots.of_machine()
+    assert slots.jobs == 2
+    assert [slots.environment(i)["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["5", "3", "5"]
+
+
+def test_the_threads_of_a_process_are_its_share():
+    code = "import torch; print(torch.get_num_threads())"
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=Slots(1, 1).environment(0), capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "1"
+
+
+def test_extensions_of_the_program_are_in_its_processes(tmp_path, monkeypatch):
+    script = tmp_path / "plus.py"
+    script.touch()
+    monkeypatch.setattr(sys, "argv", [str(script), "study", "x"])
+    assert command(["train", "y"]) == [sys.executable, str(script), "train", "y"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/rescalenet", "study", "x"])
+    assert command(["train", "y"]) == [sys.executable, "-m", "tasks.cli", "train", "y"]
+
+
+def processes(monkeypatch, script):
+    """Let a run's process execute this Python code instead of training."""
+    monkeypatch.setattr(runner_module, "command", lambda arguments: [sys.executable, "-c", script])
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(make_study, monkeypatch):
+    runs = screening_runs(make_study())
+    processes(monkeypatch, "import sys; print('error: no such folder', file=sys.stderr); sys.exit(1)")
+    runner, ended = Runner(Slots(2, 1), 3), []
+    runner.execute(runs, on_end=lambda result, seconds: ended.append(result.run.label), on_poll=lambda active: None)
+    assert sorted(ended) == sorted(run.label for run in runs)
+    assert runner.failed == {run.label: "no such folder" for run in runs}
+
+
+def test_an_interrupt_ends_the_processes(make_study, monkeypatch):
+    runs = screening_runs(make_study())
+    processes(monkeypatch, "import time; time.sleep(600)")
+    runner, started = Runner(Slots(2, 1), 3), []
+
+    def interrupt(active):
+        started.extend(job.process for job in runner.jobs.values())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        runner.execute(runs, on_end=lambda result, seconds: None, on_poll=interrupt)
+    assert len(started) == 2
+    assert all(process.returncode == -signal.SIGTERM for process in started)
+
+
+def test_the_next_process_of_a_run(make_study):
+    run = screening_runs(make_study())[0]
+    arguments = next_arguments(run, 3)
+    assert arguments[:2] == ["train", run.recipe]
+    assert arguments[-1] == "--resume"
+    assert f"output={run.folder}" in arguments
+
+
+def test_the_last_line_of_an_output(tmp_path):
+    path = tmp_path / "output.txt"
+    path.write_bytes("ok\nerror: \xff wrong\n\n".encode("latin-1"))
+    assert last_line(path) == "\ufffd wrong"
+    path.write_text("")
+    assert last_line(path) == "no output"
+
+
+def test_a_process_ends_with_its_parent():
+    """The parent is killed; its child, which would sleep for minutes, is gone soon after."""
+    child = "import time; from tasks.parent import end_with_parent; end_with_parent(); time.sleep(300)"
+    parent = (
+        "import os, subprocess, sys, time\n"
+        f"environment = {{**os.environ, {PARENT!r}: str(os.getpid())}}\n"
+        f"print(subprocess.Popen([sys.executable, '-c', {child!r}], env=environment).pid, flush=True)\n"
+        "time.sleep(300)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    number = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.kill(number, 0)
+        except ProcessLookupError:
+            break
+        if "Z" in subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True).stdout:
+            break  # ended, and not yet waited for
+        time.sleep(0.1)
+    else:
+        os.kill(number, signal.SIGKILL)
+        pytest.fail("the child goes on without its parent")
