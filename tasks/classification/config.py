@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tasks.augment import CommonAugment
 from tasks.config import BackboneSection, RunConfig, Strict
 
 
@@ -29,12 +30,10 @@ class CentreCrop(Strict):
     name: Literal["centre"] = "centre"
 
 
-class Augment(Strict):
-    """Training augmentation, seeded by epoch and index of the image."""
+class Augment(CommonAugment):
+    """Training augmentation, seeded by epoch and index of the image; mixup and CutMix by the step."""
 
     crop: Annotated[PadCrop | RandomResizedCrop | CentreCrop, Field(discriminator="name")] = RandomResizedCrop()
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution; 0: off")
 
 
 class DataSection(Strict):

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from tasks.augment import distortions
 from tasks.classification.config import Augment, CentreCrop, DataSection, PadCrop
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
@@ -119,7 +120,7 @@ def load_images(section: DataSection) -> tuple[Images, Images]:
 
 
 class TrainSet(Dataset[tuple[Tensor, int]]):
-    """Augmented training images by (epoch, index): (uint8 (3, size, size), label)."""
+    """Augmented training images by (draw, index): (uint8 (3, size, size), label)."""
 
     def __init__(self, images: Images, section: DataSection, transform: InputTransform, seed: int) -> None:
         self.images, self.seed = images, seed
@@ -130,10 +131,10 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
-        epoch, index = key
+        draw, index = key
         image = self.pixels[index]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_from(self.seed, epoch, index))
+            torch.default_generator.manual_seed(seed_from(self.seed, draw, index))
             return self.transform(image), self.images.labels[index]
 
 
@@ -151,6 +152,34 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
         return self.transform(image), self.images.labels[index]
 
 
+class PaddedCrop:
+    """Random square of an image with a border of zeros: ``v2.RandomCrop(size, padding)`` with the same draws.
+
+    It pads and crops in one copy, in less than half the time. At 32 px the crop takes most of the time of a sample.
+
+    Args:
+        size: side of the square in pixels.
+        padding: width of the border in pixels.
+    """
+
+    def __init__(self, size: int, padding: int) -> None:
+        self.size, self.padding = size, padding
+
+    def _offset(self, length: int) -> int:
+        """Draw where the square begins along a side of the image, which is negative within the border."""
+        choices = length + 2 * self.padding - self.size + 1
+        return (int(torch.randint(choices, ())) if choices > 1 else 0) - self.padding
+
+    def __call__(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        top, left = self._offset(height), self._offset(width)
+        bottom, right = min(top + self.size, height), min(left + self.size, width)
+        first, second = max(top, 0), max(left, 0)  # row and column of the first pixel inside of the image
+        square = image.new_zeros(*image.shape[:-2], self.size, self.size)
+        square[..., first - top : bottom - top, second - left : right - left] = image[..., first:bottom, second:right]
+        return square
+
+
 def train_transform(augment: Augment, transform: InputTransform) -> v2.Transform:
     """Make the augmentation: uint8 (3, H, W) -> uint8 (3, size, size)."""
     crop, size = augment.crop, transform.size
@@ -160,12 +189,12 @@ def train_transform(augment: Augment, transform: InputTransform) -> v2.Transform
         steps = [eval_transform(transform)]
     elif isinstance(crop, PadCrop):
         resize = v2.Resize(transform.resize, interpolation=interpolation, antialias=True)
-        steps = [resize, v2.RandomCrop(size, padding=crop.padding)]
+        steps = [resize, PaddedCrop(size, crop.padding)]
     else:
         steps = [v2.RandomResizedCrop(size, scale=crop.scale, interpolation=interpolation, antialias=True)]
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip(augment.flip))
-    return v2.Compose(steps)
+    return v2.Compose(steps + distortions(augment, transform))
 
 
 def eval_transform(transform: InputTransform) -> v2.Transform:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 import zoo
+from tasks.augment import make_mixing
 from tasks.classification.config import ClassificationConfig
 from tasks.classification.data import EvalSet, TrainSet, eval_transform, load_images
 from tasks.classification.evaluate import eval_loader, evaluate
@@ -61,8 +61,7 @@ class Classification(BaseTask):
         self.eval_loader: Any = None  # made at the first evaluation
         self.mean = torch.tensor(self.transform.mean).view(-1, 1, 1)
         self.std = torch.tensor(self.transform.std).view(-1, 1, 1)
-        mixup = config.data.augment.mixup
-        self.mixup = v2.MixUp(alpha=mixup, num_classes=len(self.classes)) if mixup else None
+        self.mixing = make_mixing(config.data.augment, len(self.classes))
 
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
@@ -82,7 +81,7 @@ class Classification(BaseTask):
         return TrainSet(self.train_images, self.config.data, self.transform, self.config.train.seed)
 
     def batches(self, batch_size: int, seed: int) -> EpochBatches:
-        return EpochBatches(len(self.train_images), batch_size, seed)
+        return EpochBatches(len(self.train_images), batch_size, seed, copies=self.config.data.augment.copies)
 
     def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         return torch.stack([image for image, _ in samples]), torch.tensor([label for _, label in samples])
@@ -100,8 +99,8 @@ class Classification(BaseTask):
 
     def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         x, target = self.inputs(batch, dtype), batch[1]
-        if self.mixup is not None:
-            x, target = self.mixup(x, target)
+        if self.mixing is not None:
+            x, target = self.mixing(x, target)
         return {"loss": F.cross_entropy(model(x), target, label_smoothing=self.config.label_smoothing)}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:

@@ -12,7 +12,9 @@ from torch.utils.data import Sampler
 
 from tasks.errors import TrainingError
 
-Key = tuple[int, int]  # (epoch, index) of a sample, the key of training sets
+# (draw, index) of a sample, the key of training sets. ``draw`` numbers the augmentations of the sample with this index:
+# it is the epoch, or for copy c of n in epoch e the number n e + c.
+Key = tuple[int, int]
 
 
 def seed_from(*numbers: int) -> int:
@@ -42,9 +44,11 @@ class EpochSampler(Sampler[list[Key]]):
 
     Attributes:
         per_rank: True: the sampler yields one batch per rank. False: each batch is split over all ranks.
+        copies: number of times that each sample of a batch occurs in it, each time with a key of its own.
     """
 
     per_rank = False
+    copies = 1
     drop_last = True  # Accelerate reads it and ``batch_size`` before it shards the batches
 
     def __init__(self, seed: int, *, batch_size: int | None, per_batch: float) -> None:
@@ -57,7 +61,10 @@ class EpochSampler(Sampler[list[Key]]):
 
     @abstractmethod
     def index_batches(self) -> Iterable[list[int]]:
-        """Return the batches of sample indices of ``self.epoch``; the caller drops those beyond ``len(self)``."""
+        """Return the batches of sample indices of ``self.epoch``, without copies.
+
+        The caller drops those beyond ``len(self)``.
+        """
 
     def seek(self, epoch: int, start: int) -> None:
         """Let the next iteration begin at batch ``start`` of ``epoch``."""
@@ -65,7 +72,7 @@ class EpochSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         for batch in islice(self.index_batches(), self.start, len(self)):
-            yield [(self.epoch, index) for index in batch]
+            yield [(self.copies * self.epoch + copy, index) for copy in range(self.copies) for index in batch]
 
 
 class EpochBatches(EpochSampler):
@@ -77,9 +84,14 @@ class EpochBatches(EpochSampler):
         seed: seed of the run.
         groups: group of each sample; the samples of a batch share their group, except in an epoch's last batches.
         repeats: mean number of times that each sample occurs in an epoch; by default 1.
+        copies: number of times that each sample of a batch occurs in it, with other augmentations (Hoffer et al. 2020,
+            "Augment your batch"). An epoch has as many batches as without copies, and so 1/copies of the samples, drawn
+            at random, as in torchvision's RASampler. A batch has the first copies of all its samples, then the second
+            ones: the copies of a sample go to different ranks where there are enough, and are not neighbours, which
+            mixup and CutMix mix.
 
     Raises:
-        TrainingError: fewer samples than one batch.
+        TrainingError: fewer samples than one batch, or a batch size that is not a multiple of the copies.
     """
 
     batch_size: int
@@ -92,12 +104,16 @@ class EpochBatches(EpochSampler):
         *,
         groups: Sequence[int] | None = None,
         repeats: Sequence[float] | None = None,
+        copies: int = 1,
     ) -> None:
         super().__init__(seed, batch_size=batch_size, per_batch=float(batch_size))
-        self.length, self.groups, self.repeats = length, groups, repeats
+        self.length, self.groups, self.repeats, self.copies = length, groups, repeats, copies
         self.samples = length if repeats is None else int(sum(repeats))  # of an epoch
         if self.samples < batch_size:
             raise TrainingError(f"the training set has {self.samples} samples, fewer than one batch of {batch_size}")
+        if batch_size % copies:
+            raise TrainingError(f"train.batch_size={batch_size}: must be a multiple of data.augment.copies={copies}")
+        self.distinct = batch_size // copies  # samples of a batch, each counted once
 
     def __len__(self) -> int:
         return self.samples // self.batch_size
@@ -105,17 +121,17 @@ class EpochBatches(EpochSampler):
     def index_batches(self) -> list[list[int]]:
         order = self._order()
         if self.groups is None:
-            return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            return [order[i : i + self.distinct] for i in range(0, len(order), self.distinct)]
         # A batch is complete as soon as its group has enough samples; the rest is mixed at the end.
         waiting: dict[int, list[int]] = {}
         batches = []
         for index in order:
             group = waiting.setdefault(self.groups[index], [])
             group.append(index)
-            if len(group) == self.batch_size:
+            if len(group) == self.distinct:
                 batches.append(waiting.pop(self.groups[index]))
         rest = [index for group in waiting.values() for index in group]
-        return batches + [rest[i : i + self.batch_size] for i in range(0, len(rest), self.batch_size)]
+        return batches + [rest[i : i + self.distinct] for i in range(0, len(rest), self.distinct)]
 
     def _order(self) -> list[int]:
         """Return the epoch's samples in random order."""

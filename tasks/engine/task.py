@@ -27,7 +27,7 @@ class Task(Protocol):
         """Make the model on the CPU, with the weights that the config names."""
 
     def train_set(self) -> Dataset[Any]:
-        """Return the training set: map-style, with keys (epoch, index)."""
+        """Return the training set: map-style, with keys (draw, index); see ``tasks.engine.Key``."""
 
     def batches(self, batch_size: int, seed: int) -> EpochSampler:
         """Return the sampler of each epoch's batches of keys."""

@@ -1,8 +1,8 @@
 """The training loop.
 
 A run is a pure function of its config and data: the learning rate is a function of the step, the random state is
-seeded from (seed, step, rank), the order of the data from (seed, epoch), a sample's augmentation from (seed, epoch,
-index). So a checkpoint contains no generator states, and a resumed run repeats the uninterrupted one exactly (to the
+seeded from (seed, step, rank), the order of the data from (seed, epoch), a sample's augmentation from its key and the
+seed. So a checkpoint contains no generator states, and a resumed run repeats the uninterrupted one exactly (to the
 bit on the CPU).
 """
 

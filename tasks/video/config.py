@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from tasks.augment import CommonAugment
 from tasks.config import BackboneSection, RunConfig, Strict
 from tasks.errors import ConfigError
 
@@ -28,13 +29,15 @@ class Clip(Strict):
     fps: float | None = Field(30, gt=0, description="frames per second; null: the average rate of the video")
 
 
-class Augment(Strict):
-    """Training augmentation, the same for all frames of a clip; seeded by epoch and index of the video."""
+class Augment(CommonAugment):
+    """Training augmentation, the same for all frames of a clip; seeded by epoch and index of the video.
+
+    Mixup and CutMix are seeded by the step. Copies of a video are other clips of it.
+    """
 
     short_side: tuple[int, int] | None = Field(
         None, description="range of the short side before the crop, in pixels; default: 1 to 1.25 times data.resize"
     )
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     colour: float = Field(0.0, ge=0, le=1, description="strength of changes in brightness, contrast and saturation")
 
 

@@ -207,13 +207,13 @@ class Sample(NamedTuple):
 
 
 class TrainSet(Dataset[Sample]):
-    """Augmented clips by (epoch, number of the video).
+    """Augmented clips by (draw, number of the video).
 
     Args:
         videos: set of videos.
         section: data section of the config, with the augmentation.
         transform: input transform of the net.
-        seed: seed of the run; clips and augmentations depend on it, the epoch and the number alone.
+        seed: seed of the run; clips and augmentations depend on it and the key alone.
     """
 
     def __init__(self, videos: Indexed, section: DataSection, transform: VideoTransform, seed: int) -> None:
@@ -225,9 +225,9 @@ class TrainSet(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, key: Key) -> Sample:
-        epoch, number = key
+        draw, number = key
         video = self.videos.items[number]
-        seed = seed_from(self.seed, epoch, number)
+        seed = seed_from(self.seed, draw, number)
         indices = self.sampler.random(self.videos.infos[number], np.random.default_rng(seed), video.segment)
         try:
             frames = self.videos.read(number, indices)

@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 import zoo
+from tasks.augment import make_mixing
 from tasks.config import check_size, net_info
 from tasks.devices import process_state
 from tasks.engine import BaseTask, EpochBatches
@@ -48,6 +49,7 @@ class VideoClassification(BaseTask):
         self.train_videos = index_videos(train, index, workers=config.train.workers)
         self.val_videos = index_videos(val, index, workers=config.train.workers)
         self.classes = train.classes
+        self.mixing = make_mixing(data.augment, len(self.classes))
         # 3. Report the videos that cannot be read.
         for videos, name in ((self.train_videos, "training"), (self.val_videos, "evaluation")):
             if process_state().is_main_process:
@@ -106,7 +108,7 @@ class VideoClassification(BaseTask):
         return TrainSet(self.train_videos, self.config.data, self.transform, self.config.train.seed)
 
     def batches(self, batch_size: int, seed: int) -> EpochBatches:
-        return EpochBatches(len(self.train_videos), batch_size, seed)
+        return EpochBatches(len(self.train_videos), batch_size, seed, copies=self.config.data.augment.copies)
 
     def collate(self, samples: list[Sample]) -> Batch:
         return collate(samples)
@@ -130,8 +132,11 @@ class VideoClassification(BaseTask):
             # The other ranks wait for a backward of this rank, so that it needs a loss, of gradient 0.
             return {"loss": model(self.inputs(batch.clips, dtype)).sum() * 0}
         clips, labels = (batch.clips, batch.labels) if good.all() else (batch.clips[good], batch.labels[good])
-        logits = model(self.inputs(clips, dtype))  # (good, classes)
-        return {"loss": F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)}
+        x, target = self.inputs(clips, dtype), labels
+        if self.mixing is not None:
+            x, target = self.mixing(x, target)
+        logits = model(x)  # (good, classes)
+        return {"loss": F.cross_entropy(logits, target, label_smoothing=self.config.label_smoothing)}
 
     def end_of_epoch(self, accelerator: Accelerator) -> dict[str, float]:
         failures = dict(gather_object(list(self.failures.items())))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from tasks.augment import distortions
 from tasks.errors import UserError
 from tasks.video.config import Augment
 from zoo import VideoTransform
@@ -52,7 +53,7 @@ def train_transform(augment: Augment, transform: VideoTransform) -> v2.Transform
     if augment.colour:
         strength = augment.colour
         steps.append(v2.ColorJitter(strength, strength, strength))
-    return v2.Compose(steps)
+    return v2.Compose(steps + distortions(augment, transform))
 
 
 def crops(clip: Tensor, transform: VideoTransform, count: int) -> Tensor:

@@ -4,6 +4,14 @@ import zoo
 from tasks.engine import Trainer
 from tasks.spec import check, make_task
 
+EVERYTHING = {  # of data.augment, beside crop and flip
+    "auto_augment": {"name": "rand", "ops": 1, "magnitude": 12},
+    "erasing": {"probability": 0.5, "value": "random"},
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "copies": 2,
+}
+
 
 class Crash(Exception):
     """What ends a run in the middle."""

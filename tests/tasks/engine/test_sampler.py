@@ -62,3 +62,37 @@ def test_samples_are_repeated_as_often_as_wanted():
             assert math.floor(wanted) <= got <= math.ceil(wanted)
         counts += seen
     assert (counts / 400).tolist() == pytest.approx(repeats, abs=0.08)
+
+
+def test_copies_of_a_batch():
+    """Each batch has batch_size / n samples n times, as many batches as without, and draws that never come again."""
+    plain, copies = EpochBatches(50, 12, seed=1), EpochBatches(50, 12, seed=1, copies=3)
+    assert len(copies) == len(plain) == 4
+    seen = set()
+    for number in range(4):
+        plain.seek(number, 0)
+        copies.seek(number, 0)
+        order = [index for batch in plain for _, index in batch]
+        batches = list(copies)
+        for i, batch in enumerate(batches):
+            indices = order[4 * i : 4 * i + 4]  # the epoch's first third
+            assert [index for _, index in batch] == indices * 3  # copies are no neighbours
+            assert [draw for draw, _ in batch] == [3 * number + c for c in range(3) for _ in range(4)]
+        keys = [key for batch in batches for key in batch]
+        assert len(set(keys)) == len(keys) == 48
+        assert not seen & set(keys)
+        seen |= set(keys)
+        copies.seek(number, 2)
+        assert list(copies) == batches[2:]
+    assert len({index for _, index in seen}) > 30  # each epoch draws other samples; 16 by one epoch
+    with pytest.raises(TrainingError, match=r"train.batch_size=12: must be a multiple of data.augment.copies=5"):
+        EpochBatches(50, 12, 0, copies=5)
+
+
+def test_copies_of_groups():
+    groups = [0] * 20 + [1] * 12
+    batches = EpochBatches(32, 8, 0, groups=groups, copies=2)
+    for batch in epoch(batches, 0):
+        assert batch[:4] == batch[4:]
+        assert len(set(batch)) == 4
+        assert len({groups[i] for i in batch}) == 1

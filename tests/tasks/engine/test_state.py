@@ -12,16 +12,19 @@ from tasks.engine import Trainer
 from tasks.errors import TrainingError
 from tasks.spec import make_task
 from tests.helpers.commands import environment, train_and_kill
-from tests.helpers.training import Crash, config, crash_after_step, fit, weights_of
+from tests.helpers.training import EVERYTHING, Crash, config, crash_after_step, fit, weights_of
 
 
 @pytest.mark.parametrize("crash_at", [2, 6, 9, "evaluation"])
 def test_resume_repeats_the_uninterrupted_run_to_the_bit(images, tmp_path, monkeypatch, crash_at):
-    """Crashes in the first epoch, at its last step, in the second epoch, and between evaluation and checkpoint."""
+    """Crashes in the first epoch, at its last step, in the second epoch, and between evaluation and checkpoint.
+
+    With everything that is random in a step or a sample.
+    """
     settings = {
         "average": {"name": "ema", "decay": 0.9},
         "model": {"options": {"width": 0.25, "drop_rate": 0.2, "branch_drop_rate": 0.1}},
-        "data": {"augment": {"crop": {"name": "pad", "padding": 2}, "mixup": 0.2}},
+        "data": {"augment": {"crop": {"name": "pad", "padding": 2}, **EVERYTHING}},
     }
     fit(images, tmp_path / "whole", **settings)
     trainer = Trainer(make_task(config(images, tmp_path / "broken", **settings)))

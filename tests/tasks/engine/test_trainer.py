@@ -4,16 +4,17 @@ import math
 
 import pytest
 import torch
+from accelerate.utils import set_seed
 
 import zoo
 from tasks import config as cfg
 from tasks.config import AdamW
-from tasks.engine import Trainer
+from tasks.engine import Trainer, seed_from
 from tasks.errors import ConfigError, TrainingError
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.commands import on_two_processes
-from tests.helpers.training import config, fit, weights_of
+from tests.helpers.training import EVERYTHING, config, fit, weights_of
 
 
 @pytest.mark.parametrize("scheme", ["rescale", "gn"])
@@ -30,6 +31,42 @@ def test_two_processes_equal_one(images, tmp_path, scheme):
     for a, b in zip(one, two, strict=True):
         for key in a.keys() & {"loss", "train_loss", "top1", "top5", "images"}:
             assert a[key] == pytest.approx(b[key], rel=1e-10)
+    first, second = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_their_own_mixing(images, tmp_path, monkeypatch):
+    """With all augmentations; the reference is one process that mixes the halves of a batch as the ranks do."""
+    augment = {"crop": {"name": "pad", "padding": 2}, **EVERYTHING}
+    settings = {"precision": "fp64", "epochs": 1, "data": {"augment": augment}}
+    task = make_task(config(images, tmp_path / "one", **settings))
+    trainer = Trainer(task)
+    losses, targets = task.losses, []
+
+    def halves(model, batch, dtype):
+        terms = []
+        for rank, half in enumerate(zip(*(part.chunk(2) for part in batch), strict=True)):
+            set_seed(seed_from(0, trainer.at.step, rank) % 2**32)
+            terms.append(losses(model, half, dtype)["loss"])
+        return {"loss": torch.stack(terms).mean()}
+
+    def watch(x, labels):
+        mixed, target = mixing(x, labels)
+        targets.append(target.max(1).values.min().item())  # the share of the samples that stays
+        return mixed, target
+
+    mixing = task.mixing
+    monkeypatch.setattr(task, "losses", halves)
+    monkeypatch.setattr(task, "mixing", watch)
+    trainer.fit()
+    assert len(set(targets)) > 6  # of 2 x 6 draws; some shares are 1
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump(config(images, tmp_path / "two", **settings)))
+    on_two_processes("train", path)
+    one, two = ([r["loss"] for r in read_log(tmp_path / run / "log.jsonl") if "loss" in r] for run in ("one", "two"))
+    assert one == pytest.approx(two, rel=1e-10)
     first, second = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=1e-10, atol=1e-10)

@@ -1,13 +1,17 @@
-"""Augmentation and crops of clips."""
+"""Augmentation, mixing and crops of clips."""
 
 import pytest
 import torch
 
 import zoo
+from tasks.engine import Trainer
 from tasks.errors import UserError
+from tasks.spec import make_task
+from tasks.video.data import collate
 from tasks.video.evaluate import standardised
 from tasks.video.transforms import crops, train_transform
-from tests.helpers.video import layout, section
+from tests.helpers.training import EVERYTHING, Crash, crash_after_step
+from tests.helpers.video import config, fit, layout, section
 
 
 def test_all_frames_of_a_clip_are_treated_alike():
@@ -59,3 +63,34 @@ def test_the_weights_transform_is_the_evaluations():
     transform = layout(4, None, None, 16, 20)
     ours = standardised(crops(clip, transform, 1), transform, torch.float32)[0]
     torch.testing.assert_close(transform.build()(clip), ours)
+
+
+def test_clips_are_mixed_with_their_labels(moving, tmp_path):
+    """Those that could not be read are left out before. With mixup and CutMix, copies and all distortions."""
+    augment = {"short_side": [16, 20], "flip": 0, **EVERYTHING}
+    task = make_task(config(moving, tmp_path / "run", data={"augment": augment}))
+    batches, data, model = task.batches(4, 0), task.train_set(), task.build_model()
+    keys = next(iter(batches))
+    assert [key[1] for key in keys[:2]] == [key[1] for key in keys[2:]]
+    samples = [data[key] for key in keys]
+    assert not torch.equal(samples[0].clip, samples[2].clip)
+    broken = samples[0]._replace(label=-1, failure="x.mp4: no such file")
+    for seed in range(4):
+        torch.manual_seed(seed)
+        loss = task.losses(model, collate([*samples, broken]), torch.float32)["loss"]
+        torch.manual_seed(seed)
+        good = collate(samples)
+        x, targets = task.mixing(task.inputs(good.clips, torch.float32), good.labels)
+        torch.testing.assert_close(targets.sum(1), torch.ones(4))
+        torch.testing.assert_close(loss, -(targets * model(x).log_softmax(1)).sum(1).mean())
+
+
+def test_augmented_runs_resume_to_the_bit(moving, tmp_path, monkeypatch):
+    settings = {"data": {"augment": {"short_side": [16, 20], **EVERYTHING}}, "epochs": 1}
+    fit(moving, tmp_path / "whole", **settings)
+    trainer = Trainer(make_task(config(moving, tmp_path / "broken", **settings)))
+    crash_after_step(trainer, 2, monkeypatch)
+    with pytest.raises(Crash):
+        trainer.fit()
+    Trainer(make_task(config(moving, tmp_path / "broken", **settings)), resume=True).fit()
+    assert (tmp_path / "whole/log.jsonl").read_text() == (tmp_path / "broken/log.jsonl").read_text()
