@@ -25,7 +25,7 @@ from tasks.detection.evaluate import detect
 from tasks.devices import make_accelerator
 from tasks.files import pictures_dir
 from tasks.spec import load_model
-from zoo.files import atomic_write, write_text
+from zoo.files import write_text
 
 SMALLEST = 5  # pictures of a kind; one of fewer has no meaningful median
 
@@ -55,7 +55,7 @@ def choose(root: Path) -> tuple[Coco, list[ImageRecord]]:
     chosen = []
     for kind, rows in sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0])):
         if len(rows) < SMALLEST:
-            print(f"{kind}: {len(rows)} pictures, left out")
+            print(f"{kind}: fewer than {SMALLEST} pictures, left out")
             continue
         rows.sort(key=lambda row: row[:2])
         ap, name, image = rows[(len(rows) - 1) // 2]
@@ -72,8 +72,7 @@ def copy(data: Coco, chosen: list[ImageRecord], target: Path) -> None:
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
     write_text(json.dumps(content, separators=(",", ":")) + "\n", target / "instances.json")
     for image in chosen:
-        original = data.files.read(image.file_name)
-        atomic_write(target / image.file_name, lambda path, original=original: path.write_bytes(original))  # type: ignore[misc]
+        (target / image.file_name).write_bytes(data.files.read(image.file_name))
 
 
 def write_sums(folder: Path) -> None:

@@ -56,8 +56,7 @@ def compare(data: Coco, results: Sequence[CocoResult], *, threshold: float = 0.5
     for image in data.images:
         # 1. Compute COCO's metrics from the picture's detections.
         own = [result for result in results if result["image_id"] == image.id]
-        alone = data.subset(lambda other, image=image: other.id == image.id)  # type: ignore[misc]
-        report = coco_metrics(alone, own, ("segm",))["segm"]
+        report = coco_metrics(_alone(data, image), own, ("segm",))["segm"]
         # 2. Match the detections that are good enough with the true objects of their category.
         truths = data.objects(image, masks=True)
         shown = sorted((r for r in own if r["score"] >= threshold), key=lambda result: -result["score"])
@@ -70,6 +69,10 @@ def compare(data: Coco, results: Sequence[CocoResult], *, threshold: float = 0.5
                     overlaps[i, j] = 0.0
         compared.append(Comparison(image, report, true, found, match(overlaps, iou)))
     return compared
+
+
+def _alone(data: Coco, image: ImageRecord) -> Coco:
+    return data.subset(lambda other: other.id == image.id)
 
 
 def _stack(masks: Sequence[np.ndarray], image: ImageRecord) -> np.ndarray:
@@ -117,7 +120,9 @@ def draw_comparison(picture: Image.Image, compared: Comparison) -> tuple[list[Im
     found = [WRONG if number is None else RIGHT for number in compared.matches]
     shown, factor = brightened(picture)  # outlines in black show nothing
     panels = [
-        outlined(shown, masks, colours) for masks, colours in (([], []), (compared.true, true), (compared.found, found))
+        outlined(shown, [], []),
+        outlined(shown, list(compared.true), true),
+        outlined(shown, list(compared.found), found),
     ]
     note = f", shown {factor:.1f} times as bright" if factor > 1 else ""
     captions = [
