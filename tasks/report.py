@@ -29,9 +29,9 @@ class Classified(Protocol):
 
 
 def duration(seconds: float) -> str:
-    """Format a measured time with at least two digits: 38 ms, 1.8 s, 62 s, 4 min 7 s."""
+    """Format a measured time with two digits or more: 38 ms, 1.8 s, 62 s, 4 min 7 s."""
     if seconds < 0.9995:
-        return f"{seconds * 1000:.{1 if seconds < 0.00995 else 0}f} ms"
+        return f"{seconds * 1000:.2g} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -82,9 +82,10 @@ def _stack(masks: Sequence[np.ndarray], image: ImageRecord) -> np.ndarray:
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the intersection over union of each mask of ``first`` (F, H, W) with each of ``second`` (S, H, W)."""
-    a, b = (masks.reshape(len(masks), -1).astype(np.float64) for masks in (first, second))
-    shared = a @ b.T  # (F, S), in pixels
-    return shared / np.maximum(a.sum(1)[:, None] + b.sum(1)[None] - shared, 1)
+    if not len(first) or not len(second):  # pycocotools returns a list
+        return np.zeros((len(first), len(second)))
+    packed = [rle.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))) for masks in (first, second)]
+    return np.asarray(rle.iou(*packed, [0] * len(second)))
 
 
 def match(overlaps: np.ndarray, iou: float) -> list[int | None]:
