@@ -109,8 +109,8 @@ def classify_photographs(out: Path) -> list[str]:
     return [
         f"## Photographs, by `{weights.name}` (10 classes, 32 px)",
         "",
-        f"{right} of {len(rows)} are recognised (of CIFAR-10's 10,000 test images, {known:.1f} %). No photographs "
-        f"of the classes {', '.join(missing)} ship. Photographers and licences: `{pictures_dir() / 'README.md'}`.",
+        f"{right} of {len(rows)} are recognised (of CIFAR-10's 10,000 test images, {known:.1f} %). There is no "
+        f"photograph of {', '.join(missing)}. Photographers and licences: `{pictures_dir() / 'README.md'}`.",
         "",
         "| photograph | class | first | second |",
         "|---|---|---|---|",
