@@ -18,6 +18,11 @@ def configs_dir() -> Path:
     return Path(str(resources.files("zoo._configs").joinpath("README.md"))).parent
 
 
+def pictures_dir() -> Path:
+    """Return the folder of the pictures that the demo shows, in a checkout as in a wheel."""
+    return Path(str(resources.files("tasks._pictures").joinpath("README.md"))).parent
+
+
 def find_file(name: str, shipped: str | None = None) -> Path | None:
     """Find the file ``name``, or else the one that ships as ``shipped`` (by default ``name``) below ``configs/``."""
     for path in (Path(name), configs_dir() / (shipped or name).removeprefix("configs/")):

@@ -168,3 +168,52 @@ def draw_instances(image: Image.Image, instances: Sequence[Drawable], path: Path
         if pen.textlength(text, font=font) <= box[2] - box[0]:  # a longer text would cover the neighbours
             pen.text((box[0] + 2, box[1]), text, fill=colour, font=font)
     atomic_write(path, lambda temporary: drawn.save(temporary, format="PNG"))
+
+
+def outlined(image: Image.Image, masks: Sequence[np.ndarray], colours: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """Return a copy of a picture, enlarged if it is small, with the outlines of masks.
+
+    Args:
+        image: picture.
+        masks: bool arrays (H, W) of the picture's size; the first are drawn last, on top.
+        colours: RGB colour of each mask.
+    """
+    scale = max(1, -(-512 // max(image.size)))
+    large = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    pixels = np.array(large)
+    for mask, colour in list(zip(masks, colours, strict=True))[::-1]:
+        # The outline is the pixels of the mask of which a neighbour is not in the mask.
+        inner = np.pad(mask, 1)
+        inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+        edge = (mask & ~inner).repeat(scale, 0).repeat(scale, 1)
+        pixels[edge] = colour
+    return Image.fromarray(pixels)
+
+
+def brightened(image: Image.Image) -> tuple[Image.Image, float]:
+    """Return a dark picture with its brightest pixels at white, and the factor; another one as it is, and 1.
+
+    A picture is dark if all but a thousandth of its values are below half of the range.
+    """
+    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
+    peak = float(np.percentile(pixels, 99.9))
+    factor = 255 / max(peak, 1.0) if peak < 128 else 1.0
+    return Image.fromarray((pixels * factor).clip(0, 255).round().astype(np.uint8)), factor
+
+
+def side_by_side(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:
+    """Draw pictures of one size in a row, pixel for pixel, each under its caption.
+
+    Args:
+        images: pictures.
+        captions: one or two lines for each picture.
+        path: PNG file to write.
+    """
+    gap, header, font = 8, 44, ImageFont.load_default(size=15)
+    width, height = images[0].size
+    sheet = Image.new("RGB", (len(images) * (width + gap) - gap, height + header), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        pen.multiline_text((i * (width + gap) + 4, 2), caption, fill="black", font=font, spacing=3)
+        sheet.paste(image, (i * (width + gap), header))
+    atomic_write(path, lambda temporary: sheet.save(temporary, format="PNG"))

@@ -28,6 +28,16 @@ class Classified(Protocol):
     scores: list[float]
 
 
+def duration(seconds: float) -> str:
+    """Format a measured time with two digits or more: 38 ms, 1.8 s, 62 s, 4 min 7 s."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.2g} ms" if seconds < 0.00995 else f"{seconds * 1000:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if seconds >= 119.5 else f"{round(seconds)} s"
+
+
 def class_lines(table: Sequence[Mapping[str, Any]], metrics: Mapping[str, float], unit: str) -> list[str]:
     """Format a line for each class, with its number of ``unit``, and one for the metrics.
 

@@ -24,7 +24,6 @@ OPTIONAL = {
     "captum",
     "sacrebleu",
     "sentencepiece",
-    "skimage",
     "sklearn",
     "tensorboard",
     "timm",

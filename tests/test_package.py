@@ -1,4 +1,4 @@
-"""A wheel installed outside the checkout finds its configs and weights."""
+"""A wheel installed outside the checkout finds its configs, weights and pictures."""
 
 import shutil
 import subprocess
@@ -24,6 +24,11 @@ assert (configs_dir() / "video/shapes/fold1.txt").is_file()
 resolve("detection/nuclei/mask_rcnn_rescalenet18")
 assert (configs_dir() / "detection/detectron2/mask_rcnn_rescalenet50_fpn.py").is_file()
 assert (configs_dir() / "classification/cifar10/holdout.txt").is_file()
+from tasks.files import pictures_dir
+assert site in pictures_dir().parents
+sums = [line.split()[1] for line in (pictures_dir() / "SHA256SUMS").read_text().splitlines()]
+assert len(sums) == 12 and all((pictures_dir() / name).is_file() for name in sums), sums
+assert "CC0 1.0" in (pictures_dir() / "README.md").read_text()
 from tasks.spec import load_model
 for name in zoo.list_weights():
     load_model(zoo.get_weights(name))
@@ -37,7 +42,7 @@ print(sorted(zoo.list_weights()))
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a copy: building leaves files behind that a later wheel would pick up
-    for name in ("zoo", "tasks", "configs", "weights"):
+    for name in ("zoo", "tasks", "configs", "weights", "pictures"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)

@@ -1,0 +1,1 @@
+"""The pictures that the demo shows, installed as tasks._pictures."""
