@@ -24,6 +24,28 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def crowded() -> str | None:
+    """Return a warning where other processes keep the CPUs busy that this one's threads count on; else None.
+
+    OpenMP's threads wait for each other after each operation. With more threads than free CPUs a step can take many
+    times as long (benchmarks/side_by_side.py).
+    """
+    if not hasattr(os, "getloadavg") or torch.get_num_threads() == 1:
+        return None
+    load, cpus, threads = os.getloadavg()[0], available_cpus(), torch.get_num_threads()
+    if load + threads < 1.5 * cpus:
+        return None
+    return (
+        f"the machine is busy (load {load:.1f} on {cpus} CPUs) and this run has {threads} threads, which slows it down "
+        "many times: set OMP_NUM_THREADS to its share, or compare runs by rescalenet study --jobs"
+    )
+
+
 def make_accelerator(**settings: Any) -> Accelerator:
     """Make an Accelerator whose batches are split over the ranks, on the machine's accelerator or the CPU.
 

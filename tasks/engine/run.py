@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import zoo
 from tasks import config as cfg
-from tasks.devices import make_accelerator
+from tasks.devices import crowded, make_accelerator
 from tasks.engine.average import WeightAverage
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
@@ -63,6 +63,8 @@ class Run:
         state = self._read_folder(resume)
         if self.accelerator.is_main_process:
             print_line(self._describe())
+            if self.accelerator.device.type == "cpu" and (warning := crowded()):
+                print_line(warning)
         self.dtype = torch.float64 if self.train.precision == "fp64" else torch.float32
         self.bare = self._build_model()
         self._prepare_data()

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import torch
 
+from tasks.devices import available_cpus
 from tasks.errors import UserError
 from tasks.parent import PARENT
 from tasks.study.plan import StudyRun
@@ -58,11 +59,6 @@ class Slots:
         if devices := visible_gpus():
             content["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
         return content
-
-
-def available_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

@@ -9,10 +9,11 @@ import time
 import pytest
 import torch
 
+from tasks.devices import available_cpus, crowded
 from tasks.parent import PARENT
 from tasks.study import runner as runner_module
 from tasks.study.plan import screening_runs
-from tasks.study.runner import Runner, Slots, available_cpus, command, last_line, next_arguments
+from tasks.study.runner import Runner, Slots, command, last_line, next_arguments
 
 
 def test_threads_are_shared():
@@ -22,6 +23,14 @@ def test_threads_are_shared():
     content = slots.environment(1)
     assert content["OMP_NUM_THREADS"] == str(slots.threads)
     assert content[PARENT] == str(os.getpid())
+
+
+@pytest.mark.parametrize(("load", "threads", "warned"), [(0.2, 4, False), (3.0, 4, True), (9.0, 1, False)])
+def test_a_run_on_a_busy_machine_is_warned(monkeypatch, load, threads, warned):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0, 0))
+    monkeypatch.setattr("tasks.devices.available_cpus", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert (crowded() is not None) == warned
 
 
 def test_gpus_are_dealt_out(monkeypatch):
