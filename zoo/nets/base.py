@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -111,6 +111,14 @@ class ModelConfig:
     options: dict[str, Any]
 
 
+@runtime_checkable
+class HasOutputs(Protocol):
+    """A net that names the parameters of its last layers."""
+
+    def output_parameters(self) -> list[Tensor]:
+        """Return the parameters of the last layers, which make the outputs; shared ones among them."""
+
+
 class Net(nn.Module):
     """Base of the registered nets: a net that its config can build again."""
 
@@ -161,6 +169,10 @@ class Net(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that take no weight decay: biases, multipliers and norm parameters."""
         return no_weight_decay(self)
+
+    def output_parameters(self) -> list[Tensor]:
+        """Return the parameters of the last layers, which adaptive gradient clipping leaves alone."""
+        raise NotImplementedError
 
 
 def pool_globally(x: Tensor, kind: str) -> Tensor:
@@ -311,6 +323,9 @@ class Backbone(Net):
             options = {**config.options, "global_pool": pool} if changed else config.options
             self.config = dataclasses.replace(config, num_classes=num_classes, options=options)
 
+    def output_parameters(self) -> list[Tensor]:
+        return list(self.fc.parameters())
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Store only the inputs of blocks (of VGG: stages) for backward, which computes them again, or stop doing so.
 
@@ -413,6 +428,20 @@ class FeatureExtractor(nn.Module):
 def no_weight_decay(model: nn.Module) -> set[str]:
     """Return the names of all 0-D and 1-D parameters: biases of both kinds, multipliers, norm parameters."""
     return {name for name, p in model.named_parameters() if p.ndim <= 1}
+
+
+def output_parameters(model: nn.Module) -> set[str]:
+    """Return the names of the parameters of the last layers, as the nets in a model name them.
+
+    They are the classifier's, a detector's predictors, and a Transformer's output matrix, which may be its embedding.
+
+    Args:
+        model: a net, a module around nets, or any other module, which has none.
+    """
+    outputs = {
+        id(p) for module in model.modules() if isinstance(module, HasOutputs) for p in module.output_parameters()
+    }
+    return {name for name, parameter in model.named_parameters() if id(parameter) in outputs}
 
 
 def parameters_by_level(model: nn.Module) -> dict[str, list[str]]:

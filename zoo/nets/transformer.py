@@ -475,6 +475,9 @@ class Transformer(Net):
         """Matrix (target vocabulary, d) of the output layer."""
         return self.target_embedding.weight if self.projection is None else self.projection.weight
 
+    def output_parameters(self) -> list[Tensor]:
+        return [self.output_weight]
+
     def project(self, x: Tensor) -> Tensor:
         """Return the logits (..., target vocabulary) of features (..., d)."""
         return F.linear(x, self.output_weight)
