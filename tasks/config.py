@@ -143,6 +143,30 @@ class AdamW(OptimizerSection, AdamWRule):
     """Adam with decoupled weight decay, for all parameters."""
 
 
+class Muon(OptimizerSection):
+    """Muon for hidden matrices and filters, and another optimizer for all other parameters (Jordan et al. 2024).
+
+    The others are the weights of the first convolution, of embeddings and of the last layers, and all biases,
+    multipliers and norm parameters. The schedule scales both rates.
+    """
+
+    name: Literal["muon"] = "muon"
+    lr: float = Field(gt=0, description="peak learning rate of hidden matrices and filters")
+    momentum: float = Field(0.95, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of hidden matrices and filters")
+    ns_steps: int = Field(5, ge=1, lt=100, description="steps of the Newton-Schulz iteration")
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = Field(
+        "original",
+        description="factor on lr for a matrix of A outputs and B inputs: sqrt(max(1, A/B)), or 0.2 sqrt(max(A, B)), "
+        "with which rates of AdamW fit",
+    )
+    rest: Annotated[SGDRule | AdamWRule, Field(discriminator="name")] = Field(
+        description="optimizer of the other parameters, with its own lr and weight_decay; multiplier_lr and bias_lr "
+        "are factors on its lr"
+    )
+
+
 class ScheduleSection(Strict):
     """Base of the learning-rate schedules. A schedule is a subclass, registered by ``register_schedule``."""
 
@@ -244,7 +268,7 @@ class InverseSqrt(ScheduleSection):
         return done if done < 1 else done**-0.5
 
 
-Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]
+Optimizer = Annotated[SGD | AdamW | Muon, Field(discriminator="name")]
 Schedule = Annotated[pydantic.SerializeAsAny[ScheduleSection], pydantic.PlainValidator(_chosen_schedule)]
 
 

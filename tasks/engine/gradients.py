@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import config as cfg
-from zoo.nets.base import output_parameters
+from zoo.nets.parameters import output_parameters
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weights (I, O / groups, ...)
 _EPS = 1e-3  # smallest weight norm of adaptive gradient clipping, so that weights at 0 can leave it (Brock et al. 2021)

@@ -190,7 +190,7 @@ class Run:
         if self.accelerator.is_main_process:
             for line in describe_levels(self.bare, train.optimizer):
                 print_line(line)
-        self.peaks = [train.optimizer.lr * group["lr_scale"] for group in optimizer.param_groups]
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.gradients = GradientChanges(self.bare, train.optimizer)
         self.average = WeightAverage(self.bare, train.average, train.epochs)
         forward = torch.compile(self.bare) if train.compile else self.bare

@@ -6,7 +6,8 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from itertools import islice
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -111,14 +112,6 @@ class ModelConfig:
     options: dict[str, Any]
 
 
-@runtime_checkable
-class HasOutputs(Protocol):
-    """A net that names the parameters of its last layers."""
-
-    def output_parameters(self) -> list[Tensor]:
-        """Return the parameters of the last layers, which make the outputs; shared ones among them."""
-
-
 class Net(nn.Module):
     """Base of the registered nets: a net that its config can build again."""
 
@@ -170,8 +163,12 @@ class Net(nn.Module):
         """Return the names of the parameters that take no weight decay: biases, multipliers and norm parameters."""
         return no_weight_decay(self)
 
+    def input_parameters(self) -> list[Tensor]:
+        """Return the parameters of the first layers, which Muon leaves to another optimizer."""
+        raise NotImplementedError
+
     def output_parameters(self) -> list[Tensor]:
-        """Return the parameters of the last layers, which adaptive gradient clipping leaves alone."""
+        """Return the parameters of the last layers, which Muon and adaptive gradient clipping leave alone."""
         raise NotImplementedError
 
 
@@ -323,6 +320,10 @@ class Backbone(Net):
             options = {**config.options, "global_pool": pool} if changed else config.options
             self.config = dataclasses.replace(config, num_classes=num_classes, options=options)
 
+    def input_parameters(self) -> list[Tensor]:
+        products = (module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear))
+        return [parameter for first in islice(products, 1) for parameter in first.parameters()]
+
     def output_parameters(self) -> list[Tensor]:
         return list(self.fc.parameters())
 
@@ -428,20 +429,6 @@ class FeatureExtractor(nn.Module):
 def no_weight_decay(model: nn.Module) -> set[str]:
     """Return the names of all 0-D and 1-D parameters: biases of both kinds, multipliers, norm parameters."""
     return {name for name, p in model.named_parameters() if p.ndim <= 1}
-
-
-def output_parameters(model: nn.Module) -> set[str]:
-    """Return the names of the parameters of the last layers, as the nets in a model name them.
-
-    They are the classifier's, a detector's predictors, and a Transformer's output matrix, which may be its embedding.
-
-    Args:
-        model: a net, a module around nets, or any other module, which has none.
-    """
-    outputs = {
-        id(p) for module in model.modules() if isinstance(module, HasOutputs) for p in module.output_parameters()
-    }
-    return {name for name, parameter in model.named_parameters() if id(parameter) in outputs}
 
 
 def parameters_by_level(model: nn.Module) -> dict[str, list[str]]:

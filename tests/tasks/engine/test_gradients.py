@@ -16,7 +16,7 @@ from tests.helpers.detection import small
 from tests.helpers.nets import narrow
 from tests.helpers.training import config
 from tests.helpers.transformers import make
-from zoo.nets.base import output_parameters
+from zoo.nets.parameters import output_parameters
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 

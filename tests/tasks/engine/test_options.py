@@ -16,7 +16,8 @@ from tests.helpers.training import Crash, config, crash_after_step, fit, weights
 
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
 CHANGES = {"agc": 0.02, "centralize": True, "clip_norm": 1.0}
-OPTIONS = {"sgd": {**SGD, **CHANGES}}
+MUON = {"name": "muon", "lr": 0.02, "weight_decay": 0.01, "rest": {"name": "adamw", "lr": 0.003}}
+OPTIONS = {"sgd": {**SGD, **CHANGES}, "muon": {**MUON, **CHANGES}}
 WARM = {"name": "ema", "decay": 0.9, "warmup": True}
 
 
@@ -83,16 +84,11 @@ def test_options_that_are_off_add_no_operation(images, tmp_path):
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_no_option_waits_for_the_device(images, tmp_path, name):
-    plain = operations(images, tmp_path / "plain", optimizer=SGD)[1]
-    names = operations(images, tmp_path / "run", optimizer=OPTIONS[name], average=WARM)[1]
-    waits = {
-        "aten._local_scalar_dense.default",
-        "aten.is_nonzero.default",
-        "aten.equal.default",
-        "aten.nonzero.default",
-    }
-    assert [n for n in names if n in waits] == [n for n in plain if n in waits]
-    assert len(names) > len(plain)
+    """torch's AdamW reads its number of steps, a tensor on the CPU; beside it Muon would hide among these reads."""
+    optimizer = {**OPTIONS[name], "rest": {"name": "sgd", "lr": 0.05}} if name == "muon" else OPTIONS[name]
+    names = operations(images, tmp_path / "run", optimizer=optimizer, average=WARM)[1]
+    waits = ("_local_scalar_dense", "is_nonzero", "aten.equal", "aten.nonzero")
+    assert not [operation for operation in names if any(wait in operation for wait in waits)]
 
 
 @pytest.mark.parametrize("name", OPTIONS)
