@@ -12,6 +12,7 @@ import zoo
 from tasks import config as cfg
 from tasks.engine.muon import JoinedOptimizer, Muon
 from tasks.errors import ConfigError
+from zoo.errors import ZooError
 from zoo.nets.base import parameters_by_level
 from zoo.nets.parameters import input_parameters, output_parameters, packed_matrices
 
@@ -20,16 +21,14 @@ def make_optimizer(model: nn.Module, section: cfg.SGD | cfg.AdamW | cfg.Muon) ->
     """Make the optimizer over ``zoo.param_groups``, with weight decay on weights only and peak rates as ``lr``.
 
     Raises:
-        ConfigError: Muon where no hidden matrix or filter is trained.
+        ConfigError: Muon where no hidden matrix or filter is trained, or rates by level for a net without levels.
     """
-    groups = zoo.param_groups(
-        model,
-        section.weight_decay,
-        multiplier_lr=section.multiplier_lr,
-        bias_lr=section.bias_lr,
-        layer_decay=section.layer_decay,
-        head_lr=section.head_lr,
-    )
+    rates = {"multiplier_lr": section.multiplier_lr, "bias_lr": section.bias_lr}
+    rates |= {"layer_decay": section.layer_decay, "head_lr": section.head_lr}
+    try:
+        groups = zoo.param_groups(model, section.weight_decay, **rates)
+    except ZooError as error:
+        raise ConfigError(f"train.optimizer: {error}") from None
     if not isinstance(section, cfg.Muon):
         return _plain_optimizer(groups, section)
     hidden, rest = _split(groups, model, section.rest.weight_decay)
