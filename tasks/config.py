@@ -90,7 +90,7 @@ def check_size(size: int, info: ModelInfo) -> None:
         raise ConfigError(f"data.size={size}: must be >= {info.min_size} for {info.name}")
 
 
-class SGD(Strict):
+class SGDRule(Strict):
     """Stochastic gradient descent with momentum."""
 
     name: Literal["sgd"] = "sgd"
@@ -98,16 +98,9 @@ class SGD(Strict):
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(1e-4, ge=0, description="decay of weights; biases, multipliers and norms have none")
-    multiplier_lr: float = Field(1.0, ge=0, description="factor on lr for the multipliers m_k")
-    bias_lr: float = Field(1.0, ge=0, description="factor on lr for the biases initialised from data")
-    layer_decay: float = Field(
-        1.0, gt=0, le=1, description="factor on lr for each feature level from the head, which has 1, back to the stem"
-    )
-    head_lr: float = Field(1.0, ge=0, description="factor on lr for all that follows the last feature level")
-    clip_norm: float | None = Field(None, gt=0, description="limit on the norm of the whole gradient")
 
 
-class AdamW(Strict):
+class AdamWRule(Strict):
     """Adam with decoupled weight decay."""
 
     name: Literal["adamw"] = "adamw"
@@ -115,11 +108,63 @@ class AdamW(Strict):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
-    multiplier_lr: float = Field(1.0, ge=0)
-    bias_lr: float = Field(1.0, ge=0)
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    head_lr: float = Field(1.0, ge=0)
-    clip_norm: float | None = Field(None, gt=0)
+
+
+class OptimizerSection(Strict):
+    """Base of the optimizers: rates by kind and level, and what is done to the gradients before the update.
+
+    The gradients are centralized first, then clipped by unit (``agc``), then clipped as a whole (``clip_norm``), so
+    that each clipping measures the gradient that the update would use.
+    """
+
+    multiplier_lr: float = Field(1.0, ge=0, description="factor on lr for the multipliers m_k")
+    bias_lr: float = Field(1.0, ge=0, description="factor on lr for the biases initialised from data")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on lr for each feature level from the head, which has 1, back to the stem"
+    )
+    head_lr: float = Field(1.0, ge=0, description="factor on lr for all that follows the last feature level")
+    centralize: bool = Field(
+        False, description="subtract from the gradient of each weight its mean over all dimensions but the output's"
+    )
+    agc: float | None = Field(
+        None,
+        gt=0,
+        description="limit on the ratio of gradient norm to weight norm, for each output of every weight but those of "
+        "the last layers (adaptive gradient clipping)",
+    )
+    clip_norm: float | None = Field(None, gt=0, description="limit on the norm of the whole gradient")
+
+
+class SGD(OptimizerSection, SGDRule):
+    """Stochastic gradient descent with momentum, for all parameters."""
+
+
+class AdamW(OptimizerSection, AdamWRule):
+    """Adam with decoupled weight decay, for all parameters."""
+
+
+class Muon(OptimizerSection):
+    """Muon for hidden matrices and filters, and another optimizer for all other parameters (Jordan et al. 2024).
+
+    The others are the weights of the first convolution, of embeddings and of the last layers, and all biases,
+    multipliers and norm parameters. The schedule scales both rates.
+    """
+
+    name: Literal["muon"] = "muon"
+    lr: float = Field(gt=0, description="peak learning rate of hidden matrices and filters")
+    momentum: float = Field(0.95, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(0.1, ge=0, description="decoupled decay of hidden matrices and filters")
+    ns_steps: int = Field(5, ge=1, lt=100, description="steps of the Newton-Schulz iteration")
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = Field(
+        "original",
+        description="factor on lr for a matrix of A outputs and B inputs: sqrt(max(1, A/B)), or 0.2 sqrt(max(A, B)), "
+        "with which rates of AdamW fit",
+    )
+    rest: Annotated[SGDRule | AdamWRule, Field(discriminator="name")] = Field(
+        description="optimizer of the other parameters, with its own lr and weight_decay; multiplier_lr and bias_lr "
+        "are factors on its lr"
+    )
 
 
 class ScheduleSection(Strict):
@@ -223,7 +268,7 @@ class InverseSqrt(ScheduleSection):
         return done if done < 1 else done**-0.5
 
 
-Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]
+Optimizer = Annotated[SGD | AdamW | Muon, Field(discriminator="name")]
 Schedule = Annotated[pydantic.SerializeAsAny[ScheduleSection], pydantic.PlainValidator(_chosen_schedule)]
 
 
@@ -232,6 +277,9 @@ class EMA(Strict):
 
     name: Literal["ema"] = "ema"
     decay: float = Field(0.9999, gt=0, lt=1)
+    warmup: bool = Field(
+        False, description="whether update t = 0, 1, ... has a decay of at most (1 + t) / (10 + t), as in TensorFlow"
+    )
 
 
 class LastEpochs(Strict):

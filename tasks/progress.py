@@ -84,9 +84,14 @@ class Progress:
 
 
 class StatusLine:
-    """One line about work in progress, as a context: replaced on a terminal, printed every 30 seconds elsewhere."""
+    """One line about work in progress, as a context: replaced on a terminal, printed now and then elsewhere.
 
-    def __init__(self) -> None:
+    Args:
+        every: seconds between lines where there is no terminal.
+    """
+
+    def __init__(self, every: float = _LINE_EVERY) -> None:
+        self.every = every
         self.shown = time.monotonic()
         self.status: Status | None = _console.status("") if _console.is_terminal else None
 
@@ -101,7 +106,7 @@ class StatusLine:
 
     def due(self) -> bool:
         """Return whether the line should be made anew: every two seconds on a terminal."""
-        return time.monotonic() - self.shown >= (2.0 if self.status else _LINE_EVERY)
+        return time.monotonic() - self.shown >= (2.0 if self.status else self.every)
 
     def show(self, text: str) -> None:
         """Show a line."""

@@ -28,7 +28,8 @@ def test_every_module_is_named():
 def test_every_path_exists():
     folders = [ROOT, ROOT / "zoo", ROOT / "tasks", *(ROOT / "tasks" / task for task in TASKS)]
     folders += [ROOT / "zoo" / name for name in ("schemes", "nets", "products", "sources", "convert")] + [
-        ROOT / "tasks" / "engine"
+        ROOT / "tasks" / "engine",
+        ROOT / "tasks" / "study",
     ]
     for path in re.findall(r"`([\w/.]+(?:\.py|/))`", PAGE):
         if "NAME" not in path:

@@ -284,3 +284,15 @@ class Detector(GeneralizedRCNN):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters without weight decay."""
         return zoo.nets.base.no_weight_decay(self)
+
+    def input_parameters(self) -> list[Tensor]:
+        """Return no parameters: the backbone knows those of its first layer."""
+        return []
+
+    def output_parameters(self) -> list[Tensor]:
+        """Return the parameters of the predictors of the RPN, of boxes and of masks (with its upsampling)."""
+        head, heads = self.rpn.head, self.roi_heads
+        predictors = [head.cls_logits, head.bbox_pred, heads.box_predictor]
+        if self.has_masks:
+            predictors.append(heads.mask_predictor)
+        return [parameter for predictor in predictors for parameter in predictor.parameters()]

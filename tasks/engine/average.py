@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torch
+from torch import Tensor, nn
 
 from tasks import config as cfg
 
 
+def ema_decay(rule: cfg.EMA, updates: int) -> float:
+    """Return the weight of the average so far in an update.
+
+    With warm-up, update t has the decay min(decay, (1 + t) / (10 + t)) of TensorFlow's ``ExponentialMovingAverage``,
+    where t = 0 is the first update of an average that exists. It is timm's ``ModelEmaV3`` with ``warmup_gamma=9``
+    and ``warmup_power=1``.
+
+    Args:
+        rule: section of the config.
+        updates: updates before this one; the first of all, 0, sets the average.
+    """
+    if updates == 0:
+        return 0.0
+    return min(rule.decay, updates / (9 + updates)) if rule.warmup else rule.decay
+
+
 class WeightAverage:
-    """The average of weights that ``train.average`` chooses.
+    """The average of weights and buffers that ``train.average`` chooses. Integer buffers are copied.
 
     Args:
         model: trained net, on its device.
@@ -21,15 +38,13 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, rule: cfg.EMA | cfg.LastEpochs | None, epochs: int) -> None:
         self.model, self.rule, self.epochs = model, rule, epochs
-        self.average: AveragedModel | None = None
-        if rule is not None:
-            function = get_ema_multi_avg_fn(rule.decay) if isinstance(rule, cfg.EMA) else None
-            self.average = AveragedModel(model, multi_avg_fn=function, use_buffers=True)
+        self.average = None if rule is None else copy.deepcopy(model)
+        self.updates = 0  # a Python number, so that no step waits for the device
 
     def after_step(self) -> None:
         """Update an average over the steps."""
         if self.average is not None and isinstance(self.rule, cfg.EMA):
-            self.average.update_parameters(self.model)
+            self._update(self.average, ema_decay(self.rule, self.updates))
 
     def after_epoch(self, epoch: int) -> nn.Module:
         """Update an average over the epochs, and return the model to evaluate and store after this epoch."""
@@ -38,14 +53,38 @@ class WeightAverage:
         if isinstance(self.rule, cfg.LastEpochs):
             if epoch < self.epochs - self.rule.epochs:
                 return self.model
-            self.average.update_parameters(self.model)
-        return self.average.module
+            self._update(self.average, self.updates / (self.updates + 1))
+        return self.average
+
+    @torch.no_grad()
+    def _update(self, average: nn.Module, decay: float) -> None:
+        """Replace the average by ``decay`` times itself plus the rest times the model."""
+        pairs = list(zip(_tensors(average), _tensors(self.model), strict=True))
+        floats = [(old, new) for old, new in pairs if decay and old.is_floating_point()]
+        if floats:
+            torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], 1 - decay)
+        for old, new in pairs:
+            if not (decay and old.is_floating_point()):
+                old.copy_(new)
+        self.updates += 1
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Return the state of the average; None without one."""
-        return None if self.average is None else self.average.state_dict()
+        """Return the state of the average in the format of torch's ``AveragedModel``; None without one."""
+        if self.average is None:
+            return None
+        state = {f"{_PREFIX}{key}": value for key, value in self.average.state_dict().items()}
+        return {"n_averaged": torch.tensor(self.updates), **state}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Load what ``state_dict`` returned in a run with the same config."""
         if self.average is not None and state is not None:
-            self.average.load_state_dict(state)
+            self.updates = int(state["n_averaged"])
+            self.average.load_state_dict({k.removeprefix(_PREFIX): v for k, v in state.items() if k != "n_averaged"})
+
+
+_PREFIX = "module."
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Return the parameters and buffers, without autograd."""
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]

@@ -86,7 +86,7 @@ class StepRecord(Record):
     Attributes:
         loss: loss of the step, a mean over all ranks.
         terms: terms of the loss by name, if there are several.
-        lr: learning rate of the optimizer's first group.
+        lr: the schedule's learning rate, of which each parameter's is a multiple.
     """
 
     event = "step"

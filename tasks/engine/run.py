@@ -18,6 +18,7 @@ import zoo
 from tasks import config as cfg
 from tasks.devices import crowded, make_accelerator
 from tasks.engine.average import WeightAverage
+from tasks.engine.gradients import GradientChanges
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
@@ -46,6 +47,7 @@ class Run:
         batches: sampler of the training set.
         loader: this rank's batches.
         shards: batches of the sampler that all ranks together take at a time.
+        gradients: changes of the gradients before the update.
         average: averaged weights.
         log: log of the run; without sinks on all ranks but the first.
 
@@ -190,7 +192,8 @@ class Run:
         if self.accelerator.is_main_process:
             for line in describe_levels(self.bare, train.optimizer):
                 print_line(line)
-        self.peaks = [train.optimizer.lr * group["lr_scale"] for group in optimizer.param_groups]
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.gradients = GradientChanges(self.bare, train.optimizer)
         self.average = WeightAverage(self.bare, train.average, train.epochs)
         forward = torch.compile(self.bare) if train.compile else self.bare
         self.model, self.optimizer = self.accelerator.prepare(forward, optimizer)

@@ -194,8 +194,9 @@ class Trainer(Run):
                     terms = {name: term * weight for name, term in terms.items()}
                 losses.append({name: term.detach() for name, term in terms.items()})
                 self.accelerator.backward(torch.stack(list(terms.values())).sum())
-                if self.accelerator.sync_gradients and train.optimizer.clip_norm is not None:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), train.optimizer.clip_norm)
+                if self.accelerator.sync_gradients and self.gradients.used:
+                    self.accelerator.unscale_gradients()
+                    self.gradients.change()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         return {name: torch.stack([terms[name] for terms in losses]).mean() for name in losses[0]}

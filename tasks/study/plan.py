@@ -103,7 +103,7 @@ def screening_runs(study: StudyConfig) -> list[StudyRun]:
             if not runs[-1].config.evaluates_held_out:
                 raise ConfigError(
                     f"screening.overrides: {runs[-1].label} would choose a setting on the test set; set the keys that "
-                    "hold training samples out, as data.split: holdout"
+                    "keep training samples apart, as data.split: holdout"
                 )
     _check_different(runs)
     return runs

@@ -192,7 +192,7 @@ def measure_paces(runs: Sequence[StudyRun], slots: Slots, steps: int = 20) -> li
     """Time a few steps of each run, in the slots that the study will use.
 
     Returns:
-        For each run the keys ``steps_per_epoch``, ``epochs``, ``seconds_per_step`` and ``seconds``.
+        A mapping for each run, with ``steps_per_epoch``, ``epochs``, ``seconds_per_step`` and ``seconds``.
 
     Raises:
         UserError: a run does not begin; the message has its error.

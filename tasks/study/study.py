@@ -117,7 +117,7 @@ class Study:
                 if found.is_dir() and found not in expected:
                     raise UserError(
                         f"{found}: the test set was evaluated for this setting, but trials choose another one now; "
-                        "take an output folder of its own for the changed study, and say so beside its numbers"
+                        "take an output folder of its own for the changed study, and state that beside its numbers"
                     )
 
     def _expected_finals(self) -> list[StudyRun]:
@@ -128,7 +128,7 @@ class Study:
         """Complete runs, with a line for each that ends."""
         total = len(runs)
         ended = sum(is_complete(read_result(run)) for run in runs)
-        status = StatusLine()
+        status = StatusLine(every=300.0)
 
         def on_end(result: Result, seconds: float) -> None:
             nonlocal ended

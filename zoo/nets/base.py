@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -162,6 +163,14 @@ class Net(nn.Module):
         """Return the names of the parameters that take no weight decay: biases, multipliers and norm parameters."""
         return no_weight_decay(self)
 
+    def input_parameters(self) -> list[Tensor]:
+        """Return the parameters of the first layers, which Muon leaves to another optimizer."""
+        raise NotImplementedError
+
+    def output_parameters(self) -> list[Tensor]:
+        """Return the parameters of the last layers, which Muon and adaptive gradient clipping leave alone."""
+        raise NotImplementedError
+
 
 def pool_globally(x: Tensor, kind: str) -> Tensor:
     """Return a feature map (N, C, ...) pooled over all positions, (N, C); the map itself for the kind ""."""
@@ -310,6 +319,13 @@ class Backbone(Net):
         if (config := getattr(self, "config", None)) is not None:
             options = {**config.options, "global_pool": pool} if changed else config.options
             self.config = dataclasses.replace(config, num_classes=num_classes, options=options)
+
+    def input_parameters(self) -> list[Tensor]:
+        products = (module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear))
+        return [parameter for first in islice(products, 1) for parameter in first.parameters()]
+
+    def output_parameters(self) -> list[Tensor]:
+        return list(self.fc.parameters())
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Store only the inputs of blocks (of VGG: stages) for backward, which computes them again, or stop doing so.

@@ -233,6 +233,8 @@ class Attention(Branch):
 class SelfAttention(Attention):
     """Attention within a sentence."""
 
+    packed: ClassVar = {"qkv": 3}
+
     def __init__(self, layout: TransformerLayout, scheme: TextScheme, place: Place) -> None:
         super().__init__(layout, scheme, place)
         self.qkv = scheme.linear(("query", "key", "value"), layout.dim, layout.dim, place)
@@ -265,6 +267,8 @@ class SelfAttention(Attention):
 
 class CrossAttention(Attention):
     """Attention of the target to the source."""
+
+    packed: ClassVar = {"key_value": 2}
 
     def __init__(self, layout: TransformerLayout, scheme: TextScheme, place: Place) -> None:
         super().__init__(layout, scheme, place)
@@ -474,6 +478,12 @@ class Transformer(Net):
     def output_weight(self) -> Tensor:
         """Matrix (target vocabulary, d) of the output layer."""
         return self.target_embedding.weight if self.projection is None else self.projection.weight
+
+    def input_parameters(self) -> list[Tensor]:
+        return [self.encoder_embedding.weight, self.target_embedding.weight]
+
+    def output_parameters(self) -> list[Tensor]:
+        return [self.output_weight]
 
     def project(self, x: Tensor) -> Tensor:
         """Return the logits (..., target vocabulary) of features (..., d)."""

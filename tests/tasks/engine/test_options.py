@@ -1,0 +1,122 @@
+"""Options of the optimizer through the loop: unused ones cost nothing; resume; two processes; no waiting."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import zoo
+from tasks import config as cfg
+from tasks.engine import Trainer
+from tasks.plots import read_log
+from tasks.spec import make_task
+from tests.helpers.commands import on_two_processes
+from tests.helpers.training import Crash, config, crash_after_step, fit, weights_of
+
+SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
+CHANGES = {"agc": 0.02, "centralize": True, "clip_norm": 1.0}
+MUON = {"name": "muon", "lr": 0.02, "weight_decay": 0.01, "rest": {"name": "adamw", "lr": 0.003}}
+OPTIONS = {"sgd": {**SGD, **CHANGES}, "muon": {**MUON, **CHANGES}}
+WARM = {"name": "ema", "decay": 0.9, "warmup": True}
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the operations while it is entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def recorded(function):
+    """The operations of a function, of backward on this thread too."""
+    with torch.autograd.set_multithreading_enabled(False), Recorder() as recorder:
+        function()
+    return recorder.names
+
+
+def operations(images, folder, **settings):
+    """The operations of a run's second step, in which all state exists."""
+    trainer = Trainer(make_task(config(images, folder, **settings)))
+    trainer.batches.seek(0, 0)
+    batches = iter(trainer.loader)
+    trainer.model.train()
+
+    def step(batch):
+        trainer._step([batch])
+        trainer.at.step += 1
+        trainer.average.after_step()
+
+    step(next(batches))
+    batch = next(batches)
+    return trainer, recorded(lambda: step(batch))
+
+
+def test_options_that_are_off_add_no_operation(images, tmp_path):
+    """A step of the default config has the operations of a loop by hand, also where options say that they are off."""
+    off = {**SGD, "agc": None, "centralize": False, "clip_norm": None}
+    trainer, default = operations(images, tmp_path / "default", optimizer=SGD)
+    assert default == operations(images, tmp_path / "off", optimizer=off, average=None)[1]
+    # by hand
+    batch = next(iter(trainer.loader))
+    groups = [{k: v for k, v in group.items() if k != "names"} for group in zoo.param_groups(trainer.bare, 1e-4)]
+    optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9)
+    trainer.optimizer.zero_grad()
+
+    def by_hand():
+        terms = trainer.task.losses(trainer.bare, batch, torch.float32)
+        torch.stack(list(terms.values())).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    by_hand()
+    expected, found = Counter(recorded(by_hand)), Counter(default)
+    assert not expected - found
+    # the loss is divided by the number of forwards, which has a gradient, and the terms are averaged for the log
+    extra = {"aten.detach.default": 1, "aten.div.Tensor": 2, "aten.stack.default": 1, "aten.mean.default": 1}
+    assert found - expected == extra
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_option_waits_for_the_device(images, tmp_path, name):
+    """torch's AdamW reads its number of steps, a tensor on the CPU; beside it Muon would hide among these reads."""
+    optimizer = {**OPTIONS[name], "rest": {"name": "sgd", "lr": 0.05}} if name == "muon" else OPTIONS[name]
+    names = operations(images, tmp_path / "run", optimizer=optimizer, average=WARM)[1]
+    waits = ("_local_scalar_dense", "is_nonzero", "aten.equal", "aten.nonzero")
+    assert not [operation for operation in names if any(wait in operation for wait in waits)]
+
+
+@pytest.mark.parametrize(("name", "precision"), [("sgd", "fp32"), ("muon", "fp16")])
+def test_resume_repeats_the_run_to_the_bit(images, tmp_path, monkeypatch, name, precision):
+    settings = {"optimizer": OPTIONS[name], "average": WARM, "precision": precision}
+    fit(images, tmp_path / "whole", **settings)
+    trainer = Trainer(make_task(config(images, tmp_path / "broken", **settings)))
+    crash_after_step(trainer, 4, monkeypatch)
+    with pytest.raises(Crash):
+        trainer.fit()
+    monkeypatch.undo()
+    fit(images, tmp_path / "broken", resume=True, **settings)
+    assert (tmp_path / "whole/log.jsonl").read_text() == (tmp_path / "broken/log.jsonl").read_text()
+    whole, broken = weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken")
+    assert all(torch.equal(whole[key], broken[key]) for key in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_processes_equal_one(images, tmp_path, name):
+    """Same global batch in float64: losses and weights to 1e-10."""
+    settings = {"precision": "fp64", "optimizer": OPTIONS[name], "average": WARM, "epochs": 1}
+    fit(images, tmp_path / "one", **settings)
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump(config(images, tmp_path / "two", **settings)))
+    on_two_processes("train", path)
+    losses = [[r["loss"] for r in read_log(tmp_path / run / "log.jsonl") if "loss" in r] for run in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
+    first, second = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-10, atol=1e-10)
