@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from tasks.config import RunConfig
+from tasks.config import RunConfig, read_yaml
 from tasks.engine.state import RunFolder
 from tasks.errors import ConfigError
-from tasks.spec import resolve
+from tasks.spec import check, resolve
 from tasks.study.config import Overrides, StudyConfig, Variants
 
 SCREENING, FINALS = "trials", "finals"  # stages of a study, and their folders
@@ -133,12 +133,22 @@ def final_runs(study: StudyConfig, chosen: Mapping[str, Trial]) -> list[StudyRun
 def check_folders(runs: Iterable[StudyRun]) -> None:
     """Refuse to continue runs whose folders have another config.
 
+    A run's stored config has the values that its weights chose, such as ``data.size``, where that of the study has none.
+
     Raises:
         TrainingError: a folder contains a run with another config.
         ConfigError: a stored config is not valid any more.
     """
     for run in runs:
-        RunFolder(run.folder).check_config(run.config, resume=True)
+        files = RunFolder(run.folder)
+        if not files.config.exists():
+            continue
+        chosen = read_yaml(files.config).get("data", {})
+        data: Any = getattr(run.config, "data", None)
+        open_keys = {key: chosen[key] for key, value in (data or ()) if value is None and key in chosen}
+        content = run.config.model_dump(mode="json")
+        config = check({**content, "data": {**content["data"], **open_keys}} if open_keys else content, run.label)
+        files.check_config(config, resume=True)
 
 
 def _run(

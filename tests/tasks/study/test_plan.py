@@ -6,6 +6,7 @@ import pytest
 
 from tasks import config as cfg
 from tasks.errors import ConfigError, TrainingError
+from tasks.spec import make_task
 from tasks.study.config import read_study
 from tasks.study.plan import check_folders, final_runs, screening_runs, trials_of
 from zoo.files import write_text
@@ -111,3 +112,11 @@ def test_the_studies_that_ship_are_valid():
     for path in names:
         study = read_study(f"studies/{path.stem}")
         assert len(screening_runs(study)) >= 2 * len(study.compared)
+
+
+def test_what_the_weights_of_a_run_chose_is_no_difference(make_study):
+    """A run stores the mean and std that its task chose, which the study leaves open."""
+    run = screening_runs(make_study())[0]
+    assert run.config.data.mean is None
+    write_text(cfg.dump(make_task(run.config).config), run.folder / "config.yaml")
+    check_folders([run])
