@@ -66,6 +66,9 @@ def cases() -> Iterator[tuple[str, str, dict[str, Any], dict[str, Any]]]:
     yield case("classification", "cifar", "rescalenet20_cifar", {"width": 0.25}, "rescale", precision="bf16")
     yield case("classification", "bottleneck", "rescalenet50", {"width": 0.125, "branch_drop_rate": 0.2}, "rescale")
     yield case("classification", "grouped", "rescalenext50_32x4d", {"width": 0.25, "multiplier": False}, "rescale")
+    regularized = {"drop_path_rate": 0.2, "branch_noise": 0.1, "multiplier": "channel"}
+    yield case("classification", "regularized", "rescalenet20_cifar", {"width": 0.25, **regularized}, "rescale")
+    yield case("translation", "regularized", "rescale_transformer_tiny", {**TRANSFORMER, **regularized}, "rescale")
     yield case("classification", "vgg", "rescalevgg16", {"width": 0.0625}, "rescale")
     for scheme in ("rescale", "gn"):
         options = {**DETECTOR, "heads": "4conv1fc"}

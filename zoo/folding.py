@@ -20,7 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from zoo.errors import ZooError
 from zoo.layers import BiasedConvNd, BiasedProjections, Conv3d, RepeatsFrames, StemConvNd
 from zoo.nets.base import Net
-from zoo.products import folded_bias, per_filter, product_bias
+from zoo.products import folded_bias, of_filters, per_filter, product_bias
 from zoo.trunk import ModuleScales, OnTrunk
 
 log = logging.getLogger("rescalenet")
@@ -133,7 +133,7 @@ def folded_conv(
     Args:
         conv: ``nn.Conv2d``, ``nn.Conv3d`` or one of the zoo's.
         norm: module after the convolution. A BatchNorm is folded, any other stays.
-        gain: factor on the output.
+        gain: factor on the output, or one per output channel, (O,).
         input_shift: shift of the input, (I,).
         output_shift: shift that the output gets, (O,).
 
@@ -164,7 +164,8 @@ def folded_conv(
 def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_shift: Shift) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a convolution with all its factors, for an input with this shift."""
     # factors: of the branch or shortcut, of the scaled trunk, of a stem
-    weight = conv.weight.double() * gain
+    weight = conv.weight.double()
+    weight = weight * of_filters(gain, weight)
     if (weight_scale := getattr(conv, "weight_scale", None)) is not None:
         weight = weight * per_filter(weight_scale.double(), weight)
     bias = weight.new_zeros(conv.out_channels)
@@ -236,7 +237,7 @@ def folded_linear(linear: nn.Module, *, gain: float | Tensor = 1.0, missing: Shi
 
     Args:
         linear: linear layer, or the Identity of a net without a head.
-        gain: factor on the output.
+        gain: factor on the output, or one per output channel, (O,).
         missing: bias (I,) that another module used to add to the input and no longer adds.
     """
     if not isinstance(linear, nn.Linear):
@@ -253,6 +254,6 @@ def folded_linear(linear: nn.Module, *, gain: float | Tensor = 1.0, missing: Shi
     if missing is not None:
         bias = bias + weight @ missing
     plain = nn.Linear(linear.in_features, linear.out_features, device=weight.device, dtype=linear.weight.dtype)
-    plain.weight.data = (weight * gain).to(linear.weight.dtype)
+    plain.weight.data = (weight * of_filters(gain, weight)).to(linear.weight.dtype)
     plain.bias.data = (bias * gain).to(linear.weight.dtype)
     return plain

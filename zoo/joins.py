@@ -25,7 +25,7 @@ class FoldedJoin(NamedTuple):
     """The deployment form of a join.
 
     Attributes:
-        product: factor on the branch's last product.
+        product: factor on the branch's last product, or one per output channel, (C,).
         projection: factor on the product of a projection shortcut.
         join: the join that remains.
     """
@@ -79,7 +79,11 @@ class Join(nn.Module):
             raise ZooError(f"{type(self).__name__}: trunk scales {scale_in}, {scale_out} must be 1")
 
     def statistics(self) -> dict[str, float | None]:
-        """Return the numbers that ``zoo.branch_statistics`` reports of this join: ``m``, its multiplier or None."""
+        """Return the numbers that ``zoo.branch_statistics`` reports of this join.
+
+        ``m`` is its multiplier or None. If each channel has one, ``m`` is their mean, and ``m_min`` and ``m_max`` are
+        the smallest and the largest.
+        """
         return {"m": None}
 
     def multiplier_parameters(self) -> dict[str, nn.Parameter]:
@@ -146,16 +150,24 @@ class RescaledJoin(Join):
     Args:
         alpha: weight of the trunk.
         scale: constant weight of the branch: 1/sqrt(c) with a multiplier, beta_k without.
-        multiplier: whether the branch has the learnable scalar m_k (1 at init).
+        multiplier: whether the branch has the learnable multiplier m_k (1 at init), a scalar by default.
         folded: join that remains in the deployment form.
+        channels: output channels C of the branch, each of which then has a multiplier of its own, m_k (C,).
     """
 
     def __init__(
-        self, alpha: float, scale: float, multiplier: bool, folded: type[PlainJoin | InPlaceJoin] = InPlaceJoin
+        self,
+        alpha: float,
+        scale: float,
+        multiplier: bool,
+        folded: type[PlainJoin | InPlaceJoin] = InPlaceJoin,
+        *,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         self.alpha, self.scale, self.folded = alpha, scale, folded
-        self.multiplier = nn.Parameter(torch.ones(())) if multiplier else None
+        shape = () if channels is None else (channels,)
+        self.multiplier = nn.Parameter(torch.ones(shape)) if multiplier else None
         self.set_scales(1.0, 1.0)
 
     def set_scales(self, scale_in: float, scale_out: float) -> None:
@@ -165,7 +177,7 @@ class RescaledJoin(Join):
         self.shortcut_weight = round(self.alpha * scale_out / scale_in, 15)  # exactly 1 costs autograd nothing
 
     def branch_weight(self, last: Any) -> Tensor | float:
-        """Return the factor on the last product: a number, or a 0-D tensor with a gradient.
+        """Return the factor on the last product: a number, or a tensor with a gradient, 0-D or (C,).
 
         Args:
             last: last layer of the branch. Its output has the scale of its input, which need not be the trunk's: the
@@ -184,7 +196,12 @@ class RescaledJoin(Join):
         return branch.add_(trunk) if projected else branch.add_(trunk, alpha=self.shortcut_weight)
 
     def statistics(self) -> dict[str, float | None]:
-        return {"m": None if self.multiplier is None else float(self.multiplier.detach())}
+        if self.multiplier is None:
+            return {"m": None}
+        m = self.multiplier.detach()
+        if m.ndim == 0:
+            return {"m": float(m)}
+        return {"m": float(m.mean()), "m_min": float(m.min()), "m_max": float(m.max())}
 
     def multiplier_parameters(self) -> dict[str, nn.Parameter]:
         return {} if self.multiplier is None else {"multiplier": self.multiplier}
@@ -194,4 +211,5 @@ class RescaledJoin(Join):
         return FoldedJoin(self.branch_weight(last), self.shortcut_weight, self.folded())
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha:.6g}, scale={self.scale:.6g}, multiplier={self.multiplier is not None}"
+        kind = "channel" if self.multiplier is not None and self.multiplier.ndim else self.multiplier is not None
+        return f"alpha={self.alpha:.6g}, scale={self.scale:.6g}, multiplier={kind}"

@@ -69,8 +69,8 @@ def branch_statistics(model: nn.Module) -> list[dict[str, Any]]:
     """Return the multiplier m_k and the Frobenius norms of the branch weights of each residual block, in order.
 
     Training makes m_k grow while weight decay shrinks the weights. The product of m_k and the norms shows whether the
-    two cancel. ``m`` is None for schemes without a multiplier. A join of another scheme may add numbers of its own
-    (``Join.statistics``).
+    two cancel. ``m`` is None for schemes without a multiplier; of multipliers per channel it is the mean, with
+    ``m_min`` and ``m_max`` beside it. A join of another scheme may add numbers of its own (``Join.statistics``).
     """
     rows: list[dict[str, Any]] = []
     for name, block in model.named_modules():

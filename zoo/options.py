@@ -50,7 +50,9 @@ def checked(options: Mapping[str, Any], owner: Any, where: str) -> dict[str, Any
         try:
             converted[key] = pydantic.TypeAdapter(hints[key]).validate_json(text, strict=True)
         except pydantic.ValidationError as error:
-            raise ZooError(f"{where}: option {key}={value!r}: {error.errors()[0]['msg']}") from None
+            # a hint with several alternatives has an error for each of them
+            reasons = dict.fromkeys(each["msg"] for each in error.errors())
+            raise ZooError(f"{where}: option {key}={value!r}: {' or '.join(reasons)}") from None
     return converted
 
 

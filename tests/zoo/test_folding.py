@@ -33,7 +33,7 @@ def trained(kind, scheme="rescale", **options):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("multiplier"):
-                parameter.copy_(torch.randn(()))  # of either sign
+                parameter.normal_()  # of either sign
             elif parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
         for name, statistic in model.named_buffers():
@@ -116,6 +116,8 @@ OPTIONS = [
     ("bottleneck", {"stem": "cifar", "first_index": 0}),
     ("basic", {"shortcut": "conv", "c": 1}),
     ("basic", {"stem": "deep", "post_bias": True, "drop_rate": 0.5, "branch_drop_rate": 0.5}),
+    ("basic", {"multiplier": "channel", "post_bias": True, "drop_path_rate": 0.5, "branch_noise": 0.5}),
+    ("r2plus1d", {"multiplier": "channel", "branch_noise": 0.5}),
     ("vgg", {"post_bias": True}),
 ]
 

@@ -185,10 +185,15 @@ def written_out(model, x, c, first_index):
         for i, block in enumerate(getattr(model, f"layer{number}")):
             name = f"layer{number}.{i}"
             alpha, beta = math.sqrt((k - 1 + c) / (k + c)), math.sqrt(1 / (k + c))
-            m = beta if block.join.multiplier is None else block.join.multiplier / math.sqrt(c)
+            m = beta
+            if block.join.multiplier is not None:  # a scalar, or one per channel
+                m = block.join.multiplier.view(-1, *[1] * (x.ndim - 2)) / math.sqrt(c)
             y = row(name, block, x, block.depth - 1)
             last = f"{name}.conv{block.depth}"
             values[last] = values[last.replace("conv", "norm")] = y = m * conv(block.branch_layers()[-1], y)
+            if block.branch_end is not None:
+                for module, _ in block.branch_end.named_modules(prefix=f"{name}.branch_end"):
+                    values[module] = y
             shortcut = alpha * x
             if block.downsample is not None:
                 values[f"{name}.downsample.pool"] = x
@@ -211,6 +216,8 @@ def written_out(model, x, c, first_index):
         ("bottleneck", {"post_bias": True, "shortcut": "conv", "c": 3.0}),
         ("basic", {"c": 2.0, "stem": "deep", "first_index": 0}),
         ("cifar", {"multiplier": False}),
+        ("cifar", {"multiplier": "channel", "branch_noise": 0.1}),
+        ("r3d", {"multiplier": "channel", "post_bias": True, "drop_path_rate": 0.2}),
     ],
 )
 def test_hooks_see_the_formulas_of_vision_nets(kind, options):
@@ -243,7 +250,14 @@ def test_hooks_see_the_values_of_vgg():
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-@pytest.mark.parametrize("options", [{}, {"multiplier": False, "encoder_c": 1.0, "decoder_c": 2.5, "post_bias": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"multiplier": False, "encoder_c": 1.0, "decoder_c": 2.5, "post_bias": True},
+        {"multiplier": "channel", "post_bias": True, "branch_noise": 0.1, "drop_path_rate": 0.1},
+    ],
+)
 def test_hooks_see_the_formulas_of_transformers(activation, options):
     model = moved(zoo.create_model("rescale_transformer_tiny", activation=activation, **TINY, **options))
     source, target = torch.randint(4, 40, (3, 7)), torch.randint(4, 40, (3, 6))
@@ -279,6 +293,9 @@ def transformer_written_out(model, source, target, act, options):
         m = beta if block.join.multiplier is None else block.join.multiplier / math.sqrt(c)
         last = "shrink" if name.endswith("ffn") else "out"
         values[f"{name}.{last}"] = values[f"{name}.drop"] = branch = m * product(getattr(block, last), h)
+        if block.branch_end is not None:
+            for module in ("branch_end", "branch_end.noise", "branch_end.drop_path"):
+                values[f"{name}.{module}"] = branch
         values[f"{name}.join"] = values[name] = x = alpha * x + branch
         return x
 

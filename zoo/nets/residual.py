@@ -18,6 +18,7 @@ from zoo.folding import Shift, Unscale, activation, folded_conv, needed_shift
 from zoo.joins import Join
 from zoo.layers import BiasedConvNd, StemConvNd
 from zoo.nets.base import Backbone, FeatureLevel
+from zoo.nets.regularization import BranchEnd, BranchRegularization
 from zoo.nets.stacks import ConvStack
 from zoo.options import free
 from zoo.products import clipped_window, pooled
@@ -27,7 +28,7 @@ from zoo.trunk import ModuleScales, OnTrunk, TrunkBlock, TrunkScales, planned, s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class Layout(BranchRegularization):
     """Base of the layouts of all residual families.
 
     Attributes:
@@ -47,6 +48,7 @@ class Layout:
     branch_drop_rate: float = free(0.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.width > 0:
             raise ZooError(f"option width={self.width}: must be > 0")
         for name in ("drop_rate", "branch_drop_rate"):
@@ -150,6 +152,7 @@ class Block(ConvStack, TrunkBlock):
         place: place of the branch in the net.
         pooled_shortcut: whether a projection shortcut averages before its 1x1.
         drop_rate: rate of the channel dropout after each convolution.
+        branch_end: regularization between the branch and the join, or None.
     """
 
     def __init__(
@@ -162,6 +165,7 @@ class Block(ConvStack, TrunkBlock):
         *,
         pooled_shortcut: bool,
         drop_rate: float,
+        branch_end: BranchEnd | None = None,
     ) -> None:
         super().__init__()
         dims = dimensions(stride)
@@ -177,6 +181,7 @@ class Block(ConvStack, TrunkBlock):
         self.out_channels = channels
         dropout = nn.Dropout2d if dims == 2 else nn.Dropout3d
         self.drop: nn.Module = dropout(drop_rate) if drop_rate > 0 else nn.Identity()
+        self.branch_end = branch_end
         self.act = scheme.activation()
         self.join = scheme.join(place, channels)
         self.init_factor = scheme.branch_factor(place)  # on the He standard deviation of the branch's weights
@@ -194,6 +199,8 @@ class Block(ConvStack, TrunkBlock):
         for conv, norm, act in inner:
             y = act(self.drop(norm(conv(y))))
         y = self.drop(last_norm(self.join.product(last_conv, y)))
+        if self.branch_end is not None:
+            y = self.branch_end(y)
         if self.downsample is None:
             return self.act(self.join(x, y))
         return self.act(self.join(self.downsample(x, self.join), y, projected=True))
@@ -205,6 +212,8 @@ class Block(ConvStack, TrunkBlock):
         self.join.set_scales(scales.scale_in, scales.scale_out)
         for conv in self.branch_layers():
             set_input_scale(conv, scales.scale_in)
+        if self.branch_end is not None:
+            self.branch_end.set_scale(scales.scale_out)
         if self.downsample is not None:
             set_input_scale(self.downsample.conv, scales.scale_in)
 
@@ -214,6 +223,8 @@ class Block(ConvStack, TrunkBlock):
         inner = {f"{kind}{i}": scales.scale_in for i in range(1, self.depth) for kind in kinds}
         added = [f"conv{self.depth}", f"norm{self.depth}", "act"]
         added += [name for name, _ in self.join.named_modules(prefix="join")]
+        if self.branch_end is not None:
+            added += [name for name, _ in self.branch_end.named_modules(prefix="branch_end")]
         if self.downsample is not None:
             inner["downsample.pool"] = scales.scale_in
             added += ["downsample", "downsample.conv", "downsample.norm"]
@@ -242,7 +253,7 @@ class Block(ConvStack, TrunkBlock):
             branch_shift = -input_shift if output_shift is None else output_shift - input_shift
         self.fold_layer_(self.depth, gain=folded.product, input_shift=shift, output_shift=branch_shift)
         self.act = activation(output_shift, self.layers()[-1].conv.weight)
-        self.join, self.drop = folded.join, nn.Identity()
+        self.join, self.drop, self.branch_end = folded.join, nn.Identity(), None
 
 
 class Stem(ConvStack, nn.Sequential, OnTrunk):
@@ -339,14 +350,16 @@ class ResidualNet(Backbone):
             blocks: list[Block] = []
             for convs in stage.blocks:
                 index += 1  # k of the formulas counts through the whole net
+                place = Place(index, total, len(convs))
                 block = Block(
                     scheme,
                     channels,
                     convs,
                     one if blocks else stage.stride,
-                    Place(index, total, len(convs)),
+                    place,
                     pooled_shortcut=pooled_shortcut,
                     drop_rate=stage.drop_rate,
+                    branch_end=layout.branch_end(place),
                 )
                 blocks.append(block)
                 channels = block.out_channels

@@ -32,7 +32,17 @@ class ResNetConfig(Layout):
         stride_in_1x1: stride in a bottleneck's first 1x1 instead of its 3x3 (the original, Caffe's and detectron2's).
     """
 
-    OPTIONS: ClassVar = ("stem", "shortcut", "stride_in_1x1", "width", "global_pool", "drop_rate", "branch_drop_rate")
+    OPTIONS: ClassVar = (
+        "stem",
+        "shortcut",
+        "stride_in_1x1",
+        "width",
+        "global_pool",
+        "drop_rate",
+        "branch_drop_rate",
+        "drop_path_rate",
+        "branch_noise",
+    )
 
     block: Literal["basic", "bottleneck"]
     depths: tuple[int, ...]

@@ -35,7 +35,16 @@ class ResNet3dConfig(Layout):
             those frames.
     """
 
-    OPTIONS: ClassVar = ("shortcut", "temporal_padding", "width", "global_pool", "drop_rate", "branch_drop_rate")
+    OPTIONS: ClassVar = (
+        "shortcut",
+        "temporal_padding",
+        "width",
+        "global_pool",
+        "drop_rate",
+        "branch_drop_rate",
+        "drop_path_rate",
+        "branch_noise",
+    )
 
     block: Literal["basic", "factorised", "bottleneck"]
     depths: tuple[int, ...]

@@ -44,7 +44,7 @@ class ConvStack(nn.Module):
 
         Args:
             number: number of the layer, from 1.
-            gain: factor on the convolution's output.
+            gain: factor on the convolution's output, or one per output channel, (O,).
             input_shift: shift of the input, (I,).
             output_shift: shift that the output gets, (O,).
         """

@@ -22,6 +22,7 @@ from zoo.errors import ZooError
 from zoo.folding import folded_linear
 from zoo.losses import linear_cross_entropy
 from zoo.nets.base import ModelConfig, Net
+from zoo.nets.regularization import BranchRegularization
 from zoo.options import free
 from zoo.schemes.base import Place
 from zoo.schemes.text import TEXT_SCHEMES, TextScheme
@@ -31,7 +32,7 @@ from zoo.trunk import ModuleScales, TrunkBlock, TrunkScales, planned, set_input_
 
 
 @dataclass(frozen=True)
-class TransformerLayout:
+class TransformerLayout(BranchRegularization):
     """Sizes of a net.
 
     Attributes:
@@ -56,6 +57,8 @@ class TransformerLayout:
         "drop_rate",
         "attention_drop_rate",
         "hidden_drop_rate",
+        "drop_path_rate",
+        "branch_noise",
         "share",
         "source_vocabulary",
         "target_vocabulary",
@@ -77,6 +80,7 @@ class TransformerLayout:
     max_length: int = free(1024)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("dim", "hidden", "heads", "encoder_layers", "decoder_layers", "max_length"):
             if getattr(self, key) < 1:
                 raise ZooError(f"option {key}={getattr(self, key)}: must be >= 1")
@@ -166,7 +170,7 @@ _FIRST_TOKENS = 32  # size of a new buffer
 
 
 class Branch(TrunkBlock):
-    """A residual branch with its join, and dropout before the join.
+    """A residual branch with its join, and dropout, noise and stochastic depth before the join.
 
     Subclasses make their layers and list those that the values pass in ``branch_layers``.
     """
@@ -175,16 +179,22 @@ class Branch(TrunkBlock):
         super().__init__()
         self.join = scheme.join(place, layout.dim)
         self.drop = _dropout(layout.drop_rate)
+        self.branch_end = layout.branch_end(place)
 
     def add(self, x: Tensor, h: Tensor) -> Tensor:
         """Return the next trunk (B, T, d): x (B, T, d) and the branch, whose last layer reads h."""
-        return self.join(x, self.drop(self.join.product(self.branch_layers()[-1], h)))
+        y = self.drop(self.join.product(self.branch_layers()[-1], h))
+        return self.join(x, y if self.branch_end is None else self.branch_end(y))
 
     def set_scales(self, scales: ModuleScales) -> None:
         self.join.set_scales(scales.scale_in, scales.scale_out)
+        if self.branch_end is not None:
+            self.branch_end.set_scale(scales.scale_out)
 
     def output_scales(self, scales: ModuleScales) -> dict[str, float]:
         added = ["drop", *(name for name, _ in self.join.named_modules(prefix="join"))]
+        if self.branch_end is not None:
+            added += [name for name, _ in self.branch_end.named_modules(prefix="branch_end")]
         return dict.fromkeys(added, scales.scale_out)
 
     def fold_(self) -> None:
@@ -194,7 +204,7 @@ class Branch(TrunkBlock):
         for name, layer in list(self.named_children()):
             if isinstance(layer, nn.Linear):
                 setattr(self, name, folded_linear(layer, gain=folded.product if layer is last else 1.0))
-        self.join, self.drop = folded.join, nn.Identity()
+        self.join, self.drop, self.branch_end = folded.join, nn.Identity(), None
 
 
 def _dropout(rate: float) -> nn.Module:

@@ -11,7 +11,7 @@ only the parameters and x itself, which the ReLU before the product has saved al
 ``convolution`` chooses between the two; ``linear`` always folds. docs/performance.md has the measurements.
 """
 
-from zoo.products.common import Scale, autocast_dtype, per_channel, per_filter, product_bias
+from zoo.products.common import Scale, autocast_dtype, of_filters, per_channel, per_filter, product_bias
 from zoo.products.convolution import Geometry, biased_product
 from zoo.products.linear import Sections, biased_linear, folded_bias
 from zoo.products.pooling import clipped_window, pooled
@@ -25,6 +25,7 @@ __all__ = [
     "biased_product",
     "clipped_window",
     "folded_bias",
+    "of_filters",
     "per_channel",
     "per_filter",
     "pooled",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-Scale = Tensor | float | None
+Scale = Tensor | float | None  # factor on a product: a number, 0-D tensor, or a tensor (O,) of one per output channel
 
 
 class Needed(NamedTuple):
@@ -97,12 +97,16 @@ def through_scaled_weight(
     With y = scale * (W x + bias), ``grad_beta`` is taken before the scale. What is not needed may be None.
     """
     grad_scale = None
-    if need.scale:
+    if need.scale and is_per_filter(scale):
+        grad_scale = (weight * grad_kernel).flatten(1).sum(1)
+        if bias is not None:
+            grad_scale = grad_scale + grad_beta * bias
+    elif need.scale:
         grad_scale = dot(weight, grad_kernel)
         if bias is not None:
             grad_scale = grad_scale + torch.dot(grad_beta, bias)
     if scale is not None and need.weight:
-        grad_kernel = multiply_in_place(grad_kernel, scale)
+        grad_kernel = multiply_in_place(grad_kernel, of_filters(scale, weight))
     return grad_kernel, grad_scale
 
 
@@ -148,6 +152,16 @@ def _fewer_channels_than_lanes(x: Tensor) -> bool:
 def per_filter(factor: Tensor, weight: Tensor) -> Tensor:
     """View a factor (O,) as (O, 1, ...), to multiply the filters of W (O, I/groups, *kernel)."""
     return factor.view(-1, *[1] * (weight.ndim - 1))
+
+
+def is_per_filter(scale: Scale) -> bool:
+    """Return whether a scale has one factor per output channel."""
+    return isinstance(scale, Tensor) and scale.ndim == 1
+
+
+def of_filters(scale: Any, weight: Tensor) -> Any:
+    """View a scale so that it multiplies the filters of W: ``per_filter`` of one per output channel, others as is."""
+    return per_filter(scale, weight) if is_per_filter(scale) else scale
 
 
 def multiply_unless_one(tensor: Tensor, scale: Scale) -> Tensor:

@@ -84,7 +84,8 @@ def biased_product(
         pre_bias: bias before the product, (I,).
         bias: bias after the product, (O,), or None.
         geometry: stride, padding, dilation and groups of the convolution, and whether the bias is added to the padding.
-        scale: number or 0-D tensor that is multiplied into the weights; None for 1.
+        scale: number or 0-D tensor that is multiplied into the weights, or a tensor (O,) of factors on the output
+            channels; None for 1.
         weight_scale: factor on each filter of W, (O,); None for 1.
         input_scale: factor s on both biases, for an input that is s times the x of M7 (docs/method.md, M11).
         pool: size of the windows over which x is averaged before the bias is added, one number for each spatial
@@ -99,6 +100,9 @@ def biased_product(
             [12., 18., 12.],
             [ 8., 12.,  8.]])
     """
+    if isinstance(scale, Tensor) and common.is_per_filter(scale):  # a factor on the filters and on the bias after them
+        weight_scale = scale if weight_scale is None else scale * weight_scale
+        bias, scale = None if bias is None else scale * bias, None
     dtype = common.autocast_dtype(x)
     if dtype is None:
         rest = (scale, weight_scale, input_scale, pool, geometry, weight.dtype)

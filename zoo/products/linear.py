@@ -38,7 +38,8 @@ def biased_linear(
         weight: W, (O, I).
         pre_bias: bias before the product, (I,), or (number of sections, I).
         bias: bias after the product, (O,), or None.
-        scale: number or 0-D tensor that is multiplied into the weights; None for 1.
+        scale: number or 0-D tensor that is multiplied into the weights, or a tensor (O,) of factors on the output
+            channels; None for 1.
         input_scale: factor s on both biases, for an input that is s times the x of M7 (docs/method.md, M11).
         sections: sizes of the parts of O, if several linear layers of the same x are packed into one weight; each part
             has its own row of ``pre_bias``.
@@ -74,7 +75,7 @@ def _linear(
     if bias is not None:
         beta = beta + bias
     beta = multiply_unless_one(beta, input_scale if scale is None else scale * input_scale).to(dtype)
-    kernel = multiply_unless_one(weight, scale).to(dtype)
+    kernel = multiply_unless_one(weight, common.of_filters(scale, weight)).to(dtype)
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return F.linear(x, kernel) + beta  # a compiler joins the addition to the operations that follow
     return F.linear(x, kernel, beta)
@@ -101,7 +102,7 @@ class _Linear(torch.autograd.Function):
         x, weight, pre_bias, bias, scale, input_scale, sections, dtype = common.saved_inputs(ctx)
         need = Needed(*ctx.needs_input_grad[:5])
         grad = grads[0].reshape(-1, weight.shape[0])  # (..., O) -> (rows, O)
-        kernel = multiply_unless_one(weight, scale)
+        kernel = multiply_unless_one(weight, common.of_filters(scale, weight))
         grad_x = grad_weight = grad_pre_bias = grad_bias = grad_scale = None
         if need.x:
             grad_x = (grad @ kernel.to(dtype)).view(x.shape)

@@ -80,6 +80,7 @@ class TextRescale(TextScheme):
 
     Attributes:
         multiplier: whether each branch has the learnable scalar m_k (docs/method.md, M5); if not, beta_k is used (M2).
+            With ``"channel"`` each output channel of the branch has an m_k of its own (1 at init), an addition.
         encoder_c, decoder_c: constants c of the stacks' decay; None for the number of a stack's branches. A trunk ends
             with c / (branches + c) of its input's power.
         post_bias: whether each linear layer has an ordinary bias too.
@@ -87,7 +88,7 @@ class TextRescale(TextScheme):
 
     name: ClassVar[str] = "rescale"
 
-    multiplier: bool = True
+    multiplier: bool | Literal["channel"] = True
     encoder_c: float | None = None
     decoder_c: float | None = None
     post_bias: bool = False
@@ -104,7 +105,9 @@ class TextRescale(TextScheme):
     def join(self, place: Place, channels: int) -> RescaledJoin:
         c = self._c(place)
         alpha, beta = coefficients(place.index, c)
-        return RescaledJoin(alpha, 1 / math.sqrt(c) if self.multiplier else beta, self.multiplier, folded=PlainJoin)
+        per_channel = channels if self.multiplier == "channel" else None
+        weight = 1 / math.sqrt(c) if self.multiplier else beta
+        return RescaledJoin(alpha, weight, bool(self.multiplier), PlainJoin, channels=per_channel)
 
     def final_norm(self, stack: str, dim: int) -> nn.Module:
         # the keys and values that the decoder makes of the encoder's output have biases of their own

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -143,6 +143,7 @@ class VisionRescale(VisionScheme):
 
     Attributes:
         multiplier: whether each branch has the learnable scalar m_k (docs/method.md, M5); if not, beta_k is used (M2).
+            With ``"channel"`` each output channel of the branch has an m_k of its own (1 at init), an addition.
         c: constant of the decay; None for the number of branches L, as published.
         first_index: k of the first branch: 1 as published, 0 as in the authors' code.
         projection_gain: gain of the shortcuts' 1x1 at init: 1 as published. A stage's first block then keeps
@@ -156,7 +157,7 @@ class VisionRescale(VisionScheme):
     name: ClassVar[str] = "rescale"
     residual_options: ClassVar[tuple[str, ...]] = ("multiplier", "c", "first_index", "projection_gain")
 
-    multiplier: bool = True
+    multiplier: bool | Literal["channel"] = True
     c: float | None = None
     first_index: int = 1
     projection_gain: float = 1.0
@@ -189,7 +190,9 @@ class VisionRescale(VisionScheme):
     def join(self, place: Place, channels: int) -> RescaledJoin:
         k, c = self._index_and_constant(place)
         alpha, beta = coefficients(k, c)
-        return RescaledJoin(alpha, 1 / math.sqrt(c) if self.multiplier else beta, self.multiplier)
+        per_channel = channels if self.multiplier == "channel" else None
+        weight = 1 / math.sqrt(c) if self.multiplier else beta
+        return RescaledJoin(alpha, weight, bool(self.multiplier), channels=per_channel)
 
     def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
         # As published without an ordinary bias; the first one's input has been shifted by head_bias.

@@ -21,9 +21,10 @@ def test_resume_repeats_the_uninterrupted_run_to_the_bit(images, tmp_path, monke
 
     With everything that is random in a step or a sample.
     """
+    random = {"drop_rate": 0.2, "branch_drop_rate": 0.1, "drop_path_rate": 0.3, "branch_noise": 0.1}
     settings = {
         "average": {"name": "ema", "decay": 0.9},
-        "model": {"options": {"width": 0.25, "drop_rate": 0.2, "branch_drop_rate": 0.1}},
+        "model": {"options": {"width": 0.25, "multiplier": "channel", **random}},
         "data": {"augment": {"crop": {"name": "pad", "padding": 2}, **EVERYTHING}},
     }
     fit(images, tmp_path / "whole", **settings)

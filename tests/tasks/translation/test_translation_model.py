@@ -51,6 +51,8 @@ def test_it_learns(prepared, tmp_path, precision):
 @pytest.mark.parametrize("crash_at", [3, 14, "average"])
 def test_resume_repeats_the_uninterrupted_run_to_the_bit(prepared, tmp_path, monkeypatch, crash_at):
     settings = {"average": {"name": "last_epochs", "epochs": 2}, "epochs": 3, "accumulate": 2, "batch_size": 300}
+    random = {"drop_path_rate": 0.3, "branch_noise": 0.1, "multiplier": "channel"}
+    settings["model"] = {"options": {**TINY, **random}}
     fit(prepared, tmp_path / "whole", **settings)
     trainer = Trainer(make_task(config(prepared, tmp_path / "broken", **settings)))
     if crash_at == "average":
@@ -112,7 +114,7 @@ def test_the_last_epochs_are_averaged(prepared, tmp_path):
 
 def test_two_processes_equal_one_and_steps_are_weighted_by_tokens(prepared, tmp_path):
     """Batches of 300 tokens: two accumulated by one process, one on each of two. float64, to 1e-10."""
-    settings = {"precision": "fp64", "model": {"options": {**TINY, "drop_rate": 0.0}}}
+    settings = {"precision": "fp64", "model": {"options": {**TINY, "drop_rate": 0.0, "multiplier": "channel"}}}
     one = {"batch_size": 300, "accumulate": 2, "calibration_batches": 4}
     fit(prepared, tmp_path / "one", **settings, **one)
     path = tmp_path / "config.yaml"

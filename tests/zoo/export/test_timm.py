@@ -176,7 +176,7 @@ def test_images_of_another_order_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"drop_path_rate": 0.1}, TypeError, "rescalenet18 takes no argument 'drop_path_rate'.*'?drop_rate"),
+        ({"drop_block_rate": 0.1}, TypeError, "rescalenet18 takes no argument 'drop_block_rate'.*drop_path_rate"),
         ({"output_stride": 16}, ZooError, "output_stride=16: must be 32; stages are not dilated"),
         ({"features_only": True, "feature_cls": "hook"}, ZooError, "feature_cls='hook': must be 'getter'"),
         (
@@ -193,6 +193,13 @@ def test_images_of_another_order_are_refused(tmp_path):
 def test_what_does_not_fit_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         timm.create_model("rescalenet18", **NARROW, **arguments)
+
+
+def test_stochastic_depth_by_timms_name():
+    model = timm.create_model("rescalenet18", drop_path_rate=0.4, **NARROW)
+    assert model.layer4[1].branch_end.drop_path.p == pytest.approx(0.4)
+    with pytest.raises(TypeError, match="rescalevgg16 takes no argument 'drop_path_rate'"):
+        timm.create_model("rescalevgg16", drop_path_rate=0.4, **NARROW)
 
 
 def test_a_net_without_weights():

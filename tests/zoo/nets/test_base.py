@@ -18,7 +18,8 @@ LEVELS = ["stem", "layer1", "layer2", "layer3", "layer4"]
 @pytest.mark.parametrize("levels", range(6))
 def test_frozen_levels(scheme, levels):
     """No gradients, statistics or dropout in the first levels, also after ``train`` and in a copy; the rest trains."""
-    model = narrow("basic", scheme=scheme, branch_drop_rate=0.5, drop_rate=0.5)
+    random = {"branch_drop_rate": 0.5, "drop_rate": 0.5, "drop_path_rate": 0.5, "branch_noise": 0.1}
+    model = narrow("basic", scheme=scheme, **random)
     model.freeze(levels)
     model.freeze(0)  # changes nothing
     model = copy.deepcopy(model).eval().train()
@@ -31,7 +32,7 @@ def test_frozen_levels(scheme, levels):
                 parameter -= 0.1 * parameter.grad + 1e-3
     fixed = set(LEVELS[:levels])
     for name, module in model.named_modules():
-        if name and (type(module).__name__.startswith(("Dropout", "BatchNorm")) or name in LEVELS):
+        if name and (type(module).__name__.startswith(("Dropout", "BatchN", "BranchN", "Stoch")) or name in LEVELS):
             assert module.training == (name.split(".")[0] not in fixed), name
     for key, value in model.state_dict().items():
         if "multiplier" not in key:  # the gradient of some is 0
