@@ -133,7 +133,7 @@ def final_runs(study: StudyConfig, chosen: Mapping[str, Trial]) -> list[StudyRun
 def check_folders(runs: Iterable[StudyRun]) -> None:
     """Refuse to continue runs whose folders have another config.
 
-    A run's stored config has the values that its weights chose, such as ``data.size``, where that of the study has none.
+    A stored config has the values that the run's weights chose, such as ``data.size``, where the study's has none.
 
     Raises:
         TrainingError: a folder contains a run with another config.
