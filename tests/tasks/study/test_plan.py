@@ -9,6 +9,7 @@ from tasks.errors import ConfigError, TrainingError
 from tasks.spec import make_task
 from tasks.study.config import read_study
 from tasks.study.plan import check_folders, final_runs, screening_runs, trials_of
+from tests.helpers.paths import ROOT
 from zoo.files import write_text
 
 
@@ -104,6 +105,11 @@ def test_folders_with_other_settings_are_refused(make_study):
     check_folders(runs)
     with pytest.raises(TrainingError, match="started with another config: train.batch_size was 4, is 8"):
         check_folders(screening_runs(make_study("train.batch_size=8")))
+
+
+def test_the_example_of_the_docs_is_the_file_that_ships():
+    block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/studies.md").read_text(), re.DOTALL)[1]
+    assert (cfg.configs_dir() / "studies/flowers64.yaml").read_text().split("\n", 1)[1] == block
 
 
 def test_the_studies_that_ship_are_valid():
