@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 import zoo
-from tests.helpers.nets import NARROW, VISION, narrow, samples
+from tests.helpers.nets import NARROW, VISION, narrow, pairs, samples, wake_
 from zoo.nets.base import FeatureExtractor
 from zoo.schemes.vision import SCHEMES
 
@@ -146,7 +146,7 @@ def test_bn_equals_torchvision(theirs):
 
 
 matrix = pytest.mark.parametrize(
-    ("kind", "scheme"), [(k, s) for k, (name, _) in NARROW.items() for s in untrained(name)]
+    ("kind", "scheme"), [pair for kind, (name, _) in NARROW.items() for pair in pairs(kind, untrained(name))]
 )
 
 
@@ -155,6 +155,7 @@ def test_forward_and_a_gradient_in_every_parameter(kind, scheme):
     model = narrow(kind, scheme=scheme).train()
     x = samples(kind, 4, 64)
     zoo.calibrate(model, [x])
+    wake_(model)
     model.train()
     model(x).square().sum().backward()
     for name, parameter in model.named_parameters():
