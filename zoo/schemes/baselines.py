@@ -196,7 +196,7 @@ class RescaledSum(PreActivation):
     """The rescaled sum (Civitelli, Sortino, Lapucci, Bagattini, Galvan, TNNLS 2025, arXiv:2112.12299, section 3).
 
     x_{l+1} = c (h(x_l) + F(x_l)) with c = sqrt(1/2), and h and F initialized so that both have mean 0 and the variance
-    of x_l. The sum then has it too. With He init that holds for the activations if the fan is that of the input, and
+    of x_l. The sum then has it too. With He init of the fan-in that is true for the activations, and
     for the gradients as well where a block has as many channels at its end as at its beginning. Mean 0 requires the
     activation before the convolutions, not after the sum.
 
