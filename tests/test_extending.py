@@ -204,8 +204,8 @@ def test_a_scheme_with_a_norm(example, tmp_path):
 
 
 def test_a_scheme_with_a_join(example, tmp_path):
-    example("skipinit")
-    model = zoo.create_model("rescalenet20_cifar", scheme="skipinit", **TINY)
+    example("rezero")
+    model = zoo.create_model("rescalenet20_cifar", scheme="rezero", **TINY)
     x = torch.randn(2, 3, 16, 16)
     multipliers = {group["group"]: group["params"] for group in zoo.param_groups(model, 0.0)}["multipliers"]
     assert len(multipliers) == 9
@@ -422,7 +422,7 @@ def outputs(tmp_path_factory, photos):
     shutil.copytree(ROOT / "weights", folder / "zoo" / "_weights", ignore=shutil.ignore_patterns("*.safetensors"))
     for name, diff in DIFFS.items():
         (folder / name).write_text(patched((ROOT / name).read_text(encoding="utf-8"), diff))
-    for name in ("plus.py", "skipinit.py"):
+    for name in ("plus.py", "rezero.py"):
         (folder / name).write_text(FILES[name])
     install(folder)
     torch.manual_seed(0)
@@ -456,7 +456,7 @@ def outputs(tmp_path_factory, photos):
 def test_the_launcher_knows_what_its_files_register(outputs):
     code, text = outputs["info"]
     assert code == 0
-    assert "skipinit" in json.loads(text)["schemes"]
+    assert "rezero" in json.loads(text)["schemes"]
 
 
 def test_entry_points(outputs):

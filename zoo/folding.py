@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from zoo.baseline_layers import ScalarBiasConvNd, ScaledConvNd
 from zoo.errors import ZooError
 from zoo.layers import BiasedConvNd, BiasedProjections, Conv3d, RepeatsFrames, StemConvNd
 from zoo.nets.base import Net
@@ -115,9 +116,19 @@ def _bias_varies(layer: Any) -> bool:
     return layer.geometry.bias_varies if isinstance(layer, BiasedConvNd) else any(layer.padding)
 
 
-def activation(shift: Shift, like: Tensor) -> nn.Module:
-    """Return the ReLU whose output is shifted, in the dtype and on the device of ``like``."""
-    return nn.ReLU(inplace=True) if shift is None else ChannelMax(shift.to(like))
+def folded_activation(act: nn.Module, shift: Shift, like: Tensor) -> nn.Module:
+    """Return the activation whose output is shifted, in the dtype and on the device of ``like``.
+
+    Raises:
+        ZooError: a shift, and an activation other than ReLU.
+    """
+    if shift is None:
+        return act
+    if not isinstance(act, nn.ReLU):
+        raise ZooError(
+            f"fold: a bias before a padded convolution cannot move into {type(act).__name__}; it can into a ReLU"
+        )
+    return ChannelMax(shift.to(like))
 
 
 def folded_conv(
@@ -125,6 +136,7 @@ def folded_conv(
     norm: nn.Module,
     *,
     gain: float | Tensor = 1.0,
+    input_gain: float = 1.0,
     input_shift: Shift = None,
     output_shift: Shift = None,
 ) -> tuple[nn.Conv2d | nn.Conv3d, nn.Module]:
@@ -134,6 +146,7 @@ def folded_conv(
         conv: ``nn.Conv2d``, ``nn.Conv3d`` or one of the zoo's.
         norm: module after the convolution. A BatchNorm is folded, any other stays.
         gain: factor on the output, or one per output channel, (O,).
+        input_gain: factor on the input, before its shift.
         input_shift: shift of the input, (I,).
         output_shift: shift that the output gets, (O,).
 
@@ -147,6 +160,7 @@ def folded_conv(
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
     # 1. factors and biases of the convolution
     weight, bias = _product_and_bias(conv, gain, input_shift)  # float64 (O, I/groups, *kernel) and (O,)
+    weight = weight * input_gain
     # 2. the norm after it
     if isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d | FrozenBatchNorm2d):
         weight, bias = _with_batch_norm(weight, bias, norm)
@@ -164,13 +178,14 @@ def folded_conv(
 def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_shift: Shift) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a convolution with all its factors, for an input with this shift."""
     # factors: of the branch or shortcut, of the scaled trunk, of a stem
-    weight = conv.weight.double()
+    weight = (conv.kernel() if isinstance(conv, ScaledConvNd) else conv.weight).double()
     weight = weight * of_filters(gain, weight)
     if (weight_scale := getattr(conv, "weight_scale", None)) is not None:
         weight = weight * per_filter(weight_scale.double(), weight)
     bias = weight.new_zeros(conv.out_channels)
     if conv.bias is not None:
-        bias += conv.bias.double() * gain * getattr(conv, "input_scale", 1.0)
+        factor = 1.0 if isinstance(conv, ScalarBiasConvNd) else gain * getattr(conv, "input_scale", 1.0)
+        bias += conv.bias.double() * factor
     if isinstance(conv, StemConvNd):
         weight, bias = weight * conv.output_scale, bias * conv.output_scale
     # the bias before the product

@@ -5,7 +5,7 @@ A block computes, with its join,
     h = inner layers of join.enter(x)
     y = join.product(last_layer, h)
     x = join(x, y)                                                   # identity shortcut
-    x = join(join.projection(layer, x), y, projected=True)           # projection shortcut
+    x = join(join.projection(layer, join.enter(x)), y, projected=True)   # projection shortcut
 
 A join applies the weight of the branch where it is cheapest: on the weights of the branch's last layer, on the output
 of that layer, or in the addition.
@@ -28,11 +28,13 @@ class FoldedJoin(NamedTuple):
         product: factor on the branch's last product, or one per output channel, (C,).
         projection: factor on the product of a projection shortcut.
         join: the join that remains.
+        entrance: factor on the input of the branch and of a projection, which ``join.enter`` no longer applies.
     """
 
     product: Tensor | float
     projection: Tensor | float
     join: Join
+    entrance: float = 1.0
 
 
 class Join(nn.Module):
@@ -41,14 +43,16 @@ class Join(nn.Module):
     Attributes:
         alpha: weight of the trunk that the trunk's scale replaces (``zoo.trunk``); 1 for joins without one.
         scale_in, scale_out: scales of the trunk before and after the join.
+        passes_shift: whether ``enter`` returns a shifted trunk with the same shift, as ``zoo.fold`` requires of it.
     """
 
     alpha: float = 1.0
+    passes_shift: bool = True
     scale_in: float = 1.0
     scale_out: float = 1.0
 
     def enter(self, trunk: Tensor) -> Tensor:
-        """Return the input of the branch: the trunk, or a norm of it."""
+        """Return the input of the branch and of a projection: the trunk, a norm or an activation of it."""
         return trunk
 
     def product(self, layer: nn.Module, h: Tensor) -> Tensor:

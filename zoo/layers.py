@@ -41,6 +41,7 @@ class BiasedConvNd(HasDataBias):
     padding: Any
     dilation: tuple[int, ...]
     weight_scale: nn.Parameter | None
+    takes_factor = True  # forward(x, factor), with the factor multiplied into the weight
     pool: tuple[int, ...] = ()  # size of the windows whose means are the input (``zoo.products.biased_product``)
 
     def __init__(
@@ -310,7 +311,7 @@ class GainedConv(nn.Module):
     """A convolution of gain * x, with the gain in its weights: (N, C, h, w) -> (N, O, h', w').
 
     Args:
-        conv: 2D convolution without a norm or activation of its own.
+        conv: 2D convolution without a norm or activation of its own: torch's, or one that takes a factor.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -319,7 +320,7 @@ class GainedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gain = self.gain(x)
-        if isinstance(self.conv, BiasedConv2d):
+        if getattr(self.conv, "takes_factor", False):
             return self.conv(x, gain)
         return self.conv._conv_forward(x, self.conv.weight * gain, self.conv.bias)
 

@@ -60,7 +60,10 @@ class ModelSpec:
     @property
     def supported(self) -> tuple[str, ...]:
         """Names of the schemes that the net supports."""
-        return tuple(self.family.schemes) if self.schemes is None else self.schemes
+        if self.schemes is not None:
+            return self.schemes
+        known = self.family.schemes
+        return tuple(name for name, scheme in known.items() if self.family.residual or not scheme.residual_only)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Narrow nets and random inputs for them."""
 
+from collections.abc import Iterable
+
 import torch
 
 import zoo
@@ -20,6 +22,23 @@ CLIPS = {
 }
 NARROW = {**IMAGES, **CLIPS}
 VISION = zoo.list_models(input_kind="images") + zoo.list_models(input_kind="clips")  # nets of text: test_transformer.py
+
+# Schemes whose code differs in layers and joins only: checked on images, clips and a net without branches.
+BASELINES = ("fixup", "skipinit", "nf", "sum_rescaled")
+BASELINE_KINDS = ("bottleneck", "replicate", "vgg")
+
+
+def pairs(kind: str, schemes: Iterable[str]) -> list[tuple[str, str]]:
+    """A kind with each of the schemes that are checked on it."""
+    return [(kind, scheme) for scheme in schemes if scheme not in BASELINES or kind in BASELINE_KINDS]
+
+
+def wake_(model: torch.nn.Module) -> None:
+    """Give values to the weights and multipliers that are 0 at init, so that every layer has an effect."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not parameter.any() and (parameter.ndim > 1 or name.endswith("multiplier")):
+                parameter.normal_(0, 0.1)
 
 
 def narrow(kind: str, **extra: object):

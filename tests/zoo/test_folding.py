@@ -10,8 +10,9 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import zoo
-from tests.helpers.nets import NARROW, VISION, narrow, samples
+from tests.helpers.nets import NARROW, VISION, narrow, pairs, samples, wake_
 from zoo import layers
+from zoo.baseline_joins import ActivatedJoin
 from zoo.errors import ZooError
 from zoo.export.onnx import export_onnx
 from zoo.folding import ChannelMax, Unscale
@@ -30,11 +31,12 @@ def trained(kind, scheme="rescale", **options):
         model = frozen(model, narrow(kind, scheme="bn", **options))
     model.double()
     zoo.calibrate(model, [samples(kind, 4, 64, dtype=torch.float64)])
+    wake_(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("multiplier"):
                 parameter.normal_()  # of either sign
-            elif parameter.ndim == 1:
+            elif parameter.ndim <= 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
         for name, statistic in model.named_buffers():
             if name.endswith("running_mean"):
@@ -59,7 +61,8 @@ def relative(a, b):
 
 
 matrix = pytest.mark.parametrize(
-    ("kind", "scheme"), [(k, s) for k, (name, _) in NARROW.items() for s in zoo.model_info(name).schemes]
+    ("kind", "scheme"),
+    [pair for kind, (name, _) in NARROW.items() for pair in pairs(kind, zoo.model_info(name).schemes)],
 )
 
 
@@ -91,6 +94,8 @@ def test_the_graph_is_plain(kind, scheme):
     allowed = (*PLAIN, InPlaceJoin, Unscale)
     if scheme == "gn":
         allowed += (nn.GroupNorm,)
+    if scheme in ("nf", "sum_rescaled"):  # the ReLU before a branch, the constant of the sum
+        allowed += (ActivatedJoin,)
     rest = [m for m in leaves if type(m) not in allowed]
     assert [type(m) for m in rest] in ([], [layers.ChannelBias])  # a ResNet's head: one addition on (N, C)
     assert not any(p.requires_grad for p in folded.parameters())

@@ -74,7 +74,7 @@ def test_joins_with_a_norm():
 def test_joins_without_a_multiplier_or_a_scale(join):
     assert join.statistics() == {"m": None}
     assert join.multiplier_parameters() == {}
-    assert join.fold(nn.Linear(2, 2)) == (1.0, 1.0, join)
+    assert join.fold(nn.Linear(2, 2)) == FoldedJoin(1.0, 1.0, join)
     join.set_scales(1.0, 1.0)
     with pytest.raises(zoo.ZooError, match=f"{type(join).__name__}: trunk scales 0.5, 1.0 must be 1"):
         join.set_scales(0.5, 1.0)
@@ -117,7 +117,7 @@ class SkipInitJoin(Join):
 
 @dataclass(frozen=True)
 class VisionSkipInit(VisionScheme):
-    name: ClassVar[str] = "skipinit"
+    name: ClassVar[str] = "own_skipinit"
     post_bias: bool = True
 
     def join(self, place, channels):
@@ -126,7 +126,7 @@ class VisionSkipInit(VisionScheme):
 
 @dataclass(frozen=True)
 class TextSkipInit(TextScheme):
-    name: ClassVar[str] = "skipinit"
+    name: ClassVar[str] = "own_skipinit"
 
     def join(self, place, channels):
         return SkipInitJoin()
@@ -147,7 +147,7 @@ class ScalarBiasConv2d(nn.Conv2d):
 class VisionFixup(VisionScheme):
     """Scalar biases before the products and a multiplier of 1 at init, as Zhang et al. 2019 have them."""
 
-    name: ClassVar[str] = "fixup"
+    name: ClassVar[str] = "own_fixup"
 
     def _make_conv(self, in_channels, out_channels, kernel, stride, groups):
         return ScalarBiasConv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups)
@@ -189,21 +189,21 @@ def train(model, forward):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in NARROW if kind != "vgg"])
-@pytest.mark.parametrize("scheme", ["skipinit", "fixup"])
+@pytest.mark.parametrize("scheme", ["own_skipinit", "own_fixup"])
 def test_a_vision_scheme_with_its_own_join_is_one_class(registered, kind, scheme):
-    if scheme == "fixup" and kind not in ("basic", "bottleneck", "grouped", "cifar"):
+    if scheme == "own_fixup" and kind not in ("basic", "bottleneck", "grouped", "cifar"):
         pytest.skip("this Fixup has convolutions of images only")
     model = narrow(kind, scheme=scheme).double()
     names = [f"{row['block']}.join.multiplier" for row in zoo.branch_statistics(model)]
     x = samples(kind, 2, 48, dtype=torch.float64)
     at_init = dict(model.named_parameters())[names[0]].item()
-    assert at_init == (0.0 if scheme == "skipinit" else 1.0)
+    assert at_init == (0.0 if scheme == "own_skipinit" else 1.0)
     groups = train(model, lambda net: net(x))
     assert groups["multipliers"] == names
     parameters = dict(model.named_parameters())
     assert [row["m"] for row in zoo.branch_statistics(model)] == [parameters[name].item() for name in names]
     assert all(row["sign"] in (-1, 1) for row in zoo.branch_statistics(model))
-    if scheme == "fixup":
+    if scheme == "own_fixup":
         assert "layer1.0.conv1.pre_bias" in groups["others"]
     model.eval()
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_a_vision_scheme_with_its_own_join_is_one_class(registered, kind, scheme
 
 def test_a_bias_that_no_layer_can_take_is_refused_by_fold(registered):
     """The image that enters a padded stem is shifted by nobody."""
-    model = narrow("cifar", scheme="fixup")
+    model = narrow("cifar", scheme="own_fixup")
     model.stem.conv1 = ScalarBiasConv2d(3, 8, 3, padding=1)
     with pytest.raises(zoo.ZooError, match="fold: the input of a padded convolution must be shifted by its bias"):
         fold(model)
@@ -225,7 +225,7 @@ def test_a_bias_that_no_layer_can_take_is_refused_by_fold(registered):
 def test_a_text_scheme_with_its_own_join_is_one_class(registered):
     sizes = {"dim": 16, "hidden": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 2}
     sizes |= {"source_vocabulary": 20, "target_vocabulary": 20}
-    config = zoo.ModelConfig("rescale_transformer_tiny", "skipinit", 0, 0, sizes)
+    config = zoo.ModelConfig("rescale_transformer_tiny", "own_skipinit", 0, 0, sizes)
     model = build_model(config).double().eval()
     source, target = torch.randint(4, 20, (3, 7)), torch.randint(4, 20, (3, 5))
     groups = train(model, lambda net: net(source, target))
@@ -238,7 +238,7 @@ def test_a_text_scheme_with_its_own_join_is_one_class(registered):
 
 def test_the_multiplier_acts_as_the_formula_says(registered):
     """At init a SkipInit net is its shortcuts alone; each m adds its branch."""
-    model = narrow("cifar", scheme="skipinit").double().eval()
+    model = narrow("cifar", scheme="own_skipinit").double().eval()
     block = model.layer1[0]
     x = torch.randn(2, block.conv1.in_channels, 8, 8, dtype=torch.float64)
     with torch.no_grad():

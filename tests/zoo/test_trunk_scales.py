@@ -204,6 +204,7 @@ def written_out(model, x, c, first_index):
             values[f"{name}.act"] = values[name] = x = (shortcut + y).relu()
             k += 1
         values[f"layer{number}"] = values[f"to_features.{number}"] = x
+    values["final_act"] = x
     values["head_bias"] = values["drop"] = x = x.mean(tuple(range(2, x.ndim))) + model.head_bias.bias
     values["fc"] = F.linear(x, model.fc.weight, model.fc.bias)
     return values

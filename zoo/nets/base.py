@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from zoo.baseline_layers import HasScalarBias
 from zoo.calibration import HasDataBias
 from zoo.errors import ZooError, suggestion
 from zoo.joins import Join
@@ -468,7 +469,7 @@ def param_groups(
         model: any module.
         weight_decay: weight decay of the weights of convolutions and linear layers.
         multiplier_lr: factor on the learning rate of the joins' multipliers, as ``lr_scale`` in their group.
-        bias_lr: factor on the learning rate of the biases that are initialised from data.
+        bias_lr: factor on the learning rate of the biases that are initialised from data, and of scalar biases.
         layer_decay: factor on the learning rate for each feature level between a parameter and the head, which counts
             as 1: ``layer_decay`` for the last level, ``layer_decay**2`` for the one before it (Clark et al. 2020,
             arXiv:2003.10555).
@@ -476,7 +477,7 @@ def param_groups(
 
     Returns:
         The groups that are not empty, with ``params``, ``names``, ``group`` (weights, others, data_biases,
-        multipliers), ``weight_decay`` and ``lr_scale``; one for each kind and rate.
+        scalar_biases, multipliers), ``weight_decay`` and ``lr_scale``; one for each kind and rate.
 
     Raises:
         ZooError: ``layer_decay`` or ``head_lr`` for a model without feature levels.
@@ -489,10 +490,13 @@ def param_groups(
             special |= {f"{prefix}{parameter}": "multipliers" for parameter in module.multiplier_parameters()}
         elif isinstance(module, HasDataBias):
             special[f"{prefix}{module.data_bias_name}"] = "data_biases"
+        elif isinstance(module, HasScalarBias):
+            special |= {f"{prefix}{parameter}": "scalar_biases" for parameter in module.scalar_biases()}
     settings = {
         "weights": (weight_decay, 1.0),
         "others": (0.0, 1.0),
         "data_biases": (0.0, bias_lr),
+        "scalar_biases": (0.0, bias_lr),
         "multipliers": (0.0, multiplier_lr),
     }
     # the factor of each parameter's level

@@ -6,6 +6,7 @@ A family decides which convolutions a stem and a block consist of. The blocks, t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.checkpointing import checkpointed
 from zoo.errors import ZooError
-from zoo.folding import Shift, Unscale, activation, folded_conv, needed_shift
+from zoo.folding import Shift, Unscale, folded_activation, folded_conv, folded_linear, needed_shift
 from zoo.joins import Join
 from zoo.layers import BiasedConvNd, StemConvNd
 from zoo.nets.base import Backbone, FeatureLevel
@@ -134,15 +135,17 @@ class Shortcut(nn.Module):
     def forward(self, x: Tensor, join: Join) -> Tensor:
         return self.norm(join.projection(self.conv, self.pool(x)))
 
-    def fold_(self, gain: float | Tensor, input_shift: Shift) -> None:
+    def fold_(self, gain: float | Tensor, input_gain: float, input_shift: Shift) -> None:
         """Change this shortcut into its deployment form (``zoo.folding.folded_conv``)."""
         if isinstance(self.conv, BiasedConvNd) and self.conv.pool:
             self.pool = average_pool(self.conv.pool)
-        self.conv, self.norm = folded_conv(self.conv, self.norm, gain=gain, input_shift=input_shift)
+        self.conv, self.norm = folded_conv(
+            self.conv, self.norm, gain=gain, input_gain=input_gain, input_shift=input_shift
+        )
 
 
 class Block(ConvStack, TrunkBlock):
-    """A residual block: convolutions conv1, norm1, act1, conv2, ..., and a ReLU after the add.
+    """A residual block: convolutions conv1, norm1, act1, conv2, ..., and the trunk's activation after the add.
 
     Args:
         scheme: scheme of the net.
@@ -182,20 +185,21 @@ class Block(ConvStack, TrunkBlock):
         dropout = nn.Dropout2d if dims == 2 else nn.Dropout3d
         self.drop: nn.Module = dropout(drop_rate) if drop_rate > 0 else nn.Identity()
         self.branch_end = branch_end
-        self.act = scheme.activation()
+        self.act = scheme.trunk_activation()
         self.join = scheme.join(place, channels)
+        scheme.finish_branch_(self.branch_layers())
         self.init_factor = scheme.branch_factor(place)  # on the He standard deviation of the branch's weights
         # the shortcut
         strided = stride not in (1, (1, 1, 1))
         self.downsample = (
             Shortcut(scheme, in_channels, channels, stride, pooled_shortcut)
-            if strided or in_channels != channels
+            if strided or in_channels != channels or scheme.projects_always
             else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
         *inner, (last_conv, last_norm, _) = self.layers()
-        y = self.join.enter(x)
+        entered = y = self.join.enter(x)
         for conv, norm, act in inner:
             y = act(self.drop(norm(conv(y))))
         y = self.drop(last_norm(self.join.product(last_conv, y)))
@@ -203,7 +207,7 @@ class Block(ConvStack, TrunkBlock):
             y = self.branch_end(y)
         if self.downsample is None:
             return self.act(self.join(x, y))
-        return self.act(self.join(self.downsample(x, self.join), y, projected=True))
+        return self.act(self.join(self.downsample(entered, self.join), y, projected=True))
 
     def branch_layers(self) -> list[nn.Module]:
         return [layer.conv for layer in self.layers()]
@@ -239,32 +243,38 @@ class Block(ConvStack, TrunkBlock):
         """
         convs = self.branch_layers()
         folded = self.join.fold(convs[-1])
+        if input_shift is not None and not self.join.passes_shift:
+            raise ZooError(f"fold: a shift cannot pass {type(self.join).__name__}; use a scheme without a bias there")
         # inner layers: each adds the shift that the next one needs
         shift = input_shift
         for number, following in enumerate(convs[1:], 1):
             needed = needed_shift(following)
-            self.fold_layer_(number, input_shift=shift, output_shift=needed)
+            gain = folded.entrance if number == 1 else 1.0
+            self.fold_layer_(number, input_gain=gain, input_shift=shift, output_shift=needed)
             shift = needed
         # the sum must have output_shift: an identity shortcut has input_shift, so the branch adds the difference
         branch_shift = output_shift
         if self.downsample is not None:
-            self.downsample.fold_(folded.projection, input_shift)
+            self.downsample.fold_(folded.projection, folded.entrance, input_shift)
         elif input_shift is not None:
             branch_shift = -input_shift if output_shift is None else output_shift - input_shift
-        self.fold_layer_(self.depth, gain=folded.product, input_shift=shift, output_shift=branch_shift)
-        self.act = activation(output_shift, self.layers()[-1].conv.weight)
+        gain = folded.entrance if self.depth == 1 else 1.0
+        self.fold_layer_(self.depth, gain=folded.product, input_gain=gain, input_shift=shift, output_shift=branch_shift)
+        self.act = folded_activation(self.act, output_shift, self.layers()[-1].conv.weight)
         self.join, self.drop, self.branch_end = folded.join, nn.Identity(), None
 
 
 class Stem(ConvStack, nn.Sequential, OnTrunk):
-    """Entrance convolutions with their norms and ReLUs, as conv1, norm1, act1, conv2, ..."""
+    """Entrance convolutions with their norms and activations, as conv1, norm1, act1, conv2, ..."""
 
     def __init__(self, scheme: VisionScheme, in_chans: int, convs: Sequence[Conv]) -> None:
         super().__init__()
         previous = in_chans
-        for conv in convs:
-            layer = scheme.stem(previous, conv.channels, conv.kernel, stride=conv.stride)
-            self.add_layer(layer, scheme.norm(conv.channels, dimensions(conv.kernel)), scheme.activation())
+        for number, conv in enumerate(convs, 1):
+            make = scheme.stem if number == 1 else scheme.later_stem
+            layer = make(previous, conv.channels, conv.kernel, stride=conv.stride)
+            act = scheme.activation() if number < len(convs) else scheme.trunk_activation()
+            self.add_layer(layer, scheme.norm(conv.channels, dimensions(conv.kernel)), act)
             previous = conv.channels
 
     def set_scales(self, scales: ModuleScales) -> None:
@@ -282,8 +292,10 @@ class Stem(ConvStack, nn.Sequential, OnTrunk):
 
     def fold_(self, output_shift: Shift) -> None:
         """Change this stem into its deployment form; ``output_shift`` is the shift that its output gets."""
-        for number in range(1, self.depth + 1):
-            self.fold_layer_(number, output_shift=output_shift if number == self.depth else None)
+        needed = [needed_shift(layer.conv) for layer in self.layers()[1:]]  # before the second convolution, ...
+        shifts = [None, *needed, output_shift]
+        for number, (input_shift, shift) in enumerate(itertools.pairwise(shifts), 1):
+            self.fold_layer_(number, input_shift=input_shift, output_shift=shift)
 
 
 @dataclass(frozen=True)
@@ -345,12 +357,12 @@ class ResidualNet(Backbone):
         pooled_shortcut = (layout.shortcut or scheme.default_shortcut) == "avgpool"
         one: Extent = 1 if self.dims == 2 else (1, 1, 1)
         total = sum(len(stage.blocks) for stage in stages)
-        index, channels = 0, stem[-1].channels
+        index, added, channels = 0, 0, stem[-1].channels
         for number, stage in enumerate(stages, 1):
             blocks: list[Block] = []
             for convs in stage.blocks:
                 index += 1  # k of the formulas counts through the whole net
-                place = Place(index, total, len(convs))
+                place = Place(index, total, len(convs), added=added)
                 block = Block(
                     scheme,
                     channels,
@@ -362,7 +374,7 @@ class ResidualNet(Backbone):
                     branch_end=layout.branch_end(place),
                 )
                 blocks.append(block)
-                channels = block.out_channels
+                channels, added = block.out_channels, 1 if block.downsample is not None else added + 1
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
         # feature levels and scales of the trunk, which follow from stem and stages
         self.levels = _feature_levels(stem, stages)
@@ -370,6 +382,7 @@ class ResidualNet(Backbone):
         self.trunk_scales.apply(self)
         # the head
         self.num_features = channels
+        self.final_act = scheme.final_activation()
         self.head_bias = scheme.head_bias(channels)
         self.drop: nn.Module = nn.Dropout(layout.drop_rate) if layout.drop_rate > 0 else nn.Identity()
         self.reset_classifier(num_classes, layout.global_pool)
@@ -415,6 +428,10 @@ class ResidualNet(Backbone):
                 maps.append(self.to_features[level](x))
         return maps
 
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        # a truncated net returns the map itself
+        return super().forward_head(x if self.headless else self.final_act(x), pre_logits)
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
@@ -438,7 +455,7 @@ class ResidualNet(Backbone):
             assert isinstance(to_features, Unscale)
             to_features.set_shift(shifts[end], next(self.parameters()))
             end += len(stage)
-        self.drop = nn.Identity()
+        self.drop, self.fc = nn.Identity(), folded_linear(self.fc)
 
 
 def _feature_levels(stem: Sequence[Conv], stages: Sequence[Stage]) -> tuple[FeatureLevel, ...]:

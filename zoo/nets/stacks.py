@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from zoo.folding import Shift, activation, folded_conv
+from zoo.folding import Shift, folded_activation, folded_conv
 
 
 class ConvLayer(NamedTuple):
@@ -38,19 +38,28 @@ class ConvStack(nn.Module):
         return [ConvLayer(*(getattr(self, f"{kind}{i}", None) for kind in ConvLayer._fields)) for i in numbers]
 
     def fold_layer_(
-        self, number: int, *, gain: float | Tensor = 1.0, input_shift: Shift = None, output_shift: Shift = None
+        self,
+        number: int,
+        *,
+        gain: float | Tensor = 1.0,
+        input_gain: float = 1.0,
+        input_shift: Shift = None,
+        output_shift: Shift = None,
     ) -> None:
         """Put a layer's deployment form in its place (``zoo.folding.folded_conv``).
 
         Args:
             number: number of the layer, from 1.
             gain: factor on the convolution's output, or one per output channel, (O,).
+            input_gain: factor on its input.
             input_shift: shift of the input, (I,).
             output_shift: shift that the output gets, (O,).
         """
         conv, norm, act = self.layers()[number - 1]
-        plain, rest = folded_conv(conv, norm, gain=gain, input_shift=input_shift, output_shift=output_shift)
+        plain, rest = folded_conv(
+            conv, norm, gain=gain, input_gain=input_gain, input_shift=input_shift, output_shift=output_shift
+        )
         setattr(self, f"conv{number}", plain)
         setattr(self, f"norm{number}", rest)
         if act is not None:
-            setattr(self, f"act{number}", activation(output_shift, conv.weight))
+            setattr(self, f"act{number}", folded_activation(act, output_shift, conv.weight))

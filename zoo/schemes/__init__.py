@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from zoo.schemes.base import Place, Scheme, register_scheme
+from zoo.schemes.baselines import Fixup, NormalizerFree, RescaledSum, SkipInit
 from zoo.schemes.text import TEXT_SCHEMES, TextScheme
 from zoo.schemes.vision import (
     SCHEMES,
@@ -26,11 +27,15 @@ __all__ = [
     "VISION_SCHEMES",
     "BatchNorm",
     "Extent",
+    "Fixup",
     "FrozenBatchNorm",
     "FrozenBatchNorm3d",
     "GroupNorm",
+    "NormalizerFree",
     "Place",
+    "RescaledSum",
     "Scheme",
+    "SkipInit",
     "TextScheme",
     "VisionRescale",
     "VisionScheme",

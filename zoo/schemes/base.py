@@ -25,6 +25,8 @@ class Place:
         layers: linear layers that the branch's values pass.
         stack: ``encoder`` or ``decoder`` of a Transformer; ``body`` of a vision net, which is one stack.
         encoders, decoders: layers of a Transformer's stacks; 0 for vision nets.
+        added: branches that were added to the trunk since its last projection shortcut, that of the projection's own
+            block included; 0 for Transformers.
     """
 
     index: int
@@ -33,6 +35,7 @@ class Place:
     stack: str = "body"
     encoders: int = 0
     decoders: int = 0
+    added: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Scheme:
         needs_weights: whether a net of it starts from weights only.
         normalized: whether its nets contain normalization layers, so that feature maps have power near 1 at init.
         residual_options: options that only nets with residual branches have.
+        residual_only: whether only nets with residual branches have it, because it differs from another scheme there
+            alone.
         registered: schemes of this kind by name, filled by ``register_scheme``.
     """
 
@@ -51,6 +56,7 @@ class Scheme:
     needs_weights: ClassVar[bool] = False
     normalized: ClassVar[bool] = False
     residual_options: ClassVar[tuple[str, ...]] = ()
+    residual_only: ClassVar[bool] = False
     registered: ClassVar[dict[str, type[Any]]]
 
     def join(self, place: Place, channels: int) -> Join:

@@ -36,6 +36,21 @@ class DynamicTanh(nn.Module):
         return torch.addcmul(self.bias, torch.tanh(self.alpha * x), self.weight)
 
 
+class DynamicErf(nn.Module):
+    """weight * erf(alpha x + shift) + bias over the last dimension; alpha and shift are numbers.
+
+    Chen et al. 2025, "Stronger Normalization-Free Transformers", arXiv:2512.10938.
+    """
+
+    def __init__(self, dim: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha, self.shift = nn.Parameter(torch.tensor(float(alpha))), nn.Parameter(torch.zeros(()))
+        self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, torch.erf(self.alpha * x + self.shift), self.weight)
+
+
 @dataclass(frozen=True)
 class TextScheme(Scheme):
     """No normalization and Xavier init: the base of the others, and ``none`` itself."""
@@ -181,6 +196,23 @@ class DyT(PreNorm):
 
 
 @dataclass(frozen=True)
+class Derf(PreNorm):
+    """Pre-LN with an error function in place of each normalization (Chen et al. 2025, arXiv:2512.10938).
+
+    Attributes:
+        derf_alpha: the factor on the error function's input at init.
+    """
+
+    name: ClassVar[str] = "derf"
+    normalized: ClassVar[bool] = False
+
+    derf_alpha: float = 0.5
+
+    def norm(self, dim: int) -> nn.Module:
+        return DynamicErf(dim, self.derf_alpha)
+
+
+@dataclass(frozen=True)
 class DeepNorm(TextScheme):
     """Post-LN with a heavier trunk and smaller branches (Wang et al. 2022, "DeepNet", encoder-decoder setting)."""
 
@@ -220,7 +252,7 @@ class TFixup(TextScheme):
         return self._factor(place.stack, place.encoders, place.decoders)
 
 
-for _cls in (TextRescale, PostNorm, PreNorm, TextScheme, TFixup, DeepNorm, DyT):
+for _cls in (TextRescale, PostNorm, PreNorm, TextScheme, TFixup, DeepNorm, DyT, Derf):
     register_scheme(_cls)
 TEXT_SCHEMES: MappingProxyType[str, type[TextScheme]] = MappingProxyType(TextScheme.registered)
 TRANSFORMER_SCHEMES = TEXT_SCHEMES  # name of version 0.1.0

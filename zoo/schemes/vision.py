@@ -28,7 +28,7 @@ def dimensions(extent: Extent) -> int:
     return 2 if isinstance(extent, int) else 3
 
 
-def _half(kernel: Extent) -> Extent:
+def half(kernel: Extent) -> Extent:
     """Return the padding that keeps the size."""
     return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
 
@@ -42,7 +42,7 @@ class FrozenBatchNorm3d(FrozenBatchNorm2d):
         return x * scale.view(-1, 1, 1, 1) + bias.view(-1, 1, 1, 1)
 
 
-def _he(layer: Any, **settings: Any) -> nn.Module:
+def he(layer: Any, **settings: Any) -> nn.Module:
     """Initialize a layer: its weight by ``he_normal_``, its ordinary bias, if it has one, with zeros."""
     he_normal_(layer.weight, **settings)
     if layer.bias is not None:
@@ -85,13 +85,13 @@ class VisionScheme(Scheme):
         """
         conv = self._make_conv(in_channels, out_channels, kernel_size, stride, groups)
         factor = 1.0 if place is None else self.branch_factor(place)
-        return _he(conv, mode=mode or self.conv_mode, factor=factor)
+        return he(conv, mode=mode or self.conv_mode, factor=factor)
 
     def projection(self, in_channels: int, out_channels: int, *, stride: Extent = 1) -> nn.Module:
         """Return the 1x1 convolution of a shortcut, with gain 1 (Kaiming with a = 1), as no ReLU of its own follows."""
         kernel: Extent = 1 if dimensions(stride) == 2 else (1, 1, 1)
         conv = self._make_conv(in_channels, out_channels, kernel, stride, 1)
-        return _he(conv, gain=self.gain_of_projection())
+        return he(conv, gain=self.gain_of_projection())
 
     def gain_of_projection(self) -> float:
         """Return the gain of the shortcut's 1x1 at init."""
@@ -100,6 +100,10 @@ class VisionScheme(Scheme):
     def stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
         """Return a convolution at the net's entrance, before a norm (if any) and a ReLU."""
         return self.conv(in_channels, out_channels, kernel_size, stride=stride)
+
+    def later_stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
+        """Return a convolution at the net's entrance whose input is not the image but another one's activation."""
+        return self.stem(in_channels, out_channels, kernel_size, stride=stride)
 
     def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
         """Return the first convolution of a net without a stem of its own (VGG)."""
@@ -113,16 +117,32 @@ class VisionScheme(Scheme):
         """Return the activation after a convolution and its norm."""
         return nn.ReLU(inplace=True)
 
+    def trunk_activation(self) -> nn.Module:
+        """Return the activation of the trunk, after the entrance and after each sum; an Identity in other orders."""
+        return self.activation()
+
+    def final_activation(self) -> nn.Module:
+        """Return the activation of the last feature map, before the head reads it."""
+        return nn.Identity()
+
+    @property
+    def projects_always(self) -> bool:
+        """Whether every block has a projection shortcut, not only those that change the size or the channels."""
+        return False
+
     def join(self, place: Place, channels: int) -> Join:
         return InPlaceJoin()
 
+    def finish_branch_(self, layers: list[Any]) -> None:
+        """Change the init of a branch, given all of its convolutions in order."""
+
     def hidden_linear(self, in_features: int, out_features: int, *, first: bool) -> nn.Module:
         """Return a linear layer before a ReLU (VGG's classifier); ``first`` is the one that the features enter."""
-        return _he(nn.Linear(in_features, out_features))
+        return he(nn.Linear(in_features, out_features))
 
     def classifier(self, in_features: int, out_features: int, *, pooled: bool) -> nn.Module:
         """Return the last linear layer; if ``pooled``, ``head_bias`` has shifted its input already."""
-        return _he(nn.Linear(in_features, out_features), gain=1.0)
+        return he(nn.Linear(in_features, out_features), gain=1.0)
 
     def head_bias(self, channels: int) -> nn.Module:
         """Return the module between the last feature map and the classifier: (N, C, ...) -> the same shape."""
@@ -134,7 +154,7 @@ class VisionScheme(Scheme):
 
     def _make_conv(self, in_channels: int, out_channels: int, kernel: Extent, stride: Extent, groups: int) -> Any:
         make: Any = nn.Conv2d if dimensions(kernel) == 2 else layers.Conv3d
-        return make(in_channels, out_channels, kernel, stride, _half(kernel), groups=groups, bias=self.post_bias)
+        return make(in_channels, out_channels, kernel, stride, half(kernel), groups=groups, bias=self.post_bias)
 
 
 @dataclass(frozen=True)
@@ -179,8 +199,8 @@ class VisionRescale(VisionScheme):
 
     def stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
         make: Any = layers.StemConv2d if dimensions(kernel_size) == 2 else layers.StemConv3d
-        padding, scaled = _half(kernel_size), self.weight_scale
-        return _he(make(in_channels, out_channels, kernel_size, stride, padding, weight_scale=scaled))
+        padding, scaled = half(kernel_size), self.weight_scale
+        return he(make(in_channels, out_channels, kernel_size, stride, padding, weight_scale=scaled))
 
     def first_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, mode: str) -> nn.Module:
         if self.weight_scale:
@@ -201,11 +221,11 @@ class VisionRescale(VisionScheme):
             if first
             else layers.BiasedLinear(in_features, out_features, post_bias=self.post_bias)
         )
-        return _he(linear)
+        return he(linear)
 
     def classifier(self, in_features: int, out_features: int, *, pooled: bool) -> nn.Module:
         linear = nn.Linear(in_features, out_features) if pooled else layers.BiasedLinear(in_features, out_features)
-        return _he(linear, gain=1.0)
+        return he(linear, gain=1.0)
 
     def head_bias(self, channels: int) -> nn.Module:
         return layers.ChannelBias(channels)
@@ -224,7 +244,7 @@ class VisionRescale(VisionScheme):
             "weight_scale": self.weight_scale,
             "biased_padding": self.biased_padding,
         }
-        return make(in_channels, out_channels, kernel, stride, _half(kernel), groups=groups, **optional)
+        return make(in_channels, out_channels, kernel, stride, half(kernel), groups=groups, **optional)
 
 
 class _Normalized(VisionScheme):

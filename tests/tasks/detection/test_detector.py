@@ -12,6 +12,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 import zoo
 from tasks.detection.detector import Standardize, create_detector
 from tests.helpers.detection import SMALL, calibrated, norms, sample, sharpened, small
+from tests.helpers.nets import BASELINES
 from tests.helpers.nets import IMAGES as NARROW
 from zoo.calibration import HasDataBias
 from zoo.errors import ZooError
@@ -132,10 +133,13 @@ def test_every_net_carries_a_detector(name):
     assert own <= sum(p.numel() for p in body.parameters())  # without head and head bias
 
 
-@pytest.mark.parametrize("kind", list(NARROW))
-@pytest.mark.parametrize("scheme", ["rescale", "bn", "gn", "none"])
-def test_losses_gradients_and_detections(kind, scheme):
-    model = small(kind, scheme)
+CASES = [(kind, scheme, "2fc") for kind in NARROW for scheme in ("rescale", "bn", "gn", "none")]
+CASES += [("basic", scheme, "4conv1fc") for scheme in BASELINES]
+
+
+@pytest.mark.parametrize(("kind", "scheme", "heads"), CASES)
+def test_losses_gradients_and_detections(kind, scheme, heads):
+    model = small(kind, scheme, heads=heads)
     calibrated(model)
     data = [sample(seed=1), sample(seed=2, objects=0)]
     model.train()

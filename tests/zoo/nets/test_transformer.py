@@ -12,7 +12,7 @@ from benchmarks.translation import Sizes, made_batch, saved_bytes
 from tests.helpers.transformers import SCHEMES, SMALL, VOCABULARY, batch, make
 from zoo.layers import BiasedLinear, BiasedProjections
 from zoo.nets.transformer import Branch, Cache, FeedForward, Transformer, TransformerLayout
-from zoo.schemes.text import TEXT_SCHEMES, DynamicTanh
+from zoo.schemes.text import TEXT_SCHEMES, DynamicErf, DynamicTanh
 from zoo.text import PAD
 
 NETS = zoo.list_models(input_kind="text")
@@ -38,8 +38,8 @@ def test_shapes_and_counts(name, scheme):
     norms = {"post_ln": 2 * n + 3 * m, "pre_ln": 2 * n + 3 * m + 2, "deepnorm": 2 * n + 3 * m}.get(scheme, 0)
     if scheme == "rescale":  # q, kv, o, hidden, shrink; the same and q, kv, o of the cross-attention; the end; m_k
         biases = n * (4 * d + h) + m * (7 * d + h) + d + 2 * n + 3 * m
-    if scheme == "dyt":
-        biases += (2 * n + 3 * m + 2) * (2 * d + 1)
+    if scheme in ("dyt", "derf"):  # with alpha, and a shift
+        biases += (2 * n + 3 * m + 2) * (2 * d + (1 if scheme == "dyt" else 2))
     assert sum(p.numel() for p in model.parameters()) == weights + biases + 2 * d * norms
     assert model.no_weight_decay() == {key for key, p in model.named_parameters() if p.ndim <= 1}
 
@@ -100,9 +100,11 @@ def test_embeddings_that_are_shared(share):
 def test_a_rescale_net_has_no_normalization():
     names = {type(module).__name__ for module in make().modules()}
     assert not {name for name in names if "norm" in name.lower()}
-    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, DynamicTanh)
-    for scheme, wanted in {"rescale": False, "none": False, "t_fixup": False, "pre_ln": True, "dyt": True}.items():
-        assert any(isinstance(module, kinds) for module in make(scheme).modules()) is wanted
+    kinds = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+    kinds += (DynamicTanh, DynamicErf)
+    for scheme in ("rescale", "none", "t_fixup", "pre_ln", "dyt", "derf"):
+        found = any(isinstance(module, kinds) for module in make(scheme).modules())
+        assert found is (scheme in ("pre_ln", "dyt", "derf"))
 
 
 @pytest.mark.parametrize(("encoders", "decoders", "constants"), [(6, 6, {}), (18, 3, {}), (4, 2, {"decoder_c": 1})])

@@ -17,8 +17,11 @@ KINDS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, FrozenBatch
 
 
 def test_the_tables():
-    assert tuple(VISION_SCHEMES) == ("rescale", "bn", "frozen_bn", "gn", "none")
-    assert tuple(TEXT_SCHEMES) == ("rescale", "post_ln", "pre_ln", "none", "t_fixup", "deepnorm", "dyt")
+    assert tuple(VISION_SCHEMES) == (
+        *("rescale", "bn", "frozen_bn", "gn", "none"),
+        *("fixup", "skipinit", "nf", "sum_rescaled"),
+    )
+    assert tuple(TEXT_SCHEMES) == ("rescale", "post_ln", "pre_ln", "none", "t_fixup", "deepnorm", "dyt", "derf")
     for table in (VISION_SCHEMES, TEXT_SCHEMES):
         assert all(cls.name == name for name, cls in table.items())
         with pytest.raises(TypeError):
@@ -29,8 +32,14 @@ def test_the_tables():
 @pytest.mark.parametrize("name", VISION_SCHEMES)
 @pytest.mark.parametrize("net", ["rescalenet18", "rescalevgg16", "rescale_r3d_18"])
 def test_normalized_vision_schemes_have_norms(name, net):
+    config = zoo.ModelConfig(net, name, 3, 3, {"width": 0.1})
+    if name not in zoo.model_info(net).schemes:
+        assert (net, VISION_SCHEMES[name].residual_only) == ("rescalevgg16", True)
+        with pytest.raises(zoo.ZooError, match=f"{net} does not support scheme {name!r}; it does: rescale, bn, "):
+            build_model(config)
+        return
     with torch.device("meta"):
-        model = build_model(zoo.ModelConfig(net, name, 3, 3, {"width": 0.1}))
+        model = build_model(config)
     assert any(isinstance(module, KINDS) for module in model.modules()) is VISION_SCHEMES[name].normalized
 
 

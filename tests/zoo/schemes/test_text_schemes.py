@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import zoo
 from tests.helpers.transformers import batch, make
-from zoo.schemes.text import TRANSFORMER_SCHEMES, DynamicTanh, Place
+from zoo.schemes.text import TRANSFORMER_SCHEMES, DynamicErf, DynamicTanh, Place
 from zoo.text import PAD
 
 
@@ -76,3 +77,35 @@ def test_constants_of_the_published_schemes():
     tanh = DynamicTanh(3, 0.5).double()
     x = torch.randn(2, 3, dtype=torch.float64)
     torch.testing.assert_close(tanh(x), torch.tanh(0.5 * x))
+
+
+def test_derf():
+    """alpha 0.5, shift 0, weight 1, bias 0 at init; the formula; DyT's limits: 2 / sqrt(pi) times as steep at 0."""
+    layer = DynamicErf(3, 0.5).double()
+    assert {name: (p.ndim, p.flatten()[0].item()) for name, p in layer.named_parameters()} == {
+        "alpha": (0, 0.5),
+        "shift": (0, 0.0),
+        "weight": (1, 1.0),
+        "bias": (1, 0.0),
+    }
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), torch.special.erf(0.5 * x))
+    tanh = DynamicTanh(3, 0.5).double()
+    torch.testing.assert_close(layer(1e-5 * x), 2 / math.sqrt(math.pi) * tanh(1e-5 * x), rtol=1e-9, atol=0)
+    torch.testing.assert_close(layer(1e5 * x), x.sign())  # both end at -1 and 1
+    torch.testing.assert_close(tanh(1e5 * x), x.sign())
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    expected = layer.weight * torch.special.erf(layer.alpha * x + layer.shift) + layer.bias
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_derf_stands_where_dyt_does():
+    ours, theirs = make("derf", calibrated=False, derf_alpha=0.3), make("dyt", calibrated=False)
+    found = {name for name, module in ours.named_modules() if isinstance(module, DynamicErf)}
+    assert found == {name for name, module in theirs.named_modules() if isinstance(module, DynamicTanh)}
+    assert {round(p.item(), 6) for name, p in ours.named_parameters() if name.endswith("alpha")} == {0.3}
+    groups = {name: g["group"] for g in zoo.param_groups(ours, 0.1) for name in g["names"]}
+    assert {groups[f"{name}.{leaf}"] for name in found for leaf in ("alpha", "shift", "weight", "bias")} == {"others"}
+    ours(*batch()).square().mean().backward()
+    assert all(p.grad.abs().max() > 0 for name, p in ours.named_parameters() if name.rsplit(".", 1)[0] in found)
