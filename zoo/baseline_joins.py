@@ -69,7 +69,7 @@ class ActivatedJoin(Join):
 
 
 class NormalizerFreeJoin(ActivatedJoin):
-    """x + alpha [m] F(relu(x / beta)), the block of NF-ResNets (docs/method.md, M17; Brock et al. 2021).
+    """x + alpha [m] F(relu(x / beta)), the block of NF-ResNets (docs/method.md, M18; Brock et al. 2021).
 
     alpha and m are multiplied into the weight of the branch's last layer.
 
@@ -106,7 +106,7 @@ class NormalizerFreeJoin(ActivatedJoin):
 
 
 class RescaledSumJoin(ActivatedJoin):
-    """c (a x + F(relu(x))) with c = sqrt(1/2), the rescaled sum (docs/method.md, M19; Civitelli et al. 2025).
+    """c (a x + F(relu(x))) with c = sqrt(1/2), the rescaled sum (docs/method.md, M20; Civitelli et al. 2025).
 
     c is multiplied into the weights of the branch's last layer and of a projection. At an identity shortcut it costs
     a pass over the trunk's gradient. A trunk stored at another scale (``zoo.trunk``) would avoid that, but its scales

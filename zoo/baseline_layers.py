@@ -17,7 +17,7 @@ from zoo.layers import Conv3d, RepeatsFrames, Size
 from zoo.products import Geometry, Scale, biased_product, per_filter
 
 STANDARDIZATION_EPS = 1e-5  # added to the variance of a filter, as in timm's NF-ResNets
-RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))  # 1 / std(relu(x)) for x ~ N(0, 1) (docs/method.md, M16)
+RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))  # 1 / std(relu(x)) for x ~ N(0, 1) (docs/method.md, M17)
 
 
 class HasScalarBias(nn.Module):
@@ -84,7 +84,7 @@ class StandardizedConvNd(ScaledConvNd):
         """Return gain * factor * (W - mean) / sqrt(fan_in (var + eps)), with mean and variance of each filter.
 
         The filter of a channel has mean 0 and the sum of squares (gain * factor)^2 (1 - eps / (var + eps)), so that
-        uncorrelated inputs of variance v have an output of variance (gain * factor)^2 v (docs/method.md, M16; Brock et
+        uncorrelated inputs of variance v have an output of variance (gain * factor)^2 v (docs/method.md, M17; Brock et
         al. 2021, arXiv:2101.08692).
         """
         rows = self.weight.flatten(1)  # (O, fan_in)
