@@ -42,10 +42,12 @@ class ModelSection(Strict):
 
 
 class BackboneSection(ModelSection):
-    """A net with feature levels, of which some may be fixed."""
+    """A net with levels, of which the first may be fixed."""
 
     freeze: int = Field(
-        0, ge=0, description="number of feature levels, from the stem on, that stay as the weights have them"
+        0,
+        ge=0,
+        description="number of levels that stay as the weights have them: stem and stages, or embeddings and layers",
     )
 
     @field_validator("freeze")

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tasks.config import ModelSection, RunConfig, Strict
+from tasks.config import BackboneSection, RunConfig, Strict
 from zoo.schemes.text import TRANSFORMER_SCHEMES
 
 _LANGUAGE = r"^[A-Za-z0-9_-]{1,20}$"  # as in zoo.TextTransform
@@ -67,7 +67,7 @@ class DataSection(Strict):
     search: SearchSection = SearchSection()
 
 
-class TranslationModelSection(ModelSection):
+class TranslationModelSection(BackboneSection):
     """The net. The sizes of its vocabularies are those of the corpus."""
 
     scheme: str | None = Field(None, description=", ".join(TRANSFORMER_SCHEMES))

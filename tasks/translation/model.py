@@ -75,6 +75,7 @@ class Translation(BaseTask):
                 f"data.max_length={self.config.data.max_length}: must be <= {model.layout.max_length}, "
                 "the largest length of the net; lower it or raise model.options.max_length"
             )
+        model.freeze(section.freeze)
         return model
 
     def train_set(self) -> Pairs:

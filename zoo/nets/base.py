@@ -121,6 +121,7 @@ class Net(nn.Module):
     num_classes: int  # number of class names in its weights
     config: ModelConfig  # set by create_model
     folded = False  # whether it is in deployment form (zoo.fold)
+    frozen: tuple[nn.Module, ...] = ()  # modules that stay in eval mode; set by freeze
     trunk_scales = TrunkScales()  # the scales at which blocks store the trunk; no rows in nets without a trunk
 
     @classmethod
@@ -163,6 +164,35 @@ class Net(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that take no weight decay: biases, multipliers and norm parameters."""
         return no_weight_decay(self)
+
+    def level_modules(self) -> dict[str, list[str]]:
+        """Return the names of the modules of each level, from the input on.
+
+        ``freeze`` and the rates of ``param_groups`` count these levels. What belongs to none is the head.
+        """
+        return {}
+
+    def freeze(self, levels: int) -> None:
+        """Freeze the modules of the first ``levels`` levels for good: no gradients, statistics or dropout.
+
+        With all levels frozen the head alone is trained.
+
+        Raises:
+            ZooError: more levels than the net has.
+        """
+        known = list(self.level_modules().values())
+        if not 0 <= levels <= len(known):
+            raise ZooError(f"freeze={levels}: must be 0 to {len(known)}, the levels of {self.config.name}")
+        fixed = [self.get_submodule(name) for names in known[:levels] for name in names]
+        for module in fixed:
+            module.requires_grad_(False).eval()
+        self.frozen += tuple(module for module in fixed if module not in self.frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def input_parameters(self) -> list[Tensor]:
         """Return the parameters of the first layers, which Muon leaves to another optimizer."""
@@ -210,7 +240,6 @@ class Backbone(Net):
     pretrained_cfg: Mapping[str, Any] = {}  # input and head in timm's words (zoo.pretrained_cfg); of nets for images
     default_cfg: Mapping[str, Any] = {}  # the same, under timm's older name
     headless = False  # whether ``truncate`` has removed the head
-    frozen: tuple[nn.Module, ...] = ()  # modules that stay in eval mode; set by freeze
 
     @classmethod
     def build(cls, layout: Any, scheme: Any, config: ModelConfig) -> Backbone:
@@ -328,6 +357,9 @@ class Backbone(Net):
     def output_parameters(self) -> list[Tensor]:
         return list(self.fc.parameters())
 
+    def level_modules(self) -> dict[str, list[str]]:
+        return {level.module: [level.module] for level in self.levels}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Store only the inputs of blocks (of VGG: stages) for backward, which computes them again, or stop doing so.
 
@@ -375,27 +407,6 @@ class Backbone(Net):
         self.head_bias, self.drop, self.fc = nn.Identity(), nn.Identity(), nn.Identity()
         self.num_classes, self.global_pool, self.pooled, self.headless = 0, "", True, True
 
-    def freeze(self, levels: int) -> None:
-        """Freeze the modules of the first ``levels`` feature levels for good: no gradients, statistics or dropout.
-
-        With all levels frozen the head alone is trained.
-
-        Raises:
-            ZooError: more levels than the net has.
-        """
-        if not 0 <= levels <= len(self.levels):
-            raise ZooError(f"freeze={levels}: must be 0 to {len(self.levels)}, the levels of {self.config.name}")
-        fixed = [self.get_submodule(level.module) for level in self.levels[:levels]]
-        for module in fixed:
-            module.requires_grad_(False).eval()
-        self.frozen += tuple(module for module in fixed if module not in self.frozen)
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        for module in self.frozen:
-            module.eval()
-        return self
-
 
 class FeatureExtractor(nn.Module):
     """A backbone that returns the feature maps ``out_indices`` as a list, without head or unused stages."""
@@ -433,21 +444,23 @@ def no_weight_decay(model: nn.Module) -> set[str]:
 
 
 def parameters_by_level(model: nn.Module) -> dict[str, list[str]]:
-    """Return the names of the parameters of each feature level and, last, of the ``head``: all others.
+    """Return the names of the parameters of each level of a net and, last, of the ``head``: all others.
 
-    The head of a classifier is what follows its last feature map, the head of a detector is its pyramid and its heads.
-    Levels without parameters are left out, the head never is.
+    The head of a classifier is what follows its last feature map, the head of a detector is its pyramid and its heads,
+    and the head of a Transformer is what follows its last decoder layer. Levels without parameters are left out, the
+    head never is.
 
     Args:
-        model: a backbone, a module around one, or any other module, which has a head alone.
+        model: a net of the zoo, a module around one, or any other module, which has a head alone.
     """
-    bodies = [(name, module) for name, module in model.named_modules() if isinstance(module, Backbone)]
-    prefixes = {}
-    for name, body in bodies[:1]:
-        prefixes = {level.module: f"{name}.{level.module}.".removeprefix(".") for level in body.levels}
-    levels: dict[str, list[str]] = {level: [] for level in [*prefixes, "head"]}
+    nets = [(name, module) for name, module in model.named_modules() if isinstance(module, Net)]
+    prefixes: dict[str, str] = {}  # level by the beginning of its parameters' names
+    for name, net in nets[:1]:
+        for level, modules in net.level_modules().items():
+            prefixes |= {f"{name}.{module}.".removeprefix("."): level for module in modules}
+    levels: dict[str, list[str]] = {level: [] for level in [*prefixes.values(), "head"]}
     for name, _ in model.named_parameters():
-        levels[next((level for level, prefix in prefixes.items() if name.startswith(prefix)), "head")].append(name)
+        levels[next((level for prefix, level in prefixes.items() if name.startswith(prefix)), "head")].append(name)
     return {level: names for level, names in levels.items() if names or level == "head"}
 
 
@@ -470,17 +483,17 @@ def param_groups(
         weight_decay: weight decay of the weights of convolutions and linear layers.
         multiplier_lr: factor on the learning rate of the joins' multipliers, as ``lr_scale`` in their group.
         bias_lr: factor on the learning rate of the biases that are initialised from data, and of scalar biases.
-        layer_decay: factor on the learning rate for each feature level between a parameter and the head, which counts
+        layer_decay: factor on the learning rate for each level between a parameter and the head, which counts
             as 1: ``layer_decay`` for the last level, ``layer_decay**2`` for the one before it (Clark et al. 2020,
             arXiv:2003.10555).
-        head_lr: factor on the learning rate of the head, which is all that belongs to no feature level.
+        head_lr: factor on the learning rate of the head, which is all that belongs to no level.
 
     Returns:
         The groups that are not empty, with ``params``, ``names``, ``group`` (weights, others, data_biases,
         scalar_biases, multipliers), ``weight_decay`` and ``lr_scale``; one for each kind and rate.
 
     Raises:
-        ZooError: ``layer_decay`` or ``head_lr`` for a model without feature levels.
+        ZooError: ``layer_decay`` or ``head_lr`` for a model without levels.
     """
     # the group of each parameter whose module decides it
     special: dict[str, str] = {}
@@ -502,7 +515,7 @@ def param_groups(
     # the factor of each parameter's level
     levels = parameters_by_level(model)
     if len(levels) == 1 and (layer_decay, head_lr) != (1.0, 1.0):
-        raise ZooError(f"layer_decay={layer_decay}, head_lr={head_lr}: must be 1 for a model without feature levels")
+        raise ZooError(f"layer_decay={layer_decay}, head_lr={head_lr}: must be 1 for a model without levels")
     factors: dict[str, float] = {}
     for distance, (level, names) in enumerate(reversed(levels.items())):
         factor = head_lr if level == "head" else layer_decay**distance

@@ -489,6 +489,18 @@ class Transformer(Net):
         """Matrix (target vocabulary, d) of the output layer."""
         return self.target_embedding.weight if self.projection is None else self.projection.weight
 
+    def level_modules(self) -> dict[str, list[str]]:
+        """Return the levels: the embeddings, each layer of the encoder, each layer of the decoder.
+
+        An output layer that shares its matrix with an embedding is of the embeddings' level.
+        """
+        levels = {"embeddings": ["encoder_embedding"]}
+        if self.decoder_embedding is not None:
+            levels["embeddings"].append("decoder_embedding")
+        levels |= {f"encoder.{i}": [f"encoder.{i}"] for i in range(len(self.encoder))}
+        levels[f"encoder.{len(self.encoder) - 1}"].append("encoder_end")
+        return levels | {f"decoder.{i}": [f"decoder.{i}"] for i in range(len(self.decoder))}
+
     def input_parameters(self) -> list[Tensor]:
         return [self.encoder_embedding.weight, self.target_embedding.weight]
 

@@ -59,7 +59,7 @@ def moved(trainer):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("task", ["classification", "detection", "video"])
+@pytest.mark.parametrize("task", MODELS)
 def test_rates_by_level_and_frozen_levels(data, weights, tmp_path, task, optimizer):
     """The first step of every parameter is proportional to its rate, whatever the optimizer; frozen levels stay."""
     settings = {"model": {"weights": weights[task], "freeze": 1}, **OPTIMIZERS[optimizer]}
@@ -103,14 +103,6 @@ def test_changes_of_the_gradients(data, weights, tmp_path, task, optimizer):
             assert (norms[0] <= 1e-3 * norms[1].clamp(min=1e-3) * (1 + 1e-9)).all(), name
             assert seen[name].sum(dims).abs().max() < 1e-12, name
             assert distances[name].any() == seen[name].any(), name
-
-
-def test_a_transformer_has_no_levels(data, tmp_path):
-    with pytest.raises(
-        ConfigError,
-        match=r"train.optimizer: layer_decay=0.5, head_lr=1.0: must be 1 for a model without feature levels",
-    ):
-        make("translation", data, tmp_path, **OPTIMIZERS["muon"], layer_decay=0.5)
 
 
 @pytest.mark.parametrize(

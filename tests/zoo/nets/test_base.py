@@ -84,7 +84,7 @@ def test_rates_by_level(name):
 
 
 def test_rates_by_level_require_levels():
-    with pytest.raises(ZooError, match=r"layer_decay=0.5, head_lr=1.0: must be 1 for a model without feature levels"):
+    with pytest.raises(ZooError, match=r"layer_decay=0.5, head_lr=1.0: must be 1 for a model without levels"):
         zoo.param_groups(nn.Linear(2, 2), 0.1, layer_decay=0.5)
 
 

@@ -10,7 +10,9 @@ from torch import nn
 import zoo
 from benchmarks.translation import Sizes, made_batch, saved_bytes
 from tests.helpers.transformers import SCHEMES, SMALL, VOCABULARY, batch, make
+from zoo.errors import ZooError
 from zoo.layers import BiasedLinear, BiasedProjections
+from zoo.nets.base import parameters_by_level
 from zoo.nets.transformer import Branch, Cache, FeedForward, Transformer, TransformerLayout
 from zoo.schemes.text import TEXT_SCHEMES, DynamicErf, DynamicTanh
 from zoo.text import PAD
@@ -438,3 +440,30 @@ def test_saved_memory_against_pre_ln(rates, limit):
 def test_layout_is_checked_when_made_by_hand():
     with pytest.raises(zoo.ZooError, match="dim must be a multiple"):
         Transformer(TransformerLayout(10, 20, 3), TEXT_SCHEMES["none"]())
+
+
+@pytest.mark.parametrize(("share", "embeddings"), [("all", 1), ("none", 2)])
+def test_levels_are_embeddings_and_layers(share, embeddings):
+    net = zoo.create_model(
+        "rescale_transformer_tiny",
+        scheme="pre_ln",
+        share=share,
+        encoder_layers=2,
+        decoder_layers=1,
+        source_vocabulary=20,
+        target_vocabulary=20,
+        drop_rate=0.1,
+    )
+    levels = parameters_by_level(net)
+    assert list(levels) == ["embeddings", "encoder.0", "encoder.1", "decoder.0", "head"]
+    assert len(levels["embeddings"]) == embeddings
+    head = {"decoder_end", "projection"} if share == "none" else {"decoder_end"}
+    assert {name.split(".")[0] for name in levels["head"]} == head
+    assert sum(map(len, levels.values())) == len(list(net.parameters()))
+    net.freeze(3)
+    net.train()
+    assert [n for n, p in net.named_parameters() if p.requires_grad] == levels["decoder.0"] + levels["head"]
+    assert not any(module.training for module in net.encoder.modules() if module is not net.encoder)
+    assert all(module.training for module in net.decoder.modules())
+    with pytest.raises(ZooError, match="freeze=5: must be 0 to 4"):
+        net.freeze(5)
