@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     overrides = tuple(arguments.overrides)
     trial = Trial("", "", overrides)
-    run = StudyRun("", trial, 0, arguments.config, overrides, resolve(arguments.config, overrides))
+    run = StudyRun("", trial, 0, arguments.config, overrides, resolve(arguments.config, overrides), fit_batches=1)
     cpus = available_cpus()
     share = max(1, cpus // 2)
     cases = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -121,16 +123,20 @@ def study(
     The same command continues a study that was stopped.
     """
     from tasks.study.config import read_study
-    from tasks.study.runner import Slots
+    from tasks.study.runner import Slots, program_of
     from tasks.study.study import Study
 
-    found = Study(read_study(file, overrides or [], out), Slots.of_machine(jobs, threads))
-    for line in found.plan():
-        typer.echo(line)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("rescalenet study starts the processes itself: run it without torchrun, with --jobs")
+    slots = Slots.of_machine(jobs, threads, program_of(sys.argv[0]))
+    found = Study(read_study(file, overrides or [], out), slots)
     if plan:
+        typer.echo("\n".join(found.plan()))
         return
-    for line in found.run(trials_only=trials):
-        typer.echo(line)
+    with found.locked():
+        print_line("\n".join(found.plan()))
+        lines = found.run(trials_only=trials)
+    typer.echo("\n".join(lines))
     print_line(f"written to {found.config.output}: report.md, results.csv, study.png")
 
 

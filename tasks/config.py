@@ -348,8 +348,13 @@ class RunConfig(Strict):
         return getattr(getattr(self, "data", None), "split", "official") == "holdout"
 
     def without_augmentation(self) -> Self:
-        """Return the config without augmentation and label smoothing, to measure the loss of training samples."""
-        raise NotImplementedError(f"{type(self).__name__}.without_augmentation")
+        """Return the config without augmentation and label smoothing, to measure the loss of training samples.
+
+        Raises:
+            ConfigError: a task whose config cannot do so.
+        """
+        name = type(self).__name__
+        raise ConfigError(f"task={self.task}: {name} has no method without_augmentation, which a study requires")
 
 
 Section = TypeVar("Section", bound=Strict)

@@ -13,10 +13,10 @@ def end_with_parent() -> None:
     """End this process within a second after its parent, if ``RESCALENET_PARENT`` names one.
 
     A parent that is killed cannot end its children. What they write is complete at every moment, so they may end
-    anywhere.
+    anywhere. On Windows a process does not learn that its parent has ended, and goes on.
     """
     parent = os.environ.pop(PARENT, None)  # not for the children of this process
-    if parent is None:
+    if parent is None or os.name != "posix":
         return
 
     def watch() -> None:

@@ -45,14 +45,14 @@ class SchemeSection(Variants):
 class Screening(Strict):
     """The runs that choose a setting. They evaluate training samples that are held out."""
 
-    overrides: Overrides = Field({"data.split": "holdout"}, description="overrides of these runs, such as train.epochs")
+    overrides: Overrides = Field({}, description="overrides of these runs, such as data.split: holdout")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="values of train.seed")
 
 
 class Finals(Strict):
     """The runs of each scheme's best setting. They evaluate the test set, once, at their end."""
 
-    overrides: Overrides = Field({"data.split": "official"}, description="overrides of these runs")
+    overrides: Overrides = Field({}, description="overrides of these runs, such as data.split: official")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="values of train.seed")
     schemes: tuple[str, ...] | None = Field(None, description="schemes that are compared; default: all")
     baseline: str | None = Field(None, description="scheme that the others are compared with; default: the first")
@@ -64,6 +64,7 @@ class StudyConfig(Variants):
     recipe: str = Field(description="config file of one run, or the name of a recipe that ships")
     output: str = Field(description="folder of all runs and tables")
     overrides: Overrides = Field({}, description="overrides of all runs")
+    last_overrides: Overrides = Field({}, description="overrides of all runs that win over every other, as a command's")
     schemes: dict[str, SchemeSection] = Field(min_length=1, description="values of model.scheme")
     screening: Screening = Screening()
     finals: Finals = Finals()
@@ -84,6 +85,16 @@ class StudyConfig(Variants):
                 raise ValueError(f"finals.{key}: {unknown[0]!r} is not one of {', '.join(self.schemes)}")
         if self.baseline not in self.compared:
             raise ValueError(f"finals.baseline: {self.baseline!r} is not one of finals.schemes")
+        return self
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> StudyConfig:
+        parts = [self, *self.schemes.values(), self.screening, self.finals]
+        given = [part.overrides for part in parts] + [self.last_overrides]  # type: ignore[attr-defined]
+        given += [trial for part in (self, *self.schemes.values()) for trial in [*part.trials.values(), part.grid]]
+        for key, instead in (("train.seed", "seeds"), ("output", "the study's output")):
+            if any(key in overrides for overrides in given):
+                raise ValueError(f"{key} cannot be an override; it follows from {instead}")
         return self
 
     @property
@@ -108,14 +119,19 @@ def read_study(name: str, overrides: Sequence[str] = (), output: Path | None = N
 
     Args:
         name: path, or name of a study that ships (``studies/cifar10``).
-        overrides: further overrides of all runs, as ``key=value``.
+        overrides: overrides of all runs that win over those of the file, as ``key=value``.
         output: folder in place of the file's.
 
     Raises:
         ConfigError: there is no such file, or it is not valid.
     """
     path: Path = find_config(name)
-    study = check(read_yaml(path), StudyConfig, str(path))
-    more = dict(parse_override(text) for text in overrides)
-    folder = study.output if output is None else str(output)
-    return study.model_copy(update={"overrides": {**study.overrides, **more}, "output": folder})
+    content = read_yaml(path)
+    if overrides:
+        content["last_overrides"] = {
+            **(content.get("last_overrides") or {}),
+            **dict(parse_override(text) for text in overrides),
+        }
+    if output is not None:
+        content["output"] = str(output)
+    return check(content, StudyConfig, str(path))

@@ -27,7 +27,7 @@ class Trial:
     Attributes:
         scheme: name of the scheme.
         name: name of the setting.
-        overrides: ``key=value`` for the command line, of the study, the scheme and the setting in this order.
+        overrides: ``key=value`` for the command line, of the scheme and then of the setting.
     """
 
     scheme: str
@@ -46,6 +46,7 @@ class StudyRun:
         recipe: config file or recipe of the study.
         overrides: all overrides of the run.
         config: config that results.
+        fit_batches: batches whose loss measures the fit.
     """
 
     stage: str
@@ -54,6 +55,7 @@ class StudyRun:
     recipe: str
     overrides: tuple[str, ...]
     config: RunConfig
+    fit_batches: int
 
     @property
     def folder(self) -> Path:
@@ -69,6 +71,10 @@ class StudyRun:
         """Return the arguments of ``rescalenet`` that make or continue the run."""
         return ["train", self.recipe, *self.overrides, "--resume"]
 
+    def fit_arguments(self) -> list[str]:
+        """Return the arguments of ``rescalenet`` that measure the fit of the trained run."""
+        return ["train-loss", str(self.folder), "--batches", str(self.fit_batches)]
+
 
 def trials_of(study: StudyConfig, scheme: str) -> list[Trial]:
     """Return the settings that are tried for a scheme; one without overrides if the study lists none.
@@ -77,7 +83,7 @@ def trials_of(study: StudyConfig, scheme: str) -> list[Trial]:
         ConfigError: two settings have the same name.
     """
     section = study.schemes[scheme]
-    common = {"model.scheme": scheme, **study.overrides, **section.overrides}
+    common = {"model.scheme": scheme, **section.overrides}
     variants = [*_variants(study), *_variants(section)] or [("recipe", {})]
     names = [name for name, _ in variants]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -106,6 +112,7 @@ def screening_runs(study: StudyConfig) -> list[StudyRun]:
                     "keep training samples apart, as data.split: holdout"
                 )
     _check_different(runs)
+    _check_same_budget(study, runs)
     return runs
 
 
@@ -119,14 +126,20 @@ def final_runs(study: StudyConfig, chosen: Mapping[str, Trial]) -> list[StudyRun
         chosen: setting of each scheme.
 
     Raises:
-        ConfigError: an override is not valid.
+        ConfigError: an override is not valid, or the runs would not evaluate the test set.
     """
     runs = []
     for seed in study.finals.seeds:
         for scheme in study.compared:
             run = _run(study, FINALS, chosen[scheme], seed, study.finals.overrides)
+            if run.config.evaluates_held_out:
+                raise ConfigError(
+                    f"finals.overrides: {run.label} would evaluate training samples that are held out; set the keys "
+                    "that choose the test set, as data.split: official"
+                )
             once = (f"train.eval_every={run.config.train.epochs}",)
             runs.append(_run(study, FINALS, chosen[scheme], seed, study.finals.overrides, once))
+    _check_same_budget(study, runs)
     return runs
 
 
@@ -154,15 +167,18 @@ def check_folders(runs: Iterable[StudyRun]) -> None:
 def _run(
     study: StudyConfig, stage: str, trial: Trial, seed: int, of_stage: Overrides, last: tuple[str, ...] = ()
 ) -> StudyRun:
-    """Return a run. Overrides of a trial come after those of the stage, so that a trial may set any key."""
+    """Return a run. The overrides are those of the study, the stage, the scheme, the setting and the command line.
+
+    Later ones win.
+    """
     folder = Path(study.output) / stage / trial.scheme / trial.name / f"seed{seed}"
-    own = (f"train.seed={seed}", f"output={folder}")
-    overrides = (*_as_text([of_stage]), *trial.overrides, *own, *last)
+    own = _as_text([study.last_overrides, {"train.seed": seed, "output": str(folder)}])
+    overrides = (*_as_text([study.overrides, of_stage]), *trial.overrides, *own, *last)
     try:
         config = resolve(study.recipe, overrides)
     except ConfigError as error:
         raise ConfigError(f"{stage}/{trial.scheme}/{trial.name}: {error}") from None
-    return StudyRun(stage, trial, seed, study.recipe, overrides, config)
+    return StudyRun(stage, trial, seed, study.recipe, overrides, config, study.fit_batches)
 
 
 def _variants(section: Variants) -> list[tuple[str, Overrides]]:
@@ -195,6 +211,14 @@ def _check_equal_numbers(study: StudyConfig, trials: Mapping[str, list[Trial]]) 
             f"schemes that are compared must have equal numbers of trials, not {listed}; add trials, or leave a scheme "
             "out of finals.schemes"
         )
+
+
+def _check_same_budget(study: StudyConfig, runs: list[StudyRun]) -> None:
+    """Refuse schemes that are compared after different numbers of epochs."""
+    epochs = {run.config.train.epochs: run.label for run in runs if run.trial.scheme in study.compared}
+    if len(epochs) > 1:
+        listed = ", ".join(f"{label} {count}" for count, label in epochs.items())
+        raise ConfigError(f"train.epochs: must be the same for all schemes that are compared, not {listed}")
 
 
 def _check_different(runs: list[StudyRun]) -> None:

@@ -95,7 +95,8 @@ def _final_lines(study: StudyConfig, metric: str, settings: Mapping[str, list[Se
         return lines
     for scheme in others:
         _, mean = paired_difference(finals[scheme].values(), finals[study.baseline].values())
-        lines.append(f"- {conclusion(scheme, study.baseline, metric, mean)}")
+        diverged = {name: finals[name].diverged for name in (scheme, study.baseline)}
+        lines.append(f"- {conclusion(scheme, study.baseline, metric, mean, diverged)}")
     lines += ["", f"Difference to {study.baseline} of the same seed, with the 95 % interval of its mean:", ""]
     rows = [["scheme", "quantity", "mean", "95 % interval", "each seed"]]
     for scheme in others:
@@ -108,7 +109,9 @@ def _final_lines(study: StudyConfig, metric: str, settings: Mapping[str, list[Se
     return [*lines, *_table(rows), ""]
 
 
-def conclusion(scheme: str, baseline: str, metric: str, difference: Estimate) -> str:
+def conclusion(
+    scheme: str, baseline: str, metric: str, difference: Estimate, diverged: Mapping[str, int] | None = None
+) -> str:
     """State what the paired differences of a metric show, in one sentence.
 
     Args:
@@ -116,7 +119,12 @@ def conclusion(scheme: str, baseline: str, metric: str, difference: Estimate) ->
         baseline: scheme whose values are subtracted.
         metric: name of the metric; higher is better.
         difference: estimate of the mean difference.
+        diverged: number of diverged runs of both schemes.
     """
+    lost = {name: count for name, count in (diverged or {}).items() if count}
+    if lost:
+        counts = ", ".join(f"{count} of {name}" for name, count in lost.items())
+        return f"{scheme} and {baseline}: runs diverged ({counts}), and the others alone do not compare the schemes."
     if difference.count < 2:
         return f"{scheme} and {baseline}: {difference.count} pairs of seeds are too few for an interval of {metric}."
     low, high = difference.interval

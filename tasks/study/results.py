@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tasks.engine.records import DivergedRecord, EpochRecord, Record, read_records
+from tasks.engine.records import DivergedRecord, EpochRecord, Record
 from tasks.engine.state import RunFolder
 from tasks.errors import UserError
 from tasks.study.plan import StudyRun, Trial
@@ -30,7 +30,8 @@ class Result:
         epochs: epochs that are done.
         metrics: metrics of the last evaluation.
         train_loss: mean loss of the last epoch, as trained: with augmentation, dropout and label smoothing.
-        fit_loss: loss of training samples in evaluation mode, without them; None where it was not measured.
+        fit_loss: loss of training samples in evaluation mode, without them; None where it was not measured, NaN or
+            infinite where it is not finite.
         reason: description of what was not finite, for a run that diverged.
     """
 
@@ -46,21 +47,23 @@ class Result:
 def read_result(run: StudyRun) -> Result:
     """Read the result of a run from its folder.
 
-    Raises:
-        DataError: the log is damaged.
+    A run that ended in the middle of a line, or whose log is damaged, has what its log has before that place.
     """
     files = RunFolder(run.folder)
-    records: list[Record] = read_records(files.log) if files.log.exists() else []
+    records = list(_readable_records(files.log))
     ends = [record for record in records if isinstance(record, EpochRecord)]
     last = ends[-1] if ends else None
     evaluated = next((record.metrics for record in reversed(ends) if record.metrics), {})
     epochs, loss = (last.epoch + 1, last.train_loss) if last else (0, math.nan)
     if records and isinstance(records[-1], DivergedRecord):
         return Result(run, "diverged", epochs, {}, loss, reason=records[-1].reason)
+    metric = evaluated.get(run.config.metric, math.nan)
     # The log of an epoch is written before its weights, so a killed run may lack them.
     if last is None or _epochs_of_weights(files.last) < run.config.train.epochs:
         return Result(run, "unfinished", epochs, evaluated, loss)
-    return Result(run, "finished", epochs, evaluated, loss, _fit_loss(run.folder / LOSS_FILE))
+    if not math.isfinite(metric):
+        return Result(run, "diverged", epochs, {}, loss, reason=f"{run.config.metric} is {metric}")
+    return Result(run, "finished", epochs, evaluated, loss, _fit_loss(run.folder / LOSS_FILE, run.fit_batches))
 
 
 def is_complete(result: Result) -> bool:
@@ -72,8 +75,24 @@ def _epochs_of_weights(path: Path) -> int:
     return int(get_weights(str(path)).meta["epochs"]) if path.exists() else 0
 
 
-def _fit_loss(path: Path) -> float | None:
-    return json.loads(path.read_text(encoding="utf-8"))["loss"] if path.exists() else None
+def _fit_loss(path: Path, batches: int) -> float | None:
+    """Return the loss in a file of ``rescalenet train-loss``; None if it was measured on another number of batches."""
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return float(content["loss"]) if content["batches"] == batches else None
+
+
+def _readable_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a log up to the first line that is not complete."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield Record.from_dict(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError):
+                return
 
 
 @dataclass(frozen=True)
@@ -101,12 +120,15 @@ class Setting:
         return all(result.status != "unfinished" for result in self.results.values())
 
     def values(self, name: str | None = None) -> dict[int, float]:
-        """Return a metric, ``train_loss`` or ``fit_loss`` of each finished seed; by default the study's metric."""
+        """Return a metric, ``train_loss`` or ``fit_loss`` of each finished seed, where it is finite.
+
+        By default it is the study's metric.
+        """
         name = name or self.metric
         found = {}
         for seed, result in self.results.items():
             value = getattr(result, name) if name in ("train_loss", "fit_loss") else result.metrics.get(name)
-            if result.status == "finished" and value is not None:
+            if result.status == "finished" and value is not None and math.isfinite(value):
                 found[seed] = float(value)
         return found
 

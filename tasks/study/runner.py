@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +20,16 @@ from tasks.devices import available_cpus
 from tasks.errors import UserError
 from tasks.parent import PARENT
 from tasks.study.plan import StudyRun
-from tasks.study.results import Result, is_complete, read_result
+from tasks.study.results import LOSS_FILE, Result, is_complete, read_result
 
 LOG_FILE = "output.txt"  # in a run's folder: what its process prints
 _POLL = 0.2  # seconds between looks at the processes
+
+
+# the command line of this package: -P keeps a module of the working directory from taking the place of one of ours
+PROGRAM = (sys.executable, "-P", "-m", "tasks.cli")
+# what torchrun sets for its processes, and a process alone must not have
+_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -33,16 +39,20 @@ class Slots:
     Attributes:
         jobs: number of processes.
         threads: CPU threads of each.
+        program: command line of ``rescalenet`` without its arguments.
     """
 
     jobs: int
     threads: int
+    program: tuple[str, ...] = PROGRAM
 
     @classmethod
-    def of_machine(cls, jobs: int | None = None, threads: int | None = None) -> Slots:
+    def of_machine(
+        cls, jobs: int | None = None, threads: int | None = None, program: tuple[str, ...] = PROGRAM
+    ) -> Slots:
         """Return slots for this machine: by default one process for each GPU (at least one), and all CPUs shared."""
         jobs = jobs or max(1, torch.cuda.device_count())
-        return cls(jobs, threads or max(1, available_cpus() // jobs))
+        return cls(jobs, threads or max(1, available_cpus() // jobs), program)
 
     def environment(self, slot: int) -> dict[str, str]:
         """Return the environment of the process in a slot.
@@ -50,15 +60,18 @@ class Slots:
         Processes whose threads together exceed the CPUs slow each other down many times, because OpenMP's threads wait
         for each other actively. So each has its share, and waits passively. GPUs are dealt out in turn.
         """
-        content = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(self.threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            PARENT: str(os.getpid()),
-        }
+        content = {key: value for key, value in os.environ.items() if key not in _LAUNCHED}
+        content["OMP_NUM_THREADS"] = str(self.threads)
+        content["OMP_WAIT_POLICY"] = "PASSIVE"
+        content[PARENT] = str(os.getpid())
         if devices := visible_gpus():
             content["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
         return content
+
+    def start(self, slot: int, arguments: Sequence[str], **pipes: Any) -> subprocess.Popen[Any]:
+        """Start ``rescalenet ARGUMENTS`` in a slot."""
+        line = [*self.program, *arguments]
+        return subprocess.Popen(line, env=self.environment(slot), stdin=subprocess.DEVNULL, **pipes)
 
 
 def visible_gpus() -> list[str]:
@@ -68,22 +81,57 @@ def visible_gpus() -> list[str]:
     return names[: torch.cuda.device_count()]
 
 
-def command(arguments: Sequence[str]) -> list[str]:
-    """Return a command line that runs this program, with whatever extensions it was started with."""
-    program = Path(sys.argv[0])
-    if program.suffix == ".py" and program.name != "cli.py" and program.is_file():
-        return [sys.executable, str(program), *arguments]
-    return [sys.executable, "-m", "tasks.cli", *arguments]
+def program_of(started: str) -> tuple[str, ...]:
+    """Return the command line of the program that was started, so that its processes have its extensions.
+
+    Args:
+        started: ``sys.argv[0]`` of ``rescalenet``, or of a Python file that registers extensions and calls
+            ``tasks.cli.main`` (docs/extending.md).
+    """
+    path = Path(started)
+    extended = path.suffix == ".py" and path.is_file() and path.resolve() != Path(cli_file()).resolve()
+    return (sys.executable, str(path.resolve())) if extended else PROGRAM
+
+
+def cli_file() -> str:
+    """Return the file of ``tasks.cli``, which is started by ``python -m tasks.cli``."""
+    return str(Path(__file__).parents[1] / "cli.py")
 
 
 @dataclass
 class _Job:
-    """A process at work on a run."""
+    """A process at work on a run.
+
+    Attributes:
+        run: run of the study.
+        process: its process.
+        output: file of what the process prints.
+        epochs: epochs that were done when the run was started.
+        begun: time when the run was started, in seconds.
+    """
 
     run: StudyRun
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[Any]
     output: IO[bytes]
-    begun: float = field(default_factory=time.monotonic)
+    epochs: int
+    begun: float
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The end of a run in this session.
+
+    Attributes:
+        result: result of the run.
+        seconds: time that it took.
+        epochs: epochs that were trained in this time.
+        failure: reason why the run is not complete; "" if it is.
+    """
+
+    result: Result
+    seconds: float
+    epochs: int
+    failure: str = ""
 
 
 class Runner:
@@ -91,95 +139,93 @@ class Runner:
 
     Args:
         slots: processes that run at the same time.
-        fit_batches: batches of ``rescalenet train-loss``.
     """
 
-    def __init__(self, slots: Slots, fit_batches: int) -> None:
-        self.slots, self.fit_batches = slots, fit_batches
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
         self.jobs: dict[int, _Job] = {}  # by slot
-        self.failed: dict[str, str] = {}  # label of a run -> reason
+        self.failed: dict[str, str] = {}  # reason by the label of a run
 
     def execute(
         self,
         runs: Iterable[StudyRun],
         *,
-        on_end: Callable[[Result, float], None],
+        on_end: Callable[[Ended], None],
         on_poll: Callable[[Sequence[StudyRun]], None],
     ) -> None:
         """Complete the runs that are not complete. A run that fails is noted in ``failed``, and the others go on.
 
         Args:
             runs: runs in the order in which they begin.
-            on_end: function of the result of a run that ended and the seconds that it took.
+            on_end: function that is called when a run has ended.
             on_poll: function of the runs in progress, called several times a second.
         """
-        waiting = list(runs)[::-1]
+        waiting = [run for run in runs if not is_complete(read_result(run))][::-1]
         try:
             while waiting or self.jobs:
                 for slot in range(self.slots.jobs):
                     if slot not in self.jobs and waiting:
-                        self._start(slot, waiting.pop())
+                        run = waiting.pop()
+                        self._start(slot, run, read_result(run).epochs, time.monotonic())
                     if slot in self.jobs and self.jobs[slot].process.poll() is not None:
                         self._ended(slot, on_end)
                 on_poll([job.run for job in self.jobs.values()])
                 time.sleep(_POLL)
         finally:
-            self._stop()
+            stop([job.process for job in self.jobs.values()])
+            for job in self.jobs.values():
+                job.output.close()
+            self.jobs = {}
 
-    def _start(self, slot: int, run: StudyRun, begun: float | None = None) -> None:
-        """Start the next process of a run: training, or the measurement of its loss."""
-        arguments = next_arguments(run, self.fit_batches)
-        if arguments is None:
-            return
+    def _start(self, slot: int, run: StudyRun, epochs: int, begun: float) -> None:
+        """Start the next process of a run: training, or the measurement of its fit."""
+        arguments = run.arguments() if read_result(run).status == "unfinished" else run.fit_arguments()
         run.folder.mkdir(parents=True, exist_ok=True)
         output = (run.folder / LOG_FILE).open("ab")
-        process = subprocess.Popen(
-            command(arguments),
-            env=self.slots.environment(slot),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        self.jobs[slot] = _Job(run, process, output, time.monotonic() if begun is None else begun)
+        process = self.slots.start(slot, arguments, stdout=output, stderr=subprocess.STDOUT)
+        self.jobs[slot] = _Job(run, process, output, epochs, begun)
 
-    def _ended(self, slot: int, on_end: Callable[[Result, float], None]) -> None:
+    def _ended(self, slot: int, on_end: Callable[[Ended], None]) -> None:
         """Go on after a process: with the next one of its run, or with the end of the run."""
         job = self.jobs.pop(slot)
         job.output.close()
         result = read_result(job.run)
-        if job.process.returncode and result.status != "diverged":
-            self.failed[job.run.label] = last_line(job.run.folder / LOG_FILE)
-            on_end(result, time.monotonic() - job.begun)
+        trained = result.status == "finished" and result.fit_loss is None
+        if job.process.returncode == 0 and trained and not (job.run.folder / LOSS_FILE).exists():
+            self._start(slot, job.run, job.epochs, job.begun)
             return
-        self._start(slot, job.run, job.begun)
-        if slot not in self.jobs:
-            on_end(result, time.monotonic() - job.begun)
-
-    def _stop(self) -> None:
-        """End the processes that are left, as after Ctrl-C; their checkpoints stay."""
-        for job in self.jobs.values():
-            job.process.terminate()
-        for job in self.jobs.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                job.process.wait(timeout=20)
-            job.process.kill()
-            job.output.close()
-        self.jobs = {}
+        failure = ""
+        if not is_complete(result):
+            failure = describe_failure(job.process.returncode, job.run.folder)
+            self.failed[job.run.label] = failure
+        on_end(Ended(result, time.monotonic() - job.begun, result.epochs - job.epochs, failure))
 
 
-def next_arguments(run: StudyRun, fit_batches: int) -> list[str] | None:
-    """Return the arguments of the next process of a run: None if it is complete."""
-    result = read_result(run)
-    if is_complete(result):
-        return None
-    if result.status == "unfinished":
-        return run.arguments()
-    return ["train-loss", str(run.folder), "--batches", str(fit_batches)]
+def stop(processes: Sequence[subprocess.Popen[Any]]) -> None:
+    """End processes, as after Ctrl-C; their checkpoints stay."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=20)
+        process.kill()
+        process.wait()
 
 
-def last_line(path: Path) -> str:
-    """Return the last line of a file, which has the error of a process that failed."""
-    return last_of(path.read_text(encoding="utf-8", errors="replace"))
+def describe_failure(code: int, folder: Path) -> str:
+    """Describe why a process did not complete its run.
+
+    Args:
+        code: exit code of the process; negative for the number of a signal.
+        folder: folder of the run.
+    """
+    last = last_of((folder / LOG_FILE).read_text(encoding="utf-8", errors="replace"))
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        return f"ended by signal {name} (SIGKILL: often for lack of memory), after: {last}"
+    if code == 0:
+        return f"{folder}: its weights or its log do not belong to the end of the run; remove the folder to repeat it"
+    return last
 
 
 def last_of(text: str) -> str:
@@ -199,24 +245,17 @@ def measure_paces(runs: Sequence[StudyRun], slots: Slots, steps: int = 20) -> li
     """
     paces: list[dict[str, Any]] = []
     for first in range(0, len(runs), slots.jobs):
-        group = list(runs[first : first + slots.jobs])
-        with tempfile.TemporaryDirectory() as folder:
-            started = []
-            for slot, run in enumerate(group):
-                output = f"output={folder}/{slot}"
-                arguments = ["train", run.recipe, *run.overrides, output, "--measure", str(steps)]
-                process = subprocess.Popen(
-                    command(arguments),
-                    env=slots.environment(slot),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-                started.append((run, process))
+        started: list[tuple[StudyRun, subprocess.Popen[str]]] = []
+        try:
+            for slot, run in enumerate(runs[first : first + slots.jobs]):
+                arguments = ["train", run.recipe, *run.overrides, "--measure", str(steps)]
+                pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+                started.append((run, slots.start(slot, arguments, **pipes)))
             for run, process in started:
                 out, errors = process.communicate()
                 if process.returncode:
                     raise UserError(f"{run.label}: {last_of(errors)}")
                 paces.append(json.loads(out.strip().splitlines()[-1]))
+        finally:
+            stop([process for _, process in started])
     return paces

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
 
-from tasks.errors import UserError
+from tasks import config as cfg
+from tasks.config import RunConfig
+from tasks.errors import ConfigError, UserError
 from tasks.progress import StatusLine, clock, print_line
 from tasks.study.config import StudyConfig
-from tasks.study.plan import StudyRun, check_folders, final_runs, screening_runs, trials_of
+from tasks.study.plan import FINALS, StudyRun, check_folders, final_runs, screening_runs, trials_of
 from tasks.study.report import write_reports
 from tasks.study.results import Result, chosen_trials, is_complete, read_result, settings_of
-from tasks.study.runner import Runner, Slots, measure_paces
+from tasks.study.runner import Ended, Runner, Slots, measure_paces
+from zoo.files import write_text
 
 
 class Study:
@@ -23,46 +27,68 @@ class Study:
         config: study.
         slots: processes that run at the same time.
 
+    Attributes:
+        screening: runs that choose the settings; none if each scheme has one.
+        finals: runs of the chosen settings; none until they are chosen.
+        expected: final runs of the first trial of each scheme, for the plan as long as none are chosen.
+
     Raises:
-        ConfigError: an override is not valid, or the schemes are not compared evenly.
+        ConfigError: an override is not valid, the schemes are not compared evenly, or the folder has another study.
         TrainingError: the study's folder contains runs with other settings.
     """
 
     def __init__(self, config: StudyConfig, slots: Slots) -> None:
-        self.config, self.slots = config, slots
+        self.config, self.slots, self.folder = config, slots, Path(config.output)
         self.screening = screening_runs(config)
-        # the final runs of any setting show errors of their overrides before hours of screening
-        first = {scheme: trials_of(config, scheme)[0] for scheme in config.schemes}
-        example = final_runs(config, first)
-        self.metric = example[0].config.metric
-        self.finals: list[StudyRun] = [] if self.screening else example
-        self.final_epochs = sum(run.config.train.epochs for run in example)
-        self.runner = Runner(slots, config.fit_batches)
-        self.seconds_per_epoch: dict[str, float] = {}  # by scheme
+        # Final runs of any setting show errors of their overrides before hours of screening.
+        self.expected = final_runs(config, {scheme: trials_of(config, scheme)[0] for scheme in config.schemes})
+        example = self.expected[0].config
+        self.metric = example.metric
+        if type(example).without_augmentation is RunConfig.without_augmentation:
+            example.without_augmentation()  # raises the error that explains what the task lacks
+        self.runner = Runner(slots)
+        self.seconds_per_epoch: dict[str, float] = {}  # by scheme, or by scheme and trial once it was trained
+        self._done: dict[str, Result] = {}  # complete results by label, which are not read again
+        # what the folder has already
+        self._check_recipe()
         check_folders(self.screening)
+        self.finals: list[StudyRun] = [] if self.screening else self.expected
         self._choose()
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from running this study.
+
+        Raises:
+            UserError: another process runs it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except filelock.Timeout:
+            raise UserError(f"{self.folder}: another process runs this study; wait for it or stop it") from None
+
     def plan(self) -> list[str]:
-        """Time some steps of each scheme, and return the lines that state what the study costs."""
-        unfinished = [run for run in (*self.screening, *self.finals) if read_result(run).status == "unfinished"]
+        """Time some steps of each scheme that is not complete, and return the lines that state what the study costs."""
+        finals = self.finals or self.expected
+        unfinished = [run for run in (*self.screening, *finals) if self._result(run).status == "unfinished"]
         first = {run.trial.scheme: run for run in reversed(unfinished)}
         for scheme, pace in zip(first, measure_paces(list(first.values()), self.slots), strict=True):
             self.seconds_per_epoch[scheme] = pace["seconds"] / pace["epochs"]
-        lines = [
-            f"{'stage':<8}{'scheme':<16}{'runs':>5}{'done':>6}{'epochs':>8}{'min/epoch':>11}{'core-minutes left':>19}"
-        ]
-        left = 0.0
-        for stage, runs in (("trials", self.screening), ("finals", self.finals or self._expected_finals())):
+        # one row for each stage and scheme
+        headings = ("runs", "done", "epochs", "min/epoch", "core-minutes left")
+        lines = [f"{'stage':<8}{'scheme':<16}" + "".join(f"{heading:>{len(heading) + 3}}" for heading in headings)]
+        for stage, runs in (("trials", self.screening), ("finals", finals)):
             for scheme in dict.fromkeys(run.trial.scheme for run in runs):
                 own = [run for run in runs if run.trial.scheme == scheme]
-                results = [read_result(run) for run in own]
-                epochs = sum(_epochs_left(result) for result in results)
-                minutes = epochs * self.seconds_per_epoch.get(scheme, 0.0) / 60
-                done = sum(result.status != "unfinished" for result in results)
-                each, cost = self.seconds_per_epoch.get(scheme, 0.0) / 60, minutes * self.slots.threads
-                total = own[0].config.train.epochs
-                lines.append(f"{stage:<8}{scheme:<16}{len(own):>7}{done:>7}{total:>9}{each:>12.2f}{cost:>20.0f}")
-                left += minutes * 60
+                done = sum(self._result(run).status != "unfinished" for run in own)
+                minutes = sum(self._seconds_left(run) for run in own) / 60 * self.slots.threads
+                each = f"{self.seconds_per_epoch.get(scheme, 0.0) / 60:.2f}"
+                cells = (len(own), done, own[0].config.train.epochs, each, f"{minutes:.0f}")
+                row = "".join(f"{cell:>{len(head) + 3}}" for cell, head in zip(cells, headings, strict=True))
+                lines.append(f"{stage:<8}{scheme:<16}{row}")
+        left = sum(self._seconds_left(run) for run in (*self.screening, *finals))
         lines.append(
             f"{left / 60 * self.slots.threads:.0f} core-minutes are left: about {clock(left / self.slots.jobs)} with "
             f"{self.slots.jobs} at a time on {self.slots.threads} threads each; evaluations come in addition"
@@ -76,17 +102,9 @@ class Study:
             trials_only: whether to stop before the final runs.
 
         Raises:
-            UserError: runs failed, or another process has the study's folder.
+            UserError: runs failed, or the trials choose another setting than that which was evaluated on the test set.
         """
-        folder = Path(self.config.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with filelock.FileLock(folder / ".lock", timeout=0):
-                return self._run(trials_only)
-        except filelock.Timeout:
-            raise UserError(f"{folder}: another process runs this study; wait for it or stop it") from None
-
-    def _run(self, trials_only: bool) -> list[str]:
+        write_text(cfg.dump(self.config), self.folder / "study.yaml")
         self._execute(self.screening)
         self._choose()
         if not trials_only and not self.runner.failed:
@@ -99,79 +117,101 @@ class Study:
             )
         return lines
 
+    def _check_recipe(self) -> None:
+        """Refuse a folder with a study of another recipe, whose report would be overwritten."""
+        stored = self.folder / "study.yaml"
+        recipe = cfg.read_yaml(stored).get("recipe") if stored.exists() else self.config.recipe
+        if recipe != self.config.recipe:
+            raise ConfigError(
+                f"{self.folder} has a study of {recipe}, not of {self.config.recipe}; choose another output"
+            )
+
     def _choose(self) -> None:
-        """Set the final runs as soon as every trial is complete."""
-        results = [read_result(run) for run in self.screening]
-        if not results or any(result.status == "unfinished" for result in results):
+        """Set the final runs as soon as every trial is complete, and compare them with what the folder has."""
+        results = [self._result(run) for run in self.screening]
+        if any(result.status == "unfinished" for result in results):
+            if self._evaluated():
+                print_line("final runs exist already: if the trials choose another setting, they need another folder")
             return
-        compared = {k: v for k, v in settings_of(results, self.metric).items() if k in self.config.compared}
-        self.finals = final_runs(self.config, chosen_trials(compared))
-        self._check_one_choice()
+        if results:
+            compared = {k: v for k, v in settings_of(results, self.metric).items() if k in self.config.compared}
+            self.finals = final_runs(self.config, chosen_trials(compared))
+        expected = {run.folder.parent for run in self.finals}
+        for folder in self._evaluated():
+            if folder not in expected:
+                raise UserError(
+                    f"{folder}: the test set was evaluated for this setting, which is not the chosen one any more; "
+                    "take another output folder for the changed study, and report both"
+                )
         check_folders(self.finals)
 
-    def _check_one_choice(self) -> None:
-        """Refuse a second look at the test set: final runs of a setting that is not the chosen one any more."""
-        expected = {run.folder.parent for run in self.finals}
+    def _evaluated(self) -> list[Path]:
+        """Return the folders of the settings of compared schemes that were evaluated on the test set."""
+        found = []
         for scheme in self.config.compared:
-            for found in sorted((Path(self.config.output) / "finals" / scheme).glob("*")):
-                if found.is_dir() and found not in expected:
-                    raise UserError(
-                        f"{found}: the test set was evaluated for this setting, but trials choose another one now; "
-                        "take an output folder of its own for the changed study, and state that beside its numbers"
-                    )
-
-    def _expected_finals(self) -> list[StudyRun]:
-        """Return final runs of any setting, for the plan: the chosen ones are not known yet."""
-        return final_runs(self.config, {scheme: trials_of(self.config, scheme)[0] for scheme in self.config.schemes})
+            for folder in sorted((self.folder / FINALS / scheme).glob("*")):
+                if any((seed / "checkpoints" / "best.safetensors").exists() for seed in folder.glob("seed*")):
+                    found.append(folder)
+        return found
 
     def _execute(self, runs: Sequence[StudyRun]) -> None:
         """Complete runs, with a line for each that ends."""
-        total = len(runs)
-        ended = sum(is_complete(read_result(run)) for run in runs)
-        status = StatusLine(every=300.0)
+        total, status = len(runs), StatusLine(every=300.0)
 
-        def on_end(result: Result, seconds: float) -> None:
-            nonlocal ended
-            ended += 1
-            done = result.run.config.train.epochs
-            if result.status == "finished" and seconds > 60:  # a run that was measured only takes seconds
-                self.seconds_per_epoch[result.run.trial.scheme] = seconds / done
-            print_line(f"[{ended}/{total}] {describe(result, self.metric)}  ({clock(seconds)})")
+        def on_end(ended: Ended) -> None:
+            run = ended.result.run
+            if ended.epochs > 0:
+                self.seconds_per_epoch[f"{run.trial.scheme}/{run.trial.name}"] = ended.seconds / ended.epochs
+            count = sum(is_complete(self._result(run)) for run in runs)
+            what = f"{run.label}: failed, {ended.failure}" if ended.failure else describe(ended.result, self.metric)
+            print_line(f"[{count}/{total}] {what}  ({clock(ended.seconds)})")
             self._write()
 
         def on_poll(active: Sequence[StudyRun]) -> None:
             if status.due():
-                status.show(self._progress(runs, active, ended))
+                status.show(self._progress(runs, active))
 
         with status:
-            incomplete = [run for run in runs if not is_complete(read_result(run))]
-            self.runner.execute(incomplete, on_end=on_end, on_poll=on_poll)
+            self.runner.execute(runs, on_end=on_end, on_poll=on_poll)
 
-    def _progress(self, runs: Sequence[StudyRun], active: Sequence[StudyRun], ended: int) -> str:
+    def _result(self, run: StudyRun) -> Result:
+        """Return the result of a run as its folder has it now."""
+        if run.label not in self._done:
+            result = read_result(run)
+            if not is_complete(result):
+                return result
+            self._done[run.label] = result
+        return self._done[run.label]
+
+    def _seconds_left(self, run: StudyRun) -> float:
+        """Return the expected time of the rest of a run."""
+        result, own = self._result(run), f"{run.trial.scheme}/{run.trial.name}"
+        pace = self.seconds_per_epoch.get(own, self.seconds_per_epoch.get(run.trial.scheme, 0.0))
+        return (run.config.train.epochs - result.epochs) * pace if result.status == "unfinished" else 0.0
+
+    def _progress(self, runs: Sequence[StudyRun], active: Sequence[StudyRun]) -> str:
         """Describe the runs in progress and the time that is left."""
-        seconds = 0.0
-        for run in runs:
-            if run.label not in self.runner.failed:
-                seconds += _epochs_left(read_result(run)) * self.seconds_per_epoch.get(run.trial.scheme, 0.0)
+        seconds = sum(self._seconds_left(run) for run in runs if run.label not in self.runner.failed)
+        ended = sum(is_complete(self._result(run)) for run in runs)
         at = []
         for run in active:
-            done, total = read_result(run).epochs, run.config.train.epochs
+            done, total = self._result(run).epochs, run.config.train.epochs
             at.append(f"{run.label} " + (f"epoch {done + 1}/{total}" if done < total else "fit loss"))
         return f"{ended}/{len(runs)} runs; {', '.join(at)}; ETA {clock(seconds / self.slots.jobs)}"
 
     def _write(self) -> list[str]:
-        results = [[read_result(run) for run in runs] for runs in (self.screening, self.finals)]
-        return write_reports(self.config, self.metric, results[0], results[1], self.runner.failed)
+        """Write the report. A full disk must not end the runs, which may have space to go on."""
+        results = [[self._result(run) for run in runs] for runs in (self.screening, self.finals)]
+        try:
+            return write_reports(self.config, self.metric, results[0], results[1], self.runner.failed)
+        except OSError as error:
+            print_line(f"{self.folder}: the report cannot be written ({error.strerror})")
+            return []
 
 
 def describe(result: Result, metric: str) -> str:
-    """Describe the result of a run in one line."""
-    label = result.run.label
-    if result.status == "finished":
-        fit = "" if result.fit_loss is None else f", fit loss {result.fit_loss:.4g}"
-        return f"{label}: {metric} {result.metrics[metric]:.4g}, train loss {result.train_loss:.4g}{fit}"
-    return f"{label}: {f'diverged, {result.reason}' if result.status == 'diverged' else 'failed'}"
-
-
-def _epochs_left(result: Result) -> int:
-    return result.run.config.train.epochs - result.epochs if result.status == "unfinished" else 0
+    """Describe the result of a complete run in one line."""
+    if result.status == "diverged":
+        return f"{result.run.label}: diverged, {result.reason}"
+    losses = f"train loss {result.train_loss:.4g}, fit loss {result.fit_loss:.4g}"
+    return f"{result.run.label}: {metric} {result.metrics[metric]:.4g}, {losses}"

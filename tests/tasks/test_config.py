@@ -13,8 +13,8 @@ from tasks.spec import resolve
 from tests.helpers.paths import ROOT
 from zoo.sources import torchvision
 
-FOREIGN = "detectron2"  # configs of another project
-RECIPES = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml") if FOREIGN not in p.parts)
+OTHERS = {"detectron2", "studies"}  # configs of another project, and files that are no config of a run
+RECIPES = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs").rglob("*.yaml") if not OTHERS & {*p.parts})
 SHIPPED = "classification/cifar10/rescalenet20"
 
 

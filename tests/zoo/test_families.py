@@ -233,7 +233,7 @@ def test_an_error_tells_what_to_install(fresh_plugins, monkeypatch, caplog):
 # -- options and old names --------------------------------------------------------------------------
 
 
-FREE = ("max_length", "global_pool")
+FREE = ("max_length", "global_pool", "drop_path_rate", "branch_noise")
 
 
 @pytest.mark.parametrize("name", ["rescalenet50", "rescalevgg16", "rescale_r3d_18", "rescale_transformer_tiny"])

@@ -13,6 +13,7 @@ CONTENT = {
         "bn": {"overrides": {"train.log_every": 1}, "trials": {"smooth": {"label_smoothing": 0.1}}},
     },
     "trials": {"base": {}},
+    "screening": {"overrides": {"data.split": "holdout"}},
     "finals": {"seeds": [0, 1], "overrides": {"data.split": "official", "train.epochs": 3}},
     "fit_batches": 3,
 }

@@ -12,9 +12,11 @@ from tasks.study.plan import check_folders, final_runs, screening_runs, trials_o
 from tests.helpers.paths import ROOT
 from zoo.files import write_text
 
+HOLDOUT, OFFICIAL = {"data.split": "holdout"}, {"data.split": "official"}
+
 
 def test_runs_are_the_trials_of_each_scheme_in_turn(make_study):
-    runs = screening_runs(make_study(screening={"seeds": [0, 5]}))
+    runs = screening_runs(make_study(screening={"seeds": [0, 5], "overrides": HOLDOUT}))
     names = [(run.trial.scheme, run.trial.name, run.seed) for run in runs]
     assert names == [
         (scheme, name, seed)
@@ -49,7 +51,7 @@ def test_a_grid_is_every_combination(make_study):
 
 
 def test_final_runs_have_every_seed_and_one_evaluation(make_study):
-    study = make_study(screening={"seeds": [0]})
+    study = make_study()
     chosen = {scheme: trials_of(study, scheme)[1] for scheme in ("rescale", "bn")}
     runs = final_runs(study, chosen)
     assert [(run.trial.scheme, run.seed) for run in runs] == [("rescale", 0), ("bn", 0), ("rescale", 1), ("bn", 1)]
@@ -80,12 +82,21 @@ BN = {"trials": {"one": {"label_smoothing": 0.1}, "two": {"label_smoothing": 0.2
             {"trials": {"base": {"train.optimizer.rl": 1}}},
             r"trials/rescale/base: .*unknown key 'train.optimizer.rl' \(did you mean lr",
         ),
-        ({"screening": {"overrides": {}}}, "would choose a setting on the test set; set the keys"),
+        ({"screening": {}}, "would choose a setting on the test set; set the keys"),
         ({"trials": {"../up": {}}}, "'../up': must be letters"),
         ({"trials": {"gain": {"label_smoothing": 0.3}}}, "schemes.rescale: two trials are named 'gain'"),
         ({"finals": {"schemes": ["rescale", "ln"]}}, "finals.schemes: 'ln' is not one of rescale, bn"),
         ({"finals": {"schemes": ["rescale"], "baseline": "bn"}}, "'bn' is not one of finals.schemes"),
         ({"grid": {"train.optimizer.lr": []}}, "train.optimizer.lr has no values"),
+        ({"overrides": {"train.seed": 3}}, "train.seed cannot be an override; it follows from seeds"),
+        ({"trials": {"base": {}, "a": {"output": "x"}}}, "output cannot be an override"),
+        (
+            {
+                "trials": {"a": {}, "b": {"label_smoothing": 0.1}},
+                "schemes": {"rescale": {}, "bn": {"overrides": {"train.epochs": 9}}},
+            },
+            "train.epochs: must be the same for all",
+        ),
         ({"trails": {}}, r"unknown key 'trails' \(did you mean trials"),
     ],
 )
@@ -95,8 +106,8 @@ def test_refusals_name_the_key(make_study, changes, message):
 
 
 def test_a_scheme_outside_of_the_comparison_may_have_fewer_trials(make_study):
-    runs = screening_runs(make_study(schemes={"rescale": {}, "bn": BN}, finals={"schemes": ["bn"]}))
-    assert len(runs) == 4
+    study = make_study(schemes={"rescale": {}, "bn": BN}, finals={"schemes": ["bn"], "overrides": OFFICIAL})
+    assert len(screening_runs(study)) == 4
 
 
 def test_folders_with_other_settings_are_refused(make_study):
@@ -126,3 +137,32 @@ def test_what_the_weights_of_a_run_chose_is_no_difference(make_study):
     assert run.config.data.mean is None
     write_text(cfg.dump(make_task(run.config).config), run.folder / "config.yaml")
     check_folders([run])
+
+
+@pytest.mark.parametrize("finals", [{}, {"overrides": {"data.split": "holdout"}}])
+def test_final_runs_that_would_evaluate_held_out_samples_are_refused(make_study, finals):
+    study = make_study("data.split=holdout", finals={"seeds": [0], **finals})
+    with pytest.raises(ConfigError, match="finals/rescale/base/seed0 would evaluate training samples"):
+        final_runs(study, {scheme: trials_of(study, scheme)[0] for scheme in ("rescale", "bn")})
+
+
+def test_later_overrides_win(make_study):
+    """Study, stage, scheme, trial, command line: each sets one key that the one before it has set too."""
+    keys = ["train.workers", "train.log_every", "train.accumulate", "train.eval_every", "train.checkpoint_minutes"]
+    levels = [dict.fromkeys(keys[number:], number + 1) for number in range(5)]
+    study = make_study(
+        *(f"{key}={value}" for key, value in levels[4].items()),
+        overrides=levels[0],
+        screening={"overrides": {**HOLDOUT, **levels[1]}},
+        schemes={
+            "bn": {"overrides": levels[2], "trials": {"a": levels[3], "b": {**levels[3], "label_smoothing": 0.1}}}
+        },
+        trials=None,
+    )
+    train = screening_runs(study)[0].config.train
+    assert [getattr(train, key.removeprefix("train.")) for key in keys] == [1, 2, 3, 4, 5]
+
+
+def test_folders_with_odd_names_are_values(make_study, tmp_path):
+    study = make_study(output=str(tmp_path / "@a #b: c"))
+    assert screening_runs(study)[0].folder.is_relative_to(tmp_path / "@a #b: c")

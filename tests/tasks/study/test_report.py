@@ -57,6 +57,39 @@ def test_status_of_runs(make_study, finish):
     assert found[1].reason == "the loss is nan"
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_metric_that_is_not_finite_counts_as_diverged(make_study, finish, value):
+    run = screening_runs(make_study())[0]
+    finish(run, value)
+    assert (read_result(run).status, read_result(run).reason) == ("diverged", f"top1 is {value}")
+
+
+def test_a_fit_loss_that_is_not_finite_is_in_no_mean(make_study, finish):
+    study = make_study(screening={"seeds": [0, 1, 2], "overrides": {"data.split": "holdout"}})
+    runs = [run for run in screening_runs(study) if run.trial.name == "base" and run.trial.scheme == "bn"]
+    for run, fit in zip(runs, (1.0, math.nan, 2.0), strict=True):
+        finish(run, 50.0, fit=fit)
+    (setting,) = settings_of([read_result(run) for run in runs], "top1")["bn"]
+    assert setting.values("fit_loss") == {0: 1.0, 2: 2.0}
+    assert setting.estimate().count == 3
+
+
+def test_a_fit_of_another_number_of_batches_is_measured_again(make_study, finish):
+    run = screening_runs(make_study())[0]
+    finish(run, 50.0)
+    assert read_result(run).fit_loss == 0.5
+    assert read_result(screening_runs(make_study(fit_batches=9))[0]).fit_loss is None
+
+
+@pytest.mark.parametrize("end", ['{"event": "epo', "\x00\x00", '{"event": "epoch", "step": 1}\n'])
+def test_a_log_that_ends_in_the_middle_of_a_line(make_study, finish, end):
+    run = screening_runs(make_study())[0]
+    finish(run, 50.0)
+    with (run.folder / "log.jsonl").open("a") as file:
+        file.write(end)
+    assert read_result(run).status == "finished"
+
+
 def test_weights_that_a_killed_run_did_not_write_do_not_count(make_study, finish, monkeypatch):
     run = screening_runs(make_study())[0]
     finish(run, 50.0)
@@ -65,7 +98,7 @@ def test_weights_that_a_killed_run_did_not_write_do_not_count(make_study, finish
 
 
 def test_the_best_mean_over_the_seeds_is_chosen_and_diverged_runs_count(make_study, finish):
-    runs = screening_runs(make_study(screening={"seeds": [0, 1]}))
+    runs = screening_runs(make_study(screening={"seeds": [0, 1], "overrides": {"data.split": "holdout"}}))
     values = {("rescale", "base"): (60, 62), ("rescale", "gain"): (70, None), ("bn", "base"): (1, 2)}
     for run in runs:
         value = values.get((run.trial.scheme, run.trial.name), (3, 4))[run.seed]
@@ -84,7 +117,7 @@ def test_a_scheme_that_always_diverges_has_no_setting(make_study, finish):
 
 
 def test_report(make_study, finish):
-    study = make_study(finals={"seeds": [0, 1, 2], "baseline": "bn"})
+    study = make_study(finals={"seeds": [0, 1, 2], "baseline": "bn", "overrides": {"data.split": "official"}})
     screening = screening_runs(study)
     for number, run in enumerate(screening):
         finish(run, 50.0 + number)
@@ -112,6 +145,11 @@ def test_report(make_study, finish):
     assert [float(row["top1"]) for row in rows] == [50, 51, 52, 53, *(tops[r.trial.scheme][r.seed] for r in finals)]
     assert rows[0]["overrides"].split()[-1] == f"output={screening[0].folder}"
     assert Image.open(folder / "study.png").size[0] > 600
+
+
+def test_diverged_seeds_withhold_the_conclusion():
+    text = conclusion("rescale", "bn", "top1", estimate([1.0, 1.1, 1.2]), {"rescale": 1, "bn": 0})
+    assert text.startswith("rescale and bn: runs diverged (1 of rescale)")
 
 
 @pytest.mark.parametrize(

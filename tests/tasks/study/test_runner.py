@@ -11,9 +11,8 @@ import torch
 
 from tasks.devices import available_cpus, crowded
 from tasks.parent import PARENT
-from tasks.study import runner as runner_module
 from tasks.study.plan import screening_runs
-from tasks.study.runner import Runner, Slots, command, last_line, next_arguments
+from tasks.study.runner import PROGRAM, Runner, Slots, cli_file, last_of, program_of
 
 
 def test_threads_are_shared():
@@ -49,58 +48,76 @@ def test_the_threads_of_a_process_are_its_share():
     assert out.stdout.strip() == "1"
 
 
-def test_extensions_of_the_program_are_in_its_processes(tmp_path, monkeypatch):
+def test_extensions_of_the_program_are_in_its_processes(tmp_path):
     script = tmp_path / "plus.py"
     script.touch()
-    monkeypatch.setattr(sys, "argv", [str(script), "study", "x"])
-    assert command(["train", "y"]) == [sys.executable, str(script), "train", "y"]
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/rescalenet", "study", "x"])
-    assert command(["train", "y"]) == [sys.executable, "-m", "tasks.cli", "train", "y"]
+    assert program_of(str(script)) == (sys.executable, str(script))
+    for started in ("/usr/bin/rescalenet", cli_file(), str(tmp_path / "missing.py")):
+        assert program_of(started) == PROGRAM
 
 
-def processes(monkeypatch, script):
-    """Let a run's process execute this Python code instead of training."""
-    monkeypatch.setattr(runner_module, "command", lambda arguments: [sys.executable, "-c", script])
+def test_a_module_of_the_working_directory_does_not_take_our_place(tmp_path):
+    (tmp_path / "tasks.py").write_text("raise SystemExit('the wrong tasks')")
+    line = [*PROGRAM, "list", "rescalenet50"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=Slots(1, 1).environment(0))
+    assert done.stdout.startswith("rescalenet50"), done.stderr
 
 
-def test_a_run_that_fails_is_reported_and_the_others_go_on(make_study, monkeypatch):
+def test_what_torchrun_set_is_not_passed_on(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert not {"WORLD_SIZE", "RANK"} & Slots(1, 1).environment(0).keys()
+
+
+def slots(code, jobs=2):
+    """Slots whose processes execute this Python code instead of training."""
+    return Slots(jobs, 1, (sys.executable, "-c", code))
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import sys; print('error: no such folder', file=sys.stderr); sys.exit(1)", "no such folder"),
+        ("import os, signal; print('step 3', flush=True); os.kill(os.getpid(), signal.SIGKILL)", "signal SIGKILL"),
+        ("pass", "its weights or its log do not belong to the end of the run"),
+    ],
+)
+def test_a_run_that_fails_is_reported_and_the_others_go_on(make_study, code, reason):
     runs = screening_runs(make_study())
-    processes(monkeypatch, "import sys; print('error: no such folder', file=sys.stderr); sys.exit(1)")
-    runner, ended = Runner(Slots(2, 1), 3), []
-    runner.execute(runs, on_end=lambda result, seconds: ended.append(result.run.label), on_poll=lambda active: None)
-    assert sorted(ended) == sorted(run.label for run in runs)
-    assert runner.failed == {run.label: "no such folder" for run in runs}
+    runner, ended = Runner(slots(code)), []
+    runner.execute(runs, on_end=ended.append, on_poll=lambda active: None)
+    assert sorted(end.result.run.label for end in ended) == sorted(run.label for run in runs)
+    assert runner.failed.keys() == {run.label for run in runs}
+    assert all(reason in failure for failure in runner.failed.values())
+    assert all(end.failure == runner.failed[end.result.run.label] for end in ended)
 
 
-def test_an_interrupt_ends_the_processes(make_study, monkeypatch):
+def test_an_interrupt_ends_the_processes(make_study):
     runs = screening_runs(make_study())
-    processes(monkeypatch, "import time; time.sleep(600)")
-    runner, started = Runner(Slots(2, 1), 3), []
+    runner, started = Runner(slots("import time; time.sleep(600)")), []
 
     def interrupt(active):
         started.extend(job.process for job in runner.jobs.values())
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        runner.execute(runs, on_end=lambda result, seconds: None, on_poll=interrupt)
+        runner.execute(runs, on_end=lambda ended: None, on_poll=interrupt)
     assert len(started) == 2
     assert all(process.returncode == -signal.SIGTERM for process in started)
 
 
-def test_the_next_process_of_a_run(make_study):
+def test_the_process_of_a_run(make_study):
     run = screening_runs(make_study())[0]
-    arguments = next_arguments(run, 3)
+    arguments = run.arguments()
     assert arguments[:2] == ["train", run.recipe]
     assert arguments[-1] == "--resume"
     assert f"output={run.folder}" in arguments
+    assert run.fit_arguments() == ["train-loss", str(run.folder), "--batches", "3"]
 
 
-def test_the_last_line_of_an_output(tmp_path):
-    path = tmp_path / "output.txt"
-    path.write_bytes("ok\nerror: \xff wrong\n\n".encode("latin-1"))
-    assert last_line(path) == "\ufffd wrong"
-    path.write_text("")
-    assert last_line(path) == "no output"
+def test_the_last_line_of_an_output():
+    assert last_of("ok\nerror: wrong\n\n") == "wrong"
+    assert last_of("") == "no output"
 
 
 def test_a_process_ends_with_its_parent():

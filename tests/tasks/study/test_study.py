@@ -9,13 +9,16 @@ import time
 import filelock
 import pytest
 
-from tasks.errors import UserError
+from tasks import config as cfg
+from tasks.errors import ConfigError, TrainingError, UserError
+from tasks.spec import make_task
 from tasks.study.config import read_study
 from tasks.study.plan import screening_runs
 from tasks.study.results import read_result
 from tasks.study.runner import Slots
 from tasks.study.study import Study
-from tests.helpers.commands import environment
+from tests.helpers.commands import call, environment
+from zoo.files import write_text
 
 
 def run_study(make_study, *arguments, check=True):
@@ -41,7 +44,7 @@ def test_an_option_that_a_net_lacks_ends_the_plan(make_study, tmp_path):
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert "finals/bn/base/seed0: rescalenet20_cifar with scheme 'bn' has no option 'projection_gain'" in last
-    assert not (tmp_path / "study").exists()
+    assert not [path for path in (tmp_path / "study").rglob("*") if path.name != ".lock"]
 
 
 @pytest.mark.slow
@@ -97,8 +100,49 @@ def test_a_second_study_in_the_folder_is_refused(make_study, tmp_path):
     study = make_study()
     (tmp_path / "study").mkdir()
     lock, refused = filelock.FileLock(tmp_path / "study/.lock"), pytest.raises(UserError, match="another process runs")
-    with lock, refused:
-        Study(study, Slots(1, 1)).run()
+    with lock, refused, Study(study, Slots(1, 1)).locked():
+        pass
+
+
+def evaluated(run):
+    """Let a run look as if it had been evaluated at its end."""
+    write_text(cfg.dump(make_task(run.config).config), run.folder / "config.yaml")
+    write_text("", run.folder / "checkpoints/best.safetensors")
+
+
+def test_final_runs_of_a_changed_setting_are_refused(make_study):
+    """A study without trials: neither another config nor another name looks at the test set a second time."""
+    plain = {"trials": None, "schemes": {"bn": {"trials": {"a": {}}}}, "finals": {"seeds": [0]}}
+    evaluated(Study(make_study(**plain), Slots(1, 1)).finals[0])
+    Study(make_study(**plain), Slots(1, 1))
+    changed = {**plain, "schemes": {"bn": {"trials": {"a": {"label_smoothing": 0.1}}}}}
+    with pytest.raises(TrainingError, match="was started with another config: label_smoothing was 0.0, is 0.1"):
+        Study(make_study(**changed), Slots(1, 1))
+    renamed = {**plain, "schemes": {"bn": {"trials": {"b": {}}}}}
+    with pytest.raises(UserError, match="finals/bn/a: the test set was evaluated for this setting"):
+        Study(make_study(**renamed), Slots(1, 1))
+
+
+def test_a_study_of_another_recipe_is_refused(make_study, tmp_path):
+    study = make_study()
+    write_text("recipe: other.yaml\n", tmp_path / "study/study.yaml")
+    with pytest.raises(ConfigError, match=r"has a study of other.yaml, not of .*; choose another output"):
+        Study(study, Slots(1, 1))
+
+
+def test_torchrun_is_refused(make_study, monkeypatch, capsys):
+    make_study()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, errors = call(capsys, monkeypatch, "study", make_study.path)
+    assert (code, "without torchrun" in errors) == (1, True)
+
+
+def test_the_time_that_is_left(make_study):
+    """Of 4 trials of 2 epochs and 4 final runs of 3: what a scheme, or a trial that was trained, takes for an epoch."""
+    study = Study(make_study(), Slots(2, 1))
+    study.seconds_per_epoch = {"rescale": 10.0, "bn": 1.0, "bn/smooth": 2.0}
+    runs = [*study.screening, *study.expected]
+    assert sum(map(study._seconds_left, runs)) == 2 * 2 * 10 + 2 * 1 + 2 * 2 + 2 * 3 * 10 + 2 * 3 * 1
 
 
 def test_the_file_is_read_with_the_folder_of_the_command_line(make_study, tmp_path):
