@@ -120,7 +120,7 @@ class OptimizerSection(Strict):
     """
 
     multiplier_lr: float = Field(1.0, ge=0, description="factor on lr for the multipliers m_k")
-    bias_lr: float = Field(1.0, ge=0, description="factor on lr for the biases initialised from data")
+    bias_lr: float = Field(1.0, ge=0, description="factor on lr for biases initialised from data, and scalar ones")
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="factor on lr for each feature level from the head, which has 1, back to the stem"
     )
@@ -280,7 +280,9 @@ class EMA(Strict):
     name: Literal["ema"] = "ema"
     decay: float = Field(0.9999, gt=0, lt=1)
     warmup: bool = Field(
-        False, description="whether update t = 0, 1, ... has a decay of at most (1 + t) / (10 + t), as in TensorFlow"
+        False,
+        description="whether the decay after t earlier updates is at most (1 + t) / (10 + t), as in TensorFlow; the "
+        "first update copies the weights",
     )
 
 

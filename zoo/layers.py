@@ -310,6 +310,8 @@ class InputGain(HasDataBias):
 class GainedConv(nn.Module):
     """A convolution of gain * x, with the gain in its weights: (N, C, h, w) -> (N, O, h', w').
 
+    The gain multiplies the biases of a layer that takes a factor too, so that its output has the factor.
+
     Args:
         conv: 2D convolution without a norm or activation of its own: torch's, or one that takes a factor.
     """

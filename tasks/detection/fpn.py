@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.layers import GainedConv
-from zoo.method import he_normal_
 from zoo.schemes.vision import VisionScheme
 
 
@@ -37,10 +36,7 @@ class FPN(nn.Module):
                 nn.init.kaiming_uniform_(plain.weight, a=1)
                 nn.init.zeros_(plain.bias)  # type: ignore[arg-type]
                 return plain, nn.Identity()
-            layer = scheme.conv(channels, out_channels, kernel)
-            assert isinstance(layer, nn.Conv2d)
-            he_normal_(layer.weight, gain=1.0)  # no ReLU follows
-            return layer, scheme.norm(out_channels)
+            return scheme.linear_conv(channels, out_channels, kernel), scheme.norm(out_channels)
 
         self.laterals, self.lateral_norms = nn.ModuleList(), nn.ModuleList()
         self.outputs, self.output_norms = nn.ModuleList(), nn.ModuleList()

@@ -6,10 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from tasks import config as cfg
-from zoo.nets.parameters import output_parameters
+from tasks.errors import ConfigError
+from zoo.nets.parameters import knows_ends, output_parameters
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weights (I, O / groups, ...)
 _EPS = 1e-3  # smallest weight norm of adaptive gradient clipping, so that weights at 0 can leave it (Brock et al. 2021)
+
+
+def require_ends(model: nn.Module, key: str) -> None:
+    """Refuse a model without a net that names its first and last layers, which ``key`` must leave alone.
+
+    Raises:
+        ConfigError: there is no such net.
+    """
+    if not knows_ends(model):
+        raise ConfigError(
+            f"{key}: {type(model).__name__} has no net of the zoo, so its last layers are not known; give it the "
+            "methods input_parameters and output_parameters, or leave the option out"
+        )
 
 
 def dims_of_units(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -72,7 +86,10 @@ class GradientChanges:
         # the weights of the two changes by unit, with their dimensions
         by_name, dims = dict(model.named_parameters()), dims_of_units(model)
         trained = [name for name in dims if by_name[name].requires_grad]
-        outputs = output_parameters(model) if section.agc is not None else set()
+        outputs: set[str] = set()
+        if section.agc is not None:
+            require_ends(model, "train.optimizer.agc")
+            outputs = output_parameters(model)
         self.centralized = [(by_name[name], dims[name]) for name in trained]
         self.clipped = [(by_name[name], dims[name]) for name in trained if name not in outputs]
 

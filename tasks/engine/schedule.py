@@ -10,6 +10,7 @@ from torch import nn
 
 import zoo
 from tasks import config as cfg
+from tasks.engine.gradients import require_ends
 from tasks.engine.muon import JoinedOptimizer, Muon
 from tasks.errors import ConfigError
 from zoo.errors import ZooError
@@ -56,6 +57,7 @@ def _split(groups: list[dict[str, Any]], model: nn.Module, rest_decay: float) ->
         model: net of the groups.
         rest_decay: weight decay of the other optimizer's weights.
     """
+    require_ends(model, "train.optimizer.name=muon")
     ends, packed = input_parameters(model) | output_parameters(model), packed_matrices(model)
     hidden, rest = [], []
     for group in groups:

@@ -104,7 +104,7 @@ class _Job:
 
     Attributes:
         run: run of the study.
-        process: its process.
+        process: process that trains the run or measures its fit.
         output: file of what the process prints.
         epochs: epochs that were done when the run was started.
         begun: time when the run was started, in seconds.

@@ -195,12 +195,20 @@ class Net(nn.Module):
         return self
 
     def input_parameters(self) -> list[Tensor]:
-        """Return the parameters of the first layers, which Muon leaves to another optimizer."""
-        raise NotImplementedError
+        """Return the parameters of the first layers, which Muon leaves to another optimizer.
+
+        Raises:
+            ZooError: a net that does not name them.
+        """
+        raise ZooError(f"{type(self).__name__}: must implement input_parameters, which names its first layers")
 
     def output_parameters(self) -> list[Tensor]:
-        """Return the parameters of the last layers, which Muon and adaptive gradient clipping leave alone."""
-        raise NotImplementedError
+        """Return the parameters of the last layers, which Muon and adaptive gradient clipping leave alone.
+
+        Raises:
+            ZooError: a net that does not name them.
+        """
+        raise ZooError(f"{type(self).__name__}: must implement output_parameters, which names its last layers")
 
 
 def pool_globally(x: Tensor, kind: str) -> Tensor:

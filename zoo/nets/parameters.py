@@ -30,6 +30,11 @@ class HasPacked(Protocol):
     packed: Mapping[str, int]
 
 
+def knows_ends(model: nn.Module) -> bool:
+    """Return whether a model has a net that knows its first and last layers."""
+    return any(isinstance(module, HasEnds) for module in model.modules())
+
+
 def input_parameters(model: nn.Module) -> set[str]:
     """Return the names of the parameters of the first layers, as the nets in a model know them.
 

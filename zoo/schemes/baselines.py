@@ -129,18 +129,23 @@ class NormalizerFree(PreActivation):
 
     In a net without branches (VGG) the filters are standardized, and that is all.
 
+    Shortcuts are strided 1x1 convolutions as in the authors' ResNets. With ``shortcut="avgpool"``, as in timm, the
+    average takes variance from the trunk at each transition.
+
     Attributes:
         nf_alpha: alpha; 0.2 as published.
-        skipinit: whether each branch also has a learnable scalar, 0 at init, as the second paper's nets have.
+        skipinit: whether each branch also has a learnable scalar, 0 at init, as in the authors' code. timm's
+            ``nf_resnet50`` has none.
         post_bias: whether each convolution has an ordinary bias, as published.
     """
 
     name: ClassVar[str] = "nf"
+    default_shortcut: ClassVar[str] = "conv"
     residual_options: ClassVar[tuple[str, ...]] = ("nf_alpha", "skipinit")
 
     post_bias: bool = True
     nf_alpha: float = 0.2
-    skipinit: bool = False
+    skipinit: bool = True
 
     def __post_init__(self) -> None:
         if not self.nf_alpha > 0:
@@ -158,6 +163,9 @@ class NormalizerFree(PreActivation):
         mode: str | None = None,
     ) -> nn.Module:
         return self._standardized(in_channels, out_channels, kernel_size, stride, groups, RELU_GAIN)
+
+    def linear_conv(self, in_channels: int, out_channels: int, kernel_size: Extent) -> nn.Module:
+        return self._standardized(in_channels, out_channels, kernel_size, 1, 1, 1.0)
 
     def projection(self, in_channels: int, out_channels: int, *, stride: Extent = 1) -> nn.Module:
         kernel: Extent = 1 if dimensions(stride) == 2 else (1, 1, 1)
@@ -198,11 +206,13 @@ class RescaledSum(PreActivation):
     x_{l+1} = c (h(x_l) + F(x_l)) with c = sqrt(1/2), and h and F initialized so that both have mean 0 and the variance
     of x_l. The sum then has it too. With He init of the fan-in that is true for the activations, and
     for the gradients as well where a block has as many channels at its end as at its beginning. Mean 0 requires the
-    activation before the convolutions, not after the sum.
+    activation before the convolutions, not after the sum. A max pool after the stem (nets for large images) gives the
+    trunk another mean: the power then changes in the first stages.
 
     Attributes:
         sum_shortcut: h: identity = x; scalar = a x with a learnable scalar a, 1 at init; conv = a 1x1 convolution in
-            every block. Where a block changes the size or the channels, h is a 1x1 convolution in all three.
+            every block. Where a block changes the size or the channels, h is a 1x1 convolution in all three, with
+            ``scalar`` times a.
     """
 
     name: ClassVar[str] = "sum_rescaled"

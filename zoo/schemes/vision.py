@@ -97,6 +97,12 @@ class VisionScheme(Scheme):
         """Return the gain of the shortcut's 1x1 at init."""
         return 1.0
 
+    def linear_conv(self, in_channels: int, out_channels: int, kernel_size: Extent) -> nn.Module:
+        """Return a convolution between maps that no ReLU made, with gain 1, as in a pyramid."""
+        conv = self.conv(in_channels, out_channels, kernel_size)
+        he_normal_(conv.weight, gain=1.0)  # type: ignore[arg-type]
+        return conv
+
     def stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
         """Return a convolution at the net's entrance, before a norm (if any) and a ReLU."""
         return self.conv(in_channels, out_channels, kernel_size, stride=stride)

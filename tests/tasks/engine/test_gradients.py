@@ -8,9 +8,11 @@ from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 
 import zoo
-from tasks.config import SGD, AdamW
+from tasks.config import SGD, AdamW, Muon
 from tasks.engine import Trainer
 from tasks.engine.gradients import GradientChanges, centralize_, clip_units_, dims_of_units
+from tasks.engine.schedule import make_optimizer
+from tasks.errors import ConfigError
 from tasks.spec import make_task
 from tests.helpers.detection import small
 from tests.helpers.nets import narrow
@@ -188,3 +190,15 @@ def test_half_precision_has_gradients_without_the_scale(images, tmp_path):
         if "conv" in name and name.endswith("weight"):
             assert distance > 0
             torch.testing.assert_close(distance, moved["fp16"][name], rtol=1e-2, atol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("make_changes", "section"),
+    [(GradientChanges, SGD(lr=0.1, agc=0.01)), (make_optimizer, Muon(lr=0.1, rest={"name": "sgd", "lr": 0.1}))],
+)
+def test_a_model_whose_last_layers_are_not_known_is_refused(make_changes, section):
+    """Adaptive clipping and Muon must leave the last layers alone, so they require a net that names them."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(ConfigError, match=r"train.optimizer.(agc|name=muon): Sequential has no net of the zoo"):
+        make_changes(model, section)
+    make_changes(model, SGD(lr=0.1, centralize=True, clip_norm=1.0))

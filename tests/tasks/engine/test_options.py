@@ -120,3 +120,20 @@ def test_two_processes_equal_one(images, tmp_path, name):
     first, second = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_two_processes_draw_their_own_noise(images, tmp_path):
+    """Noise and stochastic depth differ between the ranks, as dropout does; the run is the same each time."""
+    settings = {
+        "precision": "fp64",
+        "model": {"options": {"width": 0.25, "drop_path_rate": 0.5, "branch_noise": 0.3}},
+    }
+    fit(images, tmp_path / "one", **settings)
+    path = tmp_path / "config.yaml"
+    for name in ("two", "again"):
+        path.write_text(cfg.dump(config(images, tmp_path / name, **settings)))
+        on_two_processes("train", path)
+    one, two, again = (weights_of(tmp_path / name) for name in ("one", "two", "again"))
+    assert all(torch.equal(two[key], again[key]) for key in two)
+    assert not all(torch.allclose(one[key], two[key]) for key in one)

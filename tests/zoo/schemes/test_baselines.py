@@ -193,7 +193,8 @@ def test_nf_is_timms(name, width, options):
         for key, parameter in theirs.named_parameters():
             if key.endswith(("gain", "bias")):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
-    own = {"nf_" + k if k == "alpha" else k: v for k, v in options.items()}
+    own = {"shortcut": "avgpool", "skipinit": False}  # timm's
+    own |= {"nf_" + k if k == "alpha" else k: v for k, v in options.items()}
     ours = zoo.create_model(name.replace("nf_resnet", "rescalenet"), scheme="nf", num_classes=7, width=width, **own)
     ours.double().eval().load_state_dict(from_timm(theirs.state_dict()))
     x = torch.randn(1, 3, 49, 49, dtype=torch.float64, requires_grad=True)
@@ -225,7 +226,7 @@ def test_nf_is_timms(name, width, options):
 
 def test_nf_at_init():
     """Gains of 1, biases of 0, beta from the expected variance: 1 + n alpha^2 for n branches since a projection."""
-    model = zoo.create_model("rescalenet50", scheme="nf", width=0.25, num_classes=5, nf_alpha=0.5)
+    model = zoo.create_model("rescalenet50", scheme="nf", width=0.25, num_classes=5, nf_alpha=0.5, skipinit=False)
     added = [0, 1, 2, 3, 1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 1, 2]  # 3, 4, 6 and 3 blocks, a projection in the first of each
     found = [1 / block.join.factor**2 for block in blocks(model)]
     assert found == pytest.approx([1 + n * 0.25 for n in added])
@@ -240,7 +241,7 @@ def test_nf_at_init():
             assert not parameter.any()
     assert spread(model.fc.weight) == pytest.approx(0.01, rel=0.1)
     assert [row["m"] for row in zoo.branch_statistics(model)] == [None] * 16
-    assert [row["m"] for row in zoo.branch_statistics(narrow("cifar", scheme="nf", skipinit=True))] == [0.0] * 9
+    assert [row["m"] for row in zoo.branch_statistics(narrow("cifar", scheme="nf"))] == [0.0] * 9
     assert model.no_weight_decay() == {n for n, p in model.named_parameters() if p.ndim == 1}
     # the stem reads the image, all other convolutions what a ReLU made
     deep = zoo.create_model("rescalenet50", scheme="nf", width=0.25, stem="deep")
@@ -253,11 +254,24 @@ def test_nf_at_init():
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_the_variance_of_nf_grows_as_expected(alpha):
     """Variance over images and positions, mean over channels, in a stage of 9 blocks of 96 channels."""
-    model = zoo.create_model("rescalenet56_cifar", scheme="nf", width=6.0, nf_alpha=alpha)
+    model = zoo.create_model("rescalenet56_cifar", scheme="nf", width=6.0, nf_alpha=alpha, skipinit=False)
     with torch.no_grad():
         found = [x.var((0, 2, 3)).mean().item() for x in trunk(model, torch.randn(4, 3, 32, 32))]
     expected = [1 + n * alpha**2 for n in range(10)]
     assert [v / found[0] for v in found] == pytest.approx(expected, rel=0.12)
+
+
+def test_the_variance_of_nf_begins_again_at_each_transition():
+    """Over the whole net: at the end of each stage 1 + 3 alpha^2. An average before the projection would take it."""
+    variances = {}
+    for shortcut in (None, "avgpool"):
+        options = {} if shortcut is None else {"shortcut": shortcut}
+        model = zoo.create_model("rescalenet20_cifar", scheme="nf", width=4.0, skipinit=False, **options).eval()
+        with torch.no_grad():
+            maps = model.forward_levels(torch.randn(8, 3, 32, 32))
+        variances[shortcut] = [x.var((0, 2, 3)).mean().item() for x in maps[1:]]
+    assert variances[None] == pytest.approx([1.12] * 3, rel=0.25)
+    assert variances["avgpool"][2] < 0.2
 
 
 # -- the rescaled sum -----------------------------------------------------------------------------------
@@ -312,7 +326,7 @@ def test_the_rescaled_sum_at_init():
 
 @pytest.mark.parametrize(
     ("scheme", "options"),
-    [*((s, {}) for s in BASELINES), ("nf", {"skipinit": True}), ("sum_rescaled", {"sum_shortcut": "scalar"})],
+    [*((s, {}) for s in BASELINES), ("nf", {"skipinit": False}), ("sum_rescaled", {"sum_shortcut": "scalar"})],
 )
 def test_a_few_steps_train_every_parameter(scheme, options):
     """What is 0 at init stops the gradients of what is behind it for a step or two; then the loss falls."""
