@@ -116,6 +116,7 @@ class Trainer(Run):
                 self._synchronize()
                 begun = time.perf_counter()
             self._step([next(batches) for _ in range(self.train.accumulate)])
+            self.average.after_step()
             self.at.step += 1
         self._synchronize()
         seconds = (time.perf_counter() - begun) / (count - min(2, count - 1))
