@@ -46,10 +46,16 @@ def crowded() -> str | None:
     )
 
 
-def make_accelerator(**settings: Any) -> Accelerator:
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the dtype of parameters and inputs in a run of this ``train.precision``."""
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def make_accelerator(*, precision: str = "fp32", **settings: Any) -> Accelerator:
     """Make an Accelerator whose batches are split over the ranks, on the machine's accelerator or the CPU.
 
     Args:
+        precision: ``train.precision``; bf16 and fp16 are autocast.
         settings: other arguments of ``Accelerator``.
 
     Raises:
@@ -60,6 +66,7 @@ def make_accelerator(**settings: Any) -> Accelerator:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # see process_state
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+            mixed_precision=precision if precision in ("bf16", "fp16") else "no",
             **settings,
         )
     except ValueError as error:  # a precision that the device does not have

@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.joins import FoldedJoin, InPlaceJoin, Join
+from zoo.joins import FoldedJoin, HasMultiplier, InPlaceJoin, Join
 
 
-class MultiplierJoin(Join):
+class MultiplierJoin(HasMultiplier):
     """x + m F(x) with a learnable scalar m, which is multiplied into the weight of the branch's last layer.
 
     Args:
         initial: m at init: 1 in Fixup (Zhang et al. 2019), 0 in SkipInit (De and Smith 2020).
     """
+
+    multiplier: nn.Parameter
 
     def __init__(self, initial: float) -> None:
         super().__init__()
@@ -32,12 +34,6 @@ class MultiplierJoin(Join):
 
     def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
         return branch.add_(trunk)
-
-    def statistics(self) -> dict[str, float | None]:
-        return {"m": float(self.multiplier.detach())}
-
-    def multiplier_parameters(self) -> dict[str, nn.Parameter]:
-        return {"multiplier": self.multiplier}
 
     def fold(self, last: nn.Module) -> FoldedJoin:
         return FoldedJoin(self.multiplier, 1.0, InPlaceJoin())
@@ -68,7 +64,7 @@ class ActivatedJoin(Join):
         return f"factor={self.factor:.6g}, weight={self.weight:.6g}"
 
 
-class NormalizerFreeJoin(ActivatedJoin):
+class NormalizerFreeJoin(ActivatedJoin, HasMultiplier):
     """x + alpha [m] F(relu(x / beta)), the block of NF-ResNets (docs/method.md, M18; Brock et al. 2021).
 
     alpha and m are multiplied into the weight of the branch's last layer.
@@ -91,12 +87,6 @@ class NormalizerFreeJoin(ActivatedJoin):
     def product(self, layer: Any, h: Tensor) -> Tensor:
         return layer(h, self._scale())
 
-    def statistics(self) -> dict[str, float | None]:
-        return {"m": None if self.multiplier is None else float(self.multiplier.detach())}
-
-    def multiplier_parameters(self) -> dict[str, nn.Parameter]:
-        return {} if self.multiplier is None else {"multiplier": self.multiplier}
-
     def fold(self, last: nn.Module) -> FoldedJoin:
         # relu(factor x) = factor relu(x), and the products that read it take the factor
         return FoldedJoin(self._scale(), 1.0, ActivatedJoin(), self.factor)
@@ -105,7 +95,7 @@ class NormalizerFreeJoin(ActivatedJoin):
         return f"alpha={self.branch_weight:.6g}, beta={1 / self.factor:.6g}, multiplier={self.multiplier is not None}"
 
 
-class RescaledSumJoin(ActivatedJoin):
+class RescaledSumJoin(ActivatedJoin, HasMultiplier):
     """c (a x + F(relu(x))) with c = sqrt(1/2), the rescaled sum (docs/method.md, M20; Civitelli et al. 2025).
 
     c is multiplied into the weights of the branch's last layer and of a projection. At an identity shortcut it costs
@@ -134,12 +124,6 @@ class RescaledSumJoin(ActivatedJoin):
         if projected or self.multiplier is None:
             return super().forward(trunk, branch, projected)
         return branch.add_(trunk * self._trunk_weight())
-
-    def statistics(self) -> dict[str, float | None]:
-        return {"m": None if self.multiplier is None else float(self.multiplier.detach())}
-
-    def multiplier_parameters(self) -> dict[str, nn.Parameter]:
-        return {} if self.multiplier is None else {"multiplier": self.multiplier}
 
     def fold(self, last: nn.Module) -> FoldedJoin:
         weight = self._trunk_weight()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.layers import Conv3d, RepeatsFrames, Size
+from zoo.layers import Conv3d, RepeatsFrames
 from zoo.products import Geometry, Scale, biased_product, per_filter
 
 STANDARDIZATION_EPS = 1e-5  # added to the variance of a filter, as in timm's NF-ResNets
@@ -62,22 +62,9 @@ class StandardizedConvNd(ScaledConvNd):
     gain: Tensor
     out_channels: int
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        bias: bool = True,
-        factor: float = 1.0,
-    ) -> None:
-        torch_args: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        super().__init__(*torch_args, bias=bias)
-        self.gain = nn.Parameter(torch.ones(out_channels))
+    def __init__(self, *torch_args: Any, factor: float = 1.0, **torch_options: Any) -> None:
+        super().__init__(*torch_args, **torch_options)
+        self.gain = nn.Parameter(torch.ones(self.out_channels))
         self.factor = factor
 
     def kernel(self) -> Tensor:
@@ -117,28 +104,16 @@ class ScalarBiasConvNd(HasScalarBias):
     stride: tuple[int, ...]
     padding: Any
     dilation: tuple[int, ...]
+    groups: int
     in_channels: int
     out_channels: int
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Size,
-        stride: Size = 1,
-        padding: Size = 0,
-        dilation: Size = 1,
-        groups: int = 1,
-        *,
-        before: bool = True,
-        after: bool = True,
-    ) -> None:
-        torch_args: tuple[Any, ...] = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        super().__init__(*torch_args, bias=False)
+    def __init__(self, *torch_args: Any, before: bool = True, after: bool = True, **torch_options: Any) -> None:
+        super().__init__(*torch_args, bias=False, **torch_options)
         self.pre_bias = nn.Parameter(torch.zeros(())) if before else None
         if after:
             self.bias = nn.Parameter(torch.zeros(()))
-        self.geometry = Geometry(self.stride, self.padding, self.dilation, groups)
+        self.geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
 
     def forward(self, x: Tensor, scale: Scale = None) -> Tensor:
         """Return scale * W pad(x + pre_bias) + bias: the bias after the product is not multiplied."""

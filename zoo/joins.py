@@ -103,6 +103,23 @@ class Join(nn.Module):
         return FoldedJoin(1.0, 1.0, self)
 
 
+class HasMultiplier(Join):
+    """Base of the joins with the attribute ``multiplier``: a learnable scalar, one value per channel (C,), or None."""
+
+    multiplier: nn.Parameter | None
+
+    def statistics(self) -> dict[str, float | None]:
+        if self.multiplier is None:
+            return {"m": None}
+        m = self.multiplier.detach()
+        if m.ndim == 0:
+            return {"m": float(m)}
+        return {"m": float(m.mean()), "m_min": float(m.min()), "m_max": float(m.max())}
+
+    def multiplier_parameters(self) -> dict[str, nn.Parameter]:
+        return {} if self.multiplier is None else {"multiplier": self.multiplier}
+
+
 class PlainJoin(Join):
     """x + F(x), in a new tensor: its dtype is promoted, so a float32 trunk stays float32 under autocast."""
 
@@ -144,7 +161,7 @@ class PostNormJoin(Join):
         return self.norm(torch.add(branch, trunk, alpha=self.weight))
 
 
-class RescaledJoin(Join):
+class RescaledJoin(HasMultiplier):
     """alpha x + scale m F(x), the rescaled residual connection (docs/method.md, M2 and M5; paper, equations 5 and 8).
 
     The weight of the branch is multiplied into the weights of its last layer, and alpha into the weights of a
@@ -198,17 +215,6 @@ class RescaledJoin(Join):
 
     def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
         return branch.add_(trunk) if projected else branch.add_(trunk, alpha=self.shortcut_weight)
-
-    def statistics(self) -> dict[str, float | None]:
-        if self.multiplier is None:
-            return {"m": None}
-        m = self.multiplier.detach()
-        if m.ndim == 0:
-            return {"m": float(m)}
-        return {"m": float(m.mean()), "m_min": float(m.min()), "m_max": float(m.max())}
-
-    def multiplier_parameters(self) -> dict[str, nn.Parameter]:
-        return {} if self.multiplier is None else {"multiplier": self.multiplier}
 
     def fold(self, last: nn.Module) -> FoldedJoin:
         # an identity shortcut has weight 1 by the trunk's scale, so the join that remains needs no factor

@@ -54,7 +54,6 @@ class Classification(BaseTask):
         self.transform = chosen_input(config)
         # the config of the run states what was chosen
         fields = {key: getattr(self.transform, key) for key in INPUT_FIELDS}
-        self.metric = config.metric
         self.config = config.model_copy(update={"data": config.data.model_copy(update=fields)})
         self.train_images, self.val_images = load_images(config.data)
         self.classes = self.train_images.classes

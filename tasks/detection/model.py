@@ -35,7 +35,7 @@ class Detection(BaseTask):
 
     def __init__(self, config: DetectionConfig) -> None:
         self.config = config
-        self.masks, self.metric = config.has_masks, config.metric
+        self.masks = config.has_masks
         self.train_data, self.val_data = load_sets(config.data, masks=self.masks)
 
     def build_model(self) -> Detector:

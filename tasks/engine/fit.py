@@ -10,6 +10,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
 
+from tasks.devices import dtype_of
 from tasks.engine.sampler import seed_from
 from tasks.engine.task import Task
 
@@ -26,7 +27,7 @@ def training_loss(task: Task, model: nn.Module, accelerator: Accelerator, batche
         batches: number of batches of the size of training; the mean counts each batch by ``Task.weight``.
     """
     train = task.config.train
-    dtype = torch.float64 if train.precision == "fp64" else torch.float32
+    dtype = dtype_of(train.precision)
     # The batches of epoch 0, as a training run of this seed has them.
     sampler = task.batches(train.batch_size, train.seed)
     sampler.seek(0, 0)

@@ -149,10 +149,39 @@ def read_records(path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            records.append(Record.from_dict(json.loads(line)))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{path}, line {number}: not a record of a run's log ({error!r})") from None
+            records.append(_parsed(line))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not a record of a run's log ({error})") from None
     return records
+
+
+def read_complete_records(path: Path) -> list[Record]:
+    """Read the records of a log up to the first line that is not a record, as where a run was killed while it wrote.
+
+    A log that does not exist has none.
+    """
+    records: list[Record] = []
+    if not path.exists():
+        return records
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                records.append(_parsed(line))
+            except ValueError:
+                break
+    return records
+
+
+def _parsed(line: str) -> Record:
+    """Return the record of a line.
+
+    Raises:
+        ValueError: the line is not a record.
+    """
+    try:
+        return Record.from_dict(json.loads(line))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(repr(error)) from None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import zoo
 from tasks import config as cfg
-from tasks.devices import crowded, make_accelerator
+from tasks.devices import crowded, dtype_of, make_accelerator
 from tasks.engine.average import WeightAverage
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.records import DivergedRecord
@@ -67,7 +67,7 @@ class Run:
             print_line(self._describe())
             if self.accelerator.device.type == "cpu" and (warning := crowded()):
                 print_line(warning)
-        self.dtype = torch.float64 if self.train.precision == "fp64" else torch.float32
+        self.dtype = dtype_of(self.train.precision)
         self.bare = self._build_model()
         self._prepare_data()
         if state is None:
@@ -85,7 +85,7 @@ class Run:
         """Make the accelerator with the run's precision and gradient accumulation."""
         train = self.train
         accelerator = make_accelerator(
-            mixed_precision=train.precision if train.precision in ("bf16", "fp16") else "no",
+            precision=train.precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(train.accumulate, sync_with_dataloader=False),
             step_scheduler_with_optimizer=False,
         )

@@ -20,8 +20,11 @@ class Task(Protocol):
     """The methods of a task that the engine calls. ``BaseTask`` has defaults for those that most tasks share."""
 
     config: Any
-    metric: str  # the metric (higher is better) that chooses the best checkpoint
     unit: str  # plural noun of the items that the display of progress counts: images, clips, tokens
+
+    @property
+    def metric(self) -> str:
+        """The metric (higher is better) that chooses the best checkpoint."""
 
     def build_model(self) -> nn.Module:
         """Make the model on the CPU, with the weights that the config names."""
@@ -62,6 +65,10 @@ class Task(Protocol):
 
 class BaseTask(Task):
     """Defaults of a task: batches weigh the same, are concatenated for calibration, and nothing else is counted."""
+
+    @property
+    def metric(self) -> str:
+        return self.config.metric
 
     def merge(self, batches: list[Any]) -> list[Any]:
         return merge_batches(batches)

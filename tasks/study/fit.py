@@ -6,11 +6,11 @@ from pathlib import Path
 
 import zoo
 from tasks.config import read_yaml
-from tasks.devices import make_accelerator
+from tasks.devices import dtype_of, make_accelerator
 from tasks.engine.fit import training_loss
 from tasks.engine.state import RunFolder
 from tasks.errors import DataError
-from tasks.spec import check, make_task
+from tasks.spec import check, load_model, make_task
 from tasks.study.results import LOSS_FILE
 from zoo.files import write_json
 
@@ -34,10 +34,8 @@ def measure_training_loss(folder: Path, batches: int) -> float:
     entry = zoo.get_weights(str(files.last))
     task = make_task(config)
     precision = config.train.precision
-    accelerator = make_accelerator(mixed_precision=precision if precision in ("bf16", "fp16") else "no")
-    model = zoo.create_model(entry.config.name, entry.name).to(accelerator.device)
-    if precision == "fp64":
-        model = model.double()
+    accelerator = make_accelerator(precision=precision)
+    model = load_model(entry).to(accelerator.device, dtype_of(precision))
     loss = training_loss(task, model, accelerator, batches)
     write_json({"loss": loss, "batches": batches}, folder / LOSS_FILE)
     return loss

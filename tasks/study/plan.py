@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,7 @@ def final_runs(study: StudyConfig, chosen: Mapping[str, Trial]) -> list[StudyRun
                     f"finals.overrides: {run.label} would evaluate training samples that are held out; set the keys "
                     "that choose the test set, as data.split: official"
                 )
-            once = (f"train.eval_every={run.config.train.epochs}",)
-            runs.append(_run(study, FINALS, chosen[scheme], seed, study.finals.overrides, once))
+            runs.append(_evaluated_once(run))
     _check_same_budget(study, runs)
     return runs
 
@@ -164,21 +163,27 @@ def check_folders(runs: Iterable[StudyRun]) -> None:
         files.check_config(config, resume=True)
 
 
-def _run(
-    study: StudyConfig, stage: str, trial: Trial, seed: int, of_stage: Overrides, last: tuple[str, ...] = ()
-) -> StudyRun:
+def _run(study: StudyConfig, stage: str, trial: Trial, seed: int, of_stage: Overrides) -> StudyRun:
     """Return a run. The overrides are those of the study, the stage, the scheme, the setting and the command line.
 
     Later ones win.
     """
     folder = Path(study.output) / stage / trial.scheme / trial.name / f"seed{seed}"
     own = _as_text([study.last_overrides, {"train.seed": seed, "output": str(folder)}])
-    overrides = (*_as_text([study.overrides, of_stage]), *trial.overrides, *own, *last)
+    overrides = (*_as_text([study.overrides, of_stage]), *trial.overrides, *own)
     try:
         config = resolve(study.recipe, overrides)
     except ConfigError as error:
         raise ConfigError(f"{stage}/{trial.scheme}/{trial.name}: {error}") from None
     return StudyRun(stage, trial, seed, study.recipe, overrides, config, study.fit_batches)
+
+
+def _evaluated_once(run: StudyRun) -> StudyRun:
+    """Return a run that evaluates at its end only."""
+    epochs = run.config.train.epochs
+    train = run.config.train.model_copy(update={"eval_every": epochs})
+    overrides = (*run.overrides, f"train.eval_every={epochs}")
+    return replace(run, overrides=overrides, config=run.config.model_copy(update={"train": train}))
 
 
 def _variants(section: Variants) -> list[tuple[str, Overrides]]:

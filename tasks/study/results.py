@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from tasks.engine.records import DivergedRecord, EpochRecord, Record
+from tasks.engine.records import DivergedRecord, EpochRecord, read_complete_records
 from tasks.engine.state import RunFolder
 from tasks.errors import UserError
 from tasks.study.plan import StudyRun, Trial
@@ -50,7 +50,7 @@ def read_result(run: StudyRun) -> Result:
     A run that ended in the middle of a line, or whose log is damaged, has what its log has before that place.
     """
     files = RunFolder(run.folder)
-    records = list(_readable_records(files.log))
+    records = read_complete_records(files.log)
     ends = [record for record in records if isinstance(record, EpochRecord)]
     last = ends[-1] if ends else None
     evaluated = next((record.metrics for record in reversed(ends) if record.metrics), {})
@@ -81,18 +81,6 @@ def _fit_loss(path: Path, batches: int) -> float | None:
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
     return float(content["loss"]) if content["batches"] == batches else None
-
-
-def _readable_records(path: Path) -> Iterator[Record]:
-    """Yield the records of a log up to the first line that is not complete."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                yield Record.from_dict(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError):
-                return
 
 
 @dataclass(frozen=True)

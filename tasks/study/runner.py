@@ -160,13 +160,13 @@ class Runner:
             on_end: function that is called when a run has ended.
             on_poll: function of the runs in progress, called several times a second.
         """
-        waiting = [run for run in runs if not is_complete(read_result(run))][::-1]
+        waiting = [result for run in runs if not is_complete(result := read_result(run))][::-1]
         try:
             while waiting or self.jobs:
                 for slot in range(self.slots.jobs):
                     if slot not in self.jobs and waiting:
-                        run = waiting.pop()
-                        self._start(slot, run, read_result(run).epochs, time.monotonic())
+                        result = waiting.pop()
+                        self._start(slot, result, result.epochs, time.monotonic())
                     if slot in self.jobs and self.jobs[slot].process.poll() is not None:
                         self._ended(slot, on_end)
                 on_poll([job.run for job in self.jobs.values()])
@@ -177,9 +177,17 @@ class Runner:
                 job.output.close()
             self.jobs = {}
 
-    def _start(self, slot: int, run: StudyRun, epochs: int, begun: float) -> None:
-        """Start the next process of a run: training, or the measurement of its fit."""
-        arguments = run.arguments() if read_result(run).status == "unfinished" else run.fit_arguments()
+    def _start(self, slot: int, result: Result, epochs: int, begun: float) -> None:
+        """Start the next process of a run: training, or the measurement of its fit.
+
+        Args:
+            slot: number of the slot.
+            result: present result of the run.
+            epochs: epochs that were done when the run was started.
+            begun: time when the run was started, in seconds.
+        """
+        run = result.run
+        arguments = run.arguments() if result.status == "unfinished" else run.fit_arguments()
         run.folder.mkdir(parents=True, exist_ok=True)
         output = (run.folder / LOG_FILE).open("ab")
         process = self.slots.start(slot, arguments, stdout=output, stderr=subprocess.STDOUT)
@@ -192,7 +200,7 @@ class Runner:
         result = read_result(job.run)
         trained = result.status == "finished" and result.fit_loss is None
         if job.process.returncode == 0 and trained and not (job.run.folder / LOSS_FILE).exists():
-            self._start(slot, job.run, job.epochs, job.begun)
+            self._start(slot, result, job.epochs, job.begun)
             return
         failure = ""
         if not is_complete(result):

@@ -37,7 +37,7 @@ class Translation(BaseTask):
     unit = "tokens"
 
     def __init__(self, config: TranslationConfig) -> None:
-        self.config, self.metric = config, config.metric
+        self.config = config
         # 1. Open the corpus.
         self.corpus = Corpus(Path(config.data.folder))
         self.corpus.expect(config.data.corpus)

@@ -40,7 +40,6 @@ class VideoClassification(BaseTask):
         self.entry = weights_entry(config.model)
         self.transform = chosen_input(config, self.entry)
         data = with_input(config.data, self.transform)
-        self.metric = config.metric
         self.config = config.model_copy(update={"data": data})
         # 2. Find the videos and their frame times.
         train, val = load_videos(data)

@@ -1,5 +1,8 @@
 """Short training runs on three classes of images."""
 
+import pytest
+import torch
+
 import zoo
 from tasks.engine import Trainer
 from tasks.spec import check, make_task
@@ -61,3 +64,17 @@ def fit(*args, resume=False, **kwargs):
 
 def weights_of(folder, name="last"):
     return zoo.create_model("rescalenet20_cifar", str(folder / "checkpoints" / f"{name}.safetensors")).state_dict()
+
+
+def assert_resume_is_exact(images, folder, monkeypatch, crash_at, **settings):
+    """Train once whole and once with a crash and a resume: the same log and weights, to the bit."""
+    fit(images, folder / "whole", **settings)
+    trainer = Trainer(make_task(config(images, folder / "broken", **settings)))
+    crash_after_step(trainer, crash_at, monkeypatch)
+    with pytest.raises(Crash):
+        trainer.fit()
+    monkeypatch.undo()
+    fit(images, folder / "broken", resume=True, **settings)
+    assert (folder / "whole/log.jsonl").read_text() == (folder / "broken/log.jsonl").read_text()
+    whole, broken = weights_of(folder / "whole"), weights_of(folder / "broken")
+    assert all(torch.equal(whole[key], broken[key]) for key in whole)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -41,6 +41,9 @@ class Layout(BranchRegularization):
         drop_rate: dropout before the classifier.
         branch_drop_rate: channel dropout after each branch convolution of the last two stages.
     """
+
+    # the options that every family has beside its own and ``shortcut``
+    SHARED: ClassVar = ("width", "global_pool", "drop_rate", "branch_drop_rate", "drop_path_rate", "branch_noise")
 
     shortcut: Literal["avgpool", "conv"] | None = None
     width: float = 1.0

@@ -32,17 +32,7 @@ class ResNetConfig(Layout):
         stride_in_1x1: stride in a bottleneck's first 1x1 instead of its 3x3 (the original, Caffe's and detectron2's).
     """
 
-    OPTIONS: ClassVar = (
-        "stem",
-        "shortcut",
-        "stride_in_1x1",
-        "width",
-        "global_pool",
-        "drop_rate",
-        "branch_drop_rate",
-        "drop_path_rate",
-        "branch_noise",
-    )
+    OPTIONS: ClassVar = ("stem", "shortcut", "stride_in_1x1", *Layout.SHARED)
 
     block: Literal["basic", "bottleneck"]
     depths: tuple[int, ...]

@@ -35,16 +35,7 @@ class ResNet3dConfig(Layout):
             those frames.
     """
 
-    OPTIONS: ClassVar = (
-        "shortcut",
-        "temporal_padding",
-        "width",
-        "global_pool",
-        "drop_rate",
-        "branch_drop_rate",
-        "drop_path_rate",
-        "branch_noise",
-    )
+    OPTIONS: ClassVar = ("shortcut", "temporal_padding", *Layout.SHARED)
 
     block: Literal["basic", "factorised", "bottleneck"]
     depths: tuple[int, ...]

@@ -11,7 +11,7 @@ from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.batchnorm import train_statistics_
 from tests.helpers.commands import on_two_processes
-from tests.helpers.training import Crash, config, crash_after_step, fit, weights_of
+from tests.helpers.training import assert_resume_is_exact, config, fit, weights_of
 from zoo.convert import from_batchnorm
 from zoo.errors import ZooError
 
@@ -80,16 +80,7 @@ def test_resume_repeats_the_run_to_the_bit(images, tmp_path, monkeypatch, crash_
         "optimizer": SGD,
         "model": section(tmp_path, 2, "bn", branch_drop_rate=0.2),
     }
-    fit(images, tmp_path / "whole", **settings)
-    trainer = Trainer(make_task(config(images, tmp_path / "broken", **settings)))
-    crash_after_step(trainer, crash_at, monkeypatch)
-    with pytest.raises(Crash):
-        trainer.fit()
-    monkeypatch.undo()
-    fit(images, tmp_path / "broken", resume=True, **settings)
-    assert (tmp_path / "whole/log.jsonl").read_text() == (tmp_path / "broken/log.jsonl").read_text()
-    whole, broken = weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken")
-    assert all(torch.equal(whole[key], broken[key]) for key in whole)
+    assert_resume_is_exact(images, tmp_path, monkeypatch, crash_at, **settings)
 
 
 @pytest.mark.parametrize("center", [True, False])

@@ -12,7 +12,7 @@ from tasks.engine import Trainer
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.commands import on_two_processes
-from tests.helpers.training import Crash, config, crash_after_step, fit, weights_of
+from tests.helpers.training import assert_resume_is_exact, config, fit, weights_of
 
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
 CHANGES = {"agc": 0.02, "centralize": True, "clip_norm": 1.0}
@@ -94,16 +94,7 @@ def test_no_option_waits_for_the_device(images, tmp_path, name):
 @pytest.mark.parametrize(("name", "precision"), [("sgd", "fp32"), ("muon", "fp16")])
 def test_resume_repeats_the_run_to_the_bit(images, tmp_path, monkeypatch, name, precision):
     settings = {"optimizer": OPTIONS[name], "average": WARM, "precision": precision}
-    fit(images, tmp_path / "whole", **settings)
-    trainer = Trainer(make_task(config(images, tmp_path / "broken", **settings)))
-    crash_after_step(trainer, 4, monkeypatch)
-    with pytest.raises(Crash):
-        trainer.fit()
-    monkeypatch.undo()
-    fit(images, tmp_path / "broken", resume=True, **settings)
-    assert (tmp_path / "whole/log.jsonl").read_text() == (tmp_path / "broken/log.jsonl").read_text()
-    whole, broken = weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken")
-    assert all(torch.equal(whole[key], broken[key]) for key in whole)
+    assert_resume_is_exact(images, tmp_path, monkeypatch, 4, **settings)
 
 
 @pytest.mark.slow
