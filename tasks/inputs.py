@@ -1,11 +1,15 @@
-"""The input of a net that is trained: what its weights expect, where the config does not set another."""
+"""The input of a net: what its weights expect, where the config does not set another, and its standardisation."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from tasks.errors import ConfigError
 from zoo.transforms import InputTransform, VideoTransform
@@ -49,3 +53,22 @@ def choose(default: Transform, given: Mapping[str, Any], *, weights: str | None 
     if size > resize:
         raise ConfigError(f"data.size={size}: must be <= data.resize={resize}, of which it is the centre")
     return dataclasses.replace(default, **values)
+
+
+def standardise(pixels: Tensor, transform: InputTransform | VideoTransform, dtype: torch.dtype) -> Tensor:
+    """Standardise pixels on their device: uint8 (N, C, ...) in the net's order of channels -> the same shape."""
+    mean, std = _statistics(transform.mean, transform.std, dtype, pixels.device)
+    shape = (-1, *[1] * (pixels.ndim - 2))
+    return (pixels.to(dtype) / 255 - mean.view(shape)) / std.view(shape)
+
+
+@lru_cache(maxsize=64)
+def _statistics(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return both as tensors (C,) on the device.
+
+    They are kept, because a copy from the host's ordinary memory in each step would wait for the device.
+    """
+    with torch.inference_mode(False):  # kept tensors also serve training
+        return torch.tensor(mean, dtype=dtype, device=device), torch.tensor(std, dtype=dtype, device=device)

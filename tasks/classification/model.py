@@ -18,7 +18,7 @@ from tasks.classification.evaluate import eval_loader, evaluate
 from tasks.config import check_size, net_info
 from tasks.engine import BaseTask, EpochBatches
 from tasks.errors import ConfigError
-from tasks.inputs import choose
+from tasks.inputs import choose, standardise
 
 INPUT_FIELDS = ("size", "resize", "mean", "std")  # of the input transform, which a config may set
 
@@ -49,6 +49,7 @@ class Classification(BaseTask):
     """
 
     unit = "images"
+    one_shape = True
 
     def __init__(self, config: ClassificationConfig) -> None:
         self.transform = chosen_input(config)
@@ -58,8 +59,6 @@ class Classification(BaseTask):
         self.train_images, self.val_images = load_images(config.data)
         self.classes = self.train_images.classes
         self.eval_loader: Any = None  # made at the first evaluation
-        self.mean = torch.tensor(self.transform.mean).view(-1, 1, 1)
-        self.std = torch.tensor(self.transform.std).view(-1, 1, 1)
         self.mixing = make_mixing(config.data.augment, len(self.classes))
 
     def build_model(self) -> zoo.Backbone:
@@ -87,10 +86,8 @@ class Classification(BaseTask):
 
     def inputs(self, batch: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """Standardise uint8 RGB images (N, 3, H, W), in the run's dtype and memory layout."""
-        x = batch[0].to(dtype) / 255
-        if self.transform.channel_order == "BGR":
-            x = x.flip(1)
-        x = (x - self.mean.to(x)) / self.std.to(x)
+        pixels = batch[0].flip(1) if self.transform.channel_order == "BGR" else batch[0]
+        x = standardise(pixels, self.transform, dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else x
 
     def calibration_forward(self, model: nn.Module, batch: tuple[Tensor, ...], dtype: torch.dtype) -> None:

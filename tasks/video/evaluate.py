@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import zoo
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
+from tasks.inputs import standardise
 from tasks.metrics import ClassCounts, class_numbers
 from tasks.plots import confusion_matrix
 from tasks.progress import Progress
@@ -234,9 +235,7 @@ def _scores(
 
 def standardised(clips: Tensor, transform: zoo.VideoTransform, dtype: torch.dtype) -> Tensor:
     """Standardise clips and put channels last in memory: uint8 (N, T, 3, H, W) -> (N, 3, T, H, W)."""
-    values = torch.tensor((transform.mean, transform.std), dtype=dtype, device=clips.device)
-    mean, std = values.view(2, -1, 1, 1, 1)  # (3, 1, 1, 1) each
-    x = (clips.transpose(1, 2).to(dtype) / 255 - mean) / std
+    x = standardise(clips.transpose(1, 2), transform, dtype)
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 

@@ -34,6 +34,7 @@ class VideoClassification(BaseTask):
     """
 
     unit = "clips"
+    one_shape = True
 
     def __init__(self, config: VideoConfig) -> None:
         # 1. Describe the input of the net; the config of the run states what was chosen.
@@ -126,12 +127,12 @@ class VideoClassification(BaseTask):
         if batch.failures:
             self.failures |= batch.failures
             self._refuse({**self.train_videos.failures, **self.failures}, "of this epoch", TrainingError)
-        good = batch.labels >= 0
-        if not good.any():
-            # The other ranks wait for a backward of this rank, so that it needs a loss, of gradient 0.
-            return {"loss": model(self.inputs(batch.clips, dtype)).sum() * 0}
-        clips, labels = (batch.clips, batch.labels) if good.all() else (batch.clips[good], batch.labels[good])
-        x, target = self.inputs(clips, dtype), labels
+            good = batch.labels >= 0  # waits for the device, only where a video could not be read
+            if not good.any():
+                # The other ranks wait for a backward of this rank, so that it needs a loss, of gradient 0.
+                return {"loss": model(self.inputs(batch.clips, dtype)).sum() * 0}
+            batch = batch._replace(clips=batch.clips[good], labels=batch.labels[good])
+        x, target = self.inputs(batch.clips, dtype), batch.labels
         if self.mixing is not None:
             x, target = self.mixing(x, target)
         logits = model(x)  # (good, classes)

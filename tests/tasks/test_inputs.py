@@ -3,10 +3,11 @@
 import logging
 
 import pytest
+import torch
 
 import zoo
 from tasks.errors import ConfigError
-from tasks.inputs import choose
+from tasks.inputs import _statistics, choose, standardise
 
 STORED = zoo.InputTransform(224, 232, (0.1,) * 3, (0.3,) * 3, "bicubic", "BGR")
 
@@ -41,3 +42,26 @@ def test_sizes_that_do_not_fit():
     with pytest.raises(ConfigError, match=r"data.size=300: must be <= data.resize=256"):
         choose(zoo.InputTransform.imagenet(), {"size": 300})
     assert choose(STORED, {"size": 448}, weights="w").resize == 464
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 2, 4, 5)])
+def test_standardisation_of_images_and_clips(shape, dtype):
+    transform = zoo.InputTransform(8, 8, (0.1, 0.2, 0.3), (0.5, 0.25, 0.2))
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8)
+    x = standardise(pixels, transform, dtype)
+    assert (x.dtype, x.shape) == (dtype, pixels.shape)
+    for channel, (mean, std) in enumerate(zip(transform.mean, transform.std, strict=True)):
+        right = (pixels[:, channel].double() / 255 - mean) / std
+        torch.testing.assert_close(x[:, channel].double(), right, rtol=0, atol=1e-6)
+
+
+def test_no_step_copies_the_statistics_to_the_device_again():
+    """One made in evaluation serves training, too."""
+    transform = zoo.InputTransform(8, 8, (0.11,) * 3, (0.5,) * 3)
+    with torch.inference_mode():
+        standardise(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), transform, torch.float32)
+    arguments = transform.mean, transform.std, torch.float32, torch.device("cpu")
+    first, again = _statistics(*arguments), _statistics(*arguments)
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    assert not any(tensor.is_inference() for tensor in first)
