@@ -152,6 +152,21 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
         return self.transform(image), self.images.labels[index]
 
 
+class Resize:
+    """``v2.Resize`` of the short side, which returns images of this size at once.
+
+    Args:
+        size: length of the short side in pixels.
+        interpolation: interpolation of ``v2.Resize``.
+    """
+
+    def __init__(self, size: int, interpolation: v2.InterpolationMode) -> None:
+        self.size, self.resize = size, v2.Resize(size, interpolation=interpolation, antialias=True)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image if min(image.shape[-2:]) == self.size else self.resize(image)
+
+
 class PaddedCrop:
     """Random square of an image with a border of zeros: ``v2.RandomCrop(size, padding)`` with the same draws.
 
@@ -180,6 +195,20 @@ class PaddedCrop:
         return square
 
 
+class Flip:
+    """Random horizontal flip: ``v2.RandomHorizontalFlip`` of one tensor with the same draws, in a quarter of the time.
+
+    Args:
+        probability: probability of the flip.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image.flip(-1) if torch.rand(1) < self.probability else image
+
+
 def train_transform(augment: Augment, transform: InputTransform) -> v2.Transform:
     """Make the augmentation: uint8 (3, H, W) -> uint8 (3, size, size)."""
     crop, size = augment.crop, transform.size
@@ -188,12 +217,11 @@ def train_transform(augment: Augment, transform: InputTransform) -> v2.Transform
     if isinstance(crop, CentreCrop):
         steps = [eval_transform(transform)]
     elif isinstance(crop, PadCrop):
-        resize = v2.Resize(transform.resize, interpolation=interpolation, antialias=True)
-        steps = [resize, PaddedCrop(size, crop.padding)]
+        steps = [Resize(transform.resize, interpolation), PaddedCrop(size, crop.padding)]
     else:
         steps = [v2.RandomResizedCrop(size, scale=crop.scale, interpolation=interpolation, antialias=True)]
     if augment.flip:
-        steps.append(v2.RandomHorizontalFlip(augment.flip))
+        steps.append(Flip(augment.flip))
     return v2.Compose(steps + distortions(augment, transform))
 
 

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 import zoo
 from tasks.augment import AugMix, AutoAugment, Erasing, Mixing, RandAugment, TrivialAugment, distortions, make_mixing
 from tasks.classification.config import Augment
-from tasks.classification.data import PaddedCrop, train_transform
+from tasks.classification.data import Flip, PaddedCrop, Resize, train_transform
 from tasks.engine import seed_from
 from tasks.spec import make_task
 from tasks.video.config import Augment as VideoAugment
@@ -54,7 +54,7 @@ def image(height=16, width=16):
 def test_what_is_off_adds_no_transform():
     crop = {"name": "pad"}
     steps = train_transform(Augment(crop=crop), IMAGES).transforms
-    assert [type(step) for step in steps] == [v2.Resize, PaddedCrop, v2.RandomHorizontalFlip]
+    assert [type(step) for step in steps] == [Resize, PaddedCrop, Flip]
     assert len(train_transform(Augment(crop=crop, flip=0.0), IMAGES).transforms) == 2
     assert distortions(VideoAugment(), CLIPS) == []
     assert make_mixing(Augment(), 3) is None
@@ -68,6 +68,17 @@ def test_padding_and_crop_in_one_are_torchvisions(size, padding):
         assert torch.equal(ours, reference)
         seen.add(tuple(ours.flatten().tolist()))
     assert len(seen) > 3 or (size == (12, 12) and padding == 0)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (12, 17), (20, 12), (9, 8), (24, 30)])
+@pytest.mark.parametrize("interpolation", [BILINEAR, NEAREST])
+def test_resize_and_flip_are_torchvisions(size, interpolation):
+    x = image(*size)
+    assert torch.equal(Resize(12, interpolation)(x), v2.Resize(12, interpolation)(x))
+    flipped = [not torch.equal(ours, x) for ours, _ in pairs(Flip(0.3), v2.RandomHorizontalFlip(0.3), x, 40)]
+    assert flipped == [not torch.equal(right, x) for _, right in pairs(Flip(0.3), v2.RandomHorizontalFlip(0.3), x, 40)]
+    assert 4 < sum(flipped) < 20
+    assert torch.equal(Flip(1.0)(x), x.flip(-1))
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.name)
