@@ -86,29 +86,36 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update the parameters that have a gradient."""
+        """Update the parameters that have a gradient. Matrices of one shape are orthogonalized together."""
         for group in self.param_groups:
+            same_shape: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    same_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
+            for parameters in same_shape.values():
+                self._update(parameters, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        """Update one parameter."""
-        gradient, state, momentum = parameter.grad, self.state[parameter], group["momentum"]
-        assert gradient is not None
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        buffer: Tensor = state["momentum_buffer"]
-        buffer.lerp_(gradient, 1 - momentum)
-        direction = gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
-        # filters as rows, in the order of their indices whatever the layout in memory: (O, B) or (matrices, O', B)
-        matrices = direction.flatten(1)
-        if group["matrices"] > 1:
-            matrices = matrices.unflatten(0, (group["matrices"], -1))
-        update = orthogonalized(matrices, group["ns_steps"])
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update parameters whose matrices have one shape."""
+        momentum, rate = group["momentum"], group["lr"]
+        gradients: list[Tensor] = [parameter.grad for parameter in parameters]  # type: ignore[misc]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+        directions = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
+        # filters as rows, in the order of their indices whatever the layout in memory: (matrices, O', B)
+        matrices = torch.cat([x.flatten(1).unflatten(0, (group["matrices"], -1)) for x in directions])
+        # one matrix as two dimensions, to the bit as torch computes it
+        updates = orthogonalized(matrices[0] if len(matrices) == 1 else matrices, group["ns_steps"])
         factor = rate_factor(matrices.shape[-2], matrices.shape[-1], group["adjust_lr_fn"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * factor)
+        own = [
+            update.reshape(parameter.shape)
+            for update, parameter in zip(updates.reshape(len(parameters), -1), parameters, strict=True)
+        ]
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
+        torch._foreach_add_(parameters, own, alpha=-rate * factor)
 
 
 class JoinedOptimizer(torch.optim.Optimizer):

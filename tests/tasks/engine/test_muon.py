@@ -83,6 +83,23 @@ def test_packed_matrices_are_orthogonalized_by_themselves():
     assert not torch.allclose(packed.detach() - before[0], whole.detach() - before[1], rtol=0, atol=0.1)
 
 
+def test_matrices_of_one_shape_are_updated_as_each_alone():
+    """Also where filters and a linear layer have the same matrix; to the rounding of bfloat16."""
+    shapes = [(8, 2, 3, 3), (8, 18), (8, 2, 3, 3), (5, 18), (8, 18)]
+    together = [weight(*shape) for shape in shapes]
+    alone = [nn.Parameter(parameter.detach().clone()) for parameter in together]
+    settings = {"lr": 0.1, "weight_decay": 0.1}
+    steps(ours.Muon(together, **settings), together)
+    generator = torch.Generator().manual_seed(1)
+    optimizers = [ours.Muon([parameter], **settings) for parameter in alone]
+    for _ in range(4):
+        for parameter, optimizer in zip(alone, optimizers, strict=True):
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=5e-3)
+
+
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (3, 16, 40)])
 def test_updates_are_nearly_orthogonal(shape):
     """Singular values within the published 0.7 to 1.2, and the singular vectors of the matrix."""
