@@ -17,6 +17,9 @@ from tasks import config as cfg
 from tasks.errors import TrainingError
 from zoo.files import atomic_write, write_text
 
+# keys that do not change what a run computes, beyond rounding
+_FREE: Any = {"output": True, "train": {"compile", "graphs", "workers"}}
+
 
 @dataclass
 class Position:
@@ -60,7 +63,8 @@ class RunFolder:
     def check_config(self, config: cfg.RunConfig, *, resume: bool) -> None:
         """Refuse a folder with another run.
 
-        A stored config of an earlier version may lack fields, which then have their defaults.
+        Its folder, ``train.compile``, ``train.graphs`` and ``train.workers`` may differ, so that a run can go on on
+        another machine. A stored config of an earlier version may lack fields, which then have their defaults.
 
         Raises:
             TrainingError: there is a run and ``resume`` is False, or its config is another one.
@@ -71,7 +75,7 @@ class RunFolder:
         if not resume:
             raise TrainingError(f"{self.root} contains a run already: add --resume, or choose another output=FOLDER")
         stored = cfg.check(cfg.read_yaml(self.config), type(config), str(self.config))
-        old, new = (section.model_dump(mode="json", exclude={"output"}) for section in (stored, config))
+        old, new = (section.model_dump(mode="json", exclude=_FREE) for section in (stored, config))
         if changed := differences(old, new):
             raise TrainingError(f"{self.root} was started with another config: {changed}; resume with the same")
 

@@ -100,6 +100,19 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(images, tmp_path, monkeypa
     assert torch.load(folder / "last.pt", weights_only=True)["position"]["step"] == 2
 
 
+def test_a_run_goes_on_on_another_machine(images, tmp_path, monkeypatch):
+    """From another folder, and with data loading processes: the same weights."""
+    fit(images, tmp_path / "whole")
+    trainer = Trainer(make_task(config(images, tmp_path / "begun")))
+    crash_after_step(trainer, 7, monkeypatch)
+    with pytest.raises(Crash):
+        trainer.fit()
+    (tmp_path / "begun").rename(tmp_path / "moved")
+    fit(images, tmp_path / "moved", workers=1, resume=True)
+    whole, moved = weights_of(tmp_path / "whole"), weights_of(tmp_path / "moved")
+    assert all(torch.equal(whole[key], moved[key]) for key in whole)
+
+
 def test_refusals(images, tmp_path):
     fit(images, tmp_path / "run", epochs=1)
     with pytest.raises(TrainingError, match="contains a run already: add --resume, or choose another output"):
