@@ -307,6 +307,11 @@ class TrainSection(Strict):
     precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True
     compile: bool = Field(False, description="torch.compile the net")
+    graphs: bool = Field(
+        False,
+        description="replay forward and backward of the net as CUDA graphs: for small nets on a GPU, whose kernels "
+        "take less time than their launch",
+    )
     seed: int = Field(0, ge=0)
     average: Average | None = Field(None, description="average of the weights, which is evaluated and stored")
     calibration_batches: int = Field(8, ge=1, description="batches whose means initialise biases before products")

@@ -19,13 +19,14 @@ from tasks import config as cfg
 from tasks.devices import crowded, dtype_of, make_accelerator
 from tasks.engine.average import WeightAverage
 from tasks.engine.gradients import GradientChanges
+from tasks.engine.graphs import GraphedNet
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
 from tasks.engine.schedule import describe_levels, make_optimizer
 from tasks.engine.state import Position, RunFolder, differences
 from tasks.engine.task import Task
-from tasks.errors import TrainingError
+from tasks.errors import ConfigError, TrainingError
 from tasks.progress import print_line
 from zoo.convert.centering import center_inputs_, untouched_biases
 from zoo.options import plain
@@ -195,13 +196,24 @@ class Run:
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.gradients = GradientChanges(self.bare, train.optimizer)
         self.average = WeightAverage(self.bare, train.average, train.epochs)
-        forward = torch.compile(self.bare) if train.compile else self.bare
-        self.model, self.optimizer = self.accelerator.prepare(forward, optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(self._fast(self.bare), optimizer)
         if state is not None:
             self.optimizer.load_state_dict(state["optimizer"])
             self.average.load_state_dict(state["average"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _fast(self, model: nn.Module) -> nn.Module:
+        """Return the model as it runs in training: compiled, or as CUDA graphs, if the config asks for it."""
+        train = self.train
+        compiled: Any = torch.compile(model) if train.compile else model
+        if not train.graphs:
+            return compiled
+        if not self.task.one_shape:
+            raise ConfigError(f"train.graphs: batches of {self.config.task} differ in shape; leave it out")
+        if self.accelerator.device.type != "cuda" or self.accelerator.num_processes > 1:
+            raise ConfigError("train.graphs: needs a CUDA device and a single process; leave it out")
+        return GraphedNet(compiled)
 
     def _open_log(self) -> RunLog:
         """Write the config and open the log, on the main process."""

@@ -21,6 +21,7 @@ class Task(Protocol):
 
     config: Any
     unit: str  # plural noun of the items that the display of progress counts: images, clips, tokens
+    one_shape: bool  # whether ``losses`` calls the model with one tensor, and batches of a size have one shape
 
     @property
     def metric(self) -> str:
@@ -64,7 +65,9 @@ class Task(Protocol):
 
 
 class BaseTask(Task):
-    """Defaults of a task: batches weigh the same, are concatenated for calibration, and nothing else is counted."""
+    """Defaults of a task: batches weigh the same, differ in shape, and are concatenated for calibration."""
+
+    one_shape = False
 
     @property
     def metric(self) -> str:
