@@ -20,7 +20,7 @@ from tasks.devices import available_cpus
 from tasks.errors import UserError
 from tasks.parent import PARENT
 from tasks.study.plan import StudyRun
-from tasks.study.results import LOSS_FILE, Result, is_complete, read_result
+from tasks.study.results import Result, is_complete, read_result
 
 LOG_FILE = "output.txt"  # in a run's folder: what its process prints
 _POLL = 0.2  # seconds between looks at the processes
@@ -105,6 +105,7 @@ class _Job:
     Attributes:
         run: run of the study.
         process: process that trains the run or measures its fit.
+        trains: whether the process trains the run.
         output: file of what the process prints.
         epochs: epochs that were done when the run was started.
         begun: time when the run was started, in seconds.
@@ -112,6 +113,7 @@ class _Job:
 
     run: StudyRun
     process: subprocess.Popen[Any]
+    trains: bool
     output: IO[bytes]
     epochs: int
     begun: float
@@ -187,19 +189,19 @@ class Runner:
             begun: time when the run was started, in seconds.
         """
         run = result.run
-        arguments = run.arguments() if result.status == "unfinished" else run.fit_arguments()
+        trains = result.status == "unfinished"
+        arguments = run.arguments() if trains else run.fit_arguments()
         run.folder.mkdir(parents=True, exist_ok=True)
         output = (run.folder / LOG_FILE).open("ab")
         process = self.slots.start(slot, arguments, stdout=output, stderr=subprocess.STDOUT)
-        self.jobs[slot] = _Job(run, process, output, epochs, begun)
+        self.jobs[slot] = _Job(run, process, trains, output, epochs, begun)
 
     def _ended(self, slot: int, on_end: Callable[[Ended], None]) -> None:
         """Go on after a process: with the next one of its run, or with the end of the run."""
         job = self.jobs.pop(slot)
         job.output.close()
         result = read_result(job.run)
-        trained = result.status == "finished" and result.fit_loss is None
-        if job.process.returncode == 0 and trained and not (job.run.folder / LOSS_FILE).exists():
+        if job.process.returncode == 0 and job.trains and result.status == "finished" and result.fit_loss is None:
             self._start(slot, result, job.epochs, job.begun)
             return
         failure = ""

@@ -12,6 +12,7 @@ import torch
 from tasks.devices import available_cpus, crowded
 from tasks.parent import PARENT
 from tasks.study.plan import screening_runs
+from tasks.study.results import Result
 from tasks.study.runner import PROGRAM, Runner, Slots, cli_file, last_of, program_of
 
 
@@ -90,6 +91,23 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(make_study, code, rea
     assert runner.failed.keys() == {run.label for run in runs}
     assert all(reason in failure for failure in runner.failed.values())
     assert all(end.failure == runner.failed[end.result.run.label] for end in ended)
+
+
+def test_the_fit_of_a_trained_run_is_measured_whatever_file_is_there(make_study, monkeypatch):
+    """As when an earlier measurement took another number of batches: training, then one measurement."""
+    run = screening_runs(make_study())[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "train_loss.json").write_text('{"loss": 1.0, "batches": 99}')
+    states = [
+        Result(run, "unfinished"),
+        Result(run, "finished", metrics={run.config.metric: 50.0}),
+        Result(run, "finished", metrics={run.config.metric: 50.0}, fit_loss=0.5),
+    ]
+    monkeypatch.setattr("tasks.study.runner.read_result", lambda run: states.pop(0))
+    runner, ended = Runner(slots("import sys; print(sys.argv[1])")), []
+    runner.execute([run], on_end=ended.append, on_poll=lambda active: None)
+    assert (run.folder / "output.txt").read_text().split() == ["train", "train-loss"]
+    assert [end.failure for end in ended] == [""]
 
 
 def test_an_interrupt_ends_the_processes(make_study):
