@@ -88,10 +88,11 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the parameters that have a gradient. Matrices of one shape are orthogonalized together."""
         for group in self.param_groups:
-            same_shape: dict[torch.Size, list[Tensor]] = {}
+            same_shape: dict[tuple[int, int], list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    same_shape.setdefault(parameter.flatten(1).shape, []).append(parameter)
+                    outputs = len(parameter)
+                    same_shape.setdefault((outputs, parameter.numel() // outputs), []).append(parameter)
             for parameters in same_shape.values():
                 self._update(parameters, group)
 

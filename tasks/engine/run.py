@@ -19,7 +19,7 @@ from tasks import config as cfg
 from tasks.devices import crowded, dtype_of, make_accelerator
 from tasks.engine.average import WeightAverage
 from tasks.engine.gradients import GradientChanges
-from tasks.engine.graphs import GraphedNet
+from tasks.engine.graphs import PINS_BESIDE, GraphedNet
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
@@ -54,7 +54,7 @@ class Run:
 
     Raises:
         TrainingError: the folder contains another run, or a batch size or epoch length does not fit the settings.
-        ConfigError: the folder's config is not valid any more, or a sink is unknown.
+        ConfigError: the folder's config is not valid any more, a sink is unknown, or graphs cannot be used.
     """
 
     def __init__(self, task: Task, *, resume: bool = False) -> None:
@@ -62,6 +62,7 @@ class Run:
         self.train: cfg.TrainSection = self.config.train
         check_sinks(self.train.sinks)
         self.accelerator = self._make_accelerator()
+        self._check_graphs()
         self.files = RunFolder(Path(self.config.output))
         state = self._read_folder(resume)
         if self.accelerator.is_main_process:
@@ -207,13 +208,22 @@ class Run:
         """Return the model as it runs in training: compiled, or as CUDA graphs, if the config asks for it."""
         train = self.train
         compiled: Any = torch.compile(model) if train.compile else model
-        if not train.graphs:
-            return compiled
+        return GraphedNet(compiled, train.batch_size) if train.graphs else compiled
+
+    def _check_graphs(self) -> None:
+        """Refuse ``train.graphs`` where the net cannot be replayed.
+
+        Raises:
+            ConfigError: batches that differ in shape, no CUDA device, several processes, or workers with an old torch.
+        """
+        if not self.train.graphs:
+            return
         if not self.task.one_shape:
             raise ConfigError(f"train.graphs: batches of {self.config.task} differ in shape; leave it out")
         if self.accelerator.device.type != "cuda" or self.accelerator.num_processes > 1:
             raise ConfigError("train.graphs: needs a CUDA device and a single process; leave it out")
-        return GraphedNet(compiled)
+        if self.train.workers and not PINS_BESIDE:
+            raise ConfigError(f"train.graphs: torch {torch.__version__} needs train.workers=0 for it; or update torch")
 
     def _open_log(self) -> RunLog:
         """Write the config and open the log, on the main process."""

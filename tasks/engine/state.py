@@ -17,8 +17,9 @@ from tasks import config as cfg
 from tasks.errors import TrainingError
 from zoo.files import atomic_write, write_text
 
-# keys that do not change what a run computes, beyond rounding
-_FREE: Any = {"output": True, "train": {"compile", "graphs", "workers"}}
+# Keys that do not change what a run computes, beyond rounding and, with ``compile``, the numbers that dropout,
+# stochastic depth and noise draw.
+FREE_KEYS: Any = {"output": True, "train": {"compile", "graphs", "workers"}}
 
 
 @dataclass
@@ -75,7 +76,7 @@ class RunFolder:
         if not resume:
             raise TrainingError(f"{self.root} contains a run already: add --resume, or choose another output=FOLDER")
         stored = cfg.check(cfg.read_yaml(self.config), type(config), str(self.config))
-        old, new = (section.model_dump(mode="json", exclude=_FREE) for section in (stored, config))
+        old, new = (section.model_dump(mode="json", exclude=FREE_KEYS) for section in (stored, config))
         if changed := differences(old, new):
             raise TrainingError(f"{self.root} was started with another config: {changed}; resume with the same")
 

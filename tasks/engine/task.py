@@ -21,7 +21,7 @@ class Task(Protocol):
 
     config: Any
     unit: str  # plural noun of the items that the display of progress counts: images, clips, tokens
-    one_shape: bool  # whether ``losses`` calls the model with one tensor, and batches of a size have one shape
+    one_shape: bool  # whether ``losses`` calls the model once, with one tensor, and only its length can differ
 
     @property
     def metric(self) -> str:

@@ -201,7 +201,7 @@ class Runner:
         job = self.jobs.pop(slot)
         job.output.close()
         result = read_result(job.run)
-        if job.process.returncode == 0 and job.trains and result.status == "finished" and result.fit_loss is None:
+        if job.process.returncode == 0 and job.trains and result.status == "finished":
             self._start(slot, result, job.epochs, job.begun)
             return
         failure = ""

@@ -8,6 +8,7 @@ from tasks.errors import ConfigError
 from tasks.spec import make_task
 from tests.helpers.training import config, fit, weights_of
 
+MUON = {"optimizer": {"name": "muon", "lr": 0.02, "clip_norm": 1.0, "rest": {"name": "sgd", "lr": 0.1}}}
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -38,25 +39,43 @@ def test_graphs_change_no_weight(images, tmp_path, scheme, accumulate, workers):
         torch.testing.assert_close(graphs[key], eager[key], rtol=1e-3, atol=1e-4)
 
 
+def gradients_of(trainer, model, x):
+    """Output and gradients of a step, under the run's autocast, from the same random state."""
+    torch.manual_seed(5)
+    trainer.bare.zero_grad(set_to_none=True)
+    with trainer.accelerator.autocast():
+        out = model(x)
+    out.float().square().sum().backward()
+    found = {name: parameter.grad.clone() for name, parameter in trainer.bare.named_parameters()}
+    return out.detach().float(), found
+
+
 @gpu
-def test_a_replay_uses_new_weights_in_bf16(images, tmp_path):
-    """The converted weights of autocast are made in each replay."""
-    trainer = Trainer(make_task(config(images, tmp_path, graphs=True, precision="bf16", channels_last=True)))
-    x = torch.rand(8, 3, 12, 12, device="cuda").contiguous(memory_format=torch.channels_last)
-    model, bare = trainer.model.train(), trainer.bare
-    for _ in range(3):
-        with torch.autocast("cuda", torch.bfloat16), torch.no_grad():
-            expected = bare(x).float()
-        torch.testing.assert_close(model(x).float(), expected, rtol=2e-2, atol=2e-2)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("options", [{}, {"drop_rate": 0.3, "drop_path_rate": 0.3, "branch_noise": 0.1}])
+def test_replays_are_the_nets_passes(images, tmp_path, precision, options):
+    """Output and gradients, with other weights in each step, and with the same dropout and noise."""
+    model = {"options": {"width": 0.25, **options}}
+    trainer = Trainer(make_task(config(images, tmp_path, model, graphs=True, precision=precision)))
+    trainer.model.train()
+    rounding = {"rtol": 1e-4, "atol": 1e-5} if precision == "fp32" else {"rtol": 2e-2, "atol": 2e-2}
+    for step in range(3):
+        x = torch.rand(8, 3, 12, 12, device="cuda").contiguous(memory_format=torch.channels_last)
+        graphs, of_graphs = gradients_of(trainer, trainer.model, x)
+        plain, of_plain = gradients_of(trainer, trainer.bare, x)
+        torch.testing.assert_close(graphs, plain, **rounding)
+        for name, gradient in of_plain.items():
+            scale = float(gradient.abs().max().clamp(min=1e-12))
+            torch.testing.assert_close(of_graphs[name] / scale, gradient / scale, **rounding, msg=f"{name}, {step}")
         with torch.no_grad():
-            for parameter in bare.parameters():
+            for parameter in trainer.bare.parameters():
                 parameter.mul_(0.9)
-    assert (model.eval()(x).float() - expected).abs().max() > 0.01  # of the last weights
 
 
 @gpu
-def test_a_step_does_not_wait_for_the_gpu(images, tmp_path):
-    trainer = Trainer(make_task(config(images, tmp_path)))
+@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, MUON])
+def test_a_step_does_not_wait_for_the_gpu(images, tmp_path, settings):
+    trainer = Trainer(make_task(config(images, tmp_path, **settings)))
     trainer.model.train()
     batches = list(trainer.loader)
     trainer._step(batches[:1])

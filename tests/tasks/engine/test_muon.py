@@ -100,6 +100,19 @@ def test_matrices_of_one_shape_are_updated_as_each_alone():
         torch.testing.assert_close(one, other, rtol=0, atol=5e-3)
 
 
+def test_packed_matrices_of_one_shape_and_other_layouts_keep_their_places():
+    """Two weights of two matrices each, and two filters that differ in their layout in memory."""
+    packed = [weight(12, 7), weight(12, 7)]
+    filters = [weight(6, 4, 3, 3), nn.Parameter(torch.randn(6, 4, 3, 3).contiguous(memory_format=torch.channels_last))]
+    alone = [nn.Parameter(parameter.detach().clone()) for parameter in (*packed, *filters)]
+    groups = [{"params": packed, "matrices": 2}, {"params": filters}]
+    steps(ours.Muon(groups, lr=0.1), (*packed, *filters), count=1)
+    for parameter, single in zip((*packed, *filters), alone, strict=True):
+        single.grad = parameter.grad
+        ours.Muon([{"params": [single], "matrices": 2 if single.ndim == 2 else 1}], lr=0.1).step()
+        torch.testing.assert_close(parameter, single, rtol=0, atol=5e-3)
+
+
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (3, 16, 40)])
 def test_updates_are_nearly_orthogonal(shape):
     """Singular values within the published 0.7 to 1.2, and the singular vectors of the matrix."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tasks import config as cfg
-from tasks.engine import Trainer
+from tasks.engine import RunFolder, Trainer
 from tasks.errors import TrainingError
 from tasks.spec import make_task
 from tests.helpers.commands import environment, train_and_kill
@@ -111,6 +111,13 @@ def test_a_run_goes_on_on_another_machine(images, tmp_path, monkeypatch):
     fit(images, tmp_path / "moved", workers=1, resume=True)
     whole, moved = weights_of(tmp_path / "whole"), weights_of(tmp_path / "moved")
     assert all(torch.equal(whole[key], moved[key]) for key in whole)
+    files = RunFolder(tmp_path / "moved")
+    stored = cfg.check(cfg.read_yaml(files.config), type(trainer.config), "stored")
+    changed = {"compile": True, "graphs": True, "workers": 3}
+    files.check_config(stored.model_copy(update={"train": stored.train.model_copy(update=changed)}), resume=True)
+    other = stored.model_copy(update={"train": stored.train.model_copy(update={"precision": "bf16"})})
+    with pytest.raises(TrainingError, match=r"train.precision was 'fp32', is 'bf16'"):
+        files.check_config(other, resume=True)
 
 
 def test_refusals(images, tmp_path):

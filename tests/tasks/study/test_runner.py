@@ -93,14 +93,15 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(make_study, code, rea
     assert all(end.failure == runner.failed[end.result.run.label] for end in ended)
 
 
-def test_the_fit_of_a_trained_run_is_measured_whatever_file_is_there(make_study, monkeypatch):
-    """As when an earlier measurement took another number of batches: training, then one measurement."""
+@pytest.mark.parametrize("stale", [None, 0.9])
+def test_the_fit_of_a_trained_run_is_measured_whatever_file_is_there(make_study, monkeypatch, stale):
+    """A file that is there, of as many batches or not, is of other weights: training, then a measurement."""
     run = screening_runs(make_study())[0]
     run.folder.mkdir(parents=True)
     (run.folder / "train_loss.json").write_text('{"loss": 1.0, "batches": 99}')
     states = [
         Result(run, "unfinished"),
-        Result(run, "finished", metrics={run.config.metric: 50.0}),
+        Result(run, "finished", metrics={run.config.metric: 50.0}, fit_loss=stale),
         Result(run, "finished", metrics={run.config.metric: 50.0}, fit_loss=0.5),
     ]
     monkeypatch.setattr("tasks.study.runner.read_result", lambda run: states.pop(0))
