@@ -52,7 +52,7 @@ def test_each_photograph_has_a_photographer_a_free_licence_and_a_known_class():
         assert photographer
         assert licence in LICENCES
         assert source.startswith(("https://commons.wikimedia.org/wiki/File:", "`skimage.data."))
-    classes = zoo.get_weights(demo.BASELINES["rescale"]).classes
+    classes = zoo.get_weights(demo.CLASSIFIER).classes
     for path in photographs:
         assert path.parent.name in classes
         picture = Image.open(path)
