@@ -199,8 +199,8 @@ def list_weights() -> list[str]:
     """Return the sorted names (``model.tag``) of all weights that can be loaded by name.
 
     >>> import zoo
-    >>> [name for name in zoo.list_weights() if name.startswith("rescalenet20_cifar")]
-    ['rescalenet20_cifar.cifar10', 'rescalenet20_cifar.cifar10_bn']
+    >>> [name for name in zoo.list_weights() if name.startswith("rescale_r3d")]
+    ['rescale_r3d_10.shapes']
     """
     return sorted(_index())
 
