@@ -191,6 +191,20 @@ def distortions(augment: CommonAugment, transform: InputTransform | VideoTransfo
     return steps
 
 
+class Flip:
+    """Random horizontal flip: ``v2.RandomHorizontalFlip`` of one tensor (..., H, W) with the same draws, in less time.
+
+    Args:
+        probability: probability of the flip.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels.flip(-1) if torch.rand(1) < self.probability else pixels
+
+
 class Mixing:
     """Mixup and CutMix of a batch with itself, shifted by one sample.
 

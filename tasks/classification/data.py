@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from tasks.augment import distortions
+from tasks.augment import Flip, distortions
 from tasks.classification.config import Augment, CentreCrop, DataSection, PadCrop
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
@@ -195,20 +195,6 @@ class PaddedCrop:
         return square
 
 
-class Flip:
-    """Random horizontal flip: ``v2.RandomHorizontalFlip`` of one tensor with the same draws, in a quarter of the time.
-
-    Args:
-        probability: probability of the flip.
-    """
-
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return image.flip(-1) if torch.rand(1) < self.probability else image
-
-
 def train_transform(augment: Augment, transform: InputTransform) -> v2.Transform:
     """Make the augmentation: uint8 (3, H, W) -> uint8 (3, size, size)."""
     crop, size = augment.crop, transform.size
@@ -227,6 +213,5 @@ def train_transform(augment: Augment, transform: InputTransform) -> v2.Transform
 
 def eval_transform(transform: InputTransform) -> v2.Transform:
     """Make the transform of evaluation, resize and centre crop: uint8 (3, H, W) -> uint8 (3, size, size)."""
-    interpolation = v2.InterpolationMode(transform.interpolation)
-    resize = v2.Resize(transform.resize, interpolation=interpolation, antialias=True)
+    resize = Resize(transform.resize, v2.InterpolationMode(transform.interpolation))
     return v2.Compose([resize, v2.CenterCrop(transform.size)])

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 # In this mode other threads may use CUDA while a graph is recorded, as the one does that pins batches of workers.
-_MODE: dict[str, Any] = {"capture_error_mode": "thread_local"}
-PINS_BESIDE = _MODE.keys() <= inspect.signature(torch.cuda.make_graphed_callables).parameters.keys()
+# An older torch does not have it, and no workers beside a recording.
+PINS_BESIDE = "capture_error_mode" in inspect.signature(torch.cuda.make_graphed_callables).parameters
+_MODE: dict[str, Any] = {"capture_error_mode": "thread_local"} if PINS_BESIDE else {}
 
 
 class GraphedNet(nn.Module):
@@ -50,9 +51,8 @@ class GraphedNet(nn.Module):
         # The recorded passes keep their nodes of the gradients, which belong to another stream than later steps. torch
         # synchronizes the two, and would warn of it in this process.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        mode = _MODE if PINS_BESIDE else {}  # an older torch, which has no workers beside it
         with torch.autocast("cuda", enabled=False):  # a backward pass runs outside of autocast
-            torch.cuda.make_graphed_callables(passes, (x.detach().clone(),), allow_unused_input=True, **mode)
+            torch.cuda.make_graphed_callables(passes, (x.detach().clone(),), allow_unused_input=True, **_MODE)
         # the recording ran the net a few times
         with torch.no_grad():
             for buffer, before in zip(self.net.buffers(), buffers, strict=True):

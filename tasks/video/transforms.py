@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from tasks.augment import distortions
+from tasks.augment import Flip, distortions
 from tasks.errors import UserError
 from tasks.video.config import Augment
 from zoo import VideoTransform
@@ -49,7 +49,7 @@ def train_transform(augment: Augment, transform: VideoTransform) -> v2.Transform
         v2.RandomCrop(transform.size),
     ]
     if augment.flip:
-        steps.append(v2.RandomHorizontalFlip(augment.flip))
+        steps.append(Flip(augment.flip))
     if augment.colour:
         strength = augment.colour
         steps.append(v2.ColorJitter(strength, strength, strength))

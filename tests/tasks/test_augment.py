@@ -7,9 +7,19 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 import zoo
-from tasks.augment import AugMix, AutoAugment, Erasing, Mixing, RandAugment, TrivialAugment, distortions, make_mixing
+from tasks.augment import (
+    AugMix,
+    AutoAugment,
+    Erasing,
+    Flip,
+    Mixing,
+    RandAugment,
+    TrivialAugment,
+    distortions,
+    make_mixing,
+)
 from tasks.classification.config import Augment
-from tasks.classification.data import Flip, PaddedCrop, Resize, train_transform
+from tasks.classification.data import PaddedCrop, Resize, train_transform
 from tasks.engine import seed_from
 from tasks.spec import make_task
 from tasks.video.config import Augment as VideoAugment
