@@ -50,18 +50,13 @@ DEFAULTS: dict[str, str] = {}  # tag that pretrained=True takes, by net; nets wi
 def read_tags(name: str) -> dict[str, Tag]:
     """Enter a net into ``TAGS`` and ``DEFAULTS``, and return its tags, the default first.
 
-    The default is the first tag that ships, else torchvision's own default for its first builder, else the first of
-    timm.
+    The default is torchvision's own for its first builder, else the first tag that ships, else the first of timm. So a
+    net that has ImageNet weights starts from these, as users of timm expect, whatever small weights ship beside them.
 
     Args:
         name: name of a registered net.
     """
     found: dict[str, Tag] = {}
-    for tag in weight_tags(name):
-        entry = get_weights(f"{name}.{tag}")
-        found[tag] = Tag(
-            entry.name, entry.transform, entry.classes, entry.config.in_chans, licence=entry.meta.get("licence")
-        )
     for builder, tag in sorted(_rows(torchvision)[name], key=functools.partial(_preference, name)):
         weights = f"{torchvision.PREFIX}{builder}:{tag}"
         about = torchvision.describe(weights)
@@ -69,6 +64,11 @@ def read_tags(name: str) -> dict[str, Tag]:
         licence = None if meta["licence"] == "unknown" else meta["licence"]
         short = _short("torchvision", tables.TORCHVISION, name, builder, tag)
         found[short] = Tag(weights, about["transform"], about["classes"], licence=licence, url=meta["url"])
+    for tag in weight_tags(name):
+        entry = get_weights(f"{name}.{tag}")
+        found[tag] = Tag(
+            entry.name, entry.transform, entry.classes, entry.config.in_chans, licence=entry.meta.get("licence")
+        )
     for architecture, tag in _rows(timm)[name]:
         short = _short("timm", tables.TIMM, name, architecture, tag)
         found[short] = Tag(f"{timm.PREFIX}{architecture}.{tag}", timm_name=f"{architecture}.{tag}")
