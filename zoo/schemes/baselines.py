@@ -14,7 +14,7 @@ from zoo.errors import ZooError
 from zoo.joins import Join
 from zoo.method import he_normal_
 from zoo.schemes.base import Place, register_scheme
-from zoo.schemes.vision import Extent, VisionScheme, dimensions, half, he
+from zoo.schemes.vision import Extent, VisionScheme, dimensions, half, he, pointwise
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Fixup(VisionScheme):
 
     def projection(self, in_channels: int, out_channels: int, *, stride: Extent = 1) -> nn.Module:
         # what a bias after it adds, the bias after the branch's last layer adds too
-        kernel: Extent = 1 if dimensions(stride) == 2 else (1, 1, 1)
-        return he(self._scalar_conv(in_channels, out_channels, kernel, stride, 1, after=False), mode=self.conv_mode)
+        conv = self._scalar_conv(in_channels, out_channels, pointwise(stride), stride, 1, after=False)
+        return he(conv, mode=self.conv_mode)
 
     def stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
         conv = self._scalar_conv(in_channels, out_channels, kernel_size, stride, 1, before=False)
@@ -168,8 +168,7 @@ class NormalizerFree(PreActivation):
         return self._standardized(in_channels, out_channels, kernel_size, 1, 1, 1.0)
 
     def projection(self, in_channels: int, out_channels: int, *, stride: Extent = 1) -> nn.Module:
-        kernel: Extent = 1 if dimensions(stride) == 2 else (1, 1, 1)
-        return self._standardized(in_channels, out_channels, kernel, stride, 1, RELU_GAIN)
+        return self._standardized(in_channels, out_channels, pointwise(stride), stride, 1, RELU_GAIN)
 
     def stem(self, in_channels: int, out_channels: int, kernel_size: Extent, *, stride: Extent = 1) -> nn.Module:
         return self._standardized(in_channels, out_channels, kernel_size, stride, 1, 1.0)

@@ -28,6 +28,11 @@ def dimensions(extent: Extent) -> int:
     return 2 if isinstance(extent, int) else 3
 
 
+def pointwise(stride: Extent) -> Extent:
+    """Return the kernel of a 1x1 convolution with as many dimensions as a stride."""
+    return 1 if dimensions(stride) == 2 else (1, 1, 1)
+
+
 def half(kernel: Extent) -> Extent:
     """Return the padding that keeps the size."""
     return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
@@ -89,8 +94,7 @@ class VisionScheme(Scheme):
 
     def projection(self, in_channels: int, out_channels: int, *, stride: Extent = 1) -> nn.Module:
         """Return the 1x1 convolution of a shortcut, with gain 1 (Kaiming with a = 1), as no ReLU of its own follows."""
-        kernel: Extent = 1 if dimensions(stride) == 2 else (1, 1, 1)
-        conv = self._make_conv(in_channels, out_channels, kernel, stride, 1)
+        conv = self._make_conv(in_channels, out_channels, pointwise(stride), stride, 1)
         return he(conv, gain=self.gain_of_projection())
 
     def gain_of_projection(self) -> float:
