@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import pydantic
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks.errors import ConfigError
 from tasks.files import configs_dir, find_file
@@ -101,13 +101,22 @@ class SGDRule(Strict):
     nesterov: bool = False
     weight_decay: float = Field(1e-4, ge=0, description="decay of weights; biases, multipliers and norms have none")
 
+    @model_validator(mode="after")
+    def _momentum_of_nesterov(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov=true requires momentum > 0")
+        return self
+
+
+Beta = Annotated[float, Field(ge=0, lt=1)]  # decay of a running mean
+
 
 class AdamWRule(Strict):
     """Adam with decoupled weight decay."""
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
 
@@ -471,11 +480,12 @@ def _explain(error: Any, schema: type[Strict]) -> str:
         return f"unknown key {dotted!r}{suggestion(str(key), [field for s in sections for field in s.model_fields])}"
     if error["type"] == "missing":
         return f"key {dotted!r} is missing"
+    message = error["msg"].removeprefix("Value error, ")
     if error["type"].startswith("union_tag"):
-        return f"{dotted}: {error['msg']}"
+        return f"{dotted}: {message}"
     if error["type"] == "value_error" and isinstance(error["input"], dict):  # keys of a section that do not go together
-        return f"{dotted}: {error['ctx']['error']}" if dotted else str(error["ctx"]["error"])
-    return f"{dotted}={error['input']!r}: {error['msg']}"
+        return f"{dotted}: {message}" if dotted else message
+    return f"{dotted}={error['input']!r}: {message}"
 
 
 def _variants(section: type[Strict], key: Any) -> list[type[Strict]]:
