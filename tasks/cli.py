@@ -96,15 +96,15 @@ def train(
         print_line(f"{resolved.output}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
 
 
-@app.command("train-loss")
-def train_loss(
+@app.command("fit-loss")
+def fit_loss(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     batches: Annotated[int, typer.Option(min=1, help="Number of training batches.")] = 80,
 ) -> None:
-    """Measure the loss of training samples in evaluation mode, without augmentation; writes train_loss.json there."""
-    from tasks.study.fit import measure_training_loss
+    """Measure the loss of training samples in evaluation mode, without augmentation; writes fit_loss.json there."""
+    from tasks.study.fit import measure_fit_loss
 
-    loss = measure_training_loss(run, batches)
+    loss = measure_fit_loss(run, batches)
     print_line(f"{run}: loss {loss:.6g} of {batches} training batches in evaluation mode, without augmentation")
 
 

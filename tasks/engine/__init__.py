@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.engine.fit import training_loss
+    from tasks.engine.optimizer import make_optimizer, rate
     from tasks.engine.records import (
         BlocksRecord,
         DivergedRecord,
@@ -23,17 +24,16 @@ if TYPE_CHECKING:
     )
     from tasks.engine.runlog import JsonlSink, RunLog, Sink, TensorBoardSink, register_sink
     from tasks.engine.sampler import EpochBatches, EpochSampler, Key, mix, seed_from
-    from tasks.engine.schedule import make_optimizer, rate
     from tasks.engine.state import Position, RunFolder
     from tasks.engine.task import BaseTask, Task
     from tasks.engine.trainer import Pace, Trainer
 
 _MODULES = {
     "fit": ("training_loss",),
+    "optimizer": ("make_optimizer", "rate"),
     "records": ("BlocksRecord", "DivergedRecord", "EpochRecord", "Record", "StepRecord", "read_log", "read_records"),
     "runlog": ("JsonlSink", "RunLog", "Sink", "TensorBoardSink", "register_sink"),
     "sampler": ("EpochBatches", "EpochSampler", "Key", "mix", "seed_from"),
-    "schedule": ("make_optimizer", "rate"),
     "state": ("Position", "RunFolder"),
     "task": ("BaseTask", "Task"),
     "trainer": ("Pace", "Trainer"),

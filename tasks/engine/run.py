@@ -20,10 +20,10 @@ from tasks.devices import crowded, dtype_of, make_accelerator
 from tasks.engine.average import WeightAverage
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.graphs import PINS_BESIDE, GraphedNet
+from tasks.engine.optimizer import describe_levels, make_optimizer
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
-from tasks.engine.schedule import describe_levels, make_optimizer
 from tasks.engine.state import Position, RunFolder, differences
 from tasks.engine.task import Task
 from tasks.errors import ConfigError, TrainingError
@@ -254,9 +254,14 @@ class Run:
         )
 
     def check_weights(self) -> None:
-        """Stop the run at a parameter that is not finite."""
-        for name, parameter in self.bare.named_parameters():
-            if not torch.isfinite(parameter).all():
+        """Stop the run at a parameter, or a statistic of a norm, that is not finite.
+
+        Statistics of the other ranks do not count: the main process stores the weights, and each forward pass copies
+        its statistics to all.
+        """
+        checked = self.bare.state_dict() if self.accelerator.is_main_process else dict(self.bare.named_parameters())
+        for name, values in checked.items():
+            if not torch.isfinite(values).all():
                 self.stop_not_finite(f"{name} has values that are not finite")
 
     def stop_not_finite(self, what: str) -> None:

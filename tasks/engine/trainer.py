@@ -120,6 +120,7 @@ class Trainer(Run):
             self.at.step += 1
         self._synchronize()
         seconds = (time.perf_counter() - begun) / (count - min(2, count - 1))
+        self.log.close()  # Windows does not remove a folder with an open file
         return Pace(self.steps_per_epoch, self.train.epochs, seconds)
 
     def _synchronize(self) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
 from tasks.config import Strict, check, find_config, parse_override, read_yaml
 
 Overrides = dict[str, Any]  # dotted key of a config -> value
+
+Value = TypeVar("Value")
 
 _NAME = re.compile(r"\w[\w.=,+-]*")  # of schemes and trials, which name folders
 
@@ -42,20 +44,33 @@ class SchemeSection(Variants):
     overrides: Overrides = Field({}, description="overrides of all runs of the scheme, such as model.options: {}")
 
 
-class Screening(Strict):
-    """The runs that choose a setting. They evaluate training samples that are held out."""
+class Stage(Strict):
+    """Runs that have the same purpose."""
 
     overrides: Overrides = Field({}, description="overrides of these runs, such as data.split: holdout")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="values of train.seed")
 
+    @field_validator("seeds")
+    @classmethod
+    def _different_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        return _check_different(seeds)
 
-class Finals(Strict):
+
+class Screening(Stage):
+    """The runs that choose a setting. They evaluate training samples that are held out."""
+
+
+class Finals(Stage):
     """The runs of each scheme's best setting. They evaluate the test set, once, at their end."""
 
-    overrides: Overrides = Field({}, description="overrides of these runs, such as data.split: official")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="values of train.seed")
     schemes: tuple[str, ...] | None = Field(None, description="schemes that are compared; default: all")
     baseline: str | None = Field(None, description="scheme that the others are compared with; default: the first")
+
+    @field_validator("schemes")
+    @classmethod
+    def _different_schemes(cls, schemes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if schemes is None else _check_different(schemes)
 
 
 class StudyConfig(Variants):
@@ -89,8 +104,8 @@ class StudyConfig(Variants):
 
     @model_validator(mode="after")
     def _own_keys(self) -> StudyConfig:
-        parts = [self, *self.schemes.values(), self.screening, self.finals]
-        given = [part.overrides for part in parts] + [self.last_overrides]  # type: ignore[attr-defined]
+        given = [self.overrides, self.last_overrides, self.screening.overrides, self.finals.overrides]
+        given += [section.overrides for section in self.schemes.values()]
         given += [trial for part in (self, *self.schemes.values()) for trial in [*part.trials.values(), part.grid]]
         for key, instead in (("train.seed", "seeds"), ("output", "the study's output")):
             if any(key in overrides for overrides in given):
@@ -106,6 +121,13 @@ class StudyConfig(Variants):
     def baseline(self) -> str:
         """Scheme that the others are compared with."""
         return self.finals.baseline or self.compared[0]
+
+
+def _check_different(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    """Return values of which none occurs twice."""
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]} occurs twice; remove one")
+    return values
 
 
 def _check_names(names: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The loss of a finished run on its training data: ``rescalenet train-loss``."""
+"""The loss of a finished run on its training data: ``rescalenet fit-loss``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tasks.engine.fit import training_loss
 from tasks.engine.state import RunFolder
 from tasks.errors import DataError
 from tasks.spec import check, load_model, make_task
-from tasks.study.results import LOSS_FILE
+from tasks.study.results import FIT_FILE
 from zoo.files import write_json
 
 
-def measure_training_loss(folder: Path, batches: int) -> float:
+def measure_fit_loss(folder: Path, batches: int) -> float:
     """Return the loss of training samples in evaluation mode without augmentation, and write it into the run's folder.
 
     Args:
@@ -37,5 +37,5 @@ def measure_training_loss(folder: Path, batches: int) -> float:
     accelerator = make_accelerator(precision=precision)
     model = load_model(entry).to(accelerator.device, dtype_of(precision))
     loss = training_loss(task, model, accelerator, batches)
-    write_json({"loss": loss, "batches": batches}, folder / LOSS_FILE)
+    write_json({"loss": loss, "batches": batches}, folder / FIT_FILE)
     return loss

@@ -73,20 +73,21 @@ class StudyRun:
 
     def fit_arguments(self) -> list[str]:
         """Return the arguments of ``rescalenet`` that measure the fit of the trained run."""
-        return ["train-loss", str(self.folder), "--batches", str(self.fit_batches)]
+        return ["fit-loss", str(self.folder), "--batches", str(self.fit_batches)]
 
 
 def trials_of(study: StudyConfig, scheme: str) -> list[Trial]:
     """Return the settings that are tried for a scheme; one without overrides if the study lists none.
 
     Raises:
-        ConfigError: two settings have the same name.
+        ConfigError: two settings have the same name. Names that differ in case only are the same, as for a folder on
+            macOS and Windows.
     """
     section = study.schemes[scheme]
     common = {"model.scheme": scheme, **section.overrides}
     variants = [*_variants(study), *_variants(section)] or [("recipe", {})]
-    names = [name for name, _ in variants]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    names = [name.casefold() for name, _ in variants]
+    if twice := [name for name, _ in variants if names.count(name.casefold()) > 1]:
         raise ConfigError(f"schemes.{scheme}: two trials are named {twice[0]!r}; rename one")
     return [Trial(scheme, name, _as_text([common, overrides])) for name, overrides in variants]
 

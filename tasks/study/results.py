@@ -17,7 +17,7 @@ from tasks.study.statistics import Estimate, estimate
 from zoo.weights import get_weights
 
 Status = Literal["finished", "diverged", "unfinished"]
-LOSS_FILE = "train_loss.json"  # in a run's folder, written by `rescalenet train-loss`
+FIT_FILE = "fit_loss.json"  # in a run's folder, written by `rescalenet fit-loss`
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,13 @@ def read_result(run: StudyRun) -> Result:
     if records and isinstance(records[-1], DivergedRecord):
         return Result(run, "diverged", epochs, {}, loss, reason=records[-1].reason)
     metric = evaluated.get(run.config.metric, math.nan)
-    # The log of an epoch is written before its weights, so a killed run may lack them.
-    if last is None or _epochs_of_weights(files.last) < run.config.train.epochs:
+    # The log of an epoch is written before its weights, so a killed run may lack them. After a power failure the log
+    # may end before the weights, which are on the disk as soon as they are written.
+    if min(epochs, _epochs_of_weights(files.last)) < run.config.train.epochs:
         return Result(run, "unfinished", epochs, evaluated, loss)
     if not math.isfinite(metric):
         return Result(run, "diverged", epochs, {}, loss, reason=f"{run.config.metric} is {metric}")
-    return Result(run, "finished", epochs, evaluated, loss, _fit_loss(run.folder / LOSS_FILE, run.fit_batches))
+    return Result(run, "finished", epochs, evaluated, loss, _fit_loss(run.folder / FIT_FILE, run.fit_batches))
 
 
 def is_complete(result: Result) -> bool:
@@ -76,7 +77,7 @@ def _epochs_of_weights(path: Path) -> int:
 
 
 def _fit_loss(path: Path, batches: int) -> float | None:
-    """Return the loss in a file of ``rescalenet train-loss``; None if it was measured on another number of batches."""
+    """Return the loss in a file of ``rescalenet fit-loss``; None if it was measured on another number of batches."""
     if not path.exists():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))

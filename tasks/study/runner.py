@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ from tasks.parent import PARENT
 from tasks.study.plan import StudyRun
 from tasks.study.results import Result, is_complete, read_result
 
-LOG_FILE = "output.txt"  # in a run's folder: what its process prints
+OUTPUT_FILE = "output.txt"  # in a run's folder: what its process prints
 _POLL = 0.2  # seconds between looks at the processes
 
 
@@ -106,7 +106,6 @@ class _Job:
         run: run of the study.
         process: process that trains the run or measures its fit.
         trains: whether the process trains the run.
-        output: file of what the process prints.
         epochs: epochs that were done when the run was started.
         begun: time when the run was started, in seconds.
     """
@@ -114,7 +113,6 @@ class _Job:
     run: StudyRun
     process: subprocess.Popen[Any]
     trains: bool
-    output: IO[bytes]
     epochs: int
     begun: float
 
@@ -168,47 +166,52 @@ class Runner:
                 for slot in range(self.slots.jobs):
                     if slot not in self.jobs and waiting:
                         result = waiting.pop()
-                        self._start(slot, result, result.epochs, time.monotonic())
+                        self._start(slot, result, result.epochs, time.monotonic(), on_end)
                     if slot in self.jobs and self.jobs[slot].process.poll() is not None:
                         self._ended(slot, on_end)
                 on_poll([job.run for job in self.jobs.values()])
                 time.sleep(_POLL)
         finally:
             stop([job.process for job in self.jobs.values()])
-            for job in self.jobs.values():
-                job.output.close()
             self.jobs = {}
 
-    def _start(self, slot: int, result: Result, epochs: int, begun: float) -> None:
-        """Start the next process of a run: training, or the measurement of its fit.
+    def _start(self, slot: int, result: Result, epochs: int, begun: float, on_end: Callable[[Ended], None]) -> None:
+        """Start the next process of a run: training, or the measurement of its fit. A run that cannot start has ended.
 
         Args:
             slot: number of the slot.
             result: present result of the run.
             epochs: epochs that were done when the run was started.
             begun: time when the run was started, in seconds.
+            on_end: function that is called when a run has ended.
         """
         run = result.run
         trains = result.status == "unfinished"
         arguments = run.arguments() if trains else run.fit_arguments()
-        run.folder.mkdir(parents=True, exist_ok=True)
-        output = (run.folder / LOG_FILE).open("ab")
-        process = self.slots.start(slot, arguments, stdout=output, stderr=subprocess.STDOUT)
-        self.jobs[slot] = _Job(run, process, trains, output, epochs, begun)
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            with (run.folder / OUTPUT_FILE).open("ab") as output:
+                process = self.slots.start(slot, arguments, stdout=output, stderr=subprocess.STDOUT)
+        except OSError as error:  # such as a full disk, on which runs that have their files may go on
+            self._end(result, epochs, begun, on_end, f"{run.folder}: {error.strerror}")
+            return
+        self.jobs[slot] = _Job(run, process, trains, epochs, begun)
 
     def _ended(self, slot: int, on_end: Callable[[Ended], None]) -> None:
         """Go on after a process: with the next one of its run, or with the end of the run."""
         job = self.jobs.pop(slot)
-        job.output.close()
         result = read_result(job.run)
         if job.process.returncode == 0 and job.trains and result.status == "finished":
-            self._start(slot, result, job.epochs, job.begun)
+            self._start(slot, result, job.epochs, job.begun, on_end)
             return
-        failure = ""
-        if not is_complete(result):
-            failure = describe_failure(job.process.returncode, job.run.folder)
-            self.failed[job.run.label] = failure
-        on_end(Ended(result, time.monotonic() - job.begun, result.epochs - job.epochs, failure))
+        failure = "" if is_complete(result) else describe_failure(job.process.returncode, job.run.folder)
+        self._end(result, job.epochs, job.begun, on_end, failure)
+
+    def _end(self, result: Result, epochs: int, begun: float, on_end: Callable[[Ended], None], failure: str) -> None:
+        """Note a failure, if there is one, and report the end of a run."""
+        if failure:
+            self.failed[result.run.label] = failure
+        on_end(Ended(result, time.monotonic() - begun, result.epochs - epochs, failure))
 
 
 def stop(processes: Sequence[subprocess.Popen[Any]]) -> None:
@@ -229,7 +232,7 @@ def describe_failure(code: int, folder: Path) -> str:
         code: exit code of the process; negative for the number of a signal.
         folder: folder of the run.
     """
-    last = last_of((folder / LOG_FILE).read_text(encoding="utf-8", errors="replace"))
+    last = last_of((folder / OUTPUT_FILE).read_text(encoding="utf-8", errors="replace"))
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
         return f"ended by signal {name} (SIGKILL: often for lack of memory), after: {last}"

@@ -13,7 +13,7 @@ from tasks.config import RunConfig
 from tasks.errors import ConfigError, UserError
 from tasks.progress import StatusLine, clock, print_line
 from tasks.study.config import StudyConfig
-from tasks.study.plan import FINALS, StudyRun, check_folders, final_runs, screening_runs, trials_of
+from tasks.study.plan import FINALS, StudyRun, Trial, check_folders, final_runs, screening_runs, trials_of
 from tasks.study.report import write_reports
 from tasks.study.results import Result, chosen_trials, is_complete, read_result, settings_of
 from tasks.study.runner import Ended, Runner, Slots, measure_paces
@@ -47,7 +47,8 @@ class Study:
         if type(example).without_augmentation is RunConfig.without_augmentation:
             example.without_augmentation()  # raises the error that explains what the task lacks
         self.runner = Runner(slots)
-        self.seconds_per_epoch: dict[str, float] = {}  # by scheme, or by scheme and trial once it was trained
+        self.paces: dict[str, float] = {}  # seconds of an epoch by scheme, measured before the study
+        self.paces_of_trials: dict[Trial, float] = {}  # the same of trials that were trained
         self._done: dict[str, Result] = {}  # complete results by label, which are not read again
         # what the folder has already
         self._check_recipe()
@@ -75,7 +76,7 @@ class Study:
         unfinished = [run for run in (*self.screening, *finals) if self._result(run).status == "unfinished"]
         first = {run.trial.scheme: run for run in reversed(unfinished)}
         for scheme, pace in zip(first, measure_paces(list(first.values()), self.slots), strict=True):
-            self.seconds_per_epoch[scheme] = pace["seconds"] / pace["epochs"]
+            self.paces[scheme] = pace["seconds"] / pace["epochs"]
         # one row for each stage and scheme
         headings = ("runs", "done", "epochs", "min/epoch", "core-minutes left")
         lines = [f"{'stage':<8}{'scheme':<16}" + "".join(f"{heading:>{len(heading) + 3}}" for heading in headings)]
@@ -84,7 +85,7 @@ class Study:
                 own = [run for run in runs if run.trial.scheme == scheme]
                 done = sum(self._result(run).status != "unfinished" for run in own)
                 minutes = sum(self._seconds_left(run) for run in own) / 60 * self.slots.threads
-                each = f"{self.seconds_per_epoch.get(scheme, 0.0) / 60:.2f}"
+                each = f"{self.paces.get(scheme, 0.0) / 60:.2f}"
                 cells = (len(own), done, own[0].config.train.epochs, each, f"{minutes:.0f}")
                 row = "".join(f"{cell:>{len(head) + 3}}" for cell, head in zip(cells, headings, strict=True))
                 lines.append(f"{stage:<8}{scheme:<16}{row}")
@@ -161,7 +162,7 @@ class Study:
         def on_end(ended: Ended) -> None:
             run = ended.result.run
             if ended.epochs > 0:
-                self.seconds_per_epoch[f"{run.trial.scheme}/{run.trial.name}"] = ended.seconds / ended.epochs
+                self.paces_of_trials[run.trial] = ended.seconds / ended.epochs
             count = sum(is_complete(self._result(run)) for run in runs)
             what = f"{run.label}: failed, {ended.failure}" if ended.failure else describe(ended.result, self.metric)
             print_line(f"[{count}/{total}] {what}  ({clock(ended.seconds)})")
@@ -185,8 +186,8 @@ class Study:
 
     def _seconds_left(self, run: StudyRun) -> float:
         """Return the expected time of the rest of a run."""
-        result, own = self._result(run), f"{run.trial.scheme}/{run.trial.name}"
-        pace = self.seconds_per_epoch.get(own, self.seconds_per_epoch.get(run.trial.scheme, 0.0))
+        result = self._result(run)
+        pace = self.paces_of_trials.get(run.trial, self.paces.get(run.trial.scheme, 0.0))
         return (run.config.train.epochs - result.epochs) * pace if result.status == "unfinished" else 0.0
 
     def _progress(self, runs: Sequence[StudyRun], active: Sequence[StudyRun]) -> str:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from accelerate.utils import set_seed
 
 import zoo
-from tasks.engine import Trainer
+from tasks.engine import Trainer, seed_from
 from tasks.spec import check, make_task
 
 EVERYTHING = {  # of data.augment, beside crop and flip
@@ -30,6 +31,20 @@ def crash_after_step(trainer, step, monkeypatch):
             raise Crash
 
     monkeypatch.setattr(trainer, "_log_step", crash)
+
+
+def draw_as_ranks(trainer, monkeypatch, ranks=2):
+    """Let one process draw at random what several would: each share of a batch with the random state of its rank."""
+    losses, seed = trainer.task.losses, trainer.train.seed
+
+    def by_rank(model, batch, dtype):
+        terms = []
+        for rank, share in enumerate(zip(*(part.chunk(ranks) for part in batch), strict=True)):
+            set_seed(seed_from(seed, trainer.at.step, rank) % 2**32)
+            terms.append(losses(model, share, dtype)["loss"])
+        return {"loss": torch.stack(terms).mean()}
+
+    monkeypatch.setattr(trainer.task, "losses", by_rank)
 
 
 def config(images, output, model=None, data=None, **train):

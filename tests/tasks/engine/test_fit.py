@@ -15,7 +15,7 @@ from tasks.engine.state import RunFolder
 from tasks.errors import DataError
 from tasks.plots import read_log
 from tasks.spec import make_task
-from tasks.study.fit import measure_training_loss
+from tasks.study.fit import measure_fit_loss
 from tests.helpers.training import config, fit
 
 AUGMENT = {"crop": {"name": "pad", "padding": 4}, "flip": 0.5, "mixup": 0.4}
@@ -24,7 +24,7 @@ AUGMENT = {"crop": {"name": "pad", "padding": 4}, "flip": 0.5, "mixup": 0.4}
 def test_it_is_the_cross_entropy_of_plain_images(images, tmp_path):
     """The whole training set: the mean over the pictures as evaluation shows them to the net."""
     fit(images, tmp_path / "run", model={"options": {"width": 0.25, "drop_rate": 0.5}}, data={"augment": AUGMENT})
-    found = measure_training_loss(tmp_path / "run", batches=100)
+    found = measure_fit_loss(tmp_path / "run", batches=100)
     task = make_task(config(images, tmp_path / "other"))
     model = zoo.create_model("rescalenet20_cifar", str(tmp_path / "run/checkpoints/last.safetensors")).eval()
     total = 0.0
@@ -32,7 +32,7 @@ def test_it_is_the_cross_entropy_of_plain_images(images, tmp_path):
         logits = model(task.inputs((pixels[None],), torch.float32))
         total += float(F.cross_entropy(logits, torch.tensor([label])))
     assert found == pytest.approx(total / len(task.train_images), rel=1e-5)
-    assert json.loads((tmp_path / "run/train_loss.json").read_text()) == {"loss": found, "batches": 100}
+    assert json.loads((tmp_path / "run/fit_loss.json").read_text()) == {"loss": found, "batches": 100}
 
 
 def test_it_is_the_same_each_time_and_changes_nothing(images, tmp_path):
@@ -47,7 +47,7 @@ def test_it_is_the_same_each_time_and_changes_nothing(images, tmp_path):
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(DataError, match="no weights in it"):
-        measure_training_loss(tmp_path, 1)
+        measure_fit_loss(tmp_path, 1)
 
 
 def test_a_run_that_diverges_is_marked_in_its_log(images, tmp_path):
@@ -61,7 +61,7 @@ def test_a_run_that_diverges_is_marked_in_its_log(images, tmp_path):
 
 
 def test_the_pace_is_that_of_the_steps(images, tmp_path, monkeypatch):
-    """Steps that wait are timed as long as they wait; nothing is stored but the config."""
+    """Steps that wait are timed as long as they wait; nothing is stored but the config, and no file stays open."""
     trainer = Trainer(make_task(config(images, tmp_path / "run", epochs=7)))
     step = trainer._step
 
@@ -70,7 +70,10 @@ def test_the_pace_is_that_of_the_steps(images, tmp_path, monkeypatch):
         return step(forwards)
 
     monkeypatch.setattr(trainer, "_step", slow)
+    closed = []
+    monkeypatch.setattr(trainer.log, "close", lambda: closed.append(True))
     pace = trainer.measure(3)
+    assert closed
     assert (pace.steps_per_epoch, pace.epochs) == (6, 7)
     assert pace.seconds_per_step > 0.2
     assert pace.seconds == pytest.approx(42 * pace.seconds_per_step)

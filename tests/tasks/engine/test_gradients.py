@@ -11,7 +11,7 @@ import zoo
 from tasks.config import SGD, AdamW, Muon
 from tasks.engine import Trainer
 from tasks.engine.gradients import GradientChanges, centralize_, clip_units_, dims_of_units
-from tasks.engine.schedule import make_optimizer
+from tasks.engine.optimizer import make_optimizer
 from tasks.errors import ConfigError
 from tasks.spec import make_task
 from tests.helpers.detection import small

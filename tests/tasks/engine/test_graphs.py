@@ -8,7 +8,6 @@ from tasks.errors import ConfigError
 from tasks.spec import make_task
 from tests.helpers.training import config, fit, weights_of
 
-MUON = {"optimizer": {"name": "muon", "lr": 0.02, "clip_norm": 1.0, "rest": {"name": "sgd", "lr": 0.1}}}
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -70,18 +69,3 @@ def test_replays_are_the_nets_passes(images, tmp_path, precision, options):
         with torch.no_grad():
             for parameter in trainer.bare.parameters():
                 parameter.mul_(0.9)
-
-
-@gpu
-@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, MUON])
-def test_a_step_does_not_wait_for_the_gpu(images, tmp_path, settings):
-    trainer = Trainer(make_task(config(images, tmp_path, **settings)))
-    trainer.model.train()
-    batches = list(trainer.loader)
-    trainer._step(batches[:1])
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        trainer._step(batches[1:2])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -12,7 +12,7 @@ from tasks.config import AdamWRule, Muon, SGDRule
 from tasks.engine import Trainer, make_optimizer
 from tasks.engine import muon as ours
 from tasks.engine.muon import JoinedOptimizer, orthogonalized
-from tasks.engine.schedule import describe_levels
+from tasks.engine.optimizer import describe_levels
 from tasks.errors import ConfigError
 from tasks.spec import make_task
 from tests.helpers.detection import small

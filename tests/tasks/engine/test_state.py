@@ -10,6 +10,7 @@ import torch
 from tasks import config as cfg
 from tasks.engine import RunFolder, Trainer
 from tasks.errors import TrainingError
+from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.commands import environment, train_and_kill
 from tests.helpers.training import EVERYTHING, Crash, config, crash_after_step, fit, weights_of
@@ -80,6 +81,23 @@ def test_weights_that_are_not_finite_are_never_saved(images, tmp_path, monkeypat
         trainer.fit()
     state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
     assert state["position"]["step"] == 2
+
+
+def test_statistics_that_are_not_finite_are_never_saved(images, tmp_path, monkeypatch):
+    """The running variance of a BatchNorm, which no loss of training depends on."""
+    trainer = Trainer(make_task(config(images, tmp_path / "run", {"scheme": "bn"}, log_every=50)))
+    step = trainer._step
+
+    def poisoned(forwards):
+        if trainer.at.step == 2:
+            trainer.bare.stem[1].running_var[0] = math.inf
+        return step(forwards)
+
+    monkeypatch.setattr(trainer, "_step", poisoned)
+    with pytest.raises(TrainingError, match=r"running_var has values that are not finite"):
+        trainer.fit()
+    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["position"]["step"] == 2
+    assert read_log(tmp_path / "run/log.jsonl")[-1]["event"] == "diverged"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(images, tmp_path, monkeypatch):

@@ -4,17 +4,16 @@ import math
 
 import pytest
 import torch
-from accelerate.utils import set_seed
 
 import zoo
 from tasks import config as cfg
 from tasks.config import AdamW
-from tasks.engine import Trainer, seed_from
+from tasks.engine import Trainer
 from tasks.errors import ConfigError, TrainingError
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.commands import on_two_processes
-from tests.helpers.training import EVERYTHING, config, fit, weights_of
+from tests.helpers.training import EVERYTHING, config, draw_as_ranks, fit, weights_of
 
 
 @pytest.mark.parametrize("scheme", ["rescale", "gn"])
@@ -43,14 +42,7 @@ def test_two_processes_draw_their_own_mixing(images, tmp_path, monkeypatch):
     settings = {"precision": "fp64", "epochs": 1, "data": {"augment": augment}}
     task = make_task(config(images, tmp_path / "one", **settings))
     trainer = Trainer(task)
-    losses, targets = task.losses, []
-
-    def halves(model, batch, dtype):
-        terms = []
-        for rank, half in enumerate(zip(*(part.chunk(2) for part in batch), strict=True)):
-            set_seed(seed_from(0, trainer.at.step, rank) % 2**32)
-            terms.append(losses(model, half, dtype)["loss"])
-        return {"loss": torch.stack(terms).mean()}
+    targets = []
 
     def watch(x, labels):
         mixed, target = mixing(x, labels)
@@ -58,7 +50,7 @@ def test_two_processes_draw_their_own_mixing(images, tmp_path, monkeypatch):
         return mixed, target
 
     mixing = task.mixing
-    monkeypatch.setattr(task, "losses", halves)
+    draw_as_ranks(trainer, monkeypatch)
     monkeypatch.setattr(task, "mixing", watch)
     trainer.fit()
     assert len(set(targets)) > 6  # of 2 x 6 draws; some shares are 1

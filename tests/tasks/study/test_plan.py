@@ -86,6 +86,10 @@ BN = {"trials": {"one": {"label_smoothing": 0.1}, "two": {"label_smoothing": 0.2
         ({"screening": {}}, "would choose a setting on the test set; set the keys"),
         ({"trials": {"../up": {}}}, "'../up': must be letters"),
         ({"trials": {"gain": {"label_smoothing": 0.3}}}, "schemes.rescale: two trials are named 'gain'"),
+        ({"trials": {"a": {}, "A": {"label_smoothing": 0.3}}}, "schemes.rescale: two trials are named 'a'"),
+        ({"finals": {"seeds": [0, 1, 0]}}, r"finals.seeds=\[0, 1, 0\]: 0 occurs twice; remove one"),
+        ({"screening": {"seeds": [3, 3]}}, r"screening.seeds=\[3, 3\]: 3 occurs twice; remove one"),
+        ({"finals": {"schemes": ["bn", "bn"]}}, r"finals.schemes=.*: bn occurs twice; remove one"),
         ({"finals": {"schemes": ["rescale", "ln"]}}, "finals.schemes: 'ln' is not one of rescale, bn"),
         ({"finals": {"schemes": ["rescale"], "baseline": "bn"}}, "'bn' is not one of finals.schemes"),
         ({"grid": {"train.optimizer.lr": []}}, "train.optimizer.lr has no values"),
@@ -130,6 +134,8 @@ def test_the_studies_that_ship_are_valid():
     for path in names:
         study = read_study(f"studies/{path.stem}")
         assert len(screening_runs(study)) >= 2 * len(study.compared)
+        first = {scheme: trials_of(study, scheme)[0] for scheme in study.compared}
+        assert len(final_runs(study, first)) == len(study.compared) * len(study.finals.seeds)
 
 
 def test_what_the_weights_of_a_run_chose_is_no_difference(make_study):

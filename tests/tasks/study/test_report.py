@@ -35,7 +35,7 @@ def finish(monkeypatch):
             records.append({"event": "diverged", "step": 9, "epoch": epochs, "reason": "the loss is nan"})
         else:
             weights[run.folder / "checkpoints" / "last.safetensors"] = epochs
-            write_json({"loss": fit, "batches": 3}, run.folder / "train_loss.json")
+            write_json({"loss": fit, "batches": 3}, run.folder / "fit_loss.json")
         write_text("".join(json.dumps(record) + "\n" for record in records), run.folder / "log.jsonl")
 
     return write
@@ -55,6 +55,15 @@ def test_status_of_runs(make_study, finish):
     ]
     assert (found[0].metrics, found[0].train_loss, found[0].fit_loss) == ({"top1": 50.0}, 0.7, 0.6)
     assert found[1].reason == "the loss is nan"
+
+
+def test_a_log_that_ends_before_the_weights_is_not_finished(make_study, finish):
+    """As after a power failure; what the middle of a run scored must not choose a setting."""
+    run = screening_runs(make_study())[0]
+    finish(run, 50.0)
+    log = run.folder / "log.jsonl"
+    log.write_bytes(log.read_bytes().splitlines(keepends=True)[0] + b"\0" * 200)
+    assert read_result(run).status == "unfinished"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -93,12 +93,23 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(make_study, code, rea
     assert all(end.failure == runner.failed[end.result.run.label] for end in ended)
 
 
+def test_a_run_that_cannot_be_started_is_reported_and_the_others_go_on(make_study):
+    """A file in the place of the run's folder fails as a full disk does: with an OSError."""
+    runs = screening_runs(make_study())
+    runs[0].folder.parent.mkdir(parents=True)
+    runs[0].folder.write_text("in the way")
+    runner, ended = Runner(slots("raise SystemExit(3)")), []
+    runner.execute(runs, on_end=ended.append, on_poll=lambda active: None)
+    assert sorted(end.result.run.label for end in ended) == sorted(run.label for run in runs)
+    assert runner.failed[runs[0].label] == f"{runs[0].folder}: File exists"
+
+
 @pytest.mark.parametrize("stale", [None, 0.9])
 def test_the_fit_of_a_trained_run_is_measured_whatever_file_is_there(make_study, monkeypatch, stale):
     """A file that is there, of as many batches or not, is of other weights: training, then a measurement."""
     run = screening_runs(make_study())[0]
     run.folder.mkdir(parents=True)
-    (run.folder / "train_loss.json").write_text('{"loss": 1.0, "batches": 99}')
+    (run.folder / "fit_loss.json").write_text('{"loss": 1.0, "batches": 99}')
     states = [
         Result(run, "unfinished"),
         Result(run, "finished", metrics={run.config.metric: 50.0}, fit_loss=stale),
@@ -107,7 +118,7 @@ def test_the_fit_of_a_trained_run_is_measured_whatever_file_is_there(make_study,
     monkeypatch.setattr("tasks.study.runner.read_result", lambda run: states.pop(0))
     runner, ended = Runner(slots("import sys; print(sys.argv[1])")), []
     runner.execute([run], on_end=ended.append, on_poll=lambda active: None)
-    assert (run.folder / "output.txt").read_text().split() == ["train", "train-loss"]
+    assert (run.folder / "output.txt").read_text().split() == ["train", "fit-loss"]
     assert [end.failure for end in ended] == [""]
 
 
@@ -131,7 +142,7 @@ def test_the_process_of_a_run(make_study):
     assert arguments[:2] == ["train", run.recipe]
     assert arguments[-1] == "--resume"
     assert f"output={run.folder}" in arguments
-    assert run.fit_arguments() == ["train-loss", str(run.folder), "--batches", "3"]
+    assert run.fit_arguments() == ["fit-loss", str(run.folder), "--batches", "3"]
 
 
 def test_the_last_line_of_an_output():

@@ -13,7 +13,7 @@ from tasks.engine import Trainer
 from tasks.errors import ConfigError, DataError
 from tasks.plots import read_log
 from tasks.spec import make_task
-from tasks.study.fit import measure_training_loss
+from tasks.study.fit import measure_fit_loss
 from tasks.translation.corpus import Corpus, prepare
 from tasks.translation.evaluate import score
 from tests.helpers.commands import environment, on_two_processes, train_and_kill
@@ -187,7 +187,7 @@ def test_fine_tuning_wants_the_vocabulary_of_the_weights(prepared, tmp_path):
 def test_the_training_loss_in_evaluation_mode(prepared, tmp_path):
     """The loss of a token without dropout and label smoothing, by hand over the same pairs."""
     fit(prepared, tmp_path / "run", epochs=1)
-    found = measure_training_loss(tmp_path / "run", batches=10**6)
+    found = measure_fit_loss(tmp_path / "run", batches=10**6)
     task = make_task(config(prepared, tmp_path / "other"))
     model = zoo.create_model("rescale_transformer_tiny", str(tmp_path / "run/checkpoints/last.safetensors")).eval()
     total, count = 0.0, 0

@@ -13,7 +13,7 @@ from tasks import config as engine_cfg
 from tasks.engine import Trainer
 from tasks.plots import read_log
 from tasks.spec import make_task, task_of
-from tasks.study.fit import measure_training_loss
+from tasks.study.fit import measure_fit_loss
 from tasks.video.evaluate import read_predictions
 from tests.helpers.commands import environment, on_two_processes
 from tests.helpers.video import config, fit
@@ -134,6 +134,6 @@ def test_a_disk_that_fills(moving, tmp_path):
 
 def test_the_training_loss_in_evaluation_mode(moving, tmp_path):
     fit(moving, tmp_path / "run", model={"options": {"width": 0.25, "drop_rate": 0.5}})
-    first, second = (measure_training_loss(tmp_path / "run", batches=3) for _ in range(2))
+    first, second = (measure_fit_loss(tmp_path / "run", batches=3) for _ in range(2))
     assert first == second
     assert 0 < first < 3
