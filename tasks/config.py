@@ -11,7 +11,7 @@ import operator
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -343,7 +343,15 @@ class TrainSection(Strict):
 
 
 class RunConfig(Strict):
-    """Base of the tasks' configs, which add their model and data sections."""
+    """Base of the tasks' configs, which add their model and data sections.
+
+    Attributes:
+        held_out_setting: setting with which ``evaluates_held_out`` is true, for messages.
+        test_set_setting: setting with which it is false.
+    """
+
+    held_out_setting: ClassVar[str] = "data.split: holdout"
+    test_set_setting: ClassVar[str] = "data.split: official"
 
     task: str
     output: str = Field(description="the run's folder")

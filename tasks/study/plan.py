@@ -109,8 +109,8 @@ def screening_runs(study: StudyConfig) -> list[StudyRun]:
             runs.append(_run(study, SCREENING, trial, seed, study.screening.overrides))
             if not runs[-1].config.evaluates_held_out:
                 raise ConfigError(
-                    f"screening.overrides: {runs[-1].label} would choose a setting on the test set; set the keys that "
-                    "keep training samples apart, as data.split: holdout"
+                    f"screening.overrides: {runs[-1].label} would choose a setting on the test set; set "
+                    f"{runs[-1].config.held_out_setting}"
                 )
     _check_different(runs)
     _check_same_budget(study, runs)
@@ -135,8 +135,8 @@ def final_runs(study: StudyConfig, chosen: Mapping[str, Trial]) -> list[StudyRun
             run = _run(study, FINALS, chosen[scheme], seed, study.finals.overrides)
             if run.config.evaluates_held_out:
                 raise ConfigError(
-                    f"finals.overrides: {run.label} would evaluate training samples that are held out; set the keys "
-                    "that choose the test set, as data.split: official"
+                    f"finals.overrides: {run.label} would evaluate training samples that are held out; set "
+                    f"{run.config.test_set_setting}"
                 )
             runs.append(_evaluated_once(run))
     _check_same_budget(study, runs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -75,6 +75,9 @@ class TranslationModelSection(BackboneSection):
 
 class TranslationConfig(RunConfig):
     """A run of translation; ``train.batch_size`` counts tokens, padding included, of either side."""
+
+    held_out_setting: ClassVar[str] = "data.corpus.holdout: 10, and a data.folder that was prepared with it"
+    test_set_setting: ClassVar[str] = "data.corpus.holdout: 0, and a data.folder that was prepared with it"
 
     task: Literal["translation"]
     model: TranslationModelSection

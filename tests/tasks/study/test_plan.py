@@ -7,7 +7,7 @@ import pytest
 from tasks import config as cfg
 from tasks.errors import ConfigError, TrainingError
 from tasks.spec import make_task
-from tasks.study.config import read_study
+from tasks.study.config import StudyConfig, read_study
 from tasks.study.plan import check_folders, final_runs, screening_runs, trials_of
 from tests.helpers.paths import ROOT
 from zoo.files import write_text
@@ -83,7 +83,7 @@ BN = {"trials": {"one": {"label_smoothing": 0.1}, "two": {"label_smoothing": 0.2
             {"trials": {"base": {"train.optimizer.rl": 1}}},
             r"trials/rescale/base: .*unknown key 'train.optimizer.rl' \(did you mean lr",
         ),
-        ({"screening": {}}, "would choose a setting on the test set; set the keys"),
+        ({"screening": {}}, "would choose a setting on the test set; set data.split: holdout"),
         ({"trials": {"../up": {}}}, "'../up': must be letters"),
         ({"trials": {"gain": {"label_smoothing": 0.3}}}, "schemes.rescale: two trials are named 'gain'"),
         ({"trials": {"a": {}, "A": {"label_smoothing": 0.3}}}, "schemes.rescale: two trials are named 'a'"),
@@ -151,6 +151,26 @@ def test_final_runs_that_would_evaluate_held_out_samples_are_refused(make_study,
     study = make_study("data.split=holdout", finals={"seeds": [0], **finals})
     with pytest.raises(ConfigError, match="finals/rescale/base/seed0 would evaluate training samples"):
         final_runs(study, {scheme: trials_of(study, scheme)[0] for scheme in ("rescale", "bn")})
+
+
+def test_a_study_of_translation_holds_samples_out_when_the_corpus_is_prepared(tmp_path):
+    """The message of a study without the keys names them, and the study with them has both stages."""
+    content = {
+        "recipe": "translation/multi30k/en_de",
+        "output": str(tmp_path / "study"),
+        "trials": {"a": {}, "b": {"train.optimizer.lr": 0.001}},
+        "schemes": {"rescale": {}},
+    }
+    plain = cfg.check(content, StudyConfig, "study")
+    with pytest.raises(ConfigError, match="on the test set; set data.corpus.holdout: 10, and a data.folder that was"):
+        screening_runs(plain)
+    stages = {
+        "screening": {"overrides": {"data.corpus.holdout": 10, "data.folder": "a"}},
+        "finals": {"overrides": {"data.corpus.holdout": 0, "data.folder": "b"}},
+    }
+    study = cfg.check({**content, **stages}, StudyConfig, "study")
+    assert len(screening_runs(study)) == 2
+    assert len(final_runs(study, {"rescale": trials_of(study, "rescale")[0]})) == 3
 
 
 def test_later_overrides_win(make_study):
