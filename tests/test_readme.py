@@ -142,7 +142,7 @@ def test_the_page_on_translation_runs():
     scope, blocks = page("translation")
     assert blocks == 1
     assert scope["logits"].shape == (2, 3, 8000)
-    assert type(scope["rival"].encoder_end).__name__ == "LayerNorm"
+    assert type(scope["baseline"].encoder_end).__name__ == "LayerNorm"
 
 
 def test_the_page_on_weights_runs(tmp_path, monkeypatch, capsys):
