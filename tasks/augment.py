@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -84,25 +84,32 @@ class AugMix(PolicySection):
         return v2.AugMix(self.severity, self.width, depth, self.alpha, interpolation=interpolation, fill=fill)
 
 
+def up_to(limit: float) -> AfterValidator:
+    """Return a validator of ranges [low, high] with 0 < low <= high <= limit."""
+
+    def check(given: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < given[0] <= given[1] <= limit:
+            raise ValueError(f"must be [low, high] with 0 < low <= high <= {limit:g}")
+        return given
+
+    return AfterValidator(check)
+
+
+Share = Annotated[tuple[float, float], up_to(1.0)]  # range of a share of the image's area
+Ratio = Annotated[tuple[float, float], up_to(100.0)]  # range of a height over a width
+
+
 class Erasing(Strict):
     """Random erasing (Zhong et al. 2020): a random rectangle loses its content."""
 
-    probability: float = Field(0.25, gt=0, le=1, description="probability that an image is erased in")
-    scale: tuple[float, float] = Field((0.02, 0.33), description="range of the rectangle's share of the area")
-    ratio: tuple[float, float] = Field((0.3, 3.3), description="range of the rectangle's height over its width")
+    probability: float = Field(0.25, gt=0, le=1, description="probability that a rectangle of an image is erased")
+    scale: Share = Field((0.02, 0.33), description="range of the rectangle's share of the area")
+    ratio: Ratio = Field((0.3, 3.3), description="range of the rectangle's height over its width")
     value: Literal["mean", "random"] = Field(
         "mean",
         description="mean: the mean colour of the data, 0 after the standardisation; random: noise with the mean and "
         "std of the data",
     )
-
-    @field_validator("scale", "ratio")
-    @classmethod
-    def _range(cls, given: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
-        limit = 1.0 if info.field_name == "scale" else 100.0
-        if not 0 < given[0] <= given[1] <= limit:
-            raise ValueError(f"must be [low, high] with 0 < low <= high <= {limit:g}")
-        return given
 
 
 class CommonAugment(Strict):
@@ -129,7 +136,7 @@ class CommonAugment(Strict):
     copies: int = Field(
         1,
         ge=1,
-        description="repeated augmentation (Hoffer et al. 2020): differently augmented copies of each image in its "
+        description="repeated augmentation (Berman et al. 2019): differently augmented copies of each image in its "
         "batch; epochs keep their length and have 1/copies of the images, drawn anew for each",
     )
 
@@ -237,9 +244,11 @@ class Mixing:
         """
         if x.ndim == 4:
             mixed, targets = self.transform(x, labels)
-            return mixed, targets
-        mixed, targets = self.transform(tv_tensors.Video(x), labels)  # 5-D tensors must be marked as videos
-        return mixed.as_subclass(Tensor), targets
+        else:
+            mixed, targets = self.transform(tv_tensors.Video(x), labels)  # 5-D tensors must be marked as videos
+            mixed = mixed.as_subclass(Tensor)
+        # torch.roll, which mixup uses, makes an ordinary layout of channels_last on a GPU.
+        return (mixed if mixed.stride() == x.stride() else torch.empty_like(x).copy_(mixed)), targets
 
 
 def make_mixing(augment: CommonAugment, classes: int) -> Mixing | None:

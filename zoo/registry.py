@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 from torch import nn
@@ -297,6 +297,27 @@ def _fresh(spec: ModelSpec, scheme: str, num_classes: int | None, in_chans: int 
     return build_model(ModelConfig(spec.name, scheme, classes, usual if in_chans is None else in_chans, options))
 
 
+def options_with_weights(stored: ModelConfig, given: Mapping[str, Any], weights: str) -> dict[str, Any]:
+    """Return the options of weights together with those that were given, on which no weight may depend.
+
+    ``build_model`` refuses unknown schemes and options.
+
+    Args:
+        stored: config of the weights.
+        given: options of the net and its scheme.
+        weights: name of the weights, for the message.
+
+    Raises:
+        ZooError: an option on which weights depend has another value than theirs.
+    """
+    spec, info = get_spec(stored.name), model_info(stored.name)
+    free, of_scheme = free_options(spec.layout), info.scheme_options.get(stored.scheme, {})
+    if stored.scheme in info.schemes:
+        free |= free_options(spec.family.schemes[stored.scheme])
+    refuse_contradictions(given, {**info.options, **of_scheme, **stored.options}, free, weights)
+    return {**stored.options, **given}
+
+
 def _pretrained(
     spec: ModelSpec,
     weights: Name,
@@ -309,19 +330,13 @@ def _pretrained(
     entry = get_weights(weights, model=spec.name)
     stored = entry.config
     scheme = entry.scheme_for(scheme)
-    # options that were given must be those of the weights; build_model refuses unknown schemes and options
-    info, free = model_info(spec.name), free_options(spec.layout)
-    if stored.scheme in info.schemes:
-        free |= free_options(spec.family.schemes[stored.scheme])
-    known = {**info.options, **info.scheme_options.get(stored.scheme, {}), **stored.options}
-    refuse_contradictions(options, known, free, entry.name)
     # the weights' config, with another last layer or stem where asked for
     config = ModelConfig(
         spec.name,
         scheme,
         stored.num_classes if num_classes is None else num_classes,
         stored.in_chans if in_chans is None else in_chans,
-        {**stored.options, **options},
+        options_with_weights(stored, options, entry.name),
     )
     entry.check(lambda: build_model(stored))
     # the net; a new last layer needs its random init

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.augment import CommonAugment
+from tasks.augment import CommonAugment, Share
 from tasks.config import BackboneSection, RunConfig, Strict
 
 
@@ -21,7 +21,7 @@ class RandomResizedCrop(Strict):
     """Crop a random part and resize it (ImageNet)."""
 
     name: Literal["random_resized"] = "random_resized"
-    scale: tuple[float, float] = Field((0.08, 1.0), description="share of the image's area")
+    scale: Share = Field((0.08, 1.0), description="range of the crop's share of the image's area")
 
 
 class CentreCrop(Strict):

@@ -22,6 +22,7 @@ from zoo.convert import Conversion, Form
 from zoo.errors import WeightsError, ZooError
 from zoo.families import Family
 from zoo.options import free_options, refuse_contradictions
+from zoo.registry import options_with_weights
 from zoo.specs import MODELS, TASKS, ModelInfo
 from zoo.states import frozen_statistics, load_state
 from zoo.transforms import AnyTransform, DetectionTransform
@@ -82,7 +83,10 @@ def create_detector(
         source, stored = entry.transform, entry.config.options
         check_options(name, {**stored, **options})  # unknown options come before contradictions
         known = dataclasses.asdict(check_options(name, stored))
-        refuse_contradictions(options, known, free_options(DetectorOptions), entry.name)
+        refuse_contradictions(options, known, free_options(DetectorOptions) | {"body"}, entry.name)
+        if body := options.get("body"):
+            of_weights = zoo.ModelConfig(backbone, entry.config.scheme, 0, 3, known["body"])
+            options["body"] = options_with_weights(of_weights, body, entry.name)
         scheme = entry.scheme_for(scheme)
         options = {**stored, **options}
         num_classes = entry.config.num_classes if num_classes is None else num_classes

@@ -84,8 +84,8 @@ class EpochBatches(EpochSampler):
         seed: seed of the run.
         groups: group of each sample; the samples of a batch share their group, except in an epoch's last batches.
         repeats: mean number of times that each sample occurs in an epoch; by default 1.
-        copies: number of times that each sample of a batch occurs in it, with other augmentations (Hoffer et al. 2020,
-            "Augment your batch"). An epoch has as many batches as without copies, and so 1/copies of the samples, drawn
+        copies: number of times that each sample of a batch occurs in it, with other augmentations (Berman et al. 2019,
+            arXiv:1902.05509). An epoch has as many batches as without copies, and so 1/copies of the samples, drawn
             at random, as in torchvision's RASampler. A batch has the first copies of all its samples, then the second
             ones: the copies of a sample go to different ranks where there are enough, and are not neighbours, which
             mixup and CutMix mix.

@@ -63,7 +63,7 @@ class DataSection(Strict):
         None, description="file with the frame times of each video; default: root/video_index.json"
     )
     max_failed: float = Field(
-        0.05, ge=0, le=1, description="share of the videos of an epoch that may fail before training stops"
+        0.05, ge=0, le=1, description="share of the training videos that may fail before training stops"
     )
     clip: Clip | None = Field(None, description="default: the weights', or 8 frames 8/30 s apart")
     size: int | None = Field(

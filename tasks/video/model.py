@@ -61,16 +61,30 @@ class VideoClassification(BaseTask):
         """Raise an error if more training videos failed than the config allows.
 
         Args:
-            failures: mapping from name to reason.
+            failures: mapping from name to reason, those of the index among them.
             where: part of the videos, for the message.
             kind: class of the error.
         """
-        total, limit = self.train_videos.total, self.config.data.max_failed
-        if len(failures) > limit * total:
+        limit, share = self.config.data.max_failed, self._failed_share(failures)
+        if share > limit:
+            copies = self.config.data.augment.copies
+            repeated = f" with data.augment.copies={copies}" if copies > 1 else ""
             raise kind(
-                f"{len(failures)} of {total} videos {where} cannot be read ({len(failures) / total:.1%}, "
+                f"{len(failures)} of {self.train_videos.total} videos {where} cannot be read ({share:.1%}{repeated}, "
                 f"data.max_failed is {limit:.1%}), the first: {next(iter(failures.values()))}"
             )
+
+    def _failed_share(self, failures: dict[str, str]) -> float:
+        """Return the share of the training videos that cannot be read, estimated from those of the index and an epoch.
+
+        The index knows of all videos; with copies an epoch reads 1/copies of them.
+
+        Args:
+            failures: mapping from name to reason, of the index and of an epoch.
+        """
+        of_index = len(self.train_videos.failures)
+        of_epoch = len(failures) - of_index
+        return (of_index + self.config.data.augment.copies * of_epoch) / self.train_videos.total
 
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
@@ -147,7 +161,7 @@ class VideoClassification(BaseTask):
         failures = {**self.train_videos.failures, **failures}
         # ``losses`` counts the failures of its own rank only, so that all together may be too many.
         self._refuse(failures, "of this epoch", TrainingError)
-        return {"train_failed": len(failures), "train_failed_share": len(failures) / total}
+        return {"train_failed": len(failures), "train_failed_share": self._failed_share(failures)}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         data = self.config.data

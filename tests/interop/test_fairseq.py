@@ -222,7 +222,7 @@ def test_the_plugin_has_fairseqs_logits_for_fairseqs_own_checkpoints(data, tmp_p
     [
         ({"decoder_d": 1}, r"no option 'decoder_d' \(did you mean decoder_c"),
         ({"decoder_c": "much"}, "option decoder_c='much': Input should be a valid number"),
-        ({"dim": 64}, "--scheme-options: 'dim' is no option of a scheme"),
+        ({"dim": 64}, "--scheme-options: 'dim' has an argument of fairseq"),
     ],
 )
 def test_scheme_options_that_are_none(options, message):

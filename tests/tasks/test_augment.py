@@ -239,6 +239,26 @@ def test_cutmix_is_its_formula(shape):
     assert len(shares) > 3
 
 
+@pytest.mark.parametrize("shape", [(6, 3, 8, 8), (6, 3, 2, 8, 8)])
+def test_the_memory_layout_is_restored(shape, monkeypatch):
+    """On a GPU mixup returns an ordinary layout, because torch.roll does."""
+    x, labels, classes = batch(shape)
+    mixing = Mixing(0.4, 0.0, classes)
+    transform = mixing.transform
+
+    def as_on_a_gpu(x, labels):
+        mixed, targets = transform(x, labels)
+        return mixed.contiguous(), targets
+
+    torch.manual_seed(3)
+    expected, _ = mixing(x, labels)
+    monkeypatch.setattr(mixing, "transform", as_on_a_gpu)
+    torch.manual_seed(3)
+    mixed, _ = mixing(x, labels)
+    assert mixed.stride() == x.stride() != x.contiguous().stride()
+    assert torch.equal(mixed, expected)
+
+
 def test_of_both_one_is_drawn_with_probability_a_half():
     x, labels, classes = batch()
     mixing = Mixing(1.0, 1.0, classes)

@@ -86,6 +86,10 @@ def test_overrides():
             ["data.augment.erasing={scale: [0.1, 1.5]}"],
             r"data.augment.erasing.scale=\[0.1, 1.5\]: .*must be \[low, high\] with 0 < low <= high <= 1",
         ),
+        (
+            ["data.augment.crop={name: random_resized, scale: [1.0, 0.08]}"],
+            r"data.augment.crop.scale=\[1.0, 0.08\]: must be \[low, high\] with 0 < low <= high <= 1",
+        ),
         (["train.optimizer.nesterov=true", "train.optimizer.momentum=0"], r"train.optimizer.*nesterov=true requires"),
         (["train.optimizer={name: adamw, lr: 0.1, betas: [1.0, 0.9]}"], r"train.optimizer.betas.0=1.0: .*less than 1"),
         (["train.optimizer.name=sdg"], r"train.optimizer: .*'sdg'.*'sgd', 'adamw'"),

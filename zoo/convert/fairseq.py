@@ -9,6 +9,7 @@ fairseq's, so logits are equal.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,9 +28,12 @@ from zoo.specs import MODELS
 from zoo.states import check_shapes, load_state, shapes_of
 from zoo.text import Vocabulary
 
+log = logging.getLogger("rescalenet")
+
 PLUGIN = "rescale_transformer"
 _NATIVE = ("post_ln", "pre_ln")
 _IDS = ("<s>", "<pad>", "</s>", "<unk>")
+_WITHOUT_ARGUMENT = ("drop_path_rate", "branch_noise")  # our options that fairseq has no argument for
 # arguments that our net has no option for, with the only value that can be converted
 _FIXED: dict[str, Any] = {
     "encoder_learned_pos": False,
@@ -84,11 +88,14 @@ def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[
         args[f"{side}_embed_dim"] = layout.dim
         args[f"{side}_ffn_embed_dim"] = layout.hidden
         args[f"{side}_attention_heads"] = layout.heads
+    without_argument = {key: value for key in _WITHOUT_ARGUMENT if (value := getattr(layout, key))}
     # 3. tensors: the plug-in has the same as our net, under a prefix
     state = {key: value.detach().clone() for key, value in model.state_dict().items()}
     if plugin:
-        args |= {"scheme": scheme, "scheme_options": dataclasses.asdict(model.scheme)}
+        args |= {"scheme": scheme, "scheme_options": {**dataclasses.asdict(model.scheme), **without_argument}}
         return args, {f"net.{key}": value for key, value in state.items()}
+    if without_argument:
+        log.warning("fairseq's transformer has no %s, which is left out", ", ".join(without_argument))
     # fairseq's own architecture has other names, and queries, keys and values apart
     before = scheme == "pre_ln"
     for side in ("encoder", "decoder"):

@@ -168,7 +168,8 @@ class Net(nn.Module):
     def level_modules(self) -> dict[str, list[str]]:
         """Return the names of the modules of each level, from the input on.
 
-        ``freeze`` and the rates of ``param_groups`` count these levels. What belongs to none is the head.
+        ``freeze`` counts these levels, and so do the rates of ``param_groups``, without those that have no parameters.
+        What belongs to none is the head.
         """
         return {}
 

@@ -399,13 +399,14 @@ class DecoderLayer(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """Token embeddings times sqrt(d), plus sinusoids: (B, T) -> (B, T, d)."""
+    """Token embeddings times sqrt(d), plus sinusoids, then dropout: (B, T) -> (B, T, d)."""
 
     sinusoids: Tensor
 
-    def __init__(self, vocabulary: int, dim: int, max_length: int, std: float) -> None:
+    def __init__(self, vocabulary: int, dim: int, max_length: int, std: float, drop_rate: float) -> None:
         nn.Embedding.__init__(self, vocabulary, dim)
         self.max_length = max_length
+        self.drop = _dropout(drop_rate)
         with torch.no_grad():
             self.weight.normal_(0.0, std)
         self.register_buffer("sinusoids", sinusoids(max_length, dim), persistent=False)
@@ -418,7 +419,7 @@ class Embedding(nn.Embedding):
                 f"a sentence of {end} tokens: must be <= {self.max_length} tokens, the net's option max_length"
             )
         positions = self.sinusoids[start:end].to(self.weight.dtype)  # (T, d)
-        return torch.add(positions, super().forward(tokens), alpha=math.sqrt(self.embedding_dim))
+        return self.drop(torch.add(positions, super().forward(tokens), alpha=math.sqrt(self.embedding_dim)))
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
@@ -441,13 +442,12 @@ class Transformer(Net):
         self.layout, self.scheme = layout, scheme
         n, m, dim, length = layout.encoder_layers, layout.decoder_layers, layout.dim, layout.max_length
         # embeddings
-        deviation = scheme.embedding_std(dim, "encoder", n)
-        self.encoder_embedding = Embedding(layout.source_vocabulary, dim, length, deviation)
+        deviation, drop_rate = scheme.embedding_std(dim, "encoder", n), layout.drop_rate
+        self.encoder_embedding = Embedding(layout.source_vocabulary, dim, length, deviation, drop_rate)
         self.decoder_embedding: Embedding | None = None
         if layout.share != "all":
             deviation = scheme.embedding_std(dim, "decoder", m)
-            self.decoder_embedding = Embedding(layout.target_vocabulary, dim, length, deviation)
-        self.drop = _dropout(layout.drop_rate)
+            self.decoder_embedding = Embedding(layout.target_vocabulary, dim, length, deviation, drop_rate)
         # the two stacks, each with its final norm
         self.encoder: Any = nn.ModuleList(EncoderLayer(layout, scheme, i) for i in range(n))
         self.encoder_end = scheme.final_norm("encoder", dim)
@@ -515,7 +515,8 @@ class Transformer(Net):
         for module in self.modules():
             if isinstance(module, Branch):
                 module.fold_()
-        self.drop = nn.Identity()
+            elif isinstance(module, Embedding):
+                module.drop = nn.Identity()
 
     def encode(self, source: Tensor) -> Memory:
         """Return the keys and values that the decoder reads, of tokens (B, S) padded at the end with ``PAD``."""
@@ -527,7 +528,6 @@ class Transformer(Net):
             mask = torch.zeros(padding.shape, dtype=x.dtype, device=x.device).masked_fill_(padding, -math.inf)
             mask = mask[:, None, None]
         # the stack; padding does not count in calibration
-        x = self.drop(x)
         with only_positions(~padding):
             for layer in self.encoder:
                 x = layer(x, mask)
@@ -536,7 +536,7 @@ class Transformer(Net):
 
     def decode(self, target: Tensor, memory: Memory) -> Tensor:
         """Return the features (B, T, d) of tokens (B, T) that begin with ``EOS`` and are padded at the end."""
-        x = self.drop(self.target_embedding(target))
+        x = self.target_embedding(target)
         with only_positions(target != PAD):
             for layer, keys_values in zip(self.decoder, memory.keys_values, strict=True):
                 x = layer.self_attn(x, causal=True)

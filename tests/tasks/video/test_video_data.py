@@ -51,6 +51,17 @@ def test_too_many_broken_videos_stop_the_run(fragile, tmp_path):
     make_task(config(fragile, tmp_path / "run", data={"max_failed": 0.1}))
 
 
+def test_failures_of_an_epoch_count_for_the_videos_that_it_does_not_read(moving, tmp_path):
+    """With two copies an epoch reads 12 of 24 videos: 2 that fail are a sixth, as 4 of all would be."""
+    task = make_task(config(moving, tmp_path / "run", data={"augment": {"copies": 2}, "max_failed": 0.15}))
+    assert task._failed_share({"a": "gone"}) == pytest.approx(2 / 24)
+    task.failures = {"a": "gone"}
+    model, data = task.build_model(), task.train_set()
+    bad = data[(0, 0)]._replace(label=-1, failure="b: no such file")
+    with pytest.raises(TrainingError, match=r"2 of 24 videos of this epoch .*\(16.7% with data.augment.copies=2"):
+        task.losses(model, collate([bad]), torch.float32)
+
+
 class Vanishing(TrainSet):
     """The set's first class but one video is deleted when the third video of epoch 2 is about to be read."""
 

@@ -197,6 +197,7 @@ def test_what_does_not_fit_is_refused(arguments, error, message):
 
 def test_stochastic_depth_by_timms_name():
     model = timm.create_model("rescalenet18", drop_path_rate=0.4, **NARROW)
+    assert model.layer1[0].branch_end.drop_path.p == pytest.approx(0.4 / 8)  # timm's first block has 0
     assert model.layer4[1].branch_end.drop_path.p == pytest.approx(0.4)
     with pytest.raises(TypeError, match="rescalevgg16 takes no argument 'drop_path_rate'"):
         timm.create_model("rescalevgg16", drop_path_rate=0.4, **NARROW)

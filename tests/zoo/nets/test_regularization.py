@@ -1,6 +1,7 @@
 """Stochastic depth and noise at the end of branches: rates, moments, places, and what they leave alone."""
 
 import copy
+from argparse import Namespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torchvision.ops import stochastic_depth
 import zoo
 from tests.helpers import transformers
 from tests.helpers.nets import narrow, samples
+from zoo.convert.fairseq import from_fairseq, to_fairseq
 from zoo.errors import ZooError
 from zoo.nets.regularization import BranchEnd, normal_like
 from zoo.trunk import TrunkBlock
@@ -87,6 +89,30 @@ def test_weights_take_the_options():
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(plain(x), model(x))
     assert model.config.options.items() >= OPTIONS.items()
+
+
+def test_the_body_of_a_detector_with_weights_takes_the_options():
+    """Beside the weights' own options of the body, which may be given again but not changed."""
+    name = "mask_rcnn_rescalenet18_fpn"
+    plain = zoo.create_model(name, "nuclei").eval()
+    model = zoo.create_model(name, "nuclei", body={"width": 0.375, **OPTIONS}).eval()
+    assert model.config.options["body"] == {**plain.config.options["body"], **OPTIONS}
+    image = torch.rand(1, 3, 64, 96)
+    for one, other in zip(plain.backbone(image).values(), model.backbone(image).values(), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ZooError, match=r"have option width=0.375, not 0.5; leave it out"):
+        zoo.create_model(name, "nuclei", body={"width": 0.5})
+
+
+def test_fairseq_gets_the_options(tmp_path, caplog):
+    """The plug-in's checkpoint has them; fairseq's own Transformer has no such arguments, which is reported."""
+    arguments, state = to_fairseq(transformers.make(**OPTIONS))
+    torch.save({"args": Namespace(**arguments), "model": state}, tmp_path / "checkpoint.pt")
+    again = from_fairseq(tmp_path / "checkpoint.pt")
+    assert {key: getattr(again.layout, key) for key in OPTIONS} == OPTIONS
+    arguments, _ = to_fairseq(transformers.make("pre_ln", **OPTIONS))
+    assert not arguments.keys() & OPTIONS.keys()
+    assert "fairseq's transformer has no drop_path_rate, branch_noise, which is left out" in caplog.text
 
 
 # -- the numbers ----------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_shapes_and_counts(name, scheme):
 
 def model_memory(model, source):
     """Keys and values without a mask, which needs values."""
-    x = model.drop(model.encoder_embedding(source))
+    x = model.encoder_embedding(source)
     for layer in model.encoder:
         x = layer(x, None)
     return [layer.cross_attn.remember(model.encoder_end(x)) for layer in model.decoder]
@@ -465,5 +465,8 @@ def test_levels_are_embeddings_and_layers(share, embeddings):
     assert [n for n, p in net.named_parameters() if p.requires_grad] == levels["decoder.0"] + levels["head"]
     assert not any(module.training for module in net.encoder.modules() if module is not net.encoder)
     assert all(module.training for module in net.decoder.modules())
+    source = torch.tensor([[5, 6, 7, 2]])
+    (first,), (second,) = (net.encode(source).keys_values for _ in range(2))  # of the one decoder layer
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     with pytest.raises(ZooError, match="freeze=5: must be 0 to 4"):
         net.freeze(5)

@@ -131,7 +131,10 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
         parser.add_argument("--max-target-positions", type=int, metavar="N")
         parser.add_argument("--scheme", choices=list(TEXT_SCHEMES), help="replacement of normalization, or its kind")
         parser.add_argument(
-            "--scheme-options", type=json.loads, metavar="JSON", help='options of the scheme, as in {"decoder_c": 1}'
+            "--scheme-options",
+            type=json.loads,
+            metavar="JSON",
+            help='options of the scheme, drop_path_rate and branch_noise, as in {"decoder_c": 1}',
         )
 
     @classmethod
@@ -158,7 +161,7 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
             "max_length": max(args.max_source_positions, args.max_target_positions),
         }
         if taken := sorted(sizes.keys() & args.scheme_options.keys()):
-            raise ValueError(f"--scheme-options: {taken[0]!r} is no option of a scheme; use fairseq's argument for it")
+            raise ValueError(f"--scheme-options: {taken[0]!r} has an argument of fairseq; use that")
         options = {**sizes, **args.scheme_options}
         net: Any = build_model(ModelConfig("rescale_transformer_base", args.scheme, 0, 0, options))
         return cls(net, task.source_dictionary, task.target_dictionary)
