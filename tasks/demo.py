@@ -243,11 +243,12 @@ def find_nuclei(out: Path) -> list[str]:
 
 
 MOTIONS = ("horizontal", "vertical", "circular")
+SECONDS = 4  # of each motion
 
 
-def render_shapes(path: Path, seconds: float = 4.0, rate: int = 16) -> None:
-    """Render a video of 128 px in which an orange triangle moves in each of ``MOTIONS`` for some seconds."""
-    count = round(seconds * rate)
+def render_shapes(path: Path, rate: int = 16) -> None:
+    """Render a video of 128 px in which an orange triangle moves in each of ``MOTIONS`` for ``SECONDS``."""
+    count = SECONDS * rate
 
     def draw(t: int) -> np.ndarray:
         angle = 2 * np.pi * (t % count) / (2.2 * rate)
@@ -272,13 +273,14 @@ def watch_shapes(out: Path) -> list[str]:
     render_shapes(video)
     (found,), _ = classify_videos(load_model(entry), entry, [video], window=2.0, step=0.5, annotate=True, out=out)
     # Only a window that lies within one motion has a right answer.
-    inside = [w for w in found.timeline if w.begin // 4 == (w.end - 1e-6) // 4]
-    right = sum(w.classes[0] == MOTIONS[int(w.begin // 4)] for w in inside)
+    inside = [w for w in found.timeline if w.begin // SECONDS == (w.end - 1e-6) // SECONDS]
+    right = sum(w.classes[0] == MOTIONS[int(w.begin // SECONDS)] for w in inside)
     return [
         f"## Video, by `{entry.name}` (R3D-10 trained from scratch on motion alone, no normalization)",
         "",
-        "A triangle, a shape and a colour that the net never saw, moves sideways, up and down, and in circles, four "
-        f"seconds each: {right} of {len(inside)} windows of two seconds that lie within a motion are recognised.",
+        "A triangle, a shape and a colour that the net never saw, moves sideways, up and down, and in circles, "
+        f"{SECONDS} seconds each: {right} of {len(inside)} windows of two seconds that lie within a motion are "
+        "recognised.",
         "",
         "![timeline](video/triangle.timeline.png)",
         "",

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from zoo.families import Family, register_family
     from zoo.folding import fold
     from zoo.method import branch_statistics, coefficients
-    from zoo.nets.base import Backbone, FeatureExtractor, FeatureInfo, FeatureLevel, ModelConfig, Net, param_groups
+    from zoo.nets.base import Backbone, FeatureExtractor, FeatureInfo, FeatureLevel, ModelConfig, Net
+    from zoo.nets.parameters import param_groups
     from zoo.nets.transformer import Transformer
     from zoo.options import free
     from zoo.registry import build_model, create_model, list_models, model_info
@@ -49,8 +50,8 @@ _MODULES: dict[str, tuple[str, ...]] = {
         "FeatureLevel",
         "ModelConfig",
         "Net",
-        "param_groups",
     ),
+    "zoo.nets.parameters": ("param_groups",),
     "zoo.nets.transformer": ("Transformer",),
     "zoo.options": ("free",),
     "zoo.registry": ("build_model", "create_model", "list_models", "model_info"),

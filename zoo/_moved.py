@@ -14,7 +14,7 @@ from typing import Any
 
 # old module -> modules that have its names now
 MOVED: dict[str, tuple[str, ...]] = {
-    "zoo.backbone": ("zoo.nets.base",),
+    "zoo.backbone": ("zoo.nets.base", "zoo.nets.parameters"),
     "zoo.checkpoint": ("zoo.weights", "zoo.states", "zoo.transforms", "zoo.files"),
     "zoo.functional": ("zoo.products", "zoo.products.convolution", "zoo.products.common"),
     "zoo.linear": ("zoo.products.linear", "zoo.products.common"),

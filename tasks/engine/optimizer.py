@@ -14,8 +14,7 @@ from tasks.engine.gradients import require_ends
 from tasks.engine.muon import JoinedOptimizer, Muon
 from tasks.errors import ConfigError
 from zoo.errors import ZooError
-from zoo.nets.base import parameters_by_level
-from zoo.nets.parameters import input_parameters, output_parameters, packed_matrices
+from zoo.nets.parameters import input_parameters, output_parameters, packed_matrices, parameters_by_level
 
 
 def make_optimizer(model: nn.Module, section: cfg.SGD | cfg.AdamW | cfg.Muon) -> torch.optim.Optimizer:

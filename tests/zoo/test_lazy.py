@@ -44,7 +44,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 OLD = {
-    "zoo.backbone": {"Backbone": "zoo.nets.base", "param_groups": "zoo.nets.base"},
+    "zoo.backbone": {"Backbone": "zoo.nets.base", "param_groups": "zoo.nets.parameters"},
     "zoo.checkpoint": {
         "get_weights": "zoo.weights",
         "load_state": "zoo.states",

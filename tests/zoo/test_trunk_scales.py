@@ -321,7 +321,9 @@ def transformer_written_out(model, source, target, act, options):
         x = self_attention(f"encoder.{i}.self_attn", layer.self_attn, x, is_token, 2 * i + 1, total)
         values[f"encoder.{i}"] = x = feed_forward(f"encoder.{i}.ffn", layer.ffn, x, 2 * i + 2, total)
     values["encoder_end"] = memory = x
-    values["encoder_embedding"] = values["encoder_embedding.drop"] = x = embedded(target)  # the last call of the shared modules
+    values["encoder_embedding"] = values["encoder_embedding.drop"] = x = embedded(
+        target
+    )  # the last call of the shared modules
     past, total = torch.ones(x.shape[1], x.shape[1]).tril().bool(), 3 * len(model.decoder)
     for i, layer in enumerate(model.decoder):
         name, block = f"decoder.{i}.cross_attn", layer.cross_attn

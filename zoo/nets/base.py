@@ -1,4 +1,4 @@
-"""Features, head, scales and parameter groups: the methods that every net has."""
+"""Features, head, levels and scales: the methods that every net has."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from zoo.baseline_layers import HasScalarBias
-from zoo.calibration import HasDataBias
 from zoo.errors import ZooError, suggestion
-from zoo.joins import Join
+from zoo.nets.parameters import no_weight_decay
 from zoo.schemes.vision import VISION_SCHEMES, VisionScheme
 from zoo.trunk import TrunkScales
 
@@ -445,101 +443,3 @@ class FeatureExtractor(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that take no weight decay."""
         return no_weight_decay(self)
-
-
-def no_weight_decay(model: nn.Module) -> set[str]:
-    """Return the names of all 0-D and 1-D parameters: biases of both kinds, multipliers, norm parameters."""
-    return {name for name, p in model.named_parameters() if p.ndim <= 1}
-
-
-def parameters_by_level(model: nn.Module) -> dict[str, list[str]]:
-    """Return the names of the parameters of each level of a net and, last, of the ``head``: all others.
-
-    The head of a classifier is what follows its last feature map, the head of a detector is its pyramid and its heads,
-    and the head of a Transformer is what follows its last decoder layer. Levels without parameters are left out, the
-    head never is.
-
-    Args:
-        model: a net of the zoo, a module around one, or any other module, which has a head alone.
-    """
-    nets = [(name, module) for name, module in model.named_modules() if isinstance(module, Net)]
-    prefixes: dict[str, str] = {}  # level by the beginning of its parameters' names
-    for name, net in nets[:1]:
-        for level, modules in net.level_modules().items():
-            prefixes |= {f"{name}.{module}.".removeprefix("."): level for module in modules}
-    levels: dict[str, list[str]] = {level: [] for level in [*prefixes.values(), "head"]}
-    for name, _ in model.named_parameters():
-        levels[next((level for prefix, level in prefixes.items() if name.startswith(prefix)), "head")].append(name)
-    return {level: names for level, names in levels.items() if names or level == "head"}
-
-
-def param_groups(
-    model: nn.Module,
-    weight_decay: float,
-    *,
-    multiplier_lr: float = 1.0,
-    bias_lr: float = 1.0,
-    layer_decay: float = 1.0,
-    head_lr: float = 1.0,
-) -> list[dict[str, Any]]:
-    """Return groups for an optimizer: weights with decay; biases, norm parameters and multipliers without.
-
-    Parameters that do not require gradients are in no group. The factors of the kind and of the level on the learning
-    rate are multiplied.
-
-    Args:
-        model: any module.
-        weight_decay: weight decay of the weights of convolutions and linear layers.
-        multiplier_lr: factor on the learning rate of the joins' multipliers, as ``lr_scale`` in their group.
-        bias_lr: factor on the learning rate of the biases that are initialised from data, and of scalar biases.
-        layer_decay: factor on the learning rate for each level between a parameter and the head, which counts
-            as 1: ``layer_decay`` for the last level, ``layer_decay**2`` for the one before it (Clark et al. 2020,
-            arXiv:2003.10555).
-        head_lr: factor on the learning rate of the head, which is all that belongs to no level.
-
-    Returns:
-        The groups that are not empty, with ``params``, ``names``, ``group`` (weights, others, data_biases,
-        scalar_biases, multipliers), ``weight_decay`` and ``lr_scale``; one for each kind and rate.
-
-    Raises:
-        ZooError: ``layer_decay`` or ``head_lr`` for a model without levels.
-    """
-    # the group of each parameter whose module decides it
-    special: dict[str, str] = {}
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(module, Join):
-            special |= {f"{prefix}{parameter}": "multipliers" for parameter in module.multiplier_parameters()}
-        elif isinstance(module, HasDataBias):
-            special[f"{prefix}{module.data_bias_name}"] = "data_biases"
-        elif isinstance(module, HasScalarBias):
-            special |= {f"{prefix}{parameter}": "scalar_biases" for parameter in module.scalar_biases()}
-    settings = {
-        "weights": (weight_decay, 1.0),
-        "others": (0.0, 1.0),
-        "data_biases": (0.0, bias_lr),
-        "scalar_biases": (0.0, bias_lr),
-        "multipliers": (0.0, multiplier_lr),
-    }
-    # the factor of each parameter's level
-    levels = parameters_by_level(model)
-    if len(levels) == 1 and (layer_decay, head_lr) != (1.0, 1.0):
-        raise ZooError(f"layer_decay={layer_decay}, head_lr={head_lr}: must be 1 for a model without levels")
-    factors: dict[str, float] = {}
-    for distance, (level, names) in enumerate(reversed(levels.items())):
-        factor = head_lr if level == "head" else layer_decay**distance
-        factors |= dict.fromkeys(names, factor)
-    # the others: by their number of dimensions
-    without_decay = no_weight_decay(model)
-    groups: dict[tuple[str, float], dict[str, Any]] = {}
-    for kind, (decay, scale) in settings.items():
-        for factor in dict.fromkeys(factors.values()):
-            rate = scale * factor
-            groups[kind, factor] = {"params": [], "names": [], "group": kind, "weight_decay": decay, "lr_scale": rate}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kind = special.get(name, "others" if name in without_decay else "weights")
-            group = groups[kind, factors[name]]
-            group["params"].append(parameter)
-            group["names"].append(name)
-    return [group for group in groups.values() if group["params"]]

@@ -8,7 +8,7 @@ from benchmarks.operations import BATCH, DETECTOR, TRANSFORMER, WRITERS
 from tasks.engine import Trainer
 from tasks.errors import ConfigError
 from tasks.spec import check, make_task
-from zoo.nets.base import parameters_by_level
+from zoo.nets.parameters import parameters_by_level
 
 OPTIMIZERS = {
     "sgd": {"name": "sgd", "lr": 0.01, "momentum": 0.9},

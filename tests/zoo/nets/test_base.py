@@ -9,7 +9,7 @@ from torch import nn
 import zoo
 from tests.helpers.nets import narrow
 from zoo.errors import ZooError
-from zoo.nets.base import parameters_by_level
+from zoo.nets.parameters import parameters_by_level
 
 LEVELS = ["stem", "layer1", "layer2", "layer3", "layer4"]
 

@@ -12,7 +12,7 @@ from benchmarks.translation import Sizes, made_batch, saved_bytes
 from tests.helpers.transformers import SCHEMES, SMALL, VOCABULARY, batch, make
 from zoo.errors import ZooError
 from zoo.layers import BiasedLinear, BiasedProjections
-from zoo.nets.base import parameters_by_level
+from zoo.nets.parameters import parameters_by_level
 from zoo.nets.transformer import Branch, Cache, FeedForward, Transformer, TransformerLayout
 from zoo.schemes.text import TEXT_SCHEMES, DynamicErf, DynamicTanh
 from zoo.text import PAD
