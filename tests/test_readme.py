@@ -22,7 +22,7 @@ def test_the_api_page_runs(tmp_path, monkeypatch):
     assert scope["body"].feature_info.channels() == [64, 128, 256, 512]
     assert scope["body"].feature_info.reduction() == [4, 8, 16, 32]
     assert scope["features"].shape == (1, 64, 8, 8)
-    assert scope["zoo"].list_models("rescalenet*", pretrained=True) == ["rescalenet20_cifar"]
+    assert scope["zoo"].list_models("rescalenet*", pretrained=True) == ["rescalenet18", "rescalenet20_cifar"]
     assert (tmp_path / "out/mine.safetensors").exists()
 
 
