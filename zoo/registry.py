@@ -65,7 +65,7 @@ def list_models(
     >>> zoo.list_models("*rescalenet18*")
     ['faster_rcnn_rescalenet18_fpn', 'mask_rcnn_rescalenet18_fpn', 'rescalenet18']
     >>> zoo.list_models(pretrained=True, task="classification")
-    ['rescalenet20_cifar']
+    ['rescalenet18', 'rescalenet20_cifar']
     """
     if takes is not None:
         warnings.warn("list_models(takes=...) is named input_kind", DeprecationWarning, stacklevel=2)

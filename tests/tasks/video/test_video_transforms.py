@@ -68,7 +68,7 @@ def test_the_weights_transform_is_the_evaluations():
 def test_clips_are_mixed_with_their_labels(moving, tmp_path):
     """Those that could not be read are left out before. With mixup and CutMix, copies and all distortions."""
     augment = {"short_side": [16, 20], "flip": 0, **EVERYTHING}
-    task = make_task(config(moving, tmp_path / "run", data={"augment": augment}))
+    task = make_task(config(moving, tmp_path / "run", data={"augment": augment, "max_failed": 1.0}))
     batches, data, model = task.batches(4, 0), task.train_set(), task.build_model()
     keys = next(iter(batches))
     assert [key[1] for key in keys[:2]] == [key[1] for key in keys[2:]]
