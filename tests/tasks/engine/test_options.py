@@ -92,7 +92,9 @@ def test_no_option_waits_for_the_device(images, tmp_path, name):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("settings", [{}, {"precision": "bf16"}, {"optimizer": {**MUON, "rest": SGD}}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"precision": "bf16"}, {"optimizer": {**MUON, "clip_norm": 1.0, "rest": SGD}}]
+)
 def test_a_step_does_not_wait_for_the_gpu(images, tmp_path, settings):
     trainer = Trainer(make_task(config(images, tmp_path, **settings)))
     trainer.model.train()
@@ -139,9 +141,13 @@ def test_two_processes_draw_their_own_noise(images, tmp_path, monkeypatch):
     trainer = Trainer(make_task(config(images, tmp_path / "one", **settings)))
     draw_as_ranks(trainer, monkeypatch)
     trainer.fit()
+    fit(images, tmp_path / "plain", **settings)
     path = tmp_path / "config.yaml"
-    path.write_text(cfg.dump(config(images, tmp_path / "two", **settings)))
-    on_two_processes("train", path)
-    one, two = (weights_of(tmp_path / name) for name in ("one", "two"))
+    for name in ("two", "again"):
+        path.write_text(cfg.dump(config(images, tmp_path / name, **settings)))
+        on_two_processes("train", path)
+    one, plain, two, again = (weights_of(tmp_path / name) for name in ("one", "plain", "two", "again"))
     for key in one:
         torch.testing.assert_close(one[key], two[key], rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(two[key], again[key]) for key in two)
+    assert not all(torch.allclose(plain[key], two[key]) for key in plain)

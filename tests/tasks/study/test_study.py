@@ -1,5 +1,6 @@
 """A whole study by the command line: killed in the middle it goes on, and gives the same tables."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -148,3 +149,4 @@ def test_the_time_that_is_left(make_study):
 def test_the_file_is_read_with_the_folder_of_the_command_line(make_study, tmp_path):
     make_study()
     assert read_study(str(make_study.path), (), tmp_path / "other").output == str(tmp_path / "other")
+    assert os.environ.get("RESCALENET_PARENT") is None
