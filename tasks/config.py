@@ -20,7 +20,7 @@ from pydantic import Field, field_validator, model_validator
 from tasks.errors import ConfigError
 from tasks.files import configs_dir, find_file
 from tasks.splits import read_holdout  # noqa: F401  (its place until 0.1.0)
-from zoo.errors import suggestion
+from zoo.errors import reason_of, suggestion
 from zoo.registry import model_info
 from zoo.schemes import VISION_SCHEMES
 from zoo.specs import InputKind, ModelInfo
@@ -488,7 +488,7 @@ def _explain(error: Any, schema: type[Strict]) -> str:
         return f"unknown key {dotted!r}{suggestion(str(key), [field for s in sections for field in s.model_fields])}"
     if error["type"] == "missing":
         return f"key {dotted!r} is missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message = reason_of(error)
     if error["type"].startswith("union_tag"):
         return f"{dotted}: {message}"
     if error["type"] == "value_error" and isinstance(error["input"], dict):  # keys of a section that do not go together

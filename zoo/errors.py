@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class ZooError(ValueError):
@@ -33,6 +34,11 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     if matches:
         return f" (did you mean {', '.join(matches)}?)"
     return f" (known: {', '.join(known)})" if len(known) <= 30 else ""
+
+
+def reason_of(error: Mapping[str, Any]) -> str:
+    """Return the message of one of pydantic's errors, without the prefix that it puts before a validator's own."""
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def one_line(error: BaseException | str) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import pydantic
 from pydantic import AfterValidator, ConfigDict, Field
 
-from zoo.errors import WeightsError, ZooError, one_line
+from zoo.errors import WeightsError, ZooError, one_line, reason_of
 from zoo.files import safe_name
 from zoo.nets.base import ModelConfig
 from zoo.transforms import AnyTransform, read_transform
@@ -121,7 +121,7 @@ def first_error(error: pydantic.ValidationError) -> str:
     """Return the first of pydantic's errors as ``key=value: what is allowed``, in one line."""
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
+    message = reason_of(first)
     if first["type"] == "missing":
         return one_line(f"{key}: is missing")
     if first["type"] == "extra_forbidden":

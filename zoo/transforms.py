@@ -21,7 +21,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ZooError, one_line, suggestion
+from zoo.errors import ZooError, one_line, reason_of, suggestion
 from zoo.files import safe_name
 from zoo.text import Tokenizer, Vocabulary
 
@@ -323,7 +323,7 @@ def read_transform(entry: Mapping[str, Any]) -> AnyTransform:
         first = error.errors(include_url=False)[0]
         key = ".".join(["transform", *map(str, first["loc"])])
         given = f"={reprlib.repr(first['input'])}" if first["loc"] and first["type"] != "missing" else ""
-        raise ZooError(f"{key}{given}: {one_line(first['msg'].removeprefix('Value error, '))}") from None
+        raise ZooError(f"{key}{given}: {one_line(reason_of(first))}") from None
 
 
 def _class_of(fields: Mapping[str, Any]) -> type[AnyTransform]:

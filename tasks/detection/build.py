@@ -11,7 +11,7 @@ import pydantic
 
 import zoo
 from tasks.detection.rcnn import Detector, DetectorOptions
-from zoo.errors import ZooError, suggestion
+from zoo.errors import ZooError, reason_of, suggestion
 from zoo.options import plain
 from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD, DetectionTransform
 
@@ -48,7 +48,7 @@ def check_options(name: str, values: Mapping[str, Any]) -> DetectorOptions:
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         if not first["loc"]:  # the message of __post_init__
-            raise ZooError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise ZooError(f"{name}: {reason_of(first)}") from None
         raise ZooError(f"{name}: option {first['loc'][0]}={first['input']!r}: {first['msg']}") from None
 
 

@@ -22,6 +22,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from zoo.building import WithoutInit, planned
 from zoo.errors import ZooError, one_line
 from zoo.nets.base import ModelConfig
+from zoo.nets.regularization import BranchRegularization
 from zoo.nets.transformer import Transformer
 from zoo.registry import build_model
 from zoo.specs import MODELS
@@ -33,7 +34,8 @@ log = logging.getLogger("rescalenet")
 PLUGIN = "rescale_transformer"
 _NATIVE = ("post_ln", "pre_ln")
 _IDS = ("<s>", "<pad>", "</s>", "<unk>")
-_WITHOUT_ARGUMENT = ("drop_path_rate", "branch_noise")  # our options that fairseq has no argument for
+# our options that fairseq has no argument for
+_WITHOUT_ARGUMENT = tuple(field.name for field in dataclasses.fields(BranchRegularization))
 # arguments that our net has no option for, with the only value that can be converted
 _FIXED: dict[str, Any] = {
     "encoder_learned_pos": False,
