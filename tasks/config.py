@@ -14,29 +14,58 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import pydantic
-import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from tasks import yamltext
 from tasks.errors import ConfigError
 from tasks.files import configs_dir, find_file
 from tasks.splits import read_holdout  # noqa: F401  (its place until 0.1.0)
+from tasks.textfiles import read_text
 from zoo.errors import reason_of, suggestion
+from zoo.files import expand_path
 from zoo.registry import model_info
 from zoo.schemes import VISION_SCHEMES
 from zoo.specs import InputKind, ModelInfo
 
 
 class Strict(pydantic.BaseModel):
-    """Base of all config sections: immutable, unknown keys refused."""
+    """Base of all config sections: immutable, unknown keys refused, numbers finite.
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    A number in a field for text is that text, as it was written.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_written(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        fields = cls.model_fields
+        return {
+            key: yamltext.fit(value, fields[key].annotation, Strict, key) if key in fields else value
+            for key, value in content.items()
+        }
+
+
+def _weights_name(text: str) -> str:
+    return text if "://" in text else expand_path(text)
+
+
+def _path_or_empty(text: str) -> str:
+    return expand_path(text) if text else text
+
+
+PathText = Annotated[str, AfterValidator(expand_path)]  # a path, in which ~, $NAME and ${NAME} are replaced
+PathOrEmpty = Annotated[str, AfterValidator(_path_or_empty)]  # a path below another, which "" stands for
+WeightsText = Annotated[str, AfterValidator(_weights_name)]  # weights by name, or by a path as above
 
 
 class ModelSection(Strict):
     """The net, as ``zoo.create_model`` takes it."""
 
     name: str = Field(description="a name of zoo.list_models()")
-    weights: str | None = Field(None, description="weights to start from: any name that zoo.get_weights opens")
+    weights: WeightsText | None = Field(None, description="weights to start from: any name that zoo.get_weights opens")
     scheme: str | None = Field(None, description=f"{', '.join(VISION_SCHEMES)}; default: the weights' or rescale")
     options: dict[str, Any] = Field({}, description="other options of the net and of its scheme")
 
@@ -354,7 +383,7 @@ class RunConfig(Strict):
     test_set_setting: ClassVar[str] = "data.split: official"
 
     task: str
-    output: str = Field(description="the run's folder")
+    output: PathText = Field(description="the run's folder")
     train: TrainSection
 
     @property
@@ -402,25 +431,22 @@ def find_config(name: str) -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file.
+    """Read the mapping in a YAML file; see ``tasks.yamltext`` for what values mean.
 
     Raises:
-        ConfigError: the file is not YAML, or not a mapping.
+        ConfigError: the file is not YAML, or not a mapping, or a key stands twice.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    content = yamltext.parse_yaml(read_text(path, ConfigError), str(path))
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected key: value sections, found {type(content).__name__}")
     return content
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the content with changes of the form ``train.epochs=3``; values are YAML, such as ``null`` and lists.
+    """Return the content with changes of the form ``train.epochs=3``; see ``tasks.yamltext.parse_value`` for values.
 
     Raises:
-        ConfigError: an override lacks ``=``, its value is not YAML, or it is below a key that is not a section.
+        ConfigError: an override lacks ``=`` or a value, or it is below a key that is not a section.
     """
     content = {**content}
     for override in overrides:
@@ -441,15 +467,15 @@ def parse_override(override: str) -> tuple[str, Any]:
     """Return the dotted key and the value of ``section.key=value``.
 
     Raises:
-        ConfigError: there is no ``=``, or the value is not YAML.
+        ConfigError: there is no ``=``, no value, or brackets, braces or quotes that are not YAML.
     """
     dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
+    if not equals or not all(key.strip() == key != "" for key in dotted.split(".")):
         raise ConfigError(f"override {override!r}: must be section.key=value")
     try:
-        return dotted, yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+        return dotted, yamltext.parse_value(text)
+    except ConfigError as error:
+        raise ConfigError(f"override {override!r}: {error}") from None
 
 
 def check(content: dict[str, Any], schema: type[Section], source: str) -> Section:
@@ -510,4 +536,4 @@ def _variants(section: type[Strict], key: Any) -> list[type[Strict]]:
 
 def dump(config: pydantic.BaseModel) -> str:
     """Return the resolved config as YAML, in the order of the schema."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yamltext.dump_yaml(config.model_dump(mode="json"))

@@ -13,7 +13,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from zoo.errors import WeightsError, ZooError
-from zoo.files import atomic_write
+from zoo.files import atomic_write, expand_path
 from zoo.headers import HEADER_KEY, Header, write_header
 from zoo.modules import without_wrappers
 from zoo.nets.base import ModelConfig, Net
@@ -54,7 +54,8 @@ def save_weights(
 
     Args:
         model: model with ``config`` and ``num_classes``.
-        path: path that ends in ``.safetensors``; a temporary file beside it is written first.
+        path: path that ends in ``.safetensors``, in which ``~``, ``$NAME`` and ``${NAME}`` are replaced; a temporary
+            file beside it is written first.
         transform: input that the model expects.
         classes: class names in order of the logits, as many as the model has classes; no name occurs twice.
         meta: metrics, data, licence, recipe: what JSON takes, with finite numbers.
@@ -80,7 +81,7 @@ def save_weights(
     True
     """
     # check before anything is written: name, model, classes, header
-    path = Path(path)
+    path = Path(expand_path(str(path)))
     check_ending(path)
     model = _unwrapped(model, path)
     _check_classes(classes, model, path)

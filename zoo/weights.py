@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from zoo._moved import moved_names
 from zoo.building import planned
 from zoo.errors import WeightsError, ZooError, suggestion
+from zoo.files import expand_path
 from zoo.headers import HEADER_KEY, LONGEST, read_header
 from zoo.nets.base import ModelConfig
 from zoo.states import check_shapes, shapes_of
@@ -278,10 +279,10 @@ def is_weights_name(name: Name) -> bool:
 
 
 def weights_name(name: Name) -> str:
-    """Return the name of weights as text.
+    """Return the name of weights as text, in which ``~``, ``$NAME`` and ``${NAME}`` are replaced but in an address.
 
     Raises:
-        WeightsError: something else than text or a path.
+        WeightsError: something else than text or a path, or an unknown variable or user.
     """
     text = os.fspath(name) if isinstance(name, str | os.PathLike) else None
     if not isinstance(text, str):
@@ -289,7 +290,12 @@ def weights_name(name: Name) -> str:
             f"weights={name!r}: must be a name such as 'rescalenet20_cifar.cifar10' or the path of a file; "
             "zoo.list_weights() has the names"
         )
-    return text
+    if "://" in text or not text:
+        return text
+    try:
+        return expand_path(text)
+    except ZooError as error:
+        raise WeightsError(f"weights={error}") from None
 
 
 def get_weights(name: Name, *, model: str | None = None) -> Weights:
@@ -297,7 +303,8 @@ def get_weights(name: Name, *, model: str | None = None) -> Weights:
 
     Args:
         name: ``model.tag``, a tag (with ``model``), the path of a file, as text or as a path object, or the name of
-            weights of another project (docs/weights.md), which are fetched and converted if the cache lacks them.
+            weights of another project (docs/weights.md), which are fetched and converted if the cache lacks them. In
+            a path ``~``, ``$NAME`` and ``${NAME}`` are replaced.
         model: name of the model that the weights must be of; None for any.
 
     Raises:

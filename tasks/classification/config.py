@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tasks.augment import CommonAugment, Share
-from tasks.config import BackboneSection, RunConfig, Strict
+from tasks.config import BackboneSection, PathOrEmpty, PathText, RunConfig, Strict
 
 
 class PadCrop(Strict):
@@ -42,10 +42,10 @@ class DataSection(Strict):
     source: Literal["folder", "cifar10", "cifar100"] = Field(
         "folder", description="folder: train/<class>/*.jpg trees; cifar10 and cifar100: torchvision's download"
     )
-    root: str = Field(description="folder of the data set")
-    train: str = Field("train", description="folder of the training images below root")
-    val: str = Field("val", description="folder of the evaluation images below root")
-    holdout: str | None = Field(
+    root: PathText = Field(description="folder of the data set")
+    train: PathOrEmpty = Field("train", description="folder of the training images below root")
+    val: PathOrEmpty = Field("val", description="folder of the evaluation images below root")
+    holdout: PathText | None = Field(
         None, description="file with the training images that are held out for tuning, a line CLASS/NAME each"
     )
     split: Literal["official", "holdout"] = Field(

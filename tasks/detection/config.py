@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from tasks.config import RunConfig, Strict
+from tasks.config import PathOrEmpty, PathText, RunConfig, Strict, WeightsText
 from zoo.schemes.vision import SCHEMES
 
 
@@ -14,8 +14,10 @@ class DetectorSection(Strict):
     """The detector, as ``create_detector`` takes it."""
 
     name: str = Field(description="faster_rcnn_BACKBONE_fpn or mask_rcnn_BACKBONE_fpn")
-    weights: str | None = Field(None, description="weights of the whole detector: any name that zoo.get_weights opens")
-    weights_backbone: str | None = Field(None, description="weights of the backbone alone, likewise")
+    weights: WeightsText | None = Field(
+        None, description="weights of the whole detector: any name that zoo.get_weights opens"
+    )
+    weights_backbone: WeightsText | None = Field(None, description="weights of the backbone alone, likewise")
     scheme: str | None = Field(None, description=f"{', '.join(SCHEMES)}; default: the weights' or rescale")
     freeze: int = Field(0, ge=0, le=5, description="number of levels, from the stem on, that stay fixed")
     options: dict[str, Any] = Field({}, description="fields of tasks.detection.detector.DetectorOptions")
@@ -58,12 +60,14 @@ class Augment(Strict):
 class DataSection(Strict):
     """COCO JSON files, and folders or zip files of images."""
 
-    root: str = Field(description="folder of the data set")
-    train_annotations: str = Field("annotations/instances_train2017.json", description="JSON file below root")
-    train_images: str = Field("train2017", description="folder or zip below root; .zip may be left out")
-    val_annotations: str = Field("annotations/instances_val2017.json", description="JSON file below root")
-    val_images: str = Field("val2017", description="folder or zip below root; .zip may be left out")
-    holdout: str | None = Field(None, description="file with the names of training images that are held out for tuning")
+    root: PathText = Field(description="folder of the data set")
+    train_annotations: PathText = Field("annotations/instances_train2017.json", description="JSON file below root")
+    train_images: PathOrEmpty = Field("train2017", description="folder or zip below root; .zip may be left out")
+    val_annotations: PathText = Field("annotations/instances_val2017.json", description="JSON file below root")
+    val_images: PathOrEmpty = Field("val2017", description="folder or zip below root; .zip may be left out")
+    holdout: PathText | None = Field(
+        None, description="file with the names of training images that are held out for tuning"
+    )
     split: Literal["official", "holdout"] = Field(
         "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
     )

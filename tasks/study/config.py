@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from tasks.config import Strict, check, find_config, parse_override, read_yaml
+from tasks.config import PathText, Strict, check, find_config, parse_override, read_yaml
+from tasks.yamltext import Written
 
-Overrides = dict[str, Any]  # dotted key of a config -> value
+Overrides = dict[str, Annotated[Any, Written]]  # dotted key of a config -> value
 
 Value = TypeVar("Value")
 
@@ -22,7 +23,9 @@ class Variants(Strict):
     """Settings that are tried: a list by name, and all combinations of a grid."""
 
     trials: dict[str, Overrides] = Field({}, description="overrides of each trial, by the name that the tables show")
-    grid: dict[str, list[Any]] = Field({}, description="values of each dotted key; every combination is a trial")
+    grid: dict[str, list[Annotated[Any, Written]]] = Field(
+        {}, description="values of each dotted key; every combination is a trial"
+    )
 
     @field_validator("trials")
     @classmethod
@@ -76,8 +79,8 @@ class Finals(Stage):
 class StudyConfig(Variants):
     """A study of one recipe. ``trials`` and ``grid`` at the top are tried for every scheme."""
 
-    recipe: str = Field(description="config file of one run, or the name of a recipe that ships")
-    output: str = Field(description="folder of all runs and tables")
+    recipe: PathText = Field(description="config file of one run, or the name of a recipe that ships")
+    output: PathText = Field(description="folder of all runs and tables")
     overrides: Overrides = Field({}, description="overrides of all runs")
     last_overrides: Overrides = Field({}, description="overrides of all runs that win over every other, as a command's")
     schemes: dict[str, SchemeSection] = Field(min_length=1, description="values of model.scheme")

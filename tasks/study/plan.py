@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tasks.config import RunConfig, read_yaml
 from tasks.engine.state import FREE_KEYS, RunFolder
 from tasks.errors import ConfigError
 from tasks.spec import check, resolve
 from tasks.study.config import Overrides, StudyConfig, Variants
+from tasks.yamltext import dump_yaml
 
 SCREENING, FINALS = "trials", "finals"  # stages of a study, and their folders
 
@@ -204,7 +203,7 @@ def _as_text(parts: Iterable[Overrides]) -> tuple[str, ...]:
 
 def _value(value: Any) -> str:
     """Return a value as YAML in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    text = dump_yaml(value, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()
 
 

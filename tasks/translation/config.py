@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from tasks.config import BackboneSection, RunConfig, Strict
+from tasks.config import BackboneSection, PathText, RunConfig, Strict, WeightsText
+from zoo.files import safe_name
 from zoo.schemes.text import TRANSFORMER_SCHEMES
 
 _LANGUAGE = r"^[A-Za-z0-9_-]{1,20}$"  # as in zoo.TextTransform
+
+
+def _set_name(name: str) -> str:
+    """Return the name of a set, which names files of the corpus."""
+    if name in ("train", "val"):
+        raise ValueError(f"{name} is a set of its own; choose another name")
+    return safe_name(name.replace(".", "_"), "name of a set") and name
+
+
+SetName = Annotated[str, AfterValidator(_set_name)]
 
 
 class CleanSection(Strict):
@@ -27,7 +38,7 @@ class VocabularySection(Strict):
     size: int = Field(32000, ge=8, description="number of pieces of each vocabulary")
     share: Literal["joint", "separate"] = Field("joint", description="joint: one vocabulary for both languages")
     coverage: float = Field(1.0, gt=0, le=1, description="share of the characters that get a piece of their own")
-    weights: str | None = Field(
+    weights: WeightsText | None = Field(
         None, description="weights whose vocabularies are used instead of new ones, to fine-tune them"
     )
 
@@ -35,14 +46,14 @@ class VocabularySection(Strict):
 class CorpusSection(Strict):
     """Text, and its preparation by ``rescalenet prepare``."""
 
-    root: str = Field(description="folder of the text")
+    root: PathText = Field(description="folder of the text")
     source: str = Field(pattern=_LANGUAGE, description="code of the source language, as in the names of the files")
     target: str = Field(pattern=_LANGUAGE, description="code of the target language")
-    train: tuple[str, ...] = Field(
+    train: tuple[PathText, ...] = Field(
         min_length=1, description="names of the training texts; see tasks.translation.sources.find_pairs"
     )
-    val: str = Field(description="name of the evaluation text")
-    test: dict[str, str] = Field({}, description="names of further sets, which are stored as text")
+    val: PathText = Field(description="name of the evaluation text")
+    test: dict[SetName, PathText] = Field({}, description="names of further sets, which are stored as text")
     holdout: int = Field(0, ge=0, description="every n-th training pair is held out and replaces val; 0: none")
     clean: CleanSection = CleanSection()
     vocabulary: VocabularySection = VocabularySection()
@@ -61,7 +72,7 @@ class DataSection(Strict):
     """The corpus, and its use in training and evaluation."""
 
     corpus: CorpusSection
-    folder: str = Field(description="folder of the prepared corpus")
+    folder: PathText = Field(description="folder of the prepared corpus")
     max_length: int = Field(256, ge=2, description="training pairs with more tokens on either side are left out")
     eval_batch_size: int = Field(64, ge=1, description="sentences of a batch in evaluation, on all ranks together")
     search: SearchSection = SearchSection()

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from tasks.augment import CommonAugment
-from tasks.config import BackboneSection, RunConfig, Strict
+from tasks.config import BackboneSection, PathOrEmpty, PathText, RunConfig, Strict
 from tasks.errors import ConfigError
 
 
@@ -49,17 +49,21 @@ class DataSection(Strict):
         description="folders: train/<class>/*.mp4 trees; list: files of 'path label' lines or CSV with such columns; "
         "kinetics: CSV with label, youtube_id, time_start, time_end",
     )
-    root: str = Field(description="folder of the data set")
-    train: str = Field("train", description="folder of the training videos below root, or file that lists them")
-    val: str = Field("val", description="folder of the evaluation videos below root, or file that lists them")
-    videos: str = Field("", description="folder below root with the videos that a list or CSV names; default: root")
-    holdout: str | None = Field(None, description="file with a list of held-out training videos, a name on each line")
+    root: PathText = Field(description="folder of the data set")
+    train: PathOrEmpty = Field("train", description="folder of the training videos below root, or file that lists them")
+    val: PathOrEmpty = Field("val", description="folder of the evaluation videos below root, or file that lists them")
+    videos: PathOrEmpty = Field(
+        "", description="folder below root with the videos that a list or CSV names; default: root"
+    )
+    holdout: PathText | None = Field(
+        None, description="file with a list of held-out training videos, a name on each line"
+    )
     split: Literal["official", "holdout"] = Field(
         "official",
         description="official: train on all of train and evaluate val; holdout: train without the held-out videos and "
         "evaluate them",
     )
-    index: str | None = Field(
+    index: PathText | None = Field(
         None, description="file with the frame times of each video; default: root/video_index.json"
     )
     max_failed: float = Field(

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 import zoo
 from zoo import headers
-from zoo.headers import DEEPEST, Header, read_header, write_header
+from zoo.headers import Header, read_header, write_header
+from zoo.jsontext import DEEPEST
 
 PATH = Path("w.safetensors")
 VALID = {
