@@ -11,14 +11,22 @@ A new kind of record is a subclass of ``Record``.
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_type_hints
+
+import pydantic
+from pydantic import Field, TypeAdapter
 
 from tasks.errors import DataError
+from zoo.errors import ZooError, one_line
+from zoo.jsontext import first_error, parse_json
 
+LONGEST = 2**26  # bytes of a line
+
+Count = Annotated[int, Field(ge=0)]
 _SPLICED = {"spliced": True}  # marks a field whose items are keys of the record itself
 
 
@@ -36,8 +44,8 @@ class Record:
     kinds: ClassVar[dict[str, type[Record]]] = {}  # every subclass by its event
 
     run: str | None = None
-    step: int
-    epoch: int
+    step: Count
+    epoch: Count
 
     def __init_subclass__(cls) -> None:
         Record.kinds[cls.event] = cls
@@ -59,18 +67,32 @@ class Record:
         """Make the record of a line.
 
         Raises:
-            KeyError, TypeError: an event that is unknown, or keys that are missing or have no place in the record.
+            ValueError: an event that is unknown, keys that are missing or have no place in the record, or a value of
+                another type or out of range.
         """
         rest = dict(content)
-        kind = Record.kinds[rest.pop("event")]
+        event = rest.pop("event", None)
+        kind = Record.kinds.get(event) if isinstance(event, str) else None
+        if kind is None:
+            raise ValueError(f"event={event!r}: must be one of {', '.join(sorted(Record.kinds))}")
         known = dataclasses.fields(kind)
-        values = {each.name: rest.pop(each.name) for each in known if each.name in rest}
         spliced = [each.name for each in known if each.metadata.get("spliced")]
+        values = {each.name: rest.pop(each.name) for each in known if each.name in rest and each.name not in spliced}
         if spliced:
             values[spliced[0]] = rest
         elif rest:
-            raise TypeError(f"unknown keys {', '.join(rest)}")
-        return kind(**values)
+            raise ValueError(f"unknown keys {', '.join(rest)}")
+        # each value by the annotation of its field, so that a new kind of record is checked too
+        checks = _checks(kind)
+        for name, value in values.items():
+            try:
+                checks[name].validate_python(value, strict=True)
+            except pydantic.ValidationError as error:
+                raise ValueError(f"{name}: {first_error(error, name)}") from None
+        try:
+            return kind(**values)
+        except TypeError as error:  # a key that is missing
+            raise ValueError(str(error)) from None
 
     def scalars(self) -> Iterator[tuple[str, float]]:
         """Yield tag and value of every curve that the record has a point of."""
@@ -109,6 +131,23 @@ class EpochRecord(Record):
     metrics: dict[str, float] = field(default_factory=dict, metadata=_SPLICED)
 
 
+class _BlockNumbers(pydantic.BaseModel):
+    """The keys that each row of ``zoo.branch_statistics`` has; a join may add others."""
+
+    block: str
+    m: float | None
+    weight_norms: list[float]
+
+
+_ROWS = TypeAdapter(list[_BlockNumbers])
+
+
+def _check_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a ``BlocksRecord``, after a check of the keys that all have."""
+    _ROWS.validate_python(rows, strict=True)
+    return rows
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlocksRecord(Record):
     """Multipliers and weight norms at the end of an epoch.
@@ -118,7 +157,7 @@ class BlocksRecord(Record):
     """
 
     event = "blocks"
-    blocks: list[dict[str, Any]]
+    blocks: Annotated[list[dict[str, Any]], pydantic.AfterValidator(_check_rows)]
 
     def scalars(self) -> Iterator[tuple[str, float]]:
         for row in self.blocks:
@@ -140,14 +179,21 @@ class DivergedRecord(Record):
     reason: str
 
 
+@functools.cache
+def _checks(kind: type[Record]) -> dict[str, TypeAdapter[Any]]:
+    """Return the check of each field of a kind of record."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {each.name: TypeAdapter(hints[each.name]) for each in dataclasses.fields(kind)}
+
+
 def read_records(path: Path) -> list[Record]:
     """Read the records of a log.
 
     Raises:
-        DataError: a line that is not a record.
+        DataError: a line that is not a record; the message has its number.
     """
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             records.append(_parsed(line))
         except ValueError as error:
@@ -163,8 +209,8 @@ def read_complete_records(path: Path) -> list[Record]:
     records: list[Record] = []
     if not path.exists():
         return records
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST + 1):
             try:
                 records.append(_parsed(line))
             except ValueError:
@@ -172,16 +218,21 @@ def read_complete_records(path: Path) -> list[Record]:
     return records
 
 
-def _parsed(line: str) -> Record:
+def _parsed(line: bytes) -> Record:
     """Return the record of a line.
 
     Raises:
         ValueError: the line is not a record.
     """
+    if len(line) > LONGEST:
+        raise ValueError(f"more than {LONGEST} bytes")
     try:
-        return Record.from_dict(json.loads(line))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(repr(error)) from None
+        content = parse_json(line.decode("utf-8"), finite=False)  # a metric may be NaN
+        if not isinstance(content, dict):
+            raise ValueError("not an object of JSON")
+        return Record.from_dict(content)
+    except (ZooError, ValueError) as error:
+        raise ValueError(one_line(error)) from None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

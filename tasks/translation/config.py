@@ -7,20 +7,16 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from tasks.config import BackboneSection, PathText, RunConfig, Strict, WeightsText
-from zoo.files import safe_name
 from zoo.schemes.text import TRANSFORMER_SCHEMES
 
-_LANGUAGE = r"^[A-Za-z0-9_-]{1,20}$"  # as in zoo.TextTransform
+LANGUAGE = r"^[A-Za-z0-9_-]{1,20}$"  # as in zoo.TextTransform
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]  # it names files of the corpus
 
 
-def _set_name(name: str) -> str:
-    """Return the name of a set, which names files of the corpus."""
+def _further_set(name: str) -> str:
     if name in ("train", "val"):
-        raise ValueError(f"{name} is a set of its own; choose another name")
-    return safe_name(name.replace(".", "_"), "name of a set") and name
-
-
-SetName = Annotated[str, AfterValidator(_set_name)]
+        raise ValueError(f"{name!r} is a set of its own; choose another name")
+    return name
 
 
 class CleanSection(Strict):
@@ -47,13 +43,15 @@ class CorpusSection(Strict):
     """Text, and its preparation by ``rescalenet prepare``."""
 
     root: PathText = Field(description="folder of the text")
-    source: str = Field(pattern=_LANGUAGE, description="code of the source language, as in the names of the files")
-    target: str = Field(pattern=_LANGUAGE, description="code of the target language")
+    source: str = Field(pattern=LANGUAGE, description="code of the source language, as in the names of the files")
+    target: str = Field(pattern=LANGUAGE, description="code of the target language")
     train: tuple[PathText, ...] = Field(
         min_length=1, description="names of the training texts; see tasks.translation.sources.find_pairs"
     )
     val: PathText = Field(description="name of the evaluation text")
-    test: dict[SetName, PathText] = Field({}, description="names of further sets, which are stored as text")
+    test: dict[Annotated[SetName, AfterValidator(_further_set)], PathText] = Field(
+        {}, description="names of further sets, which are stored as text"
+    )
     holdout: int = Field(0, ge=0, description="every n-th training pair is held out and replaces val; 0: none")
     clean: CleanSection = CleanSection()
     vocabulary: VocabularySection = VocabularySection()

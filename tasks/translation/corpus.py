@@ -11,25 +11,26 @@ Files of its folder:
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+import pydantic
+from pydantic import ConfigDict, Field
 
 from tasks.config import check
 from tasks.errors import ConfigError, DataError
 from tasks.progress import print_line
 from tasks.shards import chunks
 from tasks.translation.clean import Cleaner
-from tasks.translation.config import CorpusSection, VocabularySection
+from tasks.translation.config import LANGUAGE, CorpusSection, SetName, VocabularySection
 from tasks.translation.sources import find_pairs
 from tasks.translation.text import Pair, read_pairs
 from tasks.translation.vocabulary import train_vocabulary
-from zoo.files import write_json
+from zoo.errors import ZooError, one_line
+from zoo.files import atomic_folder, write_json
+from zoo.jsontext import first_error, read_json
 from zoo.text import Vocabulary
 from zoo.transforms import TextTransform
 from zoo.weights import get_weights
@@ -40,37 +41,97 @@ _SIDES = ("source", "target")
 _NAMES = {"joint": ("joint",), "separate": _SIDES}  # names of the files of vocabularies
 
 
+LONGEST = 2**24  # bytes of corpus.json
+Language = Annotated[str, Field(pattern=LANGUAGE)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Info(pydantic.BaseModel):
+    """JSON form of ``corpus.json``."""
+
+    model_config = ConfigDict(strict=True)
+
+    version: Literal[1]  # VERSION
+    languages: tuple[Language, Language] = Field(strict=False)
+    share: Literal["joint", "separate"]
+    sizes: tuple[Count, Count] = Field(strict=False)
+    dtypes: tuple[Literal["uint16", "int32"], Literal["uint16", "int32"]] = Field(strict=False)
+    pairs: dict[SetName, Count]
+    cleaning: dict[str, Count]
+    settings: dict[str, Any]
+
+
+class Storage(NamedTuple):
+    """What ``corpus.json`` states about the sentences of one side of a set.
+
+    Attributes:
+        dtype: type of the stored ids.
+        pieces: number of pieces of the vocabulary, which all ids are below.
+        count: number of sentences.
+    """
+
+    dtype: str
+    pieces: int
+    count: int
+
+
 class Sentences:
     """The sentences of one side of a set: arrays of token ids without </s>, which are read from disk on access.
 
     Args:
         folder: folder of the corpus.
         name: name of the set and the side, such as "train.source".
-        dtype: type of the stored ids.
+        stored: what the corpus states about them.
 
     Attributes:
         lengths: number of tokens of each sentence.
 
     Raises:
-        DataError: files whose sizes do not match.
+        DataError: files that are missing, damaged or do not match; ids outside of the vocabulary (on access).
     """
 
-    def __init__(self, folder: Path, name: str, dtype: str) -> None:
-        ends = np.load(folder / f"{name}.ends.npy", mmap_mode="r")
-        self.ends = ends
-        self.lengths = np.diff(ends, prepend=0)
-        size = int(ends[-1]) if len(ends) else 0
-        path = folder / f"{name}.ids"
-        if path.stat().st_size != size * np.dtype(dtype).itemsize:
-            raise DataError(f"{path}: size does not match {name}.ends.npy; delete {folder} and prepare again")
-        self.ids = np.memmap(path, dtype=dtype, mode="r") if size else np.zeros(0, dtype)
+    def __init__(self, folder: Path, name: str, stored: Storage) -> None:
+        self.path, self.pieces = folder / f"{name}.ids", stored.pieces
+        self.ends = _load_ends(folder / f"{name}.ends.npy", stored.count)
+        self.lengths = np.diff(self.ends, prepend=0)
+        size = int(self.ends[-1]) if len(self.ends) else 0
+        if len(self.lengths) and int(self.lengths.min()) < 0:
+            raise DataError(f"{folder / name}.ends.npy: its ends do not rise; {_again(folder)}")
+        if not self.path.is_file() or self.path.stat().st_size != size * np.dtype(stored.dtype).itemsize:
+            raise DataError(f"{self.path}: size does not match {name}.ends.npy; {_again(folder)}")
+        self.ids = np.memmap(self.path, dtype=stored.dtype, mode="r") if size else np.zeros(0, stored.dtype)
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> np.ndarray:
         end = int(self.ends[index])
-        return np.asarray(self.ids[end - int(self.lengths[index]) : end], dtype=np.int64)
+        found = np.asarray(self.ids[end - int(self.lengths[index]) : end], dtype=np.int64)
+        if len(found) and not 0 <= int(found.min()) <= int(found.max()) < self.pieces:
+            raise DataError(
+                f"{self.path}: sentence {index} has ids outside of its vocabulary of {self.pieces} pieces; "
+                f"{_again(self.path.parent)}"
+            )
+        return found
+
+
+def _load_ends(path: Path, count: int) -> np.ndarray:
+    """Return the ends of ``count`` sentences, mapped from the file.
+
+    Raises:
+        DataError: a file that is missing or is no such array.
+    """
+    try:
+        ends = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:  # as numpy reads its header
+        raise DataError(f"{path}: cannot be read ({one_line(error)}); {_again(path.parent)}") from None
+    if not isinstance(ends, np.ndarray) or ends.dtype != np.int64 or ends.shape != (count,):
+        raise DataError(f"{path}: must be an int64 array of {count} ends; {_again(path.parent)}")
+    return ends
+
+
+def _again(folder: Path) -> str:
+    return f"delete {folder} and prepare again"
 
 
 class _Writer:
@@ -106,21 +167,20 @@ class Corpus:
         vocabularies: vocabularies of source and target.
 
     Raises:
-        DataError: a folder without a corpus, or a corpus of another version.
+        DataError: a folder without a corpus, a corpus of another version, or a damaged one.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            self.info: dict[str, Any] = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DataError(f"{folder}: no prepared corpus; make it with: rescalenet prepare CONFIG") from None
-        if self.info.get("version") != VERSION:
-            version = self.info.get("version")
-            raise DataError(f"{folder}: corpus of version {version}, must be {VERSION}; delete it and prepare again")
+        self.info = _read_info(folder)
         files = [folder / f"{name}.model" for name in _NAMES[self.info["share"]]]
-        found = [Vocabulary(file.read_bytes(), str(file)) for file in files]
+        try:
+            found = [Vocabulary(file.read_bytes(), str(file)) for file in files]
+        except OSError as error:
+            raise DataError(f"{error.filename}: {error.strerror}; {_again(folder)}") from None
         self.vocabularies = found[0], found[-1]
+        if (sizes := [len(v) for v in self.vocabularies]) != list(self.info["sizes"]):
+            raise DataError(f"{folder}: corpus.json states sizes={self.info['sizes']}, not {sizes}; {_again(folder)}")
 
     @property
     def transform(self) -> TextTransform:
@@ -148,8 +208,9 @@ class Corpus:
 
     def sentences(self, name: str) -> tuple[Sentences, Sentences]:
         """Return the source and target sentences of ``train`` or ``val``."""
-        dtypes = self.info["dtypes"]
-        return Sentences(self.folder, f"{name}.source", dtypes[0]), Sentences(self.folder, f"{name}.target", dtypes[1])
+        count = self.info["pairs"].get(name, 0)
+        stored = [Storage(*each, count) for each in zip(self.info["dtypes"], self.info["sizes"], strict=True)]
+        return Sentences(self.folder, f"{name}.source", stored[0]), Sentences(self.folder, f"{name}.target", stored[1])
 
     def text(self, name: str) -> list[Pair]:
         """Return the pairs of a scored set as text."""
@@ -169,23 +230,41 @@ def prepare(section: CorpusSection, folder: Path) -> Corpus:
     Raises:
         DataError: text that is missing or malformed, or another corpus in the folder.
     """
-    if folder.exists():
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"data.folder={folder}: is a file; choose another")
+    if folder.is_dir() and (names := {each.name for each in folder.iterdir()}):
+        if "corpus.json" not in names:
+            raise DataError(f"data.folder={folder}: has files but no corpus.json; choose another, or empty it")
         found = Corpus(folder)
         found.expect(section)
         print_line(f"{folder}: prepared already")
         return found
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by a process that was killed
-        shutil.rmtree(stale)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        _fill(section, temporary)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    atomic_folder(folder, lambda temporary: _fill(section, temporary))
     return Corpus(folder)
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    """Return the content of ``corpus.json``.
+
+    Raises:
+        DataError: no such file, or one that is of another version or damaged.
+    """
+    path = folder / "corpus.json"
+    if not path.is_file():
+        raise DataError(f"{folder}: no prepared corpus; make it with: rescalenet prepare CONFIG")
+    try:
+        content = read_json(path, longest=LONGEST)
+        version = content.get("version") if isinstance(content, dict) else None
+        if version != VERSION and isinstance(version, int):
+            raise DataError(f"{folder}: corpus of version {version}, must be {VERSION}; delete it and prepare again")
+        _Info.model_validate(content)
+    except pydantic.ValidationError as error:
+        reason = first_error(error, "corpus.json")
+    except ZooError as error:
+        reason = str(error)
+    else:
+        return content
+    raise DataError(f"{path}: not the description of a corpus ({reason}); {_again(folder)}")
 
 
 def _fill(section: CorpusSection, folder: Path) -> None:

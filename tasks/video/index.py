@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
+import pydantic
+from pydantic import ConfigDict, Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 
 from tasks.errors import DataError
 from tasks.progress import Progress, print_line
 from tasks.video.decode import VideoInfo, probe
+from zoo.errors import ZooError
 from zoo.files import write_json
+from zoo.jsontext import first_error, read_json
 
 VERSION = 1
+LONGEST = 2**31  # bytes of the file; an entry takes a few hundred
+LARGEST_SIDE = 2**16  # pixels
+MOST_FRAMES = 100_000_000  # of a video: a month at 30 frames per second
 _SAVE_EVERY = 30.0  # seconds between two writes while videos are probed
 
 
@@ -52,13 +59,9 @@ class Index:
         self.path, self.root = path, root
         self.records: dict[str, dict[str, Any]] = {}
         if path.exists():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                version, self.records = content["rescalenet_video_index"], dict(content["videos"])
-            except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path}: not an index of videos; remove it, or set data.index=FILE") from None
-            if version != VERSION:
-                self.records = {}
+            content = _read_file(path)
+            if content.rescalenet_video_index == VERSION:
+                self.records = content.videos
 
     def entries(self, paths: Sequence[Path], *, workers: int = 0, write: bool = True) -> list[Entry]:
         """Return the entry of each video; probe the videos that have no valid entry.
@@ -76,12 +79,31 @@ class Index:
         if new:
             print_line(f"{self.path}: probing {len(new)} of {len(stats)} videos")
             self._probe(new, stats, workers, write)
-        return [_to_entry(self.records[self._key(path)], path) for path in paths]
+        return [_to_entry(self._checked(path)) for path in paths]
 
     def _record(self, path: Path, stat: tuple[int, int]) -> dict[str, Any] | None:
         """Return the stored record of a video, None if there is no record or the video has changed since."""
-        record = self.records.get(self._key(path))
-        return record if record is not None and (record["bytes"], record["changed"]) == stat else None
+        if self._key(path) not in self.records:
+            return None
+        record = self._checked(path)
+        return self.records[self._key(path)] if (record.bytes, record.changed) == stat else None
+
+    def _checked(self, path: Path) -> _Decodable | _Undecodable:
+        """Return the record of a video.
+
+        Raises:
+            DataError: a record that is not one of ``_to_record``.
+        """
+        key = self._key(path)
+        record = self.records[key]
+        schema = _Decodable if isinstance(record, dict) and record.get("decodable") is True else _Undecodable
+        try:
+            return schema.model_validate(record)
+        except pydantic.ValidationError as error:
+            reason = first_error(error, "an entry")
+            raise DataError(
+                f"{self.path}: its entry of {key!r} is damaged ({reason}); remove the index, it is made again"
+            ) from None
 
     def _key(self, path: Path) -> str:
         """Return the path as stored in the file: relative to ``root`` if it is below it, absolute otherwise."""
@@ -109,6 +131,60 @@ class Index:
             write_json({"rescalenet_video_index": VERSION, "videos": self.records}, self.path)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written ({error.strerror}); set data.index=FILE") from None
+
+
+Positive = Annotated[int, Field(ge=1, le=2**62)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+
+
+class _Undecodable(pydantic.BaseModel):
+    """Record of a video that cannot be decoded."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    bytes: int = Field(ge=0)
+    changed: int
+    decodable: Literal[False]
+    failure: str
+
+
+class _Decodable(pydantic.BaseModel):
+    """Record of a video: the fields of ``VideoInfo``, with ``frames``, ``fps`` and ``duration`` for people."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    bytes: int = Field(ge=0)
+    changed: int
+    decodable: Literal[True]
+    frames: int = Field(ge=1, le=MOST_FRAMES)
+    fps: float = Field(ge=0)
+    duration: float = Field(ge=0)
+    width: Side
+    height: Side
+    seekable: bool
+    time_base: tuple[Positive, Positive] = Field(strict=False)
+    first: int = Field(ge=-(2**62), le=2**62)
+    steps: list[Annotated[tuple[Positive, Positive], Field(strict=False)]]
+    keys: list[Annotated[int, Field(ge=0)]]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if 1 + sum(count for _, count in self.steps) != self.frames:
+            raise ValueError(f"steps: they are not of frames={self.frames}")
+        if abs(self.first) + sum(step * count for step, count in self.steps) > 2**62:
+            raise ValueError("steps: the times are beyond 64 bits")
+        if any(b <= a for a, b in pairwise(self.keys)) or (self.keys and self.keys[-1] >= self.frames):
+            raise ValueError(f"keys: must rise and be below frames={self.frames}")
+        return self
+
+
+class _File(pydantic.BaseModel):
+    """The whole file. Its records are checked when they are used."""
+
+    model_config = ConfigDict(strict=True)
+
+    rescalenet_video_index: int
+    videos: dict[str, Any]
 
 
 class _Probes(Dataset[Entry]):
@@ -168,23 +244,33 @@ def _to_record(entry: Entry, size: int, changed: int) -> dict[str, Any]:
     }
 
 
-def _to_entry(record: dict[str, Any], path: Path) -> Entry:
-    """Return the entry of a JSON record of the video ``path``.
+def _to_entry(record: _Decodable | _Undecodable) -> Entry:
+    """Return the entry of a record."""
+    if isinstance(record, _Undecodable):
+        return Entry(None, record.failure)
+    return Entry(
+        VideoInfo(
+            first=record.first,
+            steps=tuple(record.steps),
+            time_base=Fraction(*record.time_base),
+            keys=tuple(record.keys),
+            seekable=record.seekable,
+            width=record.width,
+            height=record.height,
+        )
+    )
+
+
+def _read_file(path: Path) -> _File:
+    """Return the content of an index file, whose records are not checked yet.
 
     Raises:
-        DataError: a record that is not one of ``_to_record``.
+        DataError: another file.
     """
     try:
-        if not record["decodable"]:
-            return Entry(None, record["failure"])
-        info = VideoInfo(
-            steps=tuple((step, count) for step, count in record["steps"]),
-            time_base=Fraction(*record["time_base"]),
-            keys=tuple(record["keys"]),
-            **{name: record[name] for name in ("first", "seekable", "width", "height")},
-        )
-        if info.frames == record["frames"]:
-            return Entry(info)
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise DataError(f"{path}: its entry in the index of videos is damaged; remove the index")
+        return _File.model_validate(read_json(path, longest=LONGEST))
+    except pydantic.ValidationError as error:
+        reason = first_error(error, "an index")
+    except ZooError as error:
+        reason = str(error)
+    raise DataError(f"{path}: not an index of videos ({reason}); remove it, or set data.index=FILE")

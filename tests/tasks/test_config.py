@@ -100,7 +100,7 @@ def test_overrides():
         (["task=clasification"], r"task='clasification' \(did you mean classification"),
         (["epochs"], r"override 'epochs': must be section.key=value"),
         (["train.epochs.more=1"], r"override .*: 'epochs' is a value, not a section"),
-        (["train.epochs=[1"], r"override .*: the value, line 1: not valid YAML: expected ',' or '\]', but got .<stream end>"),
+        (["train.epochs=[1"], r"override .*: the value, line 1: not valid YAML: expected ',' or '\]'"),
     ],
 )
 def test_mistakes(overrides, message):

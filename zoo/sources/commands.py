@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError, ZooError
+from zoo.files import expand_path
 from zoo.registry import create_model, list_models
 from zoo.saving import check_ending
 from zoo.sources import https, local, timm, torchvision
 from zoo.sources.cache import sha256_of
 from zoo.sources.conversion import FORM, Original, convert_original, log_licence
-from zoo.weights import ENDINGS, Weights, get_weights, is_weights_name
+from zoo.weights import ENDINGS, Weights, get_weights, is_weights_name, weights_name
 
 log = logging.getLogger("rescalenet")
 
@@ -106,7 +107,7 @@ def convert(
         ZooError: an output of another ending, or that is the source.
         WeightsError: a source that cannot be read, or that the converter does not take.
     """
-    source, out = str(source), Path(out)
+    source, out = weights_name(source), Path(expand_path(str(out)))
     check_ending(out)
     if out.exists() and Path(source).exists() and out.samefile(source):
         raise ZooError(f"{out}: is the source itself, which would be lost; give the result another name")

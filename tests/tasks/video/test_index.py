@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -62,22 +63,103 @@ def test_varying_times_survive_the_index(tmp_path):
     np.testing.assert_allclose(stored.times * 1000, np.array(times) - times[0], atol=1)
 
 
-def test_a_damaged_entry_is_named(some):
-    videos, file = folder_videos(some), some.parent / "index.json"
-    index_videos(videos, Index(file, some))
-    content = json.loads(file.read_text())
-    content["videos"]["down/1.mp4"]["steps"] = [[1, 2]]
-    file.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="down/1.mp4: its entry in the index of videos is damaged; remove the index"):
-        index_videos(videos, Index(file, some))
+WHOLE = {
+    "bytes": 10,
+    "changed": 20,
+    "decodable": True,
+    "frames": 5,
+    "fps": 10.0,
+    "duration": 0.5,
+    "width": 8,
+    "height": 6,
+    "seekable": True,
+    "time_base": [1, 10],
+    "first": 0,
+    "steps": [[1, 4]],
+    "keys": [0, 3],
+}
 
 
-def test_an_index_that_is_something_else(some):
-    file = some.parent / "index.json"
-    file.write_text("{}")
-    with pytest.raises(DataError, match="index.json: not an index of videos; remove it"):
-        Index(file, some)
-    assert file.read_text() == "{}"
+@pytest.fixture
+def one(tmp_path, monkeypatch):
+    """A function from a record to the entry of one video whose index has it."""
+    monkeypatch.setattr(index_module, "_stat", lambda path: (10, 20))
+
+    def entry_of(record):
+        content = {"rescalenet_video_index": 1, "videos": {"a.mp4": record}}
+        (tmp_path / "index.json").write_text(json.dumps(content))
+        (entry,) = Index(tmp_path / "index.json", tmp_path).entries([tmp_path / "a.mp4"])
+        return entry
+
+    return entry_of
+
+
+def test_whole_entries(one):
+    info = one(WHOLE).info
+    assert (info.frames, info.fps, info.keys, info.time_base) == (5, 10.0, (0, 3), Fraction(1, 10))
+    assert one({"bytes": 10, "changed": 20, "decodable": False, "failure": "cut"}).failure == "cut"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("time_base", [1, 0], r"time_base.1=0: .*greater than or equal to 1"),
+        ("time_base", [-1, 10], r"time_base.0=-1"),
+        ("time_base", [1], r"time_base.1: is missing"),
+        ("time_base", "1/10", r"time_base='1/10'"),
+        ("steps", [[1, 2]], r"steps: they are not of frames=5"),
+        ("steps", [[0, 4]], r"steps.0.0=0: .*greater"),
+        ("steps", [[1, 5], [1, -1]], r"steps.1.1=-1: .*greater"),
+        ("steps", [[1.0, 4]], r"steps.0.0=1.0: .*valid integer"),
+        ("steps", [[2**61, 4]], r"steps: the times are beyond 64 bits"),
+        ("steps", None, r"steps=None"),
+        ("keys", [0, 5], r"keys: must rise and be below frames=5"),
+        ("keys", [3, 0], r"keys: must rise"),
+        ("keys", [-1], r"keys.0=-1"),
+        ("frames", 10**12, r"frames=1000000000000: .*less than or equal to 100000000"),
+        ("frames", True, r"frames=True: .*valid integer"),
+        ("width", 0, r"width=0: .*greater"),
+        ("height", 10**9, r"height=1000000000: .*less than or equal to 65536"),
+        ("first", 2**62 + 1, r"first=46\d+: .*less than"),
+        ("fps", "10", r"fps='10': .*valid number"),
+        ("seekable", 1, r"seekable=1: .*valid boolean"),
+        ("decodable", "yes", r"decodable='yes'"),
+        ("bytes", [10], r"bytes=\[10\]: .*valid integer"),
+        ("more", 1, r"more: is no key of an entry"),
+    ],
+)
+def test_a_damaged_entry_is_named(one, key, value, reason):
+    with pytest.raises(DataError, match=rf"index.json: its entry of 'a.mp4' is damaged \({reason}.*; remove the index"):
+        one({**WHOLE, key: value})
+
+
+@pytest.mark.parametrize("record", [None, [], 3, "a", {}, {"decodable": False}])
+def test_an_entry_that_is_no_record(one, record):
+    with pytest.raises(DataError, match=r"index.json: its entry of 'a.mp4' is damaged"):
+        one(record)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{}", "rescalenet_video_index: is missing"),
+        (b"[1]", "valid dictionary"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[" * 10**5, "nested deeper than 32 levels"),
+        (b'{"rescalenet_video_index": 1, "videos": []}', r"videos=\[\]: .*valid dictionary"),
+        (b'{"rescalenet_video_index": 1, "rescalenet_video_index": 1}', "occurs twice"),
+        (b'{"rescalenet_video_index": 1, "videos": {"a": {"fps": NaN}}}', "NaN: numbers must be finite"),
+    ],
+)
+def test_an_index_that_is_something_else(tmp_path, content, reason):
+    file = tmp_path / "index.json"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"index.json: not an index of videos \(.*{reason}.*\); remove it"):
+        Index(file, tmp_path)
+    assert file.read_bytes() == content
+
+
+def test_an_index_that_cannot_be_written(some):
     (some.parent / "x").write_text("a file where a folder is needed")
     nowhere = Index(some.parent / "x/index.json", some)
     with pytest.raises(DataError, match=r"x/index.json: cannot be written .*set data.index=FILE"):
