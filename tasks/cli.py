@@ -15,10 +15,10 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from tasks.errors import UserError, dead_worker
-from tasks.files import text_lines
 from tasks.options import takes_task_options
 from tasks.parent import end_with_parent
 from tasks.progress import print_line
+from tasks.textfiles import read_names
 from zoo.export import describe_targets, targets_for
 
 app = typer.Typer(
@@ -320,7 +320,7 @@ def convert(
         raise UserError(f"--option {own[0]}: has an argument of its own; see rescalenet convert --help")
     names: str | list[str] | None = classes
     if classes not in (None, "all", "coco"):
-        names = [line.strip() for _, line in text_lines(Path(str(classes)))]
+        names = [name.strip() for name in read_names(Path(str(classes)), repeated=("N/A",))]  # as in COCO's list
     entry = zoo.sources.convert(source, out, name=name, form=cast(Any, form), eps=eps, classes=names, **options)
     typer.echo(f"{out}: {entry.config.name}, {entry.config.num_classes} classes")
 

@@ -9,6 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from tasks.errors import DataError, UserError
 from tasks.progress import Progress, print_line
+from tasks.textfiles import read_text
 
 Content = TypeVar("Content")
 
@@ -63,15 +64,10 @@ def text_lines(path: Path) -> list[tuple[int, str]]:
     """Return the lines of a UTF-8 text file that are not empty, with their numbers from 1.
 
     Raises:
-        DataError: a file that is missing, not text or empty.
+        DataError: a file that is missing, empty or not UTF-8 (``tasks.textfiles.read_text``).
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise DataError(f"{path}: not a text file ({error})") from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    # not splitlines, which also splits at characters that a name may have
+    lines = [(i, line.removesuffix("\r")) for i, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: is empty")
     return lines

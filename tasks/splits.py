@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 
 from tasks.errors import DataError
 from tasks.files import find_file
+from tasks.textfiles import read_names
 
 Samples = TypeVar("Samples")
 
@@ -31,14 +32,15 @@ def read_holdout(name: str | None, known: Collection[str]) -> set[str]:
         known: names of all training samples.
 
     Raises:
-        DataError: there is no list, or it has names that are not among the training samples.
+        DataError: there is no list, it cannot be read (``tasks.textfiles.read_names``), or it has names that are not
+            among the training samples.
     """
     if name is None:
         raise DataError("data.split=holdout needs data.holdout, the list of held-out images")
     listed = find_file(name)
     if listed is None:
         raise DataError(f"data.holdout={name}: no such file")
-    names = set(listed.read_text(encoding="utf-8").split("\n")) - {""}
+    names = set(read_names(listed))
     if unknown := sorted(names - set(known)):
         raise DataError(f"{name}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
     return names

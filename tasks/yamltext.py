@@ -19,7 +19,7 @@ from zoo.errors import one_line
 
 LONGEST = 2**18  # characters of a file
 DEEPEST = 32  # nested mappings and lists
-MOST = 20_000  # values, those behind aliases counted at each alias
+MOST = 10_000  # values, those behind aliases counted at each alias
 LARGEST = 2**63  # integers, in absolute value
 
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
@@ -66,7 +66,7 @@ def plain_scalar(text: str) -> Any:
     else:
         return text
     number.text = text
-    plain = as_number(number)
+    plain = int(number) if isinstance(number, int) else float(number)
     return plain if repr(plain) == text else number
 
 

@@ -48,7 +48,7 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
             write(temporary)
             _flush(temporary)
             os.replace(temporary, path)
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -66,24 +66,21 @@ def atomic_folder(path: Path, fill: Callable[[Path], None]) -> None:
         try:
             fill(temporary)
             for inner in sorted(temporary.rglob("*")):
-                _flush_folder(inner) if inner.is_dir() else _flush(inner)
-            _flush_folder(temporary)
+                flush_folder(inner) if inner.is_dir() else _flush(inner)
+            flush_folder(temporary)
             os.replace(temporary, path)
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it that are missing; when the function returns, their names are on the disk."""
-    missing = []
-    for folder in (path, *path.parents):
-        if folder.exists():
-            break
-        missing.append(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in reversed(missing):
-        _flush_folder(folder.parent)
+    """Make a folder and those above it, if they are missing; when the function returns, they are on the disk."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    flush_folder(path.parent)
 
 
 def remove_stale(folder: Path) -> list[Path]:
@@ -148,7 +145,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _flush_folder(path: Path) -> None:
+def flush_folder(path: Path) -> None:
     """Wait until a folder's list of names is on the disk, where its file system can do that."""
     if os.name != "posix":  # other systems cannot open a folder
         return

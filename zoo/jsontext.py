@@ -17,12 +17,13 @@ DEEPEST = 32  # nested objects and arrays
 LARGEST = 2**63  # integers, in absolute value
 
 
-def read_json(path: Path, *, longest: int) -> Any:
+def read_json(path: Path, *, longest: int, finite: bool = True) -> Any:
     """Return the value of a JSON file; see ``parse_json``.
 
     Args:
         path: path of the file.
         longest: largest number of bytes.
+        finite: whether NaN and infinities are refused.
 
     Raises:
         ZooError: a file that is missing or too large, or text that ``parse_json`` refuses. The message lacks the path.
@@ -35,7 +36,7 @@ def read_json(path: Path, *, longest: int) -> Any:
     if len(content) > longest:
         raise ZooError(f"more than {longest} bytes")
     try:
-        return parse_json(content.decode("utf-8-sig"))
+        return parse_json(content.decode("utf-8-sig"), finite=finite)
     except UnicodeDecodeError as error:
         raise ZooError(f"not UTF-8: {error.reason} at byte {error.start}") from None
 

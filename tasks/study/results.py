@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import pydantic
+
 from tasks.engine.records import DivergedRecord, EpochRecord, read_complete_records
 from tasks.engine.state import RunFolder
-from tasks.errors import UserError
+from tasks.errors import DataError, UserError
 from tasks.study.plan import StudyRun, Trial
 from tasks.study.statistics import Estimate, estimate
+from zoo.errors import ZooError
+from zoo.jsontext import first_error, read_json
 from zoo.weights import get_weights
 
 Status = Literal["finished", "diverged", "unfinished"]
@@ -48,6 +51,9 @@ def read_result(run: StudyRun) -> Result:
     """Read the result of a run from its folder.
 
     A run that ended in the middle of a line, or whose log is damaged, has what its log has before that place.
+
+    Raises:
+        DataError: a measured loss, or weights, that cannot be read.
     """
     files = RunFolder(run.folder)
     records = read_complete_records(files.log)
@@ -73,15 +79,47 @@ def is_complete(result: Result) -> bool:
 
 
 def _epochs_of_weights(path: Path) -> int:
-    return int(get_weights(str(path)).meta["epochs"]) if path.exists() else 0
+    """Return the number of epochs that weights of a run were trained for; 0 if there are none.
+
+    Raises:
+        DataError: weights that do not state it.
+    """
+    if not path.exists():
+        return 0
+    epochs = get_weights(str(path)).meta.get("epochs")
+    if type(epochs) is not int or epochs < 0:
+        raise DataError(
+            f"{path}: its meta has epochs={epochs!r}, the weights of a run a number; remove the run's folder"
+        )
+    return epochs
+
+
+class _FitLoss(pydantic.BaseModel):
+    """JSON form of a file of ``rescalenet fit-loss``; the loss may be NaN or infinite."""
+
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+
+    loss: float
+    batches: int
 
 
 def _fit_loss(path: Path, batches: int) -> float | None:
-    """Return the loss in a file of ``rescalenet fit-loss``; None if it was measured on another number of batches."""
+    """Return the loss in a file of ``rescalenet fit-loss``; None if it was measured on another number of batches.
+
+    Raises:
+        DataError: a damaged file.
+    """
     if not path.exists():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return float(content["loss"]) if content["batches"] == batches else None
+    try:
+        content = _FitLoss.model_validate(read_json(path, longest=10_000, finite=False))
+    except pydantic.ValidationError as error:
+        reason = first_error(error, "the file")
+    except ZooError as error:
+        reason = str(error)
+    else:
+        return content.loss if content.batches == batches else None
+    raise DataError(f"{path}: not a measured loss ({reason}); remove it, it is measured again")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from tasks.shards import as_list, gather_in_order, own_batch_size, own_loader
 from tasks.video.data import EvalSet, index_videos
 from tasks.video.index import Index
 from tasks.video.sources import Video, Videos
+from zoo.errors import one_line
 from zoo.files import atomic_write, write_json
 from zoo.modules import evaluating
 
@@ -113,6 +115,7 @@ def read_predictions(path: Path) -> VideoResult:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {key: content[key] for key in content.files}
+        _check_arrays(arrays)
         return VideoResult(
             tuple(arrays["classes"].tolist()),
             arrays["names"].tolist(),
@@ -123,8 +126,33 @@ def read_predictions(path: Path) -> VideoResult:
             int(arrays["views"][1]),
             dict(arrays["failed"].tolist()),
         )
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path}: must be the predictions.npz of an evaluation ({error})") from None
+    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, SyntaxError) as error:
+        raise DataError(f"{path}: must be the predictions.npz of an evaluation ({one_line(error)})") from None
+
+
+def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
+    """Check that arrays are those of ``save_predictions``.
+
+    Raises:
+        ValueError: an array of another shape or type, or with values out of range.
+        KeyError: an array is missing.
+    """
+    videos, classes = len(arrays["names"]), len(arrays["classes"])
+    scores = {key: arrays[key] for key in ("single", "multi") if key in arrays or key == "single"}
+    for key, array in scores.items():
+        if array.shape != (videos, classes) or array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise ValueError(f"{key} must have finite numbers ({videos} videos, {classes} classes)")
+    labels = arrays["labels"]
+    if (
+        labels.shape != (videos,)
+        or labels.dtype != np.int64
+        or (videos and not 0 <= labels.min() <= labels.max() < classes)
+    ):
+        raise ValueError(f"labels must be {videos} numbers of the {classes} classes")
+    if any(arrays[key].dtype.kind != "U" or arrays[key].ndim != 1 for key in ("names", "classes")):
+        raise ValueError("names and classes must be lists of text")
+    if arrays["views"].shape != (2,) or arrays["views"].dtype.kind != "i" or arrays["failed"].shape[1:] != (2,):
+        raise ValueError("views must be two numbers, failed pairs of text")
 
 
 class _Row(NamedTuple):

@@ -241,13 +241,18 @@ def read_dictionary(path: str | Path) -> list[str]:
     """Return the symbols of a fairseq dictionary in order of their ids.
 
     Raises:
-        ZooError: a line of another form than 'symbol count'.
+        ZooError: a file that is not UTF-8, or a line of another form than 'symbol count'.
     """
     symbols = list(_IDS)
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ZooError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+    # not splitlines, which also splits at characters that a symbol may have
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         fields = line.removesuffix(" #fairseq:overwrite").rsplit(" ", 1)
         if len(fields) != 2 or not fields[1].isdigit():
-            raise ZooError(f"{path}, line {number}: {line!r} must be 'symbol count'")
+            raise ZooError(f"{path}, line {number}: {line[:80]!r} must be 'symbol count'")
         symbols.append(fields[0])
     return symbols
 
