@@ -35,22 +35,25 @@ def read_text(path: Path, error: type[UserError] = DataError) -> str:
     if len(content) > LONGEST:
         raise error(f"{path}: has more than {LONGEST} bytes; a text file of this kind has fewer")
     try:
-        return content.decode("utf-8-sig")
+        text, wrong = content.decode("utf-8-sig"), content.find(0)  # no text has a zero, but in UTF-16
     except UnicodeDecodeError as reason:
-        raise error(f"{path}: not a text file in UTF-8 ({describe_encoding(content, reason)})") from None
+        text, wrong = "", reason.start
+    if wrong >= 0:
+        raise error(f"{path}: not a text file in UTF-8 ({_describe_encoding(content, wrong)})")
+    return text
 
 
-def describe_encoding(content: bytes, error: UnicodeDecodeError) -> str:
+def _describe_encoding(content: bytes, wrong: int) -> str:
     """Return what bytes that are not UTF-8 seem to be, and how to convert them.
 
     Args:
-        content: begin of the file.
-        error: error of its decoding.
+        content: bytes of the file.
+        wrong: number of the first byte that is not UTF-8.
     """
     begin = content[:1000]
     if begin.startswith(_UTF16) or begin[1::2].count(0) > len(begin) // 4 or begin[::2].count(0) > len(begin) // 4:
         return "it is UTF-16; convert it: iconv -f utf-16 -t utf-8"
-    line = content.count(b"\n", 0, error.start) + 1
+    line = content.count(b"\n", 0, wrong) + 1
     if b"\0" in content:
         return f"line {line} has bytes that are no text"
     return f"line {line}; if it is Latin-1, convert it: iconv -f latin1 -t utf-8"

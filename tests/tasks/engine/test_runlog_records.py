@@ -1,6 +1,7 @@
 """The format of log.jsonl, and the sinks that records go to."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from tasks import plots
 from tasks.engine import BlocksRecord, EpochRecord, RunLog, StepRecord, read_log, read_records, register_sink
 from tasks.engine import runlog as sinks
+from tasks.engine.records import read_complete_records
 from tasks.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,21 +56,58 @@ def test_curves_of_a_record():
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "reason"),
     [
-        "{",
-        "\0\0\0",
-        "3",
-        '{"event": "other", "step": 1, "epoch": 0}',
-        '{"event": "step", "step": 1, "epoch": 0, "loss": 1.0}',
-        '{"event": "blocks", "step": 1, "epoch": 0, "blocks": [], "more": 1}',
+        ("{", "not JSON"),
+        ("\0\0\0", "not JSON"),
+        ("3", "not an object"),
+        ("", "not JSON"),
+        ("[" * 10**5, "nested deeper"),
+        ('{"step": 1, "step": 1}', "occurs twice"),
+        ('{"event": "other", "step": 1, "epoch": 0}', "event='other': must be one of blocks, diverged, epoch"),
+        ('{"event": ["step"], "step": 1, "epoch": 0}', "event="),
+        ('{"step": 1, "epoch": 0}', "event=None"),
+        ('{"event": "step", "step": 1, "epoch": 0, "loss": 1.0}', "missing .*'lr'"),
+        ('{"event": "blocks", "step": 1, "epoch": 0, "blocks": [], "more": 1}', "unknown keys more"),
+        ('{"event": "step", "step": -1, "epoch": 0, "loss": 1.0, "lr": 0.1}', "step: .*greater than or equal to 0"),
+        ('{"event": "step", "step": 1.5, "epoch": 0, "loss": 1.0, "lr": 0.1}', "step: .*valid integer"),
+        ('{"event": "step", "step": true, "epoch": 0, "loss": 1.0, "lr": 0.1}', "step: .*valid integer"),
+        ('{"event": "step", "step": 1, "epoch": null, "loss": 1.0, "lr": 0.1}', "epoch: .*valid integer"),
+        ('{"event": "step", "step": 1, "epoch": 0, "loss": "1", "lr": 0.1}', "loss: .*valid number"),
+        ('{"event": "step", "step": 1, "epoch": 0, "loss": 1, "lr": 0.1, "a": "x"}', "terms: a='x': .*valid number"),
+        ('{"event": "epoch", "step": 1, "epoch": 0, "train_loss": 1, "top1": [3]}', "metrics: top1=.*valid number"),
+        ('{"event": "diverged", "step": 1, "epoch": 0, "reason": 3}', "reason: .*valid string"),
+        ('{"event": "blocks", "step": 1, "epoch": 0, "blocks": {}}', "blocks: .*valid list"),
+        ('{"event": "blocks", "step": 1, "epoch": 0, "blocks": [{"block": "a"}]}', "blocks: 0.m: is missing"),
+        (
+            '{"event": "blocks", "step": 1, "epoch": 0, "blocks": [{"block": 1, "m": null, "weight_norms": []}]}',
+            "blocks: 0.block=1: .*valid string",
+        ),
     ],
 )
-def test_what_is_no_record_is_reported_with_its_line(tmp_path, text):
+def test_what_is_no_record_is_reported_with_its_line(tmp_path, text, reason):
     path = tmp_path / "log.jsonl"
-    path.write_text(f"{line(STEP)}{text}\n")
+    path.write_text(f"{line(STEP)}{text}\n{line(STEP)}")
+    with pytest.raises(DataError, match=rf"log.jsonl, line 2: not a record of a run's log \(.*{reason}") as caught:
+        read_records(path)
+    assert len(str(caught.value).splitlines()) == 1
+    assert read_complete_records(path) == [STEP]
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(line(STEP).encode() + b"\xff\xfe\n")
     with pytest.raises(DataError, match=r"log.jsonl, line 2: not a record"):
         read_records(path)
+    assert read_complete_records(path) == [STEP]
+
+
+def test_losses_that_are_not_finite_are_records(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(line(EpochRecord(step=9, epoch=1, train_loss=math.nan, metrics={"top1": math.inf})))
+    (found,) = read_records(path)
+    assert math.isnan(found.train_loss)
+    assert found.metrics == {"top1": math.inf}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Prepared corpora."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,3 +130,116 @@ def test_a_corpus_that_cannot_be_made(tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         prepare(section(root, **change), tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()
+
+
+# -- corpora of unknown origin -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    prepare(section(toy(folder / "text", 40), vocabulary={"size": 50}), folder / "corpus")
+    return folder / "corpus"
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "corpus")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("share", "../joint", r"share='../joint': .*'joint' or 'separate'"),
+        ("share", ["joint"], "share="),
+        ("languages", ["../../en", "de"], r"languages.0='../../en': .*pattern"),
+        ("languages", ["en\n", "de"], r"languages.0="),
+        ("languages", ["en"], r"languages.1: is missing"),
+        ("dtypes", ["uint16", "object"], r"dtypes.1='object': .*'uint16' or 'int32'"),
+        ("dtypes", ["float64", "uint16"], r"dtypes.0='float64'"),
+        ("pairs", {"../x": 3}, r"pairs.*'../x'.*pattern"),
+        ("pairs", {"train": -1}, r"pairs.train=-1: .*greater than or equal to 0"),
+        ("pairs", {"train": 1e3}, r"pairs.train=1000.0: .*valid integer"),
+        ("sizes", [50, -1], r"sizes.1=-1"),
+        ("version", "1", r"version='1'"),
+        ("version", None, r"version=None"),
+        ("settings", 3, r"settings=3: .*valid dictionary"),
+    ],
+)
+def test_a_description_that_is_not_valid(copied, key, value, reason):
+    info = json.loads((copied / "corpus.json").read_text())
+    (copied / "corpus.json").write_text(json.dumps({**info, key: value}))
+    with pytest.raises(DataError, match=rf"corpus.json: not the description of a corpus \({reason}.*; delete .* again"):
+        Corpus(copied)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b"[" * 10**5, b'{"version": 1, "version": 1}', b"{}"])
+def test_a_description_that_is_something_else(copied, content):
+    (copied / "corpus.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"corpus.json: not the description of a corpus \(.*; delete .* again"):
+        Corpus(copied)
+
+
+def test_vocabularies_that_are_missing_or_others(copied):
+    info = json.loads((copied / "corpus.json").read_text())
+    (copied / "corpus.json").write_text(json.dumps({**info, "sizes": [60, 50]}))
+    with pytest.raises(DataError, match=r"corpus.json states sizes=\[60, 50\], not \[50, 50\]; delete"):
+        Corpus(copied)
+    (copied / "joint.model").unlink()
+    with pytest.raises(DataError, match=r"joint.model: No such file or directory; delete"):
+        Corpus(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda ends: ends.astype(np.float64), "must be an int64 array of 40 ends"),
+        (lambda ends: ends.astype(object), "cannot be read"),  # a pickle, which runs what is in it
+        (lambda ends: ends[:-1], "must be an int64 array of 40 ends"),
+        (lambda ends: ends[None], "must be an int64 array of 40 ends"),
+        (lambda ends: np.where(np.arange(40) == 3, 0, ends), "its ends do not rise"),
+        (lambda ends: ends - ends[0] - 1, "its ends do not rise"),
+        (lambda ends: ends + 10**15, "size does not match"),
+        (None, "cannot be read"),
+    ],
+)
+def test_ends_of_sentences_that_are_not_valid(copied, change, reason):
+    path = copied / "train.source.ends.npy"
+    if change is None:
+        path.write_bytes(b"\x93NUMPY\x01\x00\xff\xff{")
+    else:
+        np.save(path, change(np.load(path)), allow_pickle=True)
+    with pytest.raises(DataError, match=rf"train.source.*{reason}.*; delete .* and prepare again") as caught:
+        Corpus(copied).sentences("train")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_ids_outside_of_the_vocabulary(copied):
+    path = copied / "train.target.ids"
+    ids = np.fromfile(path, np.uint16)
+    ids[0] = 50  # the vocabulary has 0 to 49
+    ids.tofile(path)
+    target = Corpus(copied).sentences("train")[1]
+    assert target[1].max() < 50
+    with pytest.raises(DataError, match=r"train.target.ids: sentence 0 has ids outside of its vocabulary of 50 pieces"):
+        target[0]
+
+
+def test_an_empty_folder_counts_as_none(tmp_path):
+    text = toy(tmp_path / "text", 40)
+    (tmp_path / "corpus").mkdir()
+    assert prepare(section(text, vocabulary={"size": 50}), tmp_path / "corpus").info["pairs"]["val"] == 24
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"other: has files but no corpus.json; choose another, or empty it"):
+        prepare(section(text), tmp_path / "other")
+    with pytest.raises(DataError, match=r"notes.txt: is a file; choose another"):
+        prepare(section(text), tmp_path / "other/notes.txt")
+    assert (tmp_path / "other/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", ".x", "", "train", "val", "a" * 101, "a\n"])
+def test_names_of_sets_cannot_become_paths(name):
+    with pytest.raises(ValueError, match="test"):
+        section("text", test={name: "t"})
+    assert section("text", test={"newstest2014.full": "t"}).test
