@@ -23,7 +23,7 @@ def read_text(path: Path, error: type[UserError] = DataError) -> str:
         error: class of the error to raise.
 
     Raises:
-        UserError: a file that is missing, is no file, is too large, or has another encoding; the message says which.
+        UserError: a file that is missing, is no file, is too large, or has another encoding; the message names it.
     """
     try:
         with path.open("rb") as file:

@@ -126,7 +126,7 @@ def fit(value: Any, annotation: Any, sections: type, key: str) -> Any:
 
 
 def _alternatives(annotation: Any) -> Iterator[Any]:
-    """Yield the types of an annotation's union, without what is said about them, and ``Written`` where it is said."""
+    """Yield the types of an annotation's union, without their metadata, and ``Written`` where that has it."""
     if get_origin(annotation) is Annotated:
         inner, *rest = get_args(annotation)
         yield from (each for each in rest if each is Written)
@@ -223,7 +223,8 @@ def _build(text: str, source: str) -> Any:
     def refuse(event: Any, reason: str) -> ConfigError:
         return ConfigError(f"{source}, line {event.start_mark.line + 1}: {reason}")
 
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
+    for event in events:
         # 1. Take the next value, or go into or out of a mapping or list.
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
@@ -308,10 +309,11 @@ def parse_value(text: str) -> Any:
 def _end_of_value(text: str) -> int:
     """Return the index at which the first value of a YAML text ends."""
     level = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
+    for event in events:
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level == 0 and isinstance(event, yaml.ScalarEvent | yaml.CollectionEndEvent):
-            return event.end_mark.index
+            return int(event.end_mark.index)
     return len(text)
 
 

@@ -50,7 +50,7 @@ def first_error(error: pydantic.ValidationError, what: str) -> str:
     """
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
-    message = reason_of(first)
+    message = "must be an object" if first["type"] == "model_type" else reason_of(first)
     if first["type"] == "missing":
         return one_line(f"{key}: is missing")
     if first["type"] == "extra_forbidden":

@@ -71,11 +71,16 @@ def kept_classes(classes: Classes, count: int, layout: str, *, usual: int) -> Ke
         raise ZooError(f"classes={classes!r}: must be coco, all, or the names of the classes")
     assert classes is not None
     names = tuple(classes)
+    _check_names(names)
+    if len(names) not in (count, len(objects or every)):
+        raise WeightsError(f"{layout} checkpoint: {len(names)} class names for {count} classes")
+    return Kept(every if len(names) == count or objects is None else objects, names)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Refuse names of which one is not text or occurs twice."""
     for name in names:
         if not isinstance(name, str):
             raise ZooError(f"class name {name!r} has type {type(name).__name__}: must be text; give str(name)")
         if names.count(name) > 1:
             raise ZooError(f"class name {name!r} occurs twice: give each class a name of its own")
-    if len(names) not in (count, len(objects or every)):
-        raise WeightsError(f"{layout} checkpoint: {len(names)} class names for {count} classes")
-    return Kept(every if len(names) == count or objects is None else objects, names)

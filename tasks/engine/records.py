@@ -83,7 +83,8 @@ class Record:
         elif rest:
             raise ValueError(f"unknown keys {', '.join(rest)}")
         # each value by the annotation of its field, so that a new kind of record is checked too
-        checks = _checks(kind)
+        annotated: Any = kind
+        checks = _checks(annotated)
         for name, value in values.items():
             try:
                 checks[name].validate_python(value, strict=True)

@@ -81,7 +81,7 @@ class Sentences:
     Args:
         folder: folder of the corpus.
         name: name of the set and the side, such as "train.source".
-        stored: what the corpus states about them.
+        stored: statement of the corpus about them.
 
     Attributes:
         lengths: number of tokens of each sentence.

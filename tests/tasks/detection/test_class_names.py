@@ -54,3 +54,15 @@ def test_names_of_ones_own():
 def test_what_does_not_fit(classes, count, error, message):
     with pytest.raises(error, match=message):
         kept(classes, count)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["cat", "dog", "cat"], "class name 'cat' occurs twice"),
+        (["cat", 3, "dog"], "class name 3 has type int: must be text"),
+    ],
+)
+def test_names_that_no_class_can_have(names, reason):
+    with pytest.raises(ZooError, match=reason):
+        kept(names, 3)

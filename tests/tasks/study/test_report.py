@@ -10,7 +10,7 @@ import statistics
 import pytest
 from PIL import Image
 
-from tasks.errors import UserError
+from tasks.errors import DataError, UserError
 from tasks.study import results as results_module
 from tasks.study.plan import final_runs, screening_runs
 from tasks.study.report import conclusion, write_reports
@@ -172,3 +172,23 @@ def test_diverged_seeds_withhold_the_conclusion():
 def test_conclusion(values, expected):
 
     assert re.search(expected, conclusion("rescale", "bn", "top1", estimate(values)))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must be an object"),
+        ('{"loss": 1.0}', "batches: is missing"),
+        ('{"loss": "1.0", "batches": 3}', "loss='1.0': .*valid number"),
+        ('{"loss": 1.0, "batches": 3.5}', "batches=3.5: .*valid integer"),
+        ('{"loss": 1.0, "batches": 3, "more": 1}', "more: is no key"),
+        ('{"loss": 1.0, "loss": 2.0, "batches": 3}', "key 'loss' occurs twice"),
+    ],
+)
+def test_a_damaged_fit_loss_is_named(make_study, finish, content, reason):
+    run = screening_runs(make_study())[0]
+    finish(run, 50.0)
+    (run.folder / "fit_loss.json").write_text(content)
+    with pytest.raises(DataError, match=rf"fit_loss.json: not a measured loss \({reason}.*\); remove it"):
+        read_result(run)

@@ -143,7 +143,7 @@ def test_an_entry_that_is_no_record(one, record):
     ("content", "reason"),
     [
         (b"{}", "rescalenet_video_index: is missing"),
-        (b"[1]", "valid dictionary"),
+        (b"[1]", "must be an object"),
         (b"\xff\xfe", "not UTF-8"),
         (b"[" * 10**5, "nested deeper than 32 levels"),
         (b'{"rescalenet_video_index": 1, "videos": []}', r"videos=\[\]: .*valid dictionary"),

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -97,3 +98,49 @@ def test_predictions_are_saved_and_scored_again(moving, weights, tmp_path):
         read_predictions(tmp_path / "other.npz")
     save_predictions(again, tmp_path / "copy.npz")
     assert torch.equal(read_predictions(tmp_path / "copy.npz").multi, result.multi)
+
+
+WHOLE = {
+    "classes": np.array(["a", "b"]),
+    "names": np.array(["x", "y", "z"]),
+    "labels": np.array([0, 1, 1]),
+    "single": np.full((3, 2), 0.5),
+    "views": np.array([1, 1]),
+    "failed": np.zeros((0, 2), dtype=str),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("labels", np.array([0, 1, 2]), "labels must be 3 numbers of the 2 classes"),
+        ("labels", np.array([0, 1, -1]), "labels must be"),
+        ("labels", np.array([0, 1]), "labels must be"),
+        ("labels", np.array([0.0, 1.0, 1.0]), "labels must be"),
+        ("single", np.full((3, 3), 0.5), r"single must have finite numbers \(3 videos, 2 classes\)"),
+        ("single", np.full((3, 2), np.nan), "single must have finite numbers"),
+        ("multi", np.full((2, 2), 0.5), "multi must have finite numbers"),
+        ("names", np.array([1, 2, 3]), "names and classes must be lists of text"),
+        ("views", np.array([1]), "views must be two numbers"),
+        ("failed", np.zeros((1, 3), dtype=str), "failed pairs of text"),
+        ("labels", None, "labels"),
+        ("names", np.array([{}, {}, {}], dtype=object), "allow_pickle=False"),
+    ],
+)
+def test_predictions_that_are_not_valid(tmp_path, key, value, reason):
+    path = tmp_path / "p.npz"
+    np.savez(path, **WHOLE)
+    assert read_predictions(path).names == ["x", "y", "z"]
+    np.savez(path, **{k: v for k, v in {**WHOLE, key: value}.items() if v is not None})
+    with pytest.raises(DataError, match=rf"p.npz: must be the predictions.npz of an evaluation \(.*{reason}"):
+        read_predictions(path)
+
+
+def test_a_damaged_archive(tmp_path):
+    path = tmp_path / "p.npz"
+    np.savez(path, **WHOLE)
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], b"PK\x03\x04" + content[4:60], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"p.npz: must be the predictions.npz of an evaluation"):
+            read_predictions(path)

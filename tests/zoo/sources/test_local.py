@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,3 +93,35 @@ def test_no_conversion_into_its_own_source(tmp_path, small_resnet):
         convert("torchvision:none:NONE", tmp_path / "net.pth")  # before the source is looked at
     shutil.copy(source, tmp_path / "copy.safetensors")
     assert convert(source, tmp_path / "copy.safetensors", classes=list("abcde")).classes == tuple("abcde")
+
+
+def test_paths_are_expanded_wherever_weights_are_named(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETS", str(tmp_path / "nets"))
+    monkeypatch.setenv("PETS", "~/pets.safetensors")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    net = zoo.create_model("rescalenet20_cifar", num_classes=2, width=0.25)
+    about = {"transform": zoo.InputTransform.imagenet(32, 36), "classes": ["cat", "dog"]}
+    zoo.save_weights(net, "~/pets.safetensors", **about)
+    zoo.save_weights(net, "${NETS}/pets.safetensors", **about)
+    assert not list((tmp_path / "work").iterdir())
+    path = tmp_path / "home/pets.safetensors"
+    assert zoo.get_weights("~/pets.safetensors").path == path
+    assert zoo.get_weights(Path("$NETS/pets.safetensors")).path == tmp_path / "nets/pets.safetensors"
+    assert zoo.is_weights_name("~/pets.safetensors")
+    again = zoo.create_model("rescalenet20_cifar", "~/pets.safetensors")
+    assert torch.equal(again.fc.weight, net.fc.weight)
+    for name, reason in [
+        ("$NOWHERE/pets.safetensors", "the environment variable 'NOWHERE' is not set"),
+        ("$NOWHERE", "the environment variable 'NOWHERE' is not set"),
+        ("~nobody-of-this-name/w.pth", "no user 'nobody-of-this-name'"),
+        ("$PETS", "no such file"),  # what a variable has is taken as it is
+    ]:
+        with pytest.raises(zoo.WeightsError, match=reason):
+            zoo.get_weights(name)
+    with pytest.raises(zoo.ZooError, match="'NOWHERE' is not set"):
+        zoo.save_weights(net, "$NOWHERE/pets.safetensors", **about)
+    assert not list((tmp_path / "work").iterdir())
