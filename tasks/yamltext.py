@@ -309,8 +309,8 @@ def parse_value(text: str) -> Any:
 def _end_of_value(text: str) -> int:
     """Return the index at which the first value of a YAML text ends."""
     level = 0
-    events: Iterator[Any] = yaml.parse(text, Loader=yaml.SafeLoader)
-    for event in events:
+    event: Any
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level == 0 and isinstance(event, yaml.ScalarEvent | yaml.CollectionEndEvent):
             return int(event.end_mark.index)

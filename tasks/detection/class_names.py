@@ -71,9 +71,9 @@ def kept_classes(classes: Classes, count: int, layout: str, *, usual: int) -> Ke
         raise ZooError(f"classes={classes!r}: must be coco, all, or the names of the classes")
     assert classes is not None
     names = tuple(classes)
-    _check_names(names)
     if len(names) not in (count, len(objects or every)):
         raise WeightsError(f"{layout} checkpoint: {len(names)} class names for {count} classes")
+    _check_names(names)
     return Kept(every if len(names) == count or objects is None else objects, names)
 
 

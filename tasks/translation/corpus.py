@@ -67,12 +67,12 @@ class Storage(NamedTuple):
     Attributes:
         dtype: type of the stored ids.
         pieces: number of pieces of the vocabulary, which all ids are below.
-        count: number of sentences.
+        sentences: number of sentences.
     """
 
     dtype: str
     pieces: int
-    count: int
+    sentences: int
 
 
 class Sentences:
@@ -92,7 +92,7 @@ class Sentences:
 
     def __init__(self, folder: Path, name: str, stored: Storage) -> None:
         self.path, self.pieces = folder / f"{name}.ids", stored.pieces
-        self.ends = _load_ends(folder / f"{name}.ends.npy", stored.count)
+        self.ends = _load_ends(folder / f"{name}.ends.npy", stored.sentences)
         self.lengths = np.diff(self.ends, prepend=0)
         size = int(self.ends[-1]) if len(self.ends) else 0
         if len(self.lengths) and int(self.lengths.min()) < 0:

@@ -111,10 +111,14 @@ def test_mistakes(overrides, message):
 def test_files_that_are_no_configs(tmp_path):
     with pytest.raises(ConfigError, match=rf"no config file '.*rescalenet2' \(did you mean {SHIPPED}"):
         resolve("classification/cifar10/rescalenet2")
-    for content in ("- a\n- b\n", "a: [\n", ""):
+    for content, reason in (
+        ("- a\n- b\n", ": expected key: value sections, found list"),
+        ("a: [\n", ", line 2: not valid YAML: expected the node content"),
+        ("", ": expected key: value sections, found NoneType"),
+    ):
         path = tmp_path / "c.yaml"
         path.write_text(content)
-        with pytest.raises(ConfigError, match=r"c\.yaml: "):
+        with pytest.raises(ConfigError, match=rf"c\.yaml{reason}"):
             resolve(str(path))
 
 
