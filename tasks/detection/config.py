@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from tasks.config import RunConfig, Strict
+from tasks.config import FREE, RunConfig, Strict
 from zoo.schemes.vision import SCHEMES
 
 
@@ -58,17 +58,25 @@ class Augment(Strict):
 class DataSection(Strict):
     """COCO JSON files, and folders or zip files of images."""
 
-    root: str = Field(description="folder of the data set")
-    train_annotations: str = Field("annotations/instances_train2017.json", description="JSON file below root")
-    train_images: str = Field("train2017", description="folder or zip below root; .zip may be left out")
-    val_annotations: str = Field("annotations/instances_val2017.json", description="JSON file below root")
-    val_images: str = Field("val2017", description="folder or zip below root; .zip may be left out")
-    holdout: str | None = Field(None, description="file with the names of training images that are held out for tuning")
+    root: Annotated[str, FREE] = Field(description="folder of the data set")
+    train_annotations: Annotated[str, FREE] = Field(
+        "annotations/instances_train2017.json", description="JSON file below root"
+    )
+    train_images: Annotated[str, FREE] = Field(
+        "train2017", description="folder or zip below root; .zip may be left out"
+    )
+    val_annotations: Annotated[str, FREE] = Field(
+        "annotations/instances_val2017.json", description="JSON file below root"
+    )
+    val_images: Annotated[str, FREE] = Field("val2017", description="folder or zip below root; .zip may be left out")
+    holdout: Annotated[str | None, FREE] = Field(
+        None, description="file with the names of training images that are held out for tuning"
+    )
     split: Literal["official", "holdout"] = Field(
         "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
     )
     empty: Literal["skip", "keep"] = Field("skip", description="training images without objects")
-    check: Literal["decode", "header"] = Field(
+    check: Annotated[Literal["decode", "header"], FREE] = Field(
         "decode", description="check before training: decode every image, or read sizes only (for large sets)"
     )
     min_size: int = Field(800, ge=1, description="short side in evaluation, in pixels")
@@ -80,9 +88,13 @@ class DataSection(Strict):
     repeat_threshold: float = Field(
         0.0, ge=0, le=1, description="images with classes rarer than this share are repeated (LVIS: 0.001); 0: none"
     )
-    cache: bool = Field(False, description="keep decoded images in memory")
-    eval_batch_size: int = Field(1, ge=1, description="images of a forward in evaluation, on each rank")
-    fast_eval: bool = Field(False, description="faster-coco-eval instead of pycocotools (same metrics)")
+    cache: Annotated[bool, FREE] = Field(False, description="keep decoded images in memory")
+    eval_batch_size: Annotated[int, FREE] = Field(
+        1, ge=1, description="images of a forward in evaluation, on each rank"
+    )
+    fast_eval: Annotated[bool, FREE] = Field(
+        False, description="faster-coco-eval instead of pycocotools (same metrics)"
+    )
 
 
 class DetectionConfig(RunConfig):

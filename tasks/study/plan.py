@@ -12,11 +12,13 @@ from typing import Any
 import yaml
 
 from tasks.config import RunConfig, read_yaml
-from tasks.engine.state import FREE_KEYS, RunFolder
+from tasks.engine.state import RunFolder
 from tasks.errors import ConfigError
 from tasks.spec import check, resolve
 from tasks.study.config import Overrides, StudyConfig, Variants
 
+# What may differ between two names of the same run.
+_SAME_RUN: Any = {"output": True, "train": {"compile", "graphs", "workers"}}
 SCREENING, FINALS = "trials", "finals"  # stages of a study, and their folders
 
 
@@ -231,7 +233,7 @@ def _check_different(runs: list[StudyRun]) -> None:
     """Refuse two runs with the same config, which would count as two trials."""
     seen: dict[str, StudyRun] = {}
     for run in runs:
-        content = run.config.model_dump_json(exclude=FREE_KEYS)
+        content = run.config.model_dump_json(exclude=_SAME_RUN)
         if content in seen:
             raise ConfigError(f"{run.label} and {seen[content].label} are the same run; remove one")
         seen[content] = run

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from tasks.config import BackboneSection, RunConfig, Strict
+from tasks.config import FREE, BackboneSection, RunConfig, Strict
 from zoo.schemes.text import TRANSFORMER_SCHEMES
 
 _LANGUAGE = r"^[A-Za-z0-9_-]{1,20}$"  # as in zoo.TextTransform
@@ -35,7 +35,7 @@ class VocabularySection(Strict):
 class CorpusSection(Strict):
     """Text, and its preparation by ``rescalenet prepare``."""
 
-    root: str = Field(description="folder of the text")
+    root: Annotated[str, FREE] = Field(description="folder of the text")
     source: str = Field(pattern=_LANGUAGE, description="code of the source language, as in the names of the files")
     target: str = Field(pattern=_LANGUAGE, description="code of the target language")
     train: tuple[str, ...] = Field(
@@ -61,9 +61,11 @@ class DataSection(Strict):
     """The corpus, and its use in training and evaluation."""
 
     corpus: CorpusSection
-    folder: str = Field(description="folder of the prepared corpus")
+    folder: Annotated[str, FREE] = Field(description="folder of the prepared corpus")
     max_length: int = Field(256, ge=2, description="training pairs with more tokens on either side are left out")
-    eval_batch_size: int = Field(64, ge=1, description="sentences of a batch in evaluation, on all ranks together")
+    eval_batch_size: Annotated[int, FREE] = Field(
+        64, ge=1, description="sentences of a batch in evaluation, on all ranks together"
+    )
     search: SearchSection = SearchSection()
 
 
