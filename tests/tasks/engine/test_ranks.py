@@ -1,4 +1,4 @@
-"""Several processes: what the main process decides, states and statistics that are shared, other numbers of processes."""
+"""Several processes: what the main process decides, states and statistics that are shared, another number of them."""
 
 import json
 import subprocess

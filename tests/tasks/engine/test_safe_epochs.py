@@ -178,9 +178,13 @@ def test_a_signal_lets_the_step_end_and_saves_it(images, tmp_path, monkeypatch, 
 
 
 def test_a_signal_outside_of_a_step_stops_at_once():
-    with pytest.raises(Interrupted, match="SIGTERM: stopped before the training began"), Signals():
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise AssertionError("it went on")
+    def wait():
+        with Signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it went on")
+
+    with pytest.raises(Interrupted, match="SIGTERM: stopped before the training began"):
+        wait()
 
 
 def test_after_the_first_signal_the_next_has_its_usual_effect():
