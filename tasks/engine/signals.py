@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -17,12 +18,15 @@ from tasks.progress import print_line
 # Ctrl+C, the end of a job, and the warning that SLURM sends before a job's end; Windows lacks the last.
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
+_SAME = 1.0  # seconds within which several signals count as one
+
 
 class Signals:
     """Handlers of the signals, as a context.
 
     Between steps a signal is noted in ``requested``. Everywhere else it raises ``Interrupted`` at once: what is on the
-    disk is complete at every moment.
+    disk is complete at every moment. A second signal ends the process; those within a second of the first do not count,
+    because Ctrl+C reaches a process directly and through torchrun.
 
     Args:
         patience: seconds after which the process ends even if its step does not, as when it waits for a process that
@@ -41,16 +45,16 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
             self._before = {number: signal.signal(number, self._handle) for number in HANDLED}
-            if self.patience is not None:
-                self._watch(self.patience)
+            self._watch()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if not self._before:
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self._before and self.patience is not None:
-            signal.set_wakeup_fd(-1)
-            self._wake.close()
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._sending.close()
         self._before = {}
 
     @contextmanager
@@ -63,37 +67,49 @@ class Signals:
             self._deferred -= 1
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # From now on a signal has its usual effect on a process.
-        for each in HANDLED:
-            signal.signal(each, signal.SIG_DFL)
+        if self.requested:  # the thread below decides
+            return
         self.requested = number
         if not self._deferred:
             raise Interrupted(number)
 
-    def _watch(self, patience: float) -> None:
-        """End the process some time after a signal, even while the main thread waits in a library and cannot handle it.
+    def _watch(self) -> None:
+        """Start the thread that ends the process at a second signal, or when the first one has waited for too long.
 
-        Python's handlers run between two of its instructions; the byte that arrives in a socket does not wait for that.
+        Python's handlers run between two of its instructions, so not while the main thread waits in a library. The byte
+        that a signal sends through a socket arrives at once.
         """
-        self._wake, listening = socket.socketpair()
-        self._wake.setblocking(False)
-        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        self._sending, receiving = socket.socketpair()
+        self._sending.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._sending.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_listen, args=(receiving, self.patience), name="signals", daemon=True).start()
 
-        def listen() -> None:
-            with listening:
-                received = listening.recv(1)
-                if not received:  # the context has ended
+
+def _listen(receiving: socket.socket, patience: float | None) -> None:
+    """End the process at a second signal, or some time after the first.
+
+    Args:
+        receiving: socket that receives the number of each signal as a byte, and ends with the context.
+        patience: seconds after the first signal; None: no limit.
+    """
+    with receiving:
+        if not (first := receiving.recv(1)):
+            return
+        begun = time.monotonic()
+        name, reason = signal.Signals(first[0]).name, ""
+        while not reason:
+            receiving.settimeout(None if patience is None else max(begun + patience - time.monotonic(), 0.001))
+            try:
+                again = receiving.recv(1)
+            except TimeoutError:
+                reason = f"the step did not end within {patience:g} s"
+            else:
+                if not again:
                     return
-                listening.settimeout(patience)
-                try:
-                    while listening.recv(1):
-                        pass
-                except TimeoutError:
-                    name = signal.Signals(received[0]).name
-                    print_line(f"{name}: the step did not end within {patience:g} s; the last saved state is kept")
-                    os._exit(128 + received[0])
-
-        threading.Thread(target=listen, name="signals", daemon=True).start()
+                if time.monotonic() - begun > _SAME:
+                    name, reason = signal.Signals(again[0]).name, "a second signal"
+    print_line(f"{name}: {reason}; what is on the disk is complete, continue with --resume")
+    os._exit(128 + first[0])
 
 
 def ignore_signals(worker: int) -> None:

@@ -4,6 +4,9 @@ import errno
 import os
 import re
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from tasks.engine.signals import Signals
 from tasks.errors import DataError, Interrupted, TrainingError, out_of_memory
 from tasks.plots import read_log
 from tasks.spec import make_task
+from tests.helpers.commands import environment
 from tests.helpers.training import config, fit, weights_of
 
 
@@ -187,11 +191,45 @@ def test_a_signal_outside_of_a_step_stops_at_once():
         wait()
 
 
-def test_after_the_first_signal_the_next_has_its_usual_effect():
-    with Signals() as signals, signals.deferred():
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert signals.requested == signal.SIGUSR1
-        assert {signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)} == {signal.SIG_DFL}
+def test_a_second_signal_ends_the_process_at_once():
+    """Even while the main thread waits in a library; signals within a second of the first are the same one."""
+    code = """
+import os, signal, threading, time
+from tasks.engine.signals import Signals
+
+def send(number, after):
+    threading.Timer(after, os.kill, (os.getpid(), number)).start()
+
+with Signals() as signals, signals.deferred():
+    send(signal.SIGINT, 0)
+    send(signal.SIGTERM, 0.3)
+    send(signal.SIGTERM, 1.5)
+    lock = threading.Lock()
+    lock.acquire()
+    time.sleep(0.8)
+    print(signals.requested, flush=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that no Python code of this thread runs
+    time.sleep(60)
+"""
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=50)
+    assert time.monotonic() - begun < 40
+    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, f"{int(signal.SIGINT)}\n")
+    assert done.stderr == "SIGTERM: a second signal; what is on the disk is complete, continue with --resume\n"
+
+
+def test_a_step_that_does_not_end_after_a_signal_is_left():
+    code = """
+import os, signal, time
+from tasks.engine.signals import Signals
+
+with Signals(patience=0.2) as signals, signals.deferred():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=50)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.startswith("SIGTERM: the step did not end within 0.2 s; what is on the disk is complete")
 
 
 def test_a_folder_is_for_one_run_at_a_time(images, tmp_path):
