@@ -107,7 +107,6 @@ class Run:
         self.log = self._open_log()
         self.saved_at, self.saved_step = time.monotonic(), -1
         self.asked, self.next_question = (self.saved_at, self.at.step), self.at.step  # see ``Trainer._agree``
-        self.failure = ""  # of the last evaluation
 
     def _make_accelerator(self) -> Accelerator:
         """Make the accelerator with the run's precision and gradient accumulation."""

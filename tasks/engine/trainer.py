@@ -97,8 +97,8 @@ class Trainer(Run):
 
         Raises:
             TrainingError: a loss or weight that is not finite, a data loading process that died, too little memory, a
-                full disk, another process of the run that ended; the last good checkpoint stays. Or an evaluation that
-                failed after the last epoch.
+                full disk, another process of the run that ended, the last evaluation failed; the last good checkpoint
+                stays.
             Interrupted: SIGINT, SIGTERM or SIGUSR1; the state is saved.
         """
         patience = _PATIENCE if self.accelerator.num_processes > 1 else None
@@ -193,8 +193,6 @@ class Trainer(Run):
                 )
             self._draw_curves()
         self.accelerator.end_training()
-        if self.failure:
-            raise TrainingError(f"trained to the end, but {self.failure}; the weights are in {self.files.last}")
         return at.metrics
 
     def _is_stale(self) -> bool:
@@ -336,10 +334,12 @@ class Trainer(Run):
             meta: metadata of the weights, to which the metrics are added.
 
         Returns:
-            Whether there are metrics. A failure is reported, and the run goes on; of several processes only one may
-            have failed, so that the run ends.
+            Whether there are metrics. A failure is reported, and the run goes on.
+
+        Raises:
+            TrainingError: a failure after the last epoch, or in one of several processes, for which the others wait.
         """
-        at, self.failure = self.at, ""
+        at = self.at
         try:
             at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)
         except Exception as error:
@@ -348,13 +348,13 @@ class Trainer(Run):
             reason = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
             if (memory := out_of_memory(error)) is not None:
                 reason = f"{memory}: lower data.eval_batch_size"
-            self.failure = f"the evaluation of epoch {at.epoch + 1} failed: {reason}"
-            if self.accelerator.num_processes > 1:
+            failure = f"the evaluation of epoch {at.epoch + 1} failed: {reason}"
+            if self.accelerator.num_processes > 1 or at.epoch + 1 == self.train.epochs:
                 raise TrainingError(
-                    f"{self.failure}; its weights are in {self.files.last}, continue with --resume"
+                    f"{failure}; its weights are in {self.files.last}, --resume evaluates them"
                 ) from None
-            print_line(self.failure)
-            self.log.write(FailedRecord(step=at.step, epoch=at.epoch, reason=self.failure))
+            print_line(failure)
+            self.log.write(FailedRecord(step=at.step, epoch=at.epoch, reason=failure))
             return False
         # a header has no NaN: a class without samples has no accuracy
         meta["metrics"] = {key: value if math.isfinite(value) else None for key, value in at.metrics.items()}

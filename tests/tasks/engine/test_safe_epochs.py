@@ -80,13 +80,15 @@ def test_a_last_evaluation_that_fails_is_an_error_at_the_end(images, tmp_path, m
         raise DataError("val/a.png: cannot be decoded")
 
     monkeypatch.setattr(task, "evaluate", failing)
-    with pytest.raises(
-        TrainingError, match=r"trained to the end, but the evaluation of epoch 2 failed: val/a.png.*last"
-    ):
+    with pytest.raises(TrainingError, match=r"the evaluation of epoch 2 failed: val/a.* --resume evaluates them"):
         Trainer(task).fit()
-    state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
-    assert state["position"]["epoch"] == 2
-    assert (tmp_path / "run/curves.png").exists()
+    # which a resumed run does, without a step
+    trained = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert fit(images, tmp_path / "run", resume=True)["images"] == 15
+    evaluated = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert (trained["position"]["step"], trained["position"]["epoch"]) == (12, 1)
+    assert (evaluated["position"]["step"], evaluated["position"]["epoch"]) == (12, 2)
+    assert all(torch.equal(trained["model"][key], value) for key, value in evaluated["model"].items())
 
 
 def test_a_full_disk_in_the_evaluation_ends_the_run(images, tmp_path, monkeypatch):
