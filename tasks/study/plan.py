@@ -180,7 +180,7 @@ def _run(study: StudyConfig, stage: str, trial: Trial, seed: int, of_stage: Over
         raise ConfigError(f"{stage}/{trial.scheme}/{trial.name}: {error}") from None
     if config.train.early_stopping is not None:
         raise ConfigError(
-            f"{stage}/{trial.scheme}/{trial.name}: train.early_stopping: runs of a study are equally long"
+            f"{stage}/{trial.scheme}/{trial.name}: train.early_stopping: runs of a study must be equally long"
         )
     return StudyRun(stage, trial, seed, study.recipe, overrides, config, study.fit_batches)
 
