@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from tasks.errors import UserError, dead_worker
+from tasks.errors import Interrupted, UserError, dead_worker
 from tasks.options import takes_task_options
 from tasks.parent import end_with_parent
 from tasks.progress import print_line
@@ -68,6 +68,9 @@ def train(
     config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    changed_data: Annotated[
+        bool, typer.Option("--changed-data", help="With --resume: the samples may have changed since; not the classes.")
+    ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and stop.")] = False,
     measure: Annotated[
         int | None,
@@ -82,15 +85,21 @@ def train(
     if print_config:
         typer.echo(cfg.dump(resolved), nl=False)
         return
+    from tasks.devices import start_processes
     from tasks.engine import Trainer
+    from tasks.engine.signals import Signals
 
+    if changed_data and not resume:
+        raise UserError("--changed-data: only with --resume")
+    start_processes(resolved.train.timeout_minutes)
     if measure is not None:
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(make_task(resolved.model_copy(update={"output": f"{folder}/run"})))
             pace = trainer.measure(measure)
         typer.echo(json.dumps({**dataclasses.asdict(pace), "seconds": pace.seconds}))
         return
-    trainer = Trainer(make_task(resolved), resume=resume)
+    with Signals():
+        trainer = Trainer(make_task(resolved), resume=resume, changed_data=changed_data)
     metrics = trainer.fit()
     if trainer.accelerator.is_main_process:
         print_line(f"{resolved.output}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
@@ -393,6 +402,10 @@ def main() -> None:
     except (UserError, ZooError, OSError) as error:
         print_line(f"error: {_last_line(error)}")
         raise SystemExit(1) from None
+    except Interrupted as stop:
+        if stop.message:
+            print_line(stop.message)
+        raise SystemExit(stop.exit_code) from None
     except RuntimeError as error:
         if (reason := dead_worker(error)) is None:
             raise

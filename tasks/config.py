@@ -10,6 +10,7 @@ import math
 import operator
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
@@ -26,6 +27,8 @@ from zoo.files import expand_path
 from zoo.registry import model_info
 from zoo.schemes import VISION_SCHEMES
 from zoo.specs import InputKind, ModelInfo
+
+VERSION = 1  # of the format of configs; see ``RunConfig.version``
 
 
 class Strict(pydantic.BaseModel):
@@ -59,6 +62,31 @@ def _path_or_empty(text: str) -> str:
 PathText = Annotated[str, AfterValidator(expand_path)]  # a path, in which ~, $NAME and ${NAME} are replaced
 PathOrEmpty = Annotated[str, AfterValidator(_path_or_empty)]  # a path below another, which "" stands for
 WeightsText = Annotated[str, AfterValidator(_weights_name)]  # weights by name, or by a path as above
+
+
+@dataclass(frozen=True)
+class Free:
+    """Mark of a field that may change when a run resumes: ``workers: Annotated[int, FREE]``.
+
+    Such a field changes nothing that a run computes, beyond rounding and, with ``train.compile``, the numbers that
+    dropout, stochastic depth and noise draw; or it names the data, which are compared by their fingerprint. All other
+    fields bind the run.
+    """
+
+
+FREE = Free()
+
+
+def binding(section: pydantic.BaseModel) -> dict[str, Any]:
+    """Return the values of the fields that bind a run, as a mapping of the form of the section in YAML."""
+    values = section.model_dump(mode="json")
+    for name, field in type(section).model_fields.items():
+        inner = getattr(section, name)
+        if FREE in field.metadata:
+            del values[name]
+        elif isinstance(inner, pydantic.BaseModel):
+            values[name] = binding(inner)
+    return values
 
 
 class ModelSection(Strict):
@@ -334,18 +362,25 @@ class LastEpochs(Strict):
 Average = Annotated[EMA | LastEpochs, Field(discriminator="name")]
 
 
+class EarlyStopping(Strict):
+    """The end of a run whose metric has not improved for some time."""
+
+    patience: int = Field(ge=1, description="evaluations in a row without a better metric after which the run ends")
+    min_delta: float = Field(0.0, ge=0, description="increase of the metric that counts as better")
+
+
 class TrainSection(Strict):
     """The engine's settings."""
 
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, description="epochs of the run; when a run resumes, another number may be given")
     batch_size: int = Field(ge=1, description="samples of a forward, all ranks together")
     accumulate: int = Field(1, ge=1, description="forwards per optimizer step")
     optimizer: Optimizer
     schedule: Schedule = Cosine()
     precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
-    channels_last: bool = True
-    compile: bool = Field(False, description="torch.compile the net")
-    graphs: bool = Field(
+    channels_last: Annotated[bool, FREE] = True
+    compile: Annotated[bool, FREE] = Field(False, description="torch.compile the net")
+    graphs: Annotated[bool, FREE] = Field(
         False,
         description="replay forward and backward of the net as CUDA graphs: for small nets on a GPU, whose kernels "
         "take less time than their launch",
@@ -359,13 +394,21 @@ class TrainSection(Strict):
     center_inputs: bool = Field(
         True, description="move biases before products that a conversion left at 0 to minus the mean; the outputs stay"
     )
-    workers: int = Field(0, ge=0, description="data loading processes on each rank")
-    eval_every: int = Field(1, ge=1, description="epochs between evaluations")
-    checkpoint_minutes: float = Field(
+    workers: Annotated[int, FREE] = Field(0, ge=0, description="data loading processes on each rank")
+    eval_every: Annotated[int, FREE] = Field(1, ge=1, description="epochs between evaluations")
+    early_stopping: Annotated[EarlyStopping | None, FREE] = Field(
+        None, description="end of the run before train.epochs if the metric stops to improve; null: none"
+    )
+    checkpoint_minutes: Annotated[float, FREE] = Field(
         10.0, ge=0, description="minutes between checkpoints within an epoch; 0: one after each step"
     )
-    log_every: int = Field(50, ge=1, description="optimizer steps between records of the loss; an epoch ends with one")
-    sinks: tuple[str, ...] = Field(
+    timeout_minutes: Annotated[float, FREE] = Field(
+        30.0, gt=0, description="minutes that a process waits for the others before the run ends"
+    )
+    log_every: Annotated[int, FREE] = Field(
+        50, ge=1, description="optimizer steps between records of the loss; an epoch ends with one"
+    )
+    sinks: Annotated[tuple[str, ...], FREE] = Field(
         ("tensorboard",),
         description="destinations of records besides log.jsonl, by names of tasks.engine.register_sink",
     )
@@ -382,9 +425,19 @@ class RunConfig(Strict):
     held_out_setting: ClassVar[str] = "data.split: holdout"
     test_set_setting: ClassVar[str] = "data.split: official"
 
+    version: int = Field(
+        VERSION, ge=1, description="version of the format; a config without it is of version 1, the first"
+    )
     task: str
-    output: PathText = Field(description="the run's folder")
+    output: Annotated[PathText, FREE] = Field(description="the run's folder")
     train: TrainSection
+
+    @field_validator("version")
+    @classmethod
+    def _known(cls, version: int) -> int:
+        if version > VERSION:
+            raise ValueError(f"made by a newer rescalenet-zoo, this one reads up to version {VERSION}: update it")
+        return version
 
     @property
     def metric(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DataLoaderConfiguration
 
 from tasks.errors import TrainingError
+
+TIMEOUT_MINUTES = 30.0  # default of ``train.timeout_minutes``
 
 
 def best_device() -> torch.device:
@@ -51,16 +54,30 @@ def dtype_of(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
-def make_accelerator(*, precision: str = "fp32", **settings: Any) -> Accelerator:
+def start_processes(timeout_minutes: float) -> PartialState:
+    """Join the processes that torchrun launched, if it did; the first call decides the time-out.
+
+    Args:
+        timeout_minutes: time that a process waits for the others in a collective operation.
+    """
+    limit = {} if int(os.environ.get("WORLD_SIZE", "1")) == 1 else {"timeout": timedelta(minutes=timeout_minutes)}
+    return PartialState(cpu=not torch.accelerator.is_available(), **limit)
+
+
+def make_accelerator(
+    *, precision: str = "fp32", timeout_minutes: float = TIMEOUT_MINUTES, **settings: Any
+) -> Accelerator:
     """Make an Accelerator whose batches are split over the ranks, on the machine's accelerator or the CPU.
 
     Args:
         precision: ``train.precision``; bf16 and fp16 are autocast.
+        timeout_minutes: see ``start_processes``.
         settings: other arguments of ``Accelerator``.
 
     Raises:
         TrainingError: the device lacks the precision, or Accelerate does not see the processes torchrun launched.
     """
+    start_processes(timeout_minutes)
     AcceleratorState._reset_state()  # otherwise the precision of an earlier run in this process stays
     try:
         accelerator = Accelerator(

@@ -1,5 +1,7 @@
 """Errors that the user can correct: the command line prints them as one line, without a traceback."""
 
+import signal
+
 
 class UserError(Exception):
     """Wrong input or environment. The message names the file, key or value at fault and what to do."""
@@ -15,6 +17,43 @@ class DataError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot start or continue; its checkpoints are intact."""
+
+
+class Interrupted(BaseException):
+    """A run that a signal ended. Its message is where it stopped and how it goes on.
+
+    It is no ``Exception``, so that code which goes on after a failure does not go on after it.
+
+    Args:
+        number: number of the signal.
+        message: the message, empty if another process has one; default: the training has not begun.
+
+    Attributes:
+        exit_code: code of the process, 128 and the number of the signal, as shells have it.
+    """
+
+    def __init__(self, number: int, message: str | None = None) -> None:
+        super().__init__(number, message)
+        self.number, self.exit_code = number, 128 + number
+        self.message = f"{self.name}: stopped before the training began" if message is None else message
+
+    @property
+    def name(self) -> str:
+        """Name of the signal."""
+        return signal.Signals(self.number).name
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return a phrase for an error that means too little memory, of the device or the machine; None for others."""
+    text = str(error)
+    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    if not named and not (isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate" in text)):
+        return None
+    reason = " ".join(text.split()).partition(". ")[0]
+    return f"out of memory ({reason})" if reason else "out of memory"
 
 
 def dead_worker(error: BaseException) -> str | None:

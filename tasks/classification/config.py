@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tasks.augment import CommonAugment, Share
-from tasks.config import BackboneSection, PathOrEmpty, PathText, RunConfig, Strict
+from tasks.config import FREE, BackboneSection, PathOrEmpty, PathText, RunConfig, Strict
 
 
 class PadCrop(Strict):
@@ -42,10 +42,10 @@ class DataSection(Strict):
     source: Literal["folder", "cifar10", "cifar100"] = Field(
         "folder", description="folder: train/<class>/*.jpg trees; cifar10 and cifar100: torchvision's download"
     )
-    root: PathText = Field(description="folder of the data set")
-    train: PathOrEmpty = Field("train", description="folder of the training images below root")
-    val: PathOrEmpty = Field("val", description="folder of the evaluation images below root")
-    holdout: PathText | None = Field(
+    root: Annotated[PathText, FREE] = Field(description="folder of the data set")
+    train: Annotated[PathOrEmpty, FREE] = Field("train", description="folder of the training images below root")
+    val: Annotated[PathOrEmpty, FREE] = Field("val", description="folder of the evaluation images below root")
+    holdout: Annotated[PathText | None, FREE] = Field(
         None, description="file with the training images that are held out for tuning, a line CLASS/NAME each"
     )
     split: Literal["official", "holdout"] = Field(
@@ -63,8 +63,10 @@ class DataSection(Strict):
     mean: tuple[float, float, float] | None = Field(None, description="default: the weights' or ImageNet's")
     std: tuple[float, float, float] | None = Field(None, description="default: the weights' or ImageNet's")
     augment: Augment = Augment()
-    cache: bool = Field(False, description="keep decoded images in memory")
-    eval_batch_size: int = Field(256, ge=1, description="images of a forward in evaluation, all ranks together")
+    cache: Annotated[bool, FREE] = Field(False, description="keep decoded images in memory")
+    eval_batch_size: Annotated[int, FREE] = Field(
+        256, ge=1, description="images of a forward in evaluation, all ranks together"
+    )
 
 
 class ClassificationConfig(RunConfig):

@@ -19,6 +19,7 @@ from tasks.classification.config import Augment, CentreCrop, DataSection, PadCro
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.images import EXTENSIONS, Pixels, read_image
+from tasks.locks import in_turn
 from tasks.splits import require_same_classes, split_sets
 from zoo.transforms import InputTransform
 
@@ -86,7 +87,8 @@ def folder_images(root: Path) -> Images:
 def _torchvision_images(section: DataSection, train: bool) -> Images:
     cls = datasets.CIFAR10 if section.source == "cifar10" else datasets.CIFAR100
     try:
-        data = cls(section.root, train=train, download=True)
+        with in_turn(Path(section.root) / section.source):
+            data = cls(section.root, train=train, download=True)
     except Exception as error:  # torchvision raises URLError, RuntimeError, ...
         raise DataError(
             f"{section.root}: {section.source} is missing and cannot be downloaded ({error}); "

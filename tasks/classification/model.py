@@ -16,7 +16,7 @@ from tasks.classification.config import ClassificationConfig
 from tasks.classification.data import EvalSet, TrainSet, eval_transform, load_images
 from tasks.classification.evaluate import eval_loader, evaluate
 from tasks.config import check_size, net_info
-from tasks.engine import BaseTask, EpochBatches
+from tasks.engine import BaseTask, EpochBatches, Fingerprint, SetPrint
 from tasks.errors import ConfigError
 from tasks.inputs import choose, standardise
 
@@ -74,6 +74,10 @@ class Classification(BaseTask):
         )
         model.freeze(section.freeze)
         return model
+
+    def fingerprint(self) -> Fingerprint:
+        train, val = (SetPrint.of(zip(i.names, i.labels, strict=True)) for i in (self.train_images, self.val_images))
+        return Fingerprint(self.classes, train, val, self.unit)
 
     def train_set(self) -> TrainSet:
         return TrainSet(self.train_images, self.config.data, self.transform, self.config.train.seed)

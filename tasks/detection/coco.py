@@ -11,7 +11,7 @@ import json
 import os
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,6 +166,13 @@ class Coco:
     def objects(self, image: ImageRecord, *, masks: bool) -> list[dict[str, Any]]:
         """Return the annotations to train on: without crowds and without boxes or masks that have no area."""
         return [a for a in image.annotations if not a.get("iscrowd", 0) and not defect(a, image, masks=masks)]
+
+    def samples(self) -> Iterator[tuple[object, ...]]:
+        """Yield what identifies each image and its annotations; masks are not compared."""
+        number = {category: i for i, category in enumerate(self.categories)}
+        for image in self.images:
+            objects = [(number[a["category_id"]], a["bbox"], a.get("iscrowd", 0)) for a in image.annotations]
+            yield image.file_name, image.width, image.height, objects
 
     def report(self) -> list[str]:
         """Return a line for each kind of defect that was handled, with its count and the first three examples."""

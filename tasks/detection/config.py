@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from tasks.config import PathOrEmpty, PathText, RunConfig, Strict, WeightsText
+from tasks.config import FREE, PathOrEmpty, PathText, RunConfig, Strict, WeightsText
 from zoo.schemes.vision import SCHEMES
 
 
@@ -60,19 +60,27 @@ class Augment(Strict):
 class DataSection(Strict):
     """COCO JSON files, and folders or zip files of images."""
 
-    root: PathText = Field(description="folder of the data set")
-    train_annotations: PathText = Field("annotations/instances_train2017.json", description="JSON file below root")
-    train_images: PathOrEmpty = Field("train2017", description="folder or zip below root; .zip may be left out")
-    val_annotations: PathText = Field("annotations/instances_val2017.json", description="JSON file below root")
-    val_images: PathOrEmpty = Field("val2017", description="folder or zip below root; .zip may be left out")
-    holdout: PathText | None = Field(
+    root: Annotated[PathText, FREE] = Field(description="folder of the data set")
+    train_annotations: Annotated[PathText, FREE] = Field(
+        "annotations/instances_train2017.json", description="JSON file below root"
+    )
+    train_images: Annotated[PathOrEmpty, FREE] = Field(
+        "train2017", description="folder or zip below root; .zip may be left out"
+    )
+    val_annotations: Annotated[PathText, FREE] = Field(
+        "annotations/instances_val2017.json", description="JSON file below root"
+    )
+    val_images: Annotated[PathOrEmpty, FREE] = Field(
+        "val2017", description="folder or zip below root; .zip may be left out"
+    )
+    holdout: Annotated[PathText | None, FREE] = Field(
         None, description="file with the names of training images that are held out for tuning"
     )
     split: Literal["official", "holdout"] = Field(
         "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
     )
     empty: Literal["skip", "keep"] = Field("skip", description="training images without objects")
-    check: Literal["decode", "header"] = Field(
+    check: Annotated[Literal["decode", "header"], FREE] = Field(
         "decode", description="check before training: decode every image, or read sizes only (for large sets)"
     )
     min_size: int = Field(800, ge=1, description="short side in evaluation, in pixels")
@@ -84,9 +92,13 @@ class DataSection(Strict):
     repeat_threshold: float = Field(
         0.0, ge=0, le=1, description="images with classes rarer than this share are repeated (LVIS: 0.001); 0: none"
     )
-    cache: bool = Field(False, description="keep decoded images in memory")
-    eval_batch_size: int = Field(1, ge=1, description="images of a forward in evaluation, on each rank")
-    fast_eval: bool = Field(False, description="faster-coco-eval instead of pycocotools (same metrics)")
+    cache: Annotated[bool, FREE] = Field(False, description="keep decoded images in memory")
+    eval_batch_size: Annotated[int, FREE] = Field(
+        1, ge=1, description="images of a forward in evaluation, on each rank"
+    )
+    fast_eval: Annotated[bool, FREE] = Field(
+        False, description="faster-coco-eval instead of pycocotools (same metrics)"
+    )
 
 
 class DetectionConfig(RunConfig):

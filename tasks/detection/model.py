@@ -18,7 +18,7 @@ from tasks.detection.data import TrainSet, aspect_groups, load_sets
 from tasks.detection.detector import Detector, Target, create_detector
 from tasks.detection.evaluate import all_metrics, coco_metrics, detect, kinds_of
 from tasks.detection.predict import draw_results
-from tasks.engine import BaseTask, EpochBatches
+from tasks.engine import BaseTask, EpochBatches, Fingerprint, SetPrint
 from zoo.modules import evaluating
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -54,6 +54,10 @@ class Detection(BaseTask):
         )
         model.freeze(section.freeze)
         return model
+
+    def fingerprint(self) -> Fingerprint:
+        train, val = (SetPrint.of(data.samples()) for data in (self.train_data, self.val_data))
+        return Fingerprint(tuple(self.train_data.names), train, val, self.unit)
 
     def train_set(self) -> TrainSet:
         return TrainSet(self.train_data, self.config.data, self.config.train.seed, masks=self.masks)

@@ -11,12 +11,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tasks.engine.fingerprint import Fingerprint, SetPrint
     from tasks.engine.fit import training_loss
     from tasks.engine.optimizer import make_optimizer, rate
     from tasks.engine.records import (
         BlocksRecord,
         DivergedRecord,
         EpochRecord,
+        FailedRecord,
         Record,
         StepRecord,
         read_log,
@@ -29,9 +31,19 @@ if TYPE_CHECKING:
     from tasks.engine.trainer import Pace, Trainer
 
 _MODULES = {
+    "fingerprint": ("Fingerprint", "SetPrint"),
     "fit": ("training_loss",),
     "optimizer": ("make_optimizer", "rate"),
-    "records": ("BlocksRecord", "DivergedRecord", "EpochRecord", "Record", "StepRecord", "read_log", "read_records"),
+    "records": (
+        "BlocksRecord",
+        "DivergedRecord",
+        "EpochRecord",
+        "FailedRecord",
+        "Record",
+        "StepRecord",
+        "read_log",
+        "read_records",
+    ),
     "runlog": ("JsonlSink", "RunLog", "Sink", "TensorBoardSink", "register_sink"),
     "sampler": ("EpochBatches", "EpochSampler", "Key", "mix", "seed_from"),
     "state": ("Position", "RunFolder"),

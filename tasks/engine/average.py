@@ -51,8 +51,11 @@ class WeightAverage:
         if self.average is None:
             return self.model
         if isinstance(self.rule, cfg.LastEpochs):
-            if epoch < self.epochs - self.rule.epochs:
+            first = max(0, self.epochs - self.rule.epochs)
+            if epoch < first:
                 return self.model
+            if epoch == first:  # a run that became longer had an average before
+                self.updates = 0
             self._update(self.average, self.updates / (self.updates + 1))
         return self.average
 

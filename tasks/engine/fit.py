@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tasks.devices import dtype_of
 from tasks.engine.sampler import seed_from
 from tasks.engine.task import Task
+from zoo.calibration import sum_dtype
 
 
 def training_loss(task: Task, model: nn.Module, accelerator: Accelerator, batches: int) -> float:
@@ -35,8 +36,8 @@ def training_loss(task: Task, model: nn.Module, accelerator: Accelerator, batche
         task.train_set(), batch_sampler=sampler, num_workers=train.workers, collate_fn=task.collate
     )
     # Sums stay on the device until the end.
-    total = torch.zeros((), dtype=torch.float64 if accelerator.device.type != "mps" else torch.float32)
-    total, weights = total.to(accelerator.device), 0
+    device = accelerator.device
+    total, weights = torch.zeros((), dtype=sum_dtype(device), device=device), 0
     with task.loss_mode(model), torch.no_grad(), accelerator.autocast():
         for number, batch in enumerate(islice(loader, batches)):
             set_seed(seed_from(train.seed, number) % 2**32)  # a detector samples anchors and proposals at random

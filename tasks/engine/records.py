@@ -3,6 +3,7 @@
     {"event": "step", "step": 50, "epoch": 0, "loss": 2.1, "loss_mask": 1.2, "loss_box_reg": 0.9, "lr": 0.01}
     {"event": "epoch", "step": 200, "epoch": 0, "train_loss": 1.7, "top1": 61.5}
     {"event": "diverged", "step": 210, "epoch": 1, "reason": "the loss is nan"}
+    {"event": "failed", "step": 200, "epoch": 0, "reason": "the evaluation of epoch 1 failed: ..."}
     {"event": "blocks", "step": 200, "epoch": 0, "blocks": [{"block": "layer1.0", "m": 1.0, "weight_norms": [7.9]}]}
 
 A new kind of record is a subclass of ``Record``.
@@ -177,6 +178,18 @@ class DivergedRecord(Record):
     """
 
     event = "diverged"
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedRecord(Record):
+    """An evaluation that failed; the run went on.
+
+    Attributes:
+        reason: description of the failure.
+    """
+
+    event = "failed"
     reason: str
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
+from collections.abc import Callable
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -18,17 +20,21 @@ import zoo
 from tasks import config as cfg
 from tasks.devices import crowded, dtype_of, make_accelerator
 from tasks.engine.average import WeightAverage
+from tasks.engine.fingerprint import Fingerprint
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.graphs import PINS_BESIDE, GraphedNet
 from tasks.engine.optimizer import describe_levels, make_optimizer
+from tasks.engine.ranks import on_main, share_state
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
+from tasks.engine.signals import ignore_signals
 from tasks.engine.state import Position, RunFolder, differences
 from tasks.engine.task import Task
-from tasks.errors import ConfigError, TrainingError
+from tasks.errors import ConfigError, TrainingError, out_of_memory
 from tasks.progress import print_line
 from zoo.convert.centering import center_inputs_, untouched_biases
+from zoo.errors import one_line
 from zoo.options import plain
 
 
@@ -38,9 +44,13 @@ class Run:
     Args:
         task: task with its config.
         resume: whether to go on with the run in the config's output folder; without a checkpoint there it starts anew.
+        changed_data: whether the samples may differ from those that the run has been trained and evaluated on. The
+            epoch in progress then begins anew, and the best weights so far do not count.
 
     Attributes:
         accelerator: processes, device and precision.
+        main: whether this is the main process, which reads and writes the folder.
+        fingerprint: data of the run.
         files: the run's folder.
         at: position of the run.
         bare: model, as it is evaluated and stored.
@@ -53,41 +63,57 @@ class Run:
         log: log of the run; without sinks on all ranks but the first.
 
     Raises:
-        TrainingError: the folder contains another run, or a batch size or epoch length does not fit the settings.
+        TrainingError: the folder contains another run or is used by another process, its data have changed, or a batch
+            size or epoch length does not fit the settings.
         ConfigError: the folder's config is not valid any more, a sink is unknown, or graphs cannot be used.
     """
 
-    def __init__(self, task: Task, *, resume: bool = False) -> None:
+    def __init__(self, task: Task, *, resume: bool = False, changed_data: bool = False) -> None:
         self.task, self.config = task, task.config
         self.train: cfg.TrainSection = self.config.train
         check_sinks(self.train.sinks)
         self.accelerator = self._make_accelerator()
+        self.main = self.accelerator.is_main_process
         self._check_graphs()
         self.files = RunFolder(Path(self.config.output))
-        state = self._read_folder(resume)
-        if self.accelerator.is_main_process:
+        on_main(self.accelerator, self.files.take)
+        try:
+            self._build(resume, changed_data)
+        except BaseException:
+            self.files.release()
+            raise
+
+    def _build(self, resume: bool, changed_data: bool) -> None:
+        """Read the folder and build all parts; see the class for the arguments and errors."""
+        state = share_state(self.accelerator, on_main(self.accelerator, lambda: self._read_folder(resume)))
+        if self.main:
             print_line(self._describe())
             if self.accelerator.device.type == "cpu" and (warning := crowded()):
                 print_line(warning)
+        self.at = Position() if state is None else state["position"]
+        self.fingerprint = self.task.fingerprint()
+        if state is not None:
+            self._check_data(state, changed_data)
         self.dtype = dtype_of(self.train.precision)
         self.bare = self._build_model()
         self._prepare_data()
         if state is None:
-            self.at = Position()
-            self._calibrate()
+            self._guard_memory(self._calibrate)
         else:
             self._check_net(state)
-            self.at = Position(**state["position"])
-            self.bare.load_state_dict(state["model"])
+            self._check_ranks(state)
+            self._load(self.bare.load_state_dict, state["model"])
         self._prepare_training(state)
         self.log = self._open_log()
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), -1
+        self.asked, self.next_question = (self.saved_at, self.at.step), self.at.step  # see ``Trainer._agree``
 
     def _make_accelerator(self) -> Accelerator:
         """Make the accelerator with the run's precision and gradient accumulation."""
         train = self.train
         accelerator = make_accelerator(
             precision=train.precision,
+            timeout_minutes=train.timeout_minutes,
             gradient_accumulation_plugin=GradientAccumulationPlugin(train.accumulate, sync_with_dataloader=False),
             step_scheduler_with_optimizer=False,
         )
@@ -104,10 +130,19 @@ class Run:
 
     def _read_folder(self, resume: bool) -> dict[str, Any] | None:
         """Check the run's folder, and return the state to resume from, if any."""
-        self.files.check_config(self.config, resume=resume)
+        stored, epochs = self.files.read_config(type(self.config)), self.train.epochs
+        before = epochs if stored is None or not resume else stored.train.epochs
+        self.files.check_config(_with_epochs(self.config, before), resume=resume)
         state = self.files.load_state() if resume else None
-        if state is not None and state["ranks"] != self.accelerator.num_processes:
-            print_line(f"resuming a run of {state['ranks']} processes on {self.accelerator.num_processes}")
+        if epochs == before:
+            return state
+        # the run becomes longer or shorter
+        done = 0 if state is None else state["position"].epoch
+        if epochs < done:
+            raise TrainingError(f"{self.files.root}: train.epochs={epochs}: must be at least {done}, which are trained")
+        print_line(
+            f"train.epochs was {before}, is {epochs}: the rate follows the new schedule from epoch {done + 1} on"
+        )
         return state
 
     def _build_model(self) -> nn.Module:
@@ -137,6 +172,79 @@ class Run:
                 f"run from {self.files.last}"
             )
 
+    def _check_ranks(self, state: dict[str, Any]) -> None:
+        """Refuse another number of processes where their batches are not parts of common ones.
+
+        Otherwise the run goes on exactly where it was: a batch of the sampler is divided by the new number.
+
+        Raises:
+            TrainingError: each process has batches of its own, and their number has changed.
+        """
+        before, now = state["ranks"], self.accelerator.num_processes
+        if before == now:
+            return
+        if self.batches.per_rank:
+            raise TrainingError(
+                f"{self.files.state}: the run has {before} processes with batches of their own, not {now}: continue it "
+                f"on {before}, or start a new run from {self.files.last} by model.weights"
+            )
+        if self.main:
+            print_line(f"resuming a run of {before} processes on {now}")
+
+    def _check_data(self, state: dict[str, Any], changed_data: bool) -> None:
+        """Refuse data other than those that the run has seen, unless only the samples differ and that is expected.
+
+        Raises:
+            TrainingError: other classes; other samples without ``changed_data``.
+        """
+        if "data" not in state:
+            if self.main:
+                print_line(f"{self.files.state}: of an earlier version, which did not store what the data were")
+            return
+        stored = Fingerprint.from_dict(state["data"])
+        self.fingerprint.require_classes(stored, str(self.files.state))
+        if not (changes := self.fingerprint.changes(stored)):
+            return
+        listed = "; ".join(changes)
+        if not changed_data:
+            raise TrainingError(
+                f"{self.files.state}: the data have changed: {listed}; restore them, or continue with the changed data "
+                "by --resume --changed-data"
+            )
+        # each sample once in the epoch that begins anew
+        at = self.at
+        at.batch, at.loss_sum, at.loss_count = 0, 0.0, 0
+        if self.fingerprint.val != stored.val:
+            at.best, at.stale = -math.inf, 0
+        if self.main:
+            print_line(f"the data have changed: {listed}; epoch {at.epoch + 1} begins anew")
+
+    def _load(self, load: Callable[[Any], object], part: Any) -> None:
+        """Load a part of a training state.
+
+        Raises:
+            TrainingError: a part of another form.
+        """
+        try:
+            load(part)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise TrainingError(
+                f"{self.files.state}: does not fit the run of its folder ({one_line(error)[:300]}); start a new run"
+            ) from None
+
+    def _guard_memory(self, function: Callable[[], None]) -> None:
+        """Call a function before the first step.
+
+        Raises:
+            TrainingError: the memory does not suffice.
+        """
+        try:
+            function()
+        except Exception as error:
+            if (reason := out_of_memory(error)) is None:
+                raise
+            raise TrainingError(f"calibration: {reason}: lower train.calibration_samples or train.batch_size") from None
+
     def _prepare_data(self) -> None:
         """Set the sampler, the loader and the number of optimizer steps of an epoch."""
         train, accelerator = self.train, self.accelerator
@@ -151,6 +259,7 @@ class Run:
             collate_fn=self.task.collate,
             pin_memory=accelerator.device.type == "cuda",
             persistent_workers=train.workers > 0,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),
         )
         self.loader: Any = accelerator.prepare(loader)
@@ -180,7 +289,7 @@ class Run:
         untouched = untouched_biases(self.bare) if self.train.center_inputs else []
         if untouched:
             untouched = center_inputs_(self.bare, batches, names=untouched, forward=forward, reduce=reduce)
-        if self.accelerator.is_main_process:
+        if self.main:
             if report.calibrated:
                 print_line(f"calibration on {count} batches: {report}")
             if untouched:
@@ -191,7 +300,7 @@ class Run:
         """Set model, optimizer and average, and load their state."""
         train = self.train
         optimizer = make_optimizer(self.bare, train.optimizer)
-        if self.accelerator.is_main_process:
+        if self.main:
             for line in describe_levels(self.bare, train.optimizer):
                 print_line(line)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
@@ -199,10 +308,10 @@ class Run:
         self.average = WeightAverage(self.bare, train.average, train.epochs)
         self.model, self.optimizer = self.accelerator.prepare(self._fast(self.bare), optimizer)
         if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.average.load_state_dict(state["average"])
+            self._load(self.optimizer.load_state_dict, state["optimizer"])
+            self._load(self.average.load_state_dict, state["average"])
             if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
+                self._load(self.accelerator.scaler.load_state_dict, state["scaler"])
 
     def _fast(self, model: nn.Module) -> nn.Module:
         """Return the model as it runs in training: compiled, or as CUDA graphs, if the config asks for it."""
@@ -228,7 +337,7 @@ class Run:
     def _open_log(self) -> RunLog:
         """Write the config and open the log, on the main process."""
         self.accelerator.wait_for_everyone()  # every rank has read the folder
-        if not self.accelerator.is_main_process:
+        if not self.main:
             return RunLog()
         self.files.write_config(self.config)
         return open_log(self.files.root, self.train.sinks, keep_bytes=self.at.log_bytes, step=self.at.step)
@@ -236,14 +345,15 @@ class Run:
     def _save(self) -> None:
         """Write the training state, after a check that all weights are finite."""
         self.check_weights()
-        self.saved_at = time.monotonic()
-        if not self.accelerator.is_main_process:
+        self.saved_at, self.saved_step = time.monotonic(), self.at.step
+        if not self.main:
             return
         self.at.log_bytes = self.log.flush()
         scaler = self.accelerator.scaler
         self.files.save_state(
             {
                 "net": self._net(),
+                "data": self.fingerprint.as_dict(),
                 "model": self.bare.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "average": self.average.state_dict(),
@@ -259,7 +369,7 @@ class Run:
         Statistics of the other ranks do not count: the main process stores the weights, and each forward pass copies
         its statistics to all.
         """
-        checked = self.bare.state_dict() if self.accelerator.is_main_process else dict(self.bare.named_parameters())
+        checked = self.bare.state_dict() if self.main else dict(self.bare.named_parameters())
         for name, values in checked.items():
             if not torch.isfinite(values).all():
                 self.stop_not_finite(f"{name} has values that are not finite")
@@ -276,6 +386,10 @@ class Run:
     def describe_position(self) -> str:
         """Return the epoch and step in progress, for messages."""
         return f"epoch {self.at.epoch + 1}, step {self.at.step}"
+
+
+def _with_epochs(config: cfg.RunConfig, epochs: int) -> cfg.RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"epochs": epochs})})
 
 
 def count_calibration_batches(sampler: EpochSampler, train: cfg.TrainSection, shards: int) -> int:

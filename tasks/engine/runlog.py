@@ -12,7 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tasks.engine.records import Record
 from tasks.errors import ConfigError
-from zoo.errors import suggestion
+from tasks.progress import print_line
+from zoo.errors import one_line, suggestion
 
 
 class Sink(Protocol):
@@ -97,26 +98,42 @@ class TensorBoardSink:
 
 
 class RunLog:
-    """The log of a run, which passes each record to every sink. It has no sinks on all ranks but the first."""
+    """The log of a run, which passes each record to every sink. It has no sinks on all ranks but the first.
+
+    A sink that fails, as where its server does not answer, is reported and gets no more records. ``log.jsonl`` must not
+    fail: a run goes on from it.
+
+    Args:
+        sinks: destinations of the records.
+    """
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self.sinks = list(sinks)
 
     def write(self, record: Record) -> None:
         """Write a record to every sink."""
-        for sink in self.sinks:
-            sink.write(record)
+        self._of_each(lambda sink: sink.write(record))
 
     def flush(self) -> int:
         """Write all records to the disk, and return the bytes of ``log.jsonl`` (0 without that sink)."""
-        for sink in self.sinks:
-            sink.flush()
+        self._of_each(lambda sink: sink.flush())
         return sum(sink.size for sink in self.sinks if isinstance(sink, JsonlSink))
 
     def close(self) -> None:
         """Close every sink."""
-        for sink in self.sinks:
-            sink.close()
+        self._of_each(lambda sink: sink.close())
+
+    def _of_each(self, function: Callable[[Sink], None]) -> None:
+        """Call a function of every sink, and leave out from now on those that fail."""
+        for sink in list(self.sinks):
+            try:
+                function(sink)
+            except Exception as error:
+                if isinstance(sink, JsonlSink):
+                    raise
+                self.sinks.remove(sink)
+                what = f"{type(error).__name__}: {one_line(error)}"
+                print_line(f"{type(sink).__name__} failed and gets no more records of this run ({what})")
 
 
 def check_sinks(names: Sequence[str]) -> None:

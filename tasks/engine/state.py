@@ -1,25 +1,30 @@
 """A run's folder and the training state in it, from which a run resumes.
 
 ``config.yaml`` (resolved), ``log.jsonl``, ``tensorboard/``, ``curves.png``, ``checkpoints/last.pt`` (training state),
-``checkpoints/best.safetensors`` and ``last.safetensors`` (weights for ``zoo.create_model``).
+``previous.pt`` (the state before it), ``checkpoints/best.safetensors`` and ``last.safetensors`` (weights for
+``zoo.create_model``), ``.lock`` (locked by the process that trains).
 """
 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 
 from tasks import config as cfg
-from tasks.errors import TrainingError
+from tasks.errors import TrainingError, UserError
+from tasks.locks import take_folder
+from tasks.progress import print_line
+from zoo.errors import one_line
 from zoo.files import atomic_write, write_text
 
-# Keys that do not change what a run computes, beyond rounding and, with ``compile``, the numbers that dropout,
-# stochastic depth and noise draw.
-FREE_KEYS: Any = {"output": True, "train": {"compile", "graphs", "workers"}}
+_PARTS = {"model", "optimizer", "average", "scaler", "position", "ranks"}  # of every training state
+_ADDED = {"net", "data"}  # of those that are not of the first version
 
 
 @dataclass
@@ -35,16 +40,20 @@ class Position:
         loss_count: number of the losses logged in this epoch.
         best: best value of the task's metric.
         metrics: metrics of the last evaluation.
+        stale: evaluations in a row without a better metric, for ``train.early_stopping``.
     """
 
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    log_bytes: int = 0
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    epoch: pydantic.NonNegativeInt = 0
+    batch: pydantic.NonNegativeInt = 0
+    step: pydantic.NonNegativeInt = 0
+    log_bytes: pydantic.NonNegativeInt = 0
     loss_sum: float = 0.0
-    loss_count: int = 0
+    loss_count: pydantic.NonNegativeInt = 0
     best: float = -math.inf
     metrics: dict[str, float] = field(default_factory=dict)
+    stale: pydantic.NonNegativeInt = 0
 
 
 class RunFolder:
@@ -56,56 +65,130 @@ class RunFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._lock: Any = None
         self.config, self.log, self.curves = root / "config.yaml", root / "log.jsonl", root / "curves.png"
         self.checkpoints = root / "checkpoints"
-        self.state = self.checkpoints / "last.pt"
+        self.state, self.previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
         self.best, self.last = self.checkpoints / "best.safetensors", self.checkpoints / "last.safetensors"
+
+    def take(self) -> None:
+        """Take the folder for this process, until ``release`` or the end of the process.
+
+        Raises:
+            TrainingError: another process trains in it.
+        """
+        try:
+            self._lock = take_folder(self.root, "run")
+        except UserError as error:
+            raise TrainingError(str(error)) from None
+
+    def release(self) -> None:
+        """Give the folder free for other processes."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def read_config(self, schema: type[cfg.RunConfig]) -> cfg.RunConfig | None:
+        """Return the stored config; None if the folder has no run.
+
+        A config of an earlier version may lack fields, which then have their defaults.
+
+        Raises:
+            ConfigError: the stored config is not valid any more.
+        """
+        if not self.config.exists():
+            return None
+        return cfg.check(cfg.read_yaml(self.config), schema, str(self.config))
 
     def check_config(self, config: cfg.RunConfig, *, resume: bool) -> None:
         """Refuse a folder with another run.
 
-        Its folder, ``train.compile``, ``train.graphs`` and ``train.workers`` may differ, so that a run can go on on
-        another machine. A stored config of an earlier version may lack fields, which then have their defaults.
+        Fields that do not bind a run (``tasks.config.FREE``) may differ, so that a run can go on on another machine.
 
         Raises:
             TrainingError: there is a run and ``resume`` is False, or its config is another one.
             ConfigError: the stored config is not valid any more.
         """
-        if not self.config.exists():
+        stored = self.read_config(type(config))
+        if stored is None:
             return
         if not resume:
             raise TrainingError(f"{self.root} contains a run already: add --resume, or choose another output=FOLDER")
-        stored = cfg.check(cfg.read_yaml(self.config), type(config), str(self.config))
-        old, new = (section.model_dump(mode="json", exclude=FREE_KEYS) for section in (stored, config))
-        if changed := differences(old, new):
+        if changed := differences(cfg.binding(stored), cfg.binding(config)):
             raise TrainingError(f"{self.root} was started with another config: {changed}; resume with the same")
 
     def write_config(self, config: cfg.RunConfig) -> None:
         """Write the resolved config, and remove files that a killed run left half-written."""
         write_text(cfg.dump(config), self.config)
-        for stale in self.checkpoints.glob(".*.tmp"):
-            stale.unlink()
+        for folder in (self.root, self.checkpoints):
+            for stale in folder.glob(".*.tmp"):
+                stale.unlink(missing_ok=True)
 
     def load_state(self) -> dict[str, Any] | None:
-        """Read the training state onto the CPU; None if there is none.
+        """Read the training state onto the CPU, or the one before it if that is damaged; None if there is none.
 
         Raises:
-            TrainingError: the file is not a complete checkpoint.
+            TrainingError: no file is a complete checkpoint.
         """
-        if not self.state.exists():
-            return None
-        try:
-            return torch.load(self.state, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise TrainingError(f"{self.state}: not a complete checkpoint ({error})") from None
+        failures = []
+        for path in (self.state, self.previous):
+            if not path.exists():
+                continue
+            try:
+                state = _read_state(path)
+            except Exception as error:
+                # torch's own text advises to read such files without its checks
+                reason = one_line(error)[:200] if isinstance(error, ValueError) else type(error).__name__
+                failures.append(f"{path}: not a complete checkpoint ({reason})")
+                continue
+            if path == self.previous:
+                reason = failures[0] if failures else f"{self.state} is missing"
+                print_line(f"{reason}; resuming from {path}, step {state['position'].step}")
+            return state
+        if failures:
+            raise TrainingError(f"{'; '.join(failures)}; start a new run, from {self.last} if it is there")
+        return None
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write the training state atomically."""
+        """Write the training state atomically; the one before it becomes ``previous.pt``."""
+        if self.state.exists():
+            self._keep_previous()
         atomic_write(self.state, lambda path: _save(state, path))
+
+    def _keep_previous(self) -> None:
+        """Give the present state the second name ``previous.pt``; on file systems without links, only that name."""
+        link = self.previous.with_name(f".{self.previous.name}.{os.getpid()}.tmp")
+        link.unlink(missing_ok=True)
+        try:
+            os.link(self.state, link)
+        except OSError:
+            os.replace(self.state, self.previous)
+        else:
+            os.replace(link, self.previous)
 
     def describe_state(self) -> str:
         """Return a phrase for messages about the checkpoint to resume from."""
-        return f"the last good checkpoint is {self.state}" if self.state.exists() else "no checkpoint yet"
+        for path in (self.state, self.previous):
+            if path.exists():
+                return f"the last good checkpoint is {path}"
+        return "no checkpoint yet"
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, its position as a ``Position``.
+
+    Raises:
+        Exception: a file that torch cannot read, or content of another form.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not _PARTS <= state.keys() <= _PARTS | _ADDED:
+        raise ValueError("its parts are not those of a training state")
+    for name in ("model", "optimizer", "position"):
+        if not isinstance(state[name], dict):
+            raise ValueError(f"{name} is no mapping")
+    if not all(isinstance(value, torch.Tensor) for value in state["model"].values()):
+        raise ValueError("model has values that are no tensors")
+    return {**state, "position": pydantic.TypeAdapter(Position).validate_python(state["position"])}
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from tasks.engine.fingerprint import Fingerprint
 from tasks.engine.sampler import EpochSampler
 from zoo.calibration import merge_batches
 from zoo.modules import evaluating
@@ -29,6 +30,9 @@ class Task(Protocol):
 
     def build_model(self) -> nn.Module:
         """Make the model on the CPU, with the weights that the config names."""
+
+    def fingerprint(self) -> Fingerprint:
+        """Return what identifies the data, which a run compares when it resumes."""
 
     def train_set(self) -> Dataset[Any]:
         """Return the training set: map-style, with keys (draw, index); see ``tasks.engine.Key``."""

@@ -15,17 +15,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast, set_seed
-from torch import Tensor
+from accelerate.utils import set_seed
+from torch import Tensor, nn
 
-from tasks.engine.records import BlocksRecord, EpochRecord, StepRecord
+from tasks.engine.ranks import lost_peer, share_buffers
+from tasks.engine.records import BlocksRecord, EpochRecord, FailedRecord, StepRecord
 from tasks.engine.run import Run
 from tasks.engine.sampler import seed_from
-from tasks.errors import TrainingError, dead_worker
+from tasks.engine.signals import Signals
+from tasks.errors import Interrupted, TrainingError, UserError, dead_worker, out_of_memory
 from tasks.plots import curves
-from tasks.progress import Progress
+from tasks.progress import Progress, print_line
+from zoo.calibration import sum_dtype
+from zoo.errors import one_line
 from zoo.method import branch_statistics
 
+_PATIENCE = 20.0  # seconds that a process waits for its step after a signal; torchrun kills it after 30
+_ASK_EVERY = 5.0  # seconds between two questions of several processes whether to save or to stop
+_UNTIL_TORCHRUN_KNOWS = 3.0  # seconds until torchrun ends the other processes of one that failed
 # errors of writing that end with more space: disk full, quota, file size limit, read-only
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -55,51 +62,92 @@ class Trainer(Run):
 
     In pseudo-code::
 
-        read the folder: refuse another run, load the state of this one if it resumes
-        build the model and the data loader
+        take the folder and read it: refuse another run, load the state of this one if it resumes
+        build the model and the data loader; refuse data other than the state's
         calibrate the biases on the first batches, or load the model's state
         prepare model, optimizer and averaged weights; open the log
         for each epoch:
             seek the loader to the position
             for each optimizer step:
                 seed, set the learning rate, forward and backward, update
-                log the loss; save the state every few minutes
-            evaluate; store the best weights
-            log metrics, multipliers and weight norms
-            store the last weights and the state
+                log the loss; save the state every few minutes, and when a signal arrives, which ends the run
+            store the state and the last weights
+            evaluate; store the best weights, and the last ones with their metrics
+            log metrics, multipliers and weight norms; store the state
         draw the curves
+
+    The state is on the disk before the evaluation, so that an evaluation that fails costs no training: it is reported,
+    and the run goes on.
 
     Args:
         task: task with its config.
         resume: whether to go on with the run in the config's output folder; without a checkpoint there it starts anew.
+        changed_data: whether the samples may differ from those before; see ``Run``.
 
     Raises:
-        TrainingError: the folder contains another run, or a batch size or epoch length does not fit the settings.
+        TrainingError: the folder contains another run or is used by another process, its data have changed, or a batch
+            size or epoch length does not fit the settings.
         ConfigError: the folder's config is not valid any more, or a sink is unknown.
     """
+
+    signals: Signals
 
     def fit(self) -> dict[str, float]:
         """Train to the end, and return the last metrics.
 
         Raises:
-            TrainingError: a loss or weight that is not finite, a data loading process that died, a full disk; the last
-                good checkpoint stays.
+            TrainingError: a loss or weight that is not finite, a data loading process that died, too little memory, a
+                full disk, another process of the run that ended, the last evaluation failed; the last good checkpoint
+                stays.
+            Interrupted: SIGINT, SIGTERM or SIGUSR1; the state is saved.
         """
+        patience = _PATIENCE if self.accelerator.num_processes > 1 else None
         try:
-            return self._fit()
-        except OSError as error:
+            with Signals(patience) as self.signals:
+                return self._fit()
+        except Interrupted as stop:
+            if stop.message and self.main:
+                where = f"{stop.name}: stopped at {self.describe_position()}"
+                raise Interrupted(stop.number, f"{where}; {self._how_to_go_on()}") from None
+            raise Interrupted(stop.number, "") from None
+        except Exception as error:
+            if (explained := self._explain(error)) is None:
+                raise
+            raise explained from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the log and give the folder free for other processes, as ``fit`` does at its end."""
+        self.log.close()
+        self.files.release()
+
+    def _how_to_go_on(self) -> str:
+        return f"continue with --resume; {self.files.describe_state()}"
+
+    def _explain(self, error: Exception) -> BaseException | None:
+        """Return the error that names the reason and what to do; None for an error of the program."""
+        where, go_on = self.describe_position(), self._how_to_go_on()
+        if isinstance(error, OSError):
             if error.errno not in _NO_SPACE:
-                raise
-            raise TrainingError(
-                f"{self.files.root}: cannot be written ({error.strerror}); free some space and continue with --resume; "
-                f"{self.files.describe_state()}"
-            ) from None
-        except RuntimeError as error:
-            if (reason := dead_worker(error)) is None:
-                raise
-            raise TrainingError(
-                f"{self.describe_position()}: {reason}; continue with --resume; {self.files.describe_state()}"
-            ) from None
+                return None
+            return TrainingError(
+                f"{self.files.root}: cannot be written ({error.strerror}); free some space and {go_on}"
+            )
+        if (reason := dead_worker(error)) is not None:
+            return TrainingError(f"{where}: {reason}; {go_on}")
+        if (reason := out_of_memory(error)) is not None:
+            return TrainingError(
+                f"{where}: {reason}: lower train.batch_size and raise train.accumulate by the same factor, in a new "
+                f"run; or free memory and {go_on}"
+            )
+        if self.accelerator.num_processes > 1 and lost_peer(error):
+            # The process that failed has stated why. torchrun notices at once, and ends the others by SIGTERM.
+            if self.signals.requested:
+                return Interrupted(self.signals.requested, "")
+            time.sleep(_UNTIL_TORCHRUN_KNOWS)
+            return TrainingError(f"{where}: another process of the run ended or does not answer; {go_on}")
+        return None
 
     def measure(self, steps: int) -> Pace:
         """Time optimizer steps, with their data, after two untimed ones; the weights change, nothing is stored.
@@ -120,7 +168,7 @@ class Trainer(Run):
             self.at.step += 1
         self._synchronize()
         seconds = (time.perf_counter() - begun) / (count - min(2, count - 1))
-        self.log.close()  # Windows does not remove a folder with an open file
+        self.close()  # Windows does not remove a folder with an open file
         return Pace(self.steps_per_epoch, self.train.epochs, seconds)
 
     def _synchronize(self) -> None:
@@ -132,16 +180,31 @@ class Trainer(Run):
         at, train = self.at, self.train
         total = train.epochs * self.steps_per_epoch
         items = self.batches.per_batch * self.shards * train.accumulate
-        main = self.accelerator.is_main_process
-        with Progress(total, at.step, items, unit=self.task.unit, enabled=main) as progress:
-            while at.epoch < train.epochs:
+        with Progress(total, at.step, items, unit=self.task.unit, enabled=self.main) as progress:
+            while at.epoch < train.epochs and not self._is_stale():
                 self._epoch(progress)
                 self._end_of_epoch(progress)
         self.log.close()
-        if main:
-            curves(self.files.log, self.files.curves, self.task.metric)
+        if self.main:
+            if at.epoch < train.epochs:
+                print_line(
+                    f"ended after {at.epoch} of {train.epochs} epochs: {at.stale} evaluations without a better "
+                    f"{self.task.metric} (train.early_stopping)"
+                )
+            self._draw_curves()
         self.accelerator.end_training()
         return at.metrics
+
+    def _is_stale(self) -> bool:
+        rule = self.train.early_stopping
+        return rule is not None and self.at.stale >= rule.patience
+
+    def _draw_curves(self) -> None:
+        """Draw the curves; where that fails, the run is as complete as without them."""
+        try:
+            curves(self.files.log, self.files.curves, self.task.metric)
+        except Exception as error:
+            print_line(f"{self.files.curves}: not drawn ({type(error).__name__}: {one_line(error)})")
 
     def _epoch(self, progress: Progress) -> None:
         """Train the rest of the epoch in progress."""
@@ -153,25 +216,25 @@ class Trainer(Run):
         self.batches.seek(at.epoch, at.batch * self.shards)
         self.model.train()
         forwards: list[Any] = []  # batches of the step
-        for batch in self.loader:
-            if at.batch >= usable:
-                break
-            # Collect the batches of an optimizer step.
-            forwards.append(batch)
-            if len(forwards) < train.accumulate:
-                continue
-            terms = self._step(forwards)
-            forwards = []
-            at.batch += train.accumulate
-            at.step += 1
-            self.average.after_step()
-            # Log the loss, show progress, and store the state from time to time.
-            if at.step % train.log_every == 0 or at.batch == usable:
-                self._log_step(terms)
-            mean = {"loss": at.loss_sum / at.loss_count} if at.loss_count else {}
-            progress.step(at.step, epoch=f"{at.epoch + 1}/{train.epochs}", **mean)
-            if self._is_time_to_save():
-                self._save()
+        with self.signals.deferred():
+            for batch in self.loader:
+                if at.batch >= usable:
+                    break
+                # Collect the batches of an optimizer step.
+                forwards.append(batch)
+                if len(forwards) < train.accumulate:
+                    continue
+                terms = self._step(forwards)
+                forwards = []
+                at.batch += train.accumulate
+                at.step += 1
+                self.average.after_step()
+                # Log the loss, show progress, and store the state from time to time.
+                if at.step % train.log_every == 0 or at.batch == usable:
+                    self._log_step(terms)
+                mean = {"loss": at.loss_sum / at.loss_count} if at.loss_count else {}
+                progress.step(at.step, epoch=f"{at.epoch + 1}/{train.epochs}", **mean)
+                self._save_or_stop()
 
     def _step(self, forwards: list[Any]) -> dict[str, Tensor]:
         """Make one optimizer step.
@@ -214,7 +277,8 @@ class Trainer(Run):
             return [None] * len(weights)
         total = float(sum(own))
         if self.accelerator.num_processes > 1:
-            on_device = torch.tensor(total, dtype=torch.float64, device=self.accelerator.device)
+            device = self.accelerator.device
+            on_device = torch.tensor(total, dtype=sum_dtype(device), device=device)
             total = float(self.accelerator.reduce(on_device, "mean"))
         mean = total / len(own)
         return [weight / mean for weight in own]
@@ -232,39 +296,113 @@ class Trainer(Run):
         self.log.write(StepRecord(step=at.step, epoch=at.epoch, loss=loss, terms=named, lr=self.lr))
 
     def _end_of_epoch(self, progress: Progress) -> None:
-        """Evaluate, log, store weights and state."""
-        at, train, main = self.at, self.train, self.accelerator.is_main_process
-        self.check_weights()
-        model = self.average.after_epoch(at.epoch)
+        """Store the trained epoch; evaluate and log it; store the state at the start of the next one."""
+        at, train = self.at, self.train
+        evaluated = (at.epoch + 1) % train.eval_every == 0 or at.epoch + 1 == train.epochs
+        # Store what was trained. The state is at the end of this epoch: resumed, it is evaluated.
+        with self.signals.deferred():
+            if evaluated and self.saved_step != at.step:
+                self._save()
+            else:
+                self.check_weights()
+            model = self.average.after_epoch(at.epoch)
+            share_buffers(self.accelerator, model)
+            meta: dict[str, Any] = {"epochs": at.epoch + 1, "config": self.config.model_dump(mode="json")}
+            if self.main:
+                self.task.save_weights(model, self.files.last, meta)
+        self._stop_if_asked()
+        # Evaluate.
         train_loss = at.loss_sum / at.loss_count
         metrics = self.task.end_of_epoch(self.accelerator)
-        meta: dict[str, Any] = {"epochs": at.epoch + 1, "config": self.config.model_dump(mode="json")}
-        # Evaluate, and store the best weights.
-        if (at.epoch + 1) % train.eval_every == 0 or at.epoch + 1 == train.epochs:
-            at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)
+        if evaluated and self._evaluate(model, meta):
             metrics = {**metrics, **at.metrics}
-            # a header has no NaN: a class without samples has no accuracy
-            meta["metrics"] = {key: value if math.isfinite(value) else None for key, value in at.metrics.items()}
-            if at.metrics[self.task.metric] > at.best:
-                at.best = at.metrics[self.task.metric]
-                if main:
-                    self.task.save_weights(model, self.files.best, meta)
-        # Log.
-        self.log.write(EpochRecord(step=at.step, epoch=at.epoch, train_loss=train_loss, metrics=metrics))
-        self.log.write(BlocksRecord(step=at.step, epoch=at.epoch, blocks=branch_statistics(self.bare)))
-        # Store the last weights, then the state, which is at the start of the next epoch.
-        if main:
-            self.task.save_weights(model, self.files.last, meta)
+        # Log, and store the state.
+        with self.signals.deferred():
+            self.log.write(EpochRecord(step=at.step, epoch=at.epoch, train_loss=train_loss, metrics=metrics))
+            self.log.write(BlocksRecord(step=at.step, epoch=at.epoch, blocks=branch_statistics(self.bare)))
             shown = "  ".join(f"{key} {value:.4g}" for key, value in {"train_loss": train_loss, **metrics}.items())
             progress.message(f"epoch {at.epoch + 1}/{train.epochs}  {shown}")
-        at.epoch, at.batch, at.loss_sum, at.loss_count = at.epoch + 1, 0, 0.0, 0
-        self._save()
+            at.epoch, at.batch, at.loss_sum, at.loss_count = at.epoch + 1, 0, 0.0, 0
+            self._save()
+        self._stop_if_asked()
 
-    def _is_time_to_save(self) -> bool:
-        """Return whether ``train.checkpoint_minutes`` have passed; the main process decides for all."""
-        passed = time.monotonic() - self.saved_at >= self.train.checkpoint_minutes * 60
-        if self.accelerator.num_processes == 1:
-            return passed
-        if self.at.step % self.train.log_every:  # the broadcast synchronises the ranks: as often as logging does
+    def _evaluate(self, model: nn.Module, meta: dict[str, Any]) -> bool:
+        """Evaluate, store the best weights, and add the metrics to the last weights.
+
+        Args:
+            model: model to evaluate.
+            meta: metadata of the weights, to which the metrics are added.
+
+        Returns:
+            Whether there are metrics. A failure is reported, and the run goes on.
+
+        Raises:
+            TrainingError: a failure after the last epoch, or in one of several processes, for which the others wait.
+        """
+        at = self.at
+        try:
+            at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+                raise
+            reason = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+            if (memory := out_of_memory(error)) is not None:
+                reason = f"{memory}: lower data.eval_batch_size"
+            failure = f"the evaluation of epoch {at.epoch + 1} failed: {reason}"
+            if self.accelerator.num_processes > 1 or at.epoch + 1 == self.train.epochs:
+                raise TrainingError(
+                    f"{failure}; its weights are in {self.files.last}, --resume evaluates them"
+                ) from None
+            print_line(failure)
+            self.log.write(FailedRecord(step=at.step, epoch=at.epoch, reason=failure))
             return False
-        return bool(broadcast(torch.tensor([int(passed)], device=self.accelerator.device)))
+        # a header has no NaN: a class without samples has no accuracy
+        meta["metrics"] = {key: value if math.isfinite(value) else None for key, value in at.metrics.items()}
+        value, rule = at.metrics[self.task.metric], self.train.early_stopping
+        with self.signals.deferred():
+            at.stale = 0 if value > at.best + (rule.min_delta if rule else 0.0) else at.stale + 1
+            better = value > at.best  # not NaN
+            if better:
+                at.best = value
+            if self.main:
+                if better:
+                    self.task.save_weights(model, self.files.best, meta)
+                self.task.save_weights(model, self.files.last, meta)
+        return True
+
+    def _save_or_stop(self) -> None:
+        """Save the state if ``train.checkpoint_minutes`` have passed, or if a signal asks the run to stop, and stop it.
+
+        Several processes agree on it every few seconds, because the question waits for the device.
+        """
+        save, stop = time.monotonic() - self.saved_at >= self.train.checkpoint_minutes * 60, self.signals.requested
+        if self.accelerator.num_processes > 1:
+            if self.at.step < self.next_question:
+                return
+            save, stop = self._agree(save, stop)
+        if save or stop:
+            self._save()
+        if stop:
+            raise Interrupted(stop)
+
+    def _agree(self, save: bool, stop: int) -> tuple[bool, int]:
+        """Return whether any process is to save, and the signal that any received; set the step of the next question.
+
+        Args:
+            save: whether this process is to save.
+            stop: signal of this process.
+        """
+        asked, step = self.asked
+        now = time.monotonic()
+        pace = (now - asked) / max(self.at.step - step, 1)  # seconds of a step
+        wait = min(_ASK_EVERY, self.train.checkpoint_minutes * 60)
+        steps = max(1, int(wait / max(pace, 1e-9)))
+        own = torch.tensor([[int(save), stop, -min(steps, 10_000)]], device=self.accelerator.device)
+        saves, stops, steps = self.accelerator.gather(own).amax(0).tolist()
+        self.asked, self.next_question = (now, self.at.step), self.at.step - steps
+        return bool(saves), stops
+
+    def _stop_if_asked(self) -> None:
+        """Stop the run, whose state is saved, if a signal arrived meanwhile."""
+        if self.signals.requested:
+            raise Interrupted(self.signals.requested)

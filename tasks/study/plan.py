@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from tasks.config import RunConfig, read_yaml
-from tasks.engine.state import FREE_KEYS, RunFolder
+from tasks.engine.state import RunFolder
 from tasks.errors import ConfigError
 from tasks.spec import check, resolve
 from tasks.study.config import Overrides, StudyConfig, Variants
 from tasks.yamltext import dump_yaml
 
+# What may differ between two names of the same run.
+_SAME_RUN: Any = {"output": True, "train": {"compile", "graphs", "workers"}}
 SCREENING, FINALS = "trials", "finals"  # stages of a study, and their folders
 
 
@@ -175,6 +177,10 @@ def _run(study: StudyConfig, stage: str, trial: Trial, seed: int, of_stage: Over
         config = resolve(study.recipe, overrides)
     except ConfigError as error:
         raise ConfigError(f"{stage}/{trial.scheme}/{trial.name}: {error}") from None
+    if config.train.early_stopping is not None:
+        raise ConfigError(
+            f"{stage}/{trial.scheme}/{trial.name}: train.early_stopping: runs of a study must be equally long"
+        )
     return StudyRun(stage, trial, seed, study.recipe, overrides, config, study.fit_batches)
 
 
@@ -230,7 +236,7 @@ def _check_different(runs: list[StudyRun]) -> None:
     """Refuse two runs with the same config, which would count as two trials."""
     seen: dict[str, StudyRun] = {}
     for run in runs:
-        content = run.config.model_dump_json(exclude=FREE_KEYS)
+        content = run.config.model_dump_json(exclude=_SAME_RUN)
         if content in seen:
             raise ConfigError(f"{run.label} and {seen[content].label} are the same run; remove one")
         seen[content] = run

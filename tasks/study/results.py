@@ -64,8 +64,8 @@ def read_result(run: StudyRun) -> Result:
     if records and isinstance(records[-1], DivergedRecord):
         return Result(run, "diverged", epochs, {}, loss, reason=records[-1].reason)
     metric = evaluated.get(run.config.metric, math.nan)
-    # The log of an epoch is written before its weights, so a killed run may lack them. After a power failure the log
-    # may end before the weights, which are on the disk as soon as they are written.
+    # The weights of an epoch are written before it is evaluated and logged, so a killed run may lack the last lines of
+    # the log; after a power failure it may lack those that were not on the disk yet.
     if min(epochs, _epochs_of_weights(files.last)) < run.config.train.epochs:
         return Result(run, "unfinished", epochs, evaluated, loss)
     if not math.isfinite(metric):

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
-
 from tasks import config as cfg
 from tasks.config import RunConfig
 from tasks.errors import ConfigError, UserError
+from tasks.locks import take_folder
 from tasks.progress import StatusLine, clock, print_line
 from tasks.study.config import StudyConfig
 from tasks.study.plan import FINALS, StudyRun, Trial, check_folders, final_runs, screening_runs, trials_of
@@ -63,12 +62,12 @@ class Study:
         Raises:
             UserError: another process runs it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = take_folder(self.folder, "study")
         try:
-            with filelock.FileLock(self.folder / ".lock", timeout=0):
-                yield
-        except filelock.Timeout:
-            raise UserError(f"{self.folder}: another process runs this study; wait for it or stop it") from None
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
 
     def plan(self) -> list[str]:
         """Time some steps of each scheme that is not complete, and return the lines that state what the study costs."""

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from tasks.config import BackboneSection, PathText, RunConfig, Strict, WeightsText
+from tasks.config import FREE, BackboneSection, PathText, RunConfig, Strict, WeightsText
 from zoo.schemes.text import TRANSFORMER_SCHEMES
 
 LANGUAGE = r"^[A-Za-z0-9_-]{1,20}$"  # as in zoo.TextTransform
@@ -42,7 +42,7 @@ class VocabularySection(Strict):
 class CorpusSection(Strict):
     """Text, and its preparation by ``rescalenet prepare``."""
 
-    root: PathText = Field(description="folder of the text")
+    root: Annotated[PathText, FREE] = Field(description="folder of the text")
     source: str = Field(pattern=LANGUAGE, description="code of the source language, as in the names of the files")
     target: str = Field(pattern=LANGUAGE, description="code of the target language")
     train: tuple[PathText, ...] = Field(
@@ -70,9 +70,11 @@ class DataSection(Strict):
     """The corpus, and its use in training and evaluation."""
 
     corpus: CorpusSection
-    folder: PathText = Field(description="folder of the prepared corpus")
+    folder: Annotated[PathText, FREE] = Field(description="folder of the prepared corpus")
     max_length: int = Field(256, ge=2, description="training pairs with more tokens on either side are left out")
-    eval_batch_size: int = Field(64, ge=1, description="sentences of a batch in evaluation, on all ranks together")
+    eval_batch_size: Annotated[int, FREE] = Field(
+        64, ge=1, description="sentences of a batch in evaluation, on all ranks together"
+    )
     search: SearchSection = SearchSection()
 
 

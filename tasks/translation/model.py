@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import zoo
 from tasks.config import net_info
 from tasks.devices import process_state
-from tasks.engine import BaseTask
+from tasks.engine import BaseTask, Fingerprint, SetPrint
 from tasks.errors import ConfigError, DataError
 from tasks.progress import print_line
 from tasks.shards import chunks, own_batch_size, own_part
@@ -23,6 +24,7 @@ from tasks.translation.corpus import Corpus
 from tasks.translation.data import Batch, Pairs, TokenBatches, collate, merge
 from tasks.translation.evaluate import cut_sources, score, translate_ids
 from tasks.translation.search import Beam
+from zoo.calibration import sum_dtype
 from zoo.files import write_text
 
 
@@ -77,6 +79,11 @@ class Translation(BaseTask):
             )
         model.freeze(section.freeze)
         return model
+
+    def fingerprint(self) -> Fingerprint:
+        train = SetPrint.of(zip(self.chosen.tolist(), *self.lengths.tolist(), strict=True))
+        vocabularies = tuple(hashlib.sha256(v.model).hexdigest() for v in self.corpus.vocabularies)
+        return Fingerprint(vocabularies, train, SetPrint.of(self.corpus.text("val")), "pairs")
 
     def train_set(self) -> Pairs:
         return Pairs(self.source, self.target, self.chosen)
@@ -136,11 +143,12 @@ class Translation(BaseTask):
             targets: token ids of the target sentences.
             accelerator: processes of the run.
         """
-        total, count = torch.zeros((), dtype=torch.float64, device=accelerator.device), 0
+        device = accelerator.device
+        total, count = torch.zeros((), dtype=sum_dtype(device), device=device), 0
         own = sorted(own_part(len(sources), accelerator), key=lambda i: len(targets[i]))
         for rows in chunks(own, own_batch_size(self.config.data.eval_batch_size, accelerator)):
             *batch, tokens = collate([(sources[i], targets[i]) for i in rows])
-            total += net(*(tensor.to(accelerator.device) for tensor in batch))[1].double()
+            total += net(*(tensor.to(device) for tensor in batch))[1].to(total.dtype)
             count += tokens
         summed, tokens = accelerator.reduce(torch.stack([total, total.new_tensor(count)]), "sum").tolist()
         return summed / tokens

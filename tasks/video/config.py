@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from tasks.augment import CommonAugment
-from tasks.config import BackboneSection, PathOrEmpty, PathText, RunConfig, Strict
+from tasks.config import FREE, BackboneSection, PathOrEmpty, PathText, RunConfig, Strict
 from tasks.errors import ConfigError
 
 
@@ -49,13 +49,17 @@ class DataSection(Strict):
         description="folders: train/<class>/*.mp4 trees; list: files of 'path label' lines or CSV with such columns; "
         "kinetics: CSV with label, youtube_id, time_start, time_end",
     )
-    root: PathText = Field(description="folder of the data set")
-    train: PathOrEmpty = Field("train", description="folder of the training videos below root, or file that lists them")
-    val: PathOrEmpty = Field("val", description="folder of the evaluation videos below root, or file that lists them")
-    videos: PathOrEmpty = Field(
+    root: Annotated[PathText, FREE] = Field(description="folder of the data set")
+    train: Annotated[PathOrEmpty, FREE] = Field(
+        "train", description="folder of the training videos below root, or file that lists them"
+    )
+    val: Annotated[PathOrEmpty, FREE] = Field(
+        "val", description="folder of the evaluation videos below root, or file that lists them"
+    )
+    videos: Annotated[PathOrEmpty, FREE] = Field(
         "", description="folder below root with the videos that a list or CSV names; default: root"
     )
-    holdout: PathText | None = Field(
+    holdout: Annotated[PathText | None, FREE] = Field(
         None, description="file with a list of held-out training videos, a name on each line"
     )
     split: Literal["official", "holdout"] = Field(
@@ -63,10 +67,10 @@ class DataSection(Strict):
         description="official: train on all of train and evaluate val; holdout: train without the held-out videos and "
         "evaluate them",
     )
-    index: PathText | None = Field(
+    index: Annotated[PathText | None, FREE] = Field(
         None, description="file with the frame times of each video; default: root/video_index.json"
     )
-    max_failed: float = Field(
+    max_failed: Annotated[float, FREE] = Field(
         0.05, ge=0, le=1, description="share of the training videos that may fail before training stops"
     )
     clip: Clip | None = Field(None, description="default: the weights', or 8 frames 8/30 s apart")
@@ -89,7 +93,9 @@ class DataSection(Strict):
     augment: Augment = Augment()
     eval_clips: int = Field(1, ge=1, description="clips of a video in evaluation")
     eval_crops: Literal[1, 3] = Field(1, description="crops of a clip in evaluation, along the long side")
-    eval_batch_size: int = Field(8, ge=1, description="videos of a batch in evaluation, on all ranks together")
+    eval_batch_size: Annotated[int, FREE] = Field(
+        8, ge=1, description="videos of a batch in evaluation, on all ranks together"
+    )
 
     @model_validator(mode="after")
     def _sizes(self) -> DataSection:

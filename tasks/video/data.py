@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.devices import make_accelerator
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
+from tasks.locks import in_turn
 from tasks.progress import print_line
 from tasks.splits import read_holdout, require_same_classes, split_sets
 from tasks.video.config import DataSection
@@ -122,7 +122,8 @@ def read_set(data: Path, videos: Path | None = None, subset: str | None = None) 
 def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
     """Return the frame times of all videos; probe those that the index does not have.
 
-    Rank 0 probes and writes the index, then the other ranks read it.
+    The processes of a run look in turn: the first probes and writes the index, the others read it. That may take hours,
+    so that they do not wait in a barrier.
 
     Args:
         videos: set of videos.
@@ -133,12 +134,9 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
         DataError: no video that can be read, or an index that cannot be written.
     """
     # 1. Look up or probe the videos that have a file.
-    accelerator = make_accelerator()
     paths = [video.path for video in videos.items if video.path is not None]
-    with accelerator.main_process_first():
-        if not accelerator.is_main_process:
-            index = Index(index.path, index.root)
-        found = index.entries(paths, workers=workers, write=accelerator.is_main_process)
+    with in_turn(index.path):
+        found = Index(index.path, index.root).entries(paths, workers=workers)
     entries = dict(zip(paths, found, strict=True))
     # 2. Separate the videos that can be read from the others.
     items, infos, failures = [], [], {}

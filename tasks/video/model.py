@@ -15,7 +15,7 @@ import zoo
 from tasks.augment import make_mixing
 from tasks.config import check_size, net_info
 from tasks.devices import process_state
-from tasks.engine import BaseTask, EpochBatches
+from tasks.engine import BaseTask, EpochBatches, Fingerprint, SetPrint
 from tasks.errors import ConfigError, DataError, TrainingError
 from tasks.progress import print_line
 from tasks.video.config import VideoConfig
@@ -117,6 +117,13 @@ class VideoClassification(BaseTask):
         )
         model.reset_classifier(len(self.classes))
         return model
+
+    def fingerprint(self) -> Fingerprint:
+        train, val = (
+            SetPrint.of((video.name, video.label, video.segment) for video in videos.items)
+            for videos in (self.train_videos, self.val_videos)
+        )
+        return Fingerprint(self.classes, train, val, "videos")
 
     def train_set(self) -> TrainSet:
         return TrainSet(self.train_videos, self.config.data, self.transform, self.config.train.seed)

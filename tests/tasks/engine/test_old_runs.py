@@ -63,6 +63,7 @@ def test_a_config_without_newer_fields_resumes(settings, tmp_path):
     assert trainer.at.epoch == 1
     stored = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert stored["train"]["calibration_samples"] == 1024
+    trainer.close()
     rewrite(tmp_path / "run", age)
     with pytest.raises(TrainingError, match="another config: train.calibration_samples was 1024, is 7; resume with"):
         train(settings, calibration_samples=7)

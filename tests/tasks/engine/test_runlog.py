@@ -7,6 +7,7 @@ import torch
 
 import zoo
 from tasks.engine import Trainer
+from tasks.engine.runlog import SINKS
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.training import config, fit, weights_of
@@ -60,3 +61,28 @@ def test_terms_of_the_loss_are_logged_apart(images, tmp_path, monkeypatch):
     for record in (r for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "step"):
         assert record["first"] + record["second"] == pytest.approx(record["loss"])
         assert record["second"] == pytest.approx(3 * record["first"])
+
+
+def test_a_sink_that_fails_is_reported_and_left_out(images, tmp_path, monkeypatch, capsys):
+    written = []
+
+    class Server:
+        def __init__(self, folder, step):
+            pass
+
+        def write(self, record):
+            written.append(record)
+            if len(written) == 3:
+                raise ConnectionError("no answer\nfrom the server")
+
+        def flush(self):
+            pass
+
+        close = flush
+
+    monkeypatch.setitem(SINKS, "server", Server)
+    assert fit(images, tmp_path / "run", epochs=1, sinks=("server",))["images"] == 15
+    assert len(written) == 3
+    assert len(read_log(tmp_path / "run/log.jsonl")) == 8
+    shown = " ".join(capsys.readouterr().err.split())
+    assert shown.count("Server failed and gets no more records of this run (ConnectionError: no answer from the") == 1

@@ -77,6 +77,10 @@ BN = {"trials": {"one": {"label_smoothing": 0.1}, "two": {"label_smoothing": 0.2
     ("changes", "message"),
     [
         ({"schemes": {"rescale": {}, "bn": BN}}, "equal numbers of trials, not rescale 1, bn 3"),
+        (
+            {"overrides": {"train.early_stopping": {"patience": 2}}},
+            "trials/rescale/base: train.early_stopping: runs of a study must be equally long",
+        ),
         ({"trials": {"a": {}, "b": {"label_smoothing": 0.0}}}, "rescale/b/seed0 and .*/a/seed0 are the same run"),
         ({"trials": {"a": {}, "b": {"train.workers": 2}}}, "rescale/b/seed0 and .*/a/seed0 are the same run"),
         (

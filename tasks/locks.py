@@ -1,0 +1,65 @@
+"""Files that one process at a time may use. A lock ends with the process that has it, however that one ends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from tasks.errors import UserError
+from tasks.progress import print_line
+
+LOCK_FILE = ".lock"  # in a folder that is taken
+
+
+def take_folder(folder: Path, what: str) -> filelock.BaseFileLock | None:
+    """Take a folder for this process, until the lock is released or the process ends; the folder is made.
+
+    Args:
+        folder: folder that is written to.
+        what: noun for what another process may do in it, for the message: ``run``, ``study``.
+
+    Returns:
+        The lock; None where the file system has no locks, which is reported.
+
+    Raises:
+        UserError: another process has the folder.
+        OSError: the folder cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / LOCK_FILE, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(
+            f"{folder}: another process has a {what} in it; wait for it, stop it, or choose another folder"
+        ) from None
+    except NotImplementedError:
+        print_line(f"{folder}: its file system has no locks; do not start two {what}s in it")
+        return None
+    return lock
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Let the processes of this machine use a file one after the other, without a limit of time.
+
+    A barrier of a process group would end the run after ``train.timeout_minutes``.
+
+    Args:
+        path: file, or folder, that is read or made.
+    """
+    # in the folder for temporary files, because that of the data may be read-only
+    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+    with filelock.FileLock(Path(tempfile.gettempdir()) / f"rescalenet-{_user()}-{name}.lock"):
+        yield
+
+
+def _user() -> int:
+    """Return the number of the user, whose files others cannot lock."""
+    return os.getuid() if hasattr(os, "getuid") else 0

@@ -1,0 +1,53 @@
+"""What test_ranks.py runs on two processes: ``torchrun -m tests.helpers.two_ranks``. The main process prints JSON."""
+
+import json
+
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+
+from tasks.devices import make_accelerator
+from tasks.engine.ranks import on_main, share_buffers, share_state
+from tasks.errors import TrainingError
+from tasks.progress import print_line
+
+
+def main():
+    accelerator = make_accelerator(timeout_minutes=1)
+    rank = accelerator.process_index
+    found = {}
+    # a decision of the main process, and its error
+    found["decided"] = on_main(accelerator, lambda: f"by {rank}")
+
+    def refuse():
+        raise TrainingError(f"refused by {rank}")
+
+    try:
+        on_main(accelerator, refuse)
+    except TrainingError as error:
+        found["refused"] = str(error)
+    # the state, which only the main process has
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    state = {"model": model.state_dict(), "rest": [torch.tensor(7), (1.5, None, "text")], "none": None}
+    shared = share_state(accelerator, state if rank == 0 else None)
+    expected = state["model"]
+    found["state"] = all(torch.equal(shared["model"][key], value) for key, value in expected.items())
+    found["types"] = [str(value.dtype) for value in shared["model"].values()] == [
+        str(v.dtype) for v in expected.values()
+    ]
+    found["rest"] = [int(shared["rest"][0]), list(shared["rest"][1]), shared["none"]]
+    # statistics that each process collected from its own samples
+    model.train()(torch.randn(4, 3) + rank)
+    found["own"] = model[1].running_mean.tolist()
+    share_buffers(accelerator, model)
+    found["mean"] = model[1].running_mean.tolist()
+    found["count"] = int(model[1].num_batches_tracked)
+    everything = gather_object([found])
+    if accelerator.is_main_process:
+        print(json.dumps(everything))
+    print_line("done")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Several processes: what the main process decides, states and statistics that are shared, another number of them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tasks import config as cfg
+from tasks.engine import Trainer
+from tasks.engine.ranks import lost_peer
+from tasks.errors import TrainingError
+from tasks.plots import read_log
+from tasks.spec import make_task
+from tests.helpers.commands import environment, on_two_processes
+from tests.helpers.training import Crash, config, crash_after_step, fit, weights_of
+
+
+def test_decisions_states_and_statistics_are_the_main_process_s():
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "tests.helpers.two_ranks"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    main, other = json.loads(done.stdout)
+    assert (main["decided"], other["decided"]) == ("by 0", None)
+    assert main["refused"] == other["refused"] == "refused by 0"
+    for found in (main, other):
+        assert found["state"]
+        assert found["types"]
+        assert found["rest"] == [7, [1.5, None, "text"], None]
+        assert found["count"] == 1
+        assert found["mean"] == main["own"]
+    assert main["own"] != other["own"]
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_on_one(images, tmp_path, monkeypatch):
+    """In float64, to 1e-10: a batch is divided by the number of processes, so each sample is in it once."""
+    settings = {"precision": "fp64"}
+    fit(images, tmp_path / "whole", **settings)
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump(config(images, tmp_path / "run", epochs=1, **settings)))
+    on_two_processes("train", path)
+    fit(images, tmp_path / "run", resume=True, **settings)
+    # the rate of the first epoch was that of a run of one epoch, so only what follows from the order is compared
+    fit(images, tmp_path / "one", epochs=1, **settings)
+    fit(images, tmp_path / "one", resume=True, **settings)
+    one, two = (read_log(tmp_path / run / "log.jsonl") for run in ("one", "run"))
+    assert [r["loss"] for r in one if "loss" in r] == pytest.approx([r["loss"] for r in two if "loss" in r], rel=1e-10)
+    first, second = weights_of(tmp_path / "one"), weights_of(tmp_path / "run")
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], rtol=1e-10, atol=1e-10)
+
+
+def test_another_number_of_processes_in_an_epoch(images, tmp_path, monkeypatch, capsys):
+    """Batches that are divided go on exactly; those of each process are refused."""
+    trainer = Trainer(make_task(config(images, tmp_path / "run")))
+    crash_after_step(trainer, 3, monkeypatch)
+    with pytest.raises(Crash):
+        trainer.fit()
+    monkeypatch.undo()
+    path = tmp_path / "run/checkpoints/last.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "ranks": 2}, path)
+    task = make_task(config(images, tmp_path / "run"))
+    batches = task.batches
+
+    def of_each(*arguments):
+        sampler = batches(*arguments)
+        sampler.per_rank = True
+        return sampler
+
+    monkeypatch.setattr(task, "batches", of_each)
+    with pytest.raises(
+        TrainingError, match=r"the run has 2 processes with batches of their own, not 1: continue it on 2"
+    ):
+        Trainer(task, resume=True)
+    fit(images, tmp_path / "run", resume=True)
+    assert "resuming a run of 2 processes on 1" in capsys.readouterr().err
+    fit(images, tmp_path / "whole")
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "run")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.slow
+def test_batchnorm_is_evaluated_with_the_statistics_that_are_saved(images, tmp_path):
+    """On two processes: the metrics are those of the weights in the file."""
+    path = tmp_path / "config.yaml"
+    settings = config(images, tmp_path / "run", model={"scheme": "bn"}, epochs=3, optimizer={"name": "sgd", "lr": 0.5})
+    path.write_text(cfg.dump(settings))
+    on_two_processes("train", path)
+    out = tmp_path / "metrics"
+    last = tmp_path / "run/checkpoints/last.safetensors"
+    on_two_processes("eval", last, images / "val", "--out", out)
+    logged = [r for r in read_log(tmp_path / "run/log.jsonl") if r["event"] == "epoch"][-1]
+    found = json.loads((out / "metrics.json").read_text())["metrics"]
+    assert found == {key: logged[key] for key in found}
+
+
+def test_errors_of_a_process_that_lost_another():
+    assert lost_peer(torch.distributed.DistBackendError("NCCL communicator was aborted"))
+    assert lost_peer(RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
+    assert not lost_peer(RuntimeError("shapes do not match"))
+    assert not lost_peer(ValueError("gloo"))

@@ -1,0 +1,300 @@
+"""What is trained is on the disk before anything else is tried; and runs that end early."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tasks.engine import RunFolder, Trainer
+from tasks.engine.signals import Signals
+from tasks.errors import DataError, Interrupted, TrainingError, out_of_memory
+from tasks.plots import read_log
+from tasks.spec import make_task
+from tests.helpers.commands import environment
+from tests.helpers.training import config, fit, weights_of
+
+
+class PowerCut(BaseException):
+    """What no code catches."""
+
+
+def test_state_and_weights_are_on_the_disk_before_the_evaluation(images, tmp_path, monkeypatch):
+    task = make_task(config(images, tmp_path / "run", checkpoint_minutes=10))
+    positions = []
+
+    def evaluate(model, accelerator, dtype):
+        stored = weights_of(tmp_path / "run")
+        assert all(torch.equal(stored[key], value) for key, value in model.state_dict().items())
+        position = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["position"]
+        positions.append((position["epoch"], position["batch"]))
+        raise PowerCut
+
+    monkeypatch.setattr(task, "evaluate", evaluate)
+    with pytest.raises(PowerCut):
+        Trainer(task).fit()
+    assert positions == [(0, 6)]
+    # resumed, the epoch is evaluated and not trained again
+    fit(images, tmp_path / "run", checkpoint_minutes=10, resume=True)
+    fit(images, tmp_path / "whole", checkpoint_minutes=10)
+    assert (tmp_path / "run/log.jsonl").read_text() == (tmp_path / "whole/log.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (DataError("val/a.png: cannot be decoded"), "val/a.png: cannot be decoded"),
+        (ValueError("two\nlines"), "ValueError: two lines"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to"), "out of memory .*: lower data.eval_batch_size"),
+    ],
+)
+def test_an_evaluation_that_fails_costs_a_line(images, tmp_path, monkeypatch, capsys, error, reason):
+    task = make_task(config(images, tmp_path / "run"))
+    evaluate, calls = task.evaluate, []
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise error
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(task, "evaluate", failing)
+    assert Trainer(task).fit()["images"] == 15
+    assert "the evaluation of epoch 1 failed" in capsys.readouterr().err
+    records = read_log(tmp_path / "run/log.jsonl")
+    failed = [r for r in records if r["event"] == "failed"]
+    assert len(failed) == 1
+    assert re.search(reason, failed[0]["reason"])
+    assert [("top1" in r) for r in records if r["event"] == "epoch"] == [False, True]
+
+
+def test_a_last_evaluation_that_fails_is_an_error_at_the_end(images, tmp_path, monkeypatch):
+    task = make_task(config(images, tmp_path / "run"))
+
+    def failing(*arguments):
+        raise DataError("val/a.png: cannot be decoded")
+
+    monkeypatch.setattr(task, "evaluate", failing)
+    with pytest.raises(TrainingError, match=r"the evaluation of epoch 2 failed: val/a.* --resume evaluates them"):
+        Trainer(task).fit()
+    # which a resumed run does, without a step
+    trained = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert fit(images, tmp_path / "run", resume=True)["images"] == 15
+    evaluated = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert (trained["position"]["step"], trained["position"]["epoch"]) == (12, 1)
+    assert (evaluated["position"]["step"], evaluated["position"]["epoch"]) == (12, 2)
+    assert all(torch.equal(trained["model"][key], value) for key, value in evaluated["model"].items())
+
+
+def test_a_full_disk_in_the_evaluation_ends_the_run(images, tmp_path, monkeypatch):
+    task = make_task(config(images, tmp_path / "run"))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(task, "evaluate", full)
+    with pytest.raises(TrainingError, match=r"No space left on device\); free some space and continue with --resume"):
+        Trainer(task).fit()
+
+
+def test_curves_that_cannot_be_drawn_cost_a_line(images, tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        raise ValueError("no font")
+
+    monkeypatch.setattr("tasks.engine.trainer.curves", fail)
+    assert fit(images, tmp_path / "run", epochs=1)["images"] == 15
+    assert "curves.png: not drawn (ValueError: no font)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_early_stopping_counts_evaluations_without_a_better_metric(images, tmp_path, monkeypatch, capsys):
+    values = [10.0, 20.0, 20.4, 20.0, 30.0]
+
+    def run(folder, resume=False, **settings):
+        task = make_task(config(images, folder, epochs=5, checkpoint_minutes=10, **settings))
+        count = iter(values[1:] if resume else values)
+        monkeypatch.setattr(task, "evaluate", lambda *a: {"top1": next(count), "images": 15})
+        return Trainer(task, resume=resume)
+
+    trainer = run(tmp_path / "run", early_stopping={"patience": 2, "min_delta": 0.5})
+    assert trainer.fit()["top1"] == 20.0
+    assert (trainer.at.epoch, trainer.at.best, trainer.at.stale) == (4, 20.4, 2)
+    assert "ended after 4 of 5 epochs: 2 evaluations without a better top1" in " ".join(capsys.readouterr().err.split())
+    # resumed it has still ended; without the rule it goes on
+    assert run(tmp_path / "run", resume=True, early_stopping={"patience": 2}).fit()["top1"] == 20.0
+    assert run(tmp_path / "run", resume=True).fit()["top1"] == 20.0
+    assert RunFolder(tmp_path / "run").load_state()["position"].epoch == 5
+
+
+def test_too_little_memory_names_the_key(images, tmp_path, monkeypatch):
+    task = make_task(config(images, tmp_path / "run"))
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(task, "losses", full)
+    with pytest.raises(
+        TrainingError, match=r"step 0: out of memory \(CUDA out of memory\): lower train.batch_size and"
+    ):
+        Trainer(task).fit()
+    (tmp_path / "run/config.yaml").unlink()
+    monkeypatch.setattr(task, "calibration_forward", full)
+    with pytest.raises(TrainingError, match=r"calibration: out of memory .*: lower train.calibration_samples or"):
+        Trainer(task, resume=True)
+
+
+def test_what_too_little_memory_looks_like():
+    assert out_of_memory(MemoryError()) == "out of memory"
+    allocator = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"
+    )
+    assert "can't allocate memory" in out_of_memory(allocator)
+    assert out_of_memory(RuntimeError("shapes do not match")) is None
+    assert out_of_memory(ValueError("out of memory")) is None
+
+
+# -- signals: see also tests/reliability -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_lets_the_step_end_and_saves_it(images, tmp_path, monkeypatch, number):
+    trainer = Trainer(make_task(config(images, tmp_path / "run", checkpoint_minutes=10)))
+    step = trainer._step
+
+    def interrupted(forwards):
+        if trainer.at.step == 3:
+            os.kill(os.getpid(), number)
+        return step(forwards)
+
+    monkeypatch.setattr(trainer, "_step", interrupted)
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=r"stopped at epoch 1, step 4; continue with --resume; the last good") as stop:
+        trainer.fit()
+    assert stop.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["position"]["step"] == 4
+    fit(images, tmp_path / "run", checkpoint_minutes=10, resume=True)
+    fit(images, tmp_path / "whole", checkpoint_minutes=10)
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "run")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_a_signal_outside_of_a_step_stops_at_once():
+    def wait():
+        with Signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it went on")
+
+    with pytest.raises(Interrupted, match="SIGTERM: stopped before the training began"):
+        wait()
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    """Even while the main thread waits in a library; signals within a second of the first are the same one."""
+    code = """
+import os, signal, threading, time
+from tasks.engine.signals import Signals
+
+def send(number, after):
+    threading.Timer(after, os.kill, (os.getpid(), number)).start()
+
+with Signals() as signals, signals.deferred():
+    send(signal.SIGINT, 0)
+    send(signal.SIGTERM, 0.3)
+    send(signal.SIGTERM, 1.5)
+    lock = threading.Lock()
+    lock.acquire()
+    time.sleep(0.8)
+    print(signals.requested, flush=True)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that no Python code of this thread runs
+    time.sleep(60)
+"""
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=50)
+    assert time.monotonic() - begun < 40
+    assert (done.returncode, done.stdout) == (128 + signal.SIGINT, f"{int(signal.SIGINT)}\n")
+    assert done.stderr == "SIGTERM: a second signal; what is on the disk is complete, continue with --resume\n"
+
+
+def test_a_step_that_does_not_end_after_a_signal_is_left():
+    code = """
+import os, signal, time
+from tasks.engine.signals import Signals
+
+with Signals(patience=0.2) as signals, signals.deferred():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=50)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.startswith("SIGTERM: the step did not end within 0.2 s; what is on the disk is complete")
+
+
+def test_a_folder_is_for_one_run_at_a_time(images, tmp_path):
+    first = Trainer(make_task(config(images, tmp_path / "run")))
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match=r"run: another process has a run in it; wait for it, stop it, or"):
+            Trainer(make_task(config(images, tmp_path / "run")), resume=resume)
+    first.fit()
+    assert Trainer(make_task(config(images, tmp_path / "run")), resume=True).at.epoch == 2
+
+
+def test_a_damaged_state_falls_back_to_the_one_before(images, tmp_path, capsys):
+    fit(images, tmp_path / "run")
+    fit(images, tmp_path / "whole", epochs=3)
+    path = tmp_path / "run/checkpoints/last.pt"
+    for damage in (b"", path.read_bytes()[:1000]):
+        path.write_bytes(damage)
+        state = RunFolder(tmp_path / "run").load_state()
+        assert state["position"].step == 12
+        assert "last.pt: not a complete checkpoint" in " ".join(capsys.readouterr().err.split())
+    path.unlink()
+    assert RunFolder(tmp_path / "run").load_state()["position"].step == 12
+    assert "last.pt is missing; resuming from" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state.pop("optimizer"), "its parts are not those of a training state"),
+        (lambda state: state.update(model=3), "model is no mapping"),
+        (lambda state: state["model"].update(a=3), "model has values that are no tensors"),
+        (lambda state: state["position"].update(step=-1), "step"),
+        (lambda state: state["position"].update(future=1), "future"),
+        (lambda state: state["position"].update(metrics=[]), "metrics"),
+    ],
+)
+def test_a_state_of_another_form_is_refused(images, tmp_path, change, reason):
+    fit(images, tmp_path / "run", epochs=1)
+    for name in ("last", "previous"):
+        path = tmp_path / "run/checkpoints" / f"{name}.pt"
+        state = torch.load(path, weights_only=True)
+        change(state)
+        torch.save(state, path)
+    with pytest.raises(TrainingError, match=rf"last.pt: not a complete checkpoint \(.*{reason}"):
+        fit(images, tmp_path / "run", epochs=1, resume=True)
+
+
+def test_a_state_of_another_run_is_refused_in_one_line(images, tmp_path):
+    fit(images, tmp_path / "run", epochs=1)
+    path = tmp_path / "run/checkpoints/last.pt"
+    state = torch.load(path, weights_only=True)
+    state["optimizer"]["param_groups"].pop()
+    torch.save(state, path)
+    with pytest.raises(TrainingError, match=r"last.pt: does not fit the run of its folder") as refused:
+        fit(images, tmp_path / "run", epochs=1, resume=True)
+    assert "\n" not in str(refused.value)
+
+
+def test_file_systems_without_links_keep_a_state_too(images, tmp_path, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unsupported)
+    fit(images, tmp_path / "run", epochs=1)
+    names = sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())
+    assert names == ["best.safetensors", "last.pt", "last.safetensors", "previous.pt"]
