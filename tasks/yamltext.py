@@ -309,11 +309,11 @@ def parse_value(text: str) -> Any:
 def _end_of_value(text: str) -> int:
     """Return the index at which the first value of a YAML text ends."""
     level = 0
-    event: Any
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if level == 0 and isinstance(event, yaml.ScalarEvent | yaml.CollectionEndEvent):
-            return int(event.end_mark.index)
+            end: Any = event.end_mark
+            return int(end.index)
     return len(text)
 
 
