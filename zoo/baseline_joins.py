@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.joins import FoldedJoin, HasMultiplier, InPlaceJoin, Join
+from zoo.joins import FoldedJoin, HasMultiplier, InPlaceJoin, Join, add_trunk
 
 
 class MultiplierJoin(HasMultiplier):
@@ -33,7 +33,7 @@ class MultiplierJoin(HasMultiplier):
         return layer(h, self.multiplier)
 
     def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
-        return branch.add_(trunk)
+        return add_trunk(branch, trunk)
 
     def fold(self, last: nn.Module) -> FoldedJoin:
         return FoldedJoin(self.multiplier, 1.0, InPlaceJoin())
@@ -58,7 +58,7 @@ class ActivatedJoin(Join):
         return trunk.relu() if self.factor == 1 else (trunk * self.factor).relu_()
 
     def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
-        return branch.add_(trunk) if projected else branch.add_(trunk, alpha=self.weight)
+        return add_trunk(branch, trunk, 1.0 if projected else self.weight)
 
     def extra_repr(self) -> str:
         return f"factor={self.factor:.6g}, weight={self.weight:.6g}"
@@ -123,7 +123,7 @@ class RescaledSumJoin(ActivatedJoin, HasMultiplier):
     def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
         if projected or self.multiplier is None:
             return super().forward(trunk, branch, projected)
-        return branch.add_(trunk * self._trunk_weight())
+        return add_trunk(branch, trunk * self._trunk_weight())
 
     def fold(self, last: nn.Module) -> FoldedJoin:
         weight = self._trunk_weight()

@@ -37,6 +37,17 @@ class FoldedJoin(NamedTuple):
     entrance: float = 1.0
 
 
+def add_trunk(branch: Tensor, trunk: Tensor, weight: float = 1.0) -> Tensor:
+    """Return branch + weight * trunk, in the memory of the branch if both have one dtype.
+
+    Under autocast a branch has autocast's dtype, and so has a trunk that began at a convolution. A trunk that began at
+    an embedding is float32, and stays so in every scheme: the sum is then a new map of the wider dtype.
+    """
+    if branch.dtype == trunk.dtype:
+        return branch.add_(trunk, alpha=weight)
+    return torch.add(branch, trunk, alpha=weight)
+
+
 class Join(nn.Module):
     """Base of the joins: x + F(x) unless a method below is overridden.
 
@@ -128,10 +139,10 @@ class PlainJoin(Join):
 
 
 class InPlaceJoin(Join):
-    """x + F(x), added to the branch in place: one map less in memory, and the sum has the branch's dtype."""
+    """x + F(x), added to the branch in place where the dtypes allow it: one map less in memory."""
 
     def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
-        return branch.add_(trunk)
+        return add_trunk(branch, trunk)
 
 
 class PreNormJoin(PlainJoin):
@@ -214,7 +225,7 @@ class RescaledJoin(HasMultiplier):
         return layer(x, self.shortcut_weight)
 
     def forward(self, trunk: Tensor, branch: Tensor, projected: bool = False) -> Tensor:
-        return branch.add_(trunk) if projected else branch.add_(trunk, alpha=self.shortcut_weight)
+        return add_trunk(branch, trunk, 1.0 if projected else self.shortcut_weight)
 
     def fold(self, last: nn.Module) -> FoldedJoin:
         # an identity shortcut has weight 1 by the trunk's scale, so the join that remains needs no factor

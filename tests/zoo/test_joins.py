@@ -10,6 +10,7 @@ from torch import nn
 
 import zoo
 from tests.helpers.nets import NARROW, narrow, samples
+from zoo.baseline_joins import ActivatedJoin, MultiplierJoin
 from zoo.folding import fold
 from zoo.joins import FoldedJoin, InPlaceJoin, Join, PlainJoin, PostNormJoin, PreNormJoin, RescaledJoin
 from zoo.layers import BiasedConv2d, BiasedLinear
@@ -53,14 +54,18 @@ def test_the_last_layer_may_read_another_scale_than_the_trunks():
     torch.testing.assert_close(join.product(layer, 2.0 * h) / 1.3, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_plain_joins_add_in_place_or_not_and_keep_their_dtypes():
+def test_joins_add_in_place_or_not_and_keep_the_wider_dtype():
     trunk, branch = torch.randn(3), torch.randn(3).bfloat16()
-    expected = trunk + branch
-    assert PlainJoin()(trunk, branch).dtype == torch.float32
-    assert torch.equal(PlainJoin()(trunk, branch), expected)
-    summed = InPlaceJoin()(trunk, branch)
-    assert summed is branch
-    assert summed.dtype == torch.bfloat16
+    expected, before = trunk + branch, branch.clone()
+    for join in (PlainJoin(), InPlaceJoin(), RescaledJoin(1.0, 1.0, False), MultiplierJoin(1.0), ActivatedJoin()):
+        summed = join(trunk, branch)
+        assert summed.dtype == torch.float32
+        assert torch.equal(summed, expected)
+        assert torch.equal(branch, before)
+        narrow = trunk.bfloat16()
+        assert (join(narrow, branch) is branch) == (not isinstance(join, PlainJoin))
+        assert torch.equal(branch, before if isinstance(join, PlainJoin) else narrow + before)
+        branch.copy_(before)
 
 
 def test_joins_with_a_norm():

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
+from torch import nn
 
-from zoo import layers
+from zoo import layers, norms
 from zoo.errors import ZooError
 from zoo.joins import InPlaceJoin, Join, RescaledJoin
 from zoo.method import coefficients, he_normal_, init_factor
+from zoo.norms import FrozenBatchNorm2d, FrozenBatchNorm3d
 from zoo.schemes.base import Place, Scheme, register_scheme
 
 Extent = int | tuple[int, int, int]  # a kernel or stride: one number for images, (time, height, width) for clips
@@ -36,15 +36,6 @@ def pointwise(stride: Extent) -> Extent:
 def half(kernel: Extent) -> Extent:
     """Return the padding that keeps the size."""
     return kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-
-
-class FrozenBatchNorm3d(FrozenBatchNorm2d):
-    """torchvision's FrozenBatchNorm2d for clips (N, C, T, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        bias = self.bias - self.running_mean * scale
-        return x * scale.view(-1, 1, 1, 1) + bias.view(-1, 1, 1, 1)
 
 
 def he(layer: Any, **settings: Any) -> nn.Module:
@@ -306,7 +297,7 @@ class GroupNorm(_Normalized):
             raise ZooError(f"option gn_groups={self.gn_groups}: must be >= 1")
 
     def norm(self, channels: int, dims: int = 2) -> nn.Module:
-        return nn.GroupNorm(math.gcd(self.gn_groups, channels), channels)
+        return norms.GroupNorm(math.gcd(self.gn_groups, channels), channels)
 
 
 for _cls in (VisionRescale, BatchNorm, FrozenBatchNorm, GroupNorm, VisionScheme):
