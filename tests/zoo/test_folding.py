@@ -18,7 +18,7 @@ from zoo.export.onnx import export_onnx
 from zoo.folding import ChannelMax, Unscale
 from zoo.joins import InPlaceJoin
 from zoo.nets.residual import AvgPool3d, FramePool
-from zoo.schemes.vision import FrozenBatchNorm3d
+from zoo.norms import FrozenBatchNorm3d, GroupNorm
 
 PLAIN = (nn.Conv2d, nn.Linear, nn.ReLU, ChannelMax, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
 PLAIN += (layers.Conv3d, nn.MaxPool3d, AvgPool3d, FramePool)
@@ -93,7 +93,7 @@ def test_the_graph_is_plain(kind, scheme):
     leaves = [m for m in folded.modules() if not list(m.children())]
     allowed = (*PLAIN, InPlaceJoin, Unscale)
     if scheme == "gn":
-        allowed += (nn.GroupNorm,)
+        allowed += (GroupNorm,)
     if scheme in ("nf", "sum_rescaled"):  # the ReLU before a branch, the constant of the sum
         allowed += (ActivatedJoin,)
     rest = [m for m in leaves if type(m) not in allowed]
