@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of nn.DataParallel, torch.compile, and modules around a net
 
@@ -24,11 +25,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def without_wrappers(model: Any) -> Any:
-    """Return what is inside of the wrappers of torch.compile and of data-parallel training."""
+    """Return what is inside of the wrappers of torch.compile, of data-parallel training and of averaged weights."""
     while True:
         if hasattr(model, "_orig_mod"):
             model = model._orig_mod
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
             model = model.module
         else:
             return model

@@ -19,6 +19,7 @@ from zoo.modules import without_wrappers
 from zoo.nets.base import ModelConfig, Net
 from zoo.registry import skeleton
 from zoo.states import check_shapes, shapes_of
+from zoo.structure import first_difference, structure_of
 from zoo.transforms import AnyTransform
 
 log = logging.getLogger("rescalenet")
@@ -50,7 +51,8 @@ def save_weights(
 ) -> str:
     """Write a model as a weights file that ``create_model`` loads.
 
-    The wrappers of ``torch.compile`` and of data-parallel training are left out.
+    The wrappers of ``torch.compile``, of data-parallel training and of averaged weights are left out. ``create_model``
+    gives float32: float64 values are stored as they are, and rounded when they are loaded.
 
     Args:
         model: model with ``config`` and ``num_classes``.
@@ -66,7 +68,7 @@ def save_weights(
 
     Raises:
         ZooError: wrong ending; class names that are not text, occur twice or are too few or many; a folded net, or one
-            whose tensors are not those of its config; values that are not finite in ``dtype``; ``meta`` that JSON does
+            whose tensors or modules are not those of its config; values that are not finite in ``dtype``; ``meta`` that JSON does
             not take. Nothing is written then.
 
     >>> import tempfile, zoo
@@ -88,7 +90,7 @@ def save_weights(
     text = write_header(Header(model.config, transform, tuple(classes), dict(meta or {})), path)
     # its tensors
     state = {key: _stored(key, value, dtype, path) for key, value in model.state_dict().items()}
-    _check_tensors(model.config, state, path)
+    _check_built_again(model, state, path)
     content = serialize(state, metadata={HEADER_KEY: text, "format": "pt"})
 
     def write(temporary: Path) -> None:
@@ -109,7 +111,7 @@ def check_ending(path: Path) -> None:
 
 
 def _unwrapped(model: Any, path: Path) -> Named:
-    """Return the model inside of the wrappers of ``torch.compile`` and of data-parallel training.
+    """Return the model inside of the wrappers of torch (``zoo.modules.without_wrappers``).
 
     Raises:
         ZooError: a folded net, or something that has no config to be built again from.
@@ -179,20 +181,23 @@ def _stored(key: str, value: Tensor, dtype: torch.dtype | None, path: Path) -> T
     return converted
 
 
-def _check_tensors(config: ModelConfig, state: Mapping[str, Tensor], path: Path) -> None:
-    """Check that a state is that of the model which ``create_model`` would load it into.
+def _check_built_again(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
+    """Check that a model is the one which ``create_model`` would build and load its state into.
 
     Raises:
-        ZooError: tensors that are missing, left over or of another shape.
+        ZooError: tensors that are missing, left over or of another shape, or modules with other settings.
     """
-    expected = skeleton(config, str(path))
+    expected = skeleton(model.config, str(path))
     if expected is None:
-        log.info("%s: the family of %s has no build, so its tensors are not compared", path, config.name)
+        log.info("%s: the family of %s has no build, so its tensors are not compared", path, model.config.name)
         return
     try:
         check_shapes(shapes_of(expected.state_dict()), shapes_of(state), str(path))
+        reason = first_difference(structure_of(expected), structure_of(model))
     except WeightsError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+    if reason is not None:
         raise ZooError(
-            f"{error}: parts of the model were replaced, wrapped or removed, so create_model would not load it; save "
-            "its state_dict with torch.save instead"
-        ) from None
+            f"{path}: {reason}: parts of the model were replaced, wrapped or removed, so create_model would not build "
+            "it again; save its state_dict with torch.save instead"
+        )
