@@ -7,7 +7,7 @@ The order of this file: ``HasDataBias`` (the layers' side), ``only_positions`` (
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from zoo.arguments import instance_of
 from zoo.errors import ZooError
 from zoo.modules import evaluating
 
@@ -98,6 +99,27 @@ def only_positions(keep: Tensor) -> Iterator[None]:
         yield
     finally:
         _POSITIONS.reset(token)
+
+
+def list_of_batches(batches: Iterable[Any], name: str, *, tensors: bool = True) -> list[Any]:
+    """Return batches as a list.
+
+    Args:
+        batches: batches that were given.
+        name: name of the function, for the message.
+        tensors: whether each batch must have a tensor.
+
+    Raises:
+        ZooError: one tensor, whose samples would be taken for batches, nothing to iterate over, or a batch without a
+            tensor.
+    """
+    if isinstance(batches, Tensor | str | bytes | Mapping) or not isinstance(batches, Iterable):
+        raise ZooError(f"{name}: batches is a {type(batches).__name__}: must be a list of batches, such as [images]")
+    batches = list(batches)
+    for batch in batches if tensors else ():
+        if not any(isinstance(leaf, Tensor) for leaf in tree_flatten(batch)[0]):
+            raise ZooError(f"{name}: a batch is a {type(batch).__name__}: must be a tensor or contain tensors")
+    return batches
 
 
 def merge_batches(batches: Iterable[Any]) -> list[Any]:
@@ -187,7 +209,8 @@ def calibrate(
             different ways through the net.
     """
     # one batch if possible: it takes the fewest forwards
-    batches = list(batches)
+    instance_of(model, "calibrate")
+    batches = list_of_batches(batches, "calibrate", tensors=forward is None)
     if not batches:
         raise ZooError("calibrate: no batches; give at least one")
     if forward is None and all(isinstance(batch, Tensor) for batch in batches):

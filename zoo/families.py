@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from zoo.arguments import text
 from zoo.errors import ZooError
 from zoo.plugins import find_plugins, load_plugin, load_plugins
 from zoo.specs import ModelInfo
@@ -99,7 +100,7 @@ def register_family(pattern: str, family: Family) -> None:
     Raises:
         ZooError: a pattern that is taken.
     """
-    if pattern in FAMILIES or pattern in find_plugins(GROUP):
+    if text(pattern, "pattern") in FAMILIES or pattern in find_plugins(GROUP):
         raise ZooError(f"a family with the pattern {pattern!r} is registered already")
     FAMILIES[pattern] = family
 

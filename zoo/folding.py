@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from zoo.arguments import instance_of
 from zoo.baseline_layers import ScalarBiasConvNd, ScaledConvNd
 from zoo.errors import ZooError
 from zoo.layers import BiasedConvNd, BiasedProjections, Conv3d, RepeatsFrames, StemConvNd
@@ -43,8 +44,8 @@ def fold(model: Model) -> Model:
     Raises:
         ZooError: a model without a net of the zoo.
     """
-    model = copy.deepcopy(model).eval()
-    bodies = [module for module in model.modules() if isinstance(module, Net)]
+    model = copy.deepcopy(instance_of(model, "fold")).eval()
+    bodies = [part for part in model.modules() if isinstance(part, Net)]
     if not bodies:
         raise ZooError(f"fold: this {type(model).__name__} contains no net of the zoo")
     for body in bodies:
@@ -54,7 +55,7 @@ def fold(model: Model) -> Model:
             body.folded = True
             body.requires_grad_(False)
             for kind in (nn.GroupNorm, nn.LayerNorm):
-                if kept := sum(isinstance(module, kind) for module in body.modules()):
+                if kept := sum(isinstance(part, kind) for part in body.modules()):
                     log.info("fold: %d %s layers stay, they depend on the data", kept, kind.__name__)
     return model
 

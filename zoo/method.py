@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.arguments import instance_of, real_number, whole_number
 from zoo.errors import ZooError
 from zoo.trunk import TrunkBlock
 
@@ -28,7 +29,8 @@ def coefficients(k: int, c: float) -> tuple[float, float]:
     Raises:
         ZooError: if k is negative, c is not positive, or k-1+c is negative.
     """
-    if k < 0 or c <= 0 or k - 1 + c < 0:
+    k, c = whole_number(k, "k"), real_number(c, "c")
+    if c <= 0 or k - 1 + c < 0:
         raise ZooError(f"coefficients(k={k}, c={c}): k must be >= 0, c > 0 and k - 1 + c >= 0")
     return math.sqrt((k - 1 + c) / (k + c)), math.sqrt(1 / (k + c))
 
@@ -72,6 +74,7 @@ def branch_statistics(model: nn.Module) -> list[dict[str, Any]]:
     two cancel. ``m`` is None for schemes without a multiplier; of multipliers per channel it is the mean, with
     ``m_min`` and ``m_max`` beside it. A join of another scheme may add numbers of its own (``Join.statistics``).
     """
+    instance_of(model, "branch_statistics")
     rows: list[dict[str, Any]] = []
     for name, block in model.named_modules():
         if isinstance(block, TrunkBlock):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import pydantic
 
-from zoo.errors import ZooError
+from zoo.arguments import as_python, shown
+from zoo.errors import ZooError, one_line
 
 
 def free(default: Any) -> Any:
@@ -44,16 +45,28 @@ def checked(options: Mapping[str, Any], owner: Any, where: str) -> dict[str, Any
     converted = {}
     for key, value in options.items():
         try:
-            text = json.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise ZooError(f"{where}: option {key}={value!r}: {error}") from None
+            text = json.dumps(as_python(value), allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ZooError(f"{where}: option {key}={shown(value)}: {one_line(error)}") from None
         try:
             converted[key] = pydantic.TypeAdapter(hints[key]).validate_json(text, strict=True)
         except pydantic.ValidationError as error:
             # a hint with several alternatives has an error for each of them
             reasons = dict.fromkeys(each["msg"] for each in error.errors())
-            raise ZooError(f"{where}: option {key}={value!r}: {' or '.join(reasons)}") from None
+            raise ZooError(f"{where}: option {key}={shown(value)}: {' or '.join(reasons)}") from None
+        for number in _numbers(converted[key]):
+            if not abs(number) < 2**31:
+                raise ZooError(f"{where}: option {key}={shown(value)}: must be below 2**31")
     return converted
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Yield the numbers in a value."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
 
 
 def refuse_contradictions(
@@ -71,8 +84,10 @@ def refuse_contradictions(
         ZooError: an option with another value than the weights'.
     """
     for key, value in asked.items():
-        if key in stored and key not in free and plain(value) != plain(stored[key]):
-            raise ZooError(f"weights {weights} have option {key}={plain(stored[key])!r}, not {value!r}; leave it out")
+        if key in stored and key not in free and plain(as_python(value)) != plain(stored[key]):
+            raise ZooError(
+                f"weights {weights} have option {key}={plain(stored[key])!r}, not {shown(value)}; leave it out"
+            )
 
 
 def plain(value: Any) -> Any:

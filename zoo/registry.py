@@ -14,11 +14,12 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
+from zoo.arguments import as_python, choice, flag, shown, text, whole_number
 from zoo.building import WithoutInit, planned
-from zoo.errors import ZooError, suggestion
+from zoo.errors import ZooError, one_line, suggestion
 from zoo.families import Family, all_families, find_family, register_family
 from zoo.nets import resnet, resnet3d, transformer, vgg  # noqa: F401  (importing them registers their nets)
-from zoo.nets.base import Backbone, FeatureExtractor, ModelConfig, Net
+from zoo.nets.base import MOST_CHANNELS, MOST_CLASSES, Backbone, FeatureExtractor, ModelConfig, Net
 from zoo.options import checked, free_options, refuse_contradictions
 from zoo.pretrained_cfg import set_pretrained_cfg
 from zoo.specs import MODELS, TASKS, InputKind, ModelInfo, ModelSpec, get_spec, register_model
@@ -70,8 +71,13 @@ def list_models(
     if takes is not None:
         warnings.warn("list_models(takes=...) is named input_kind", DeprecationWarning, stacklevel=2)
         input_kind = takes
+    text(filter, "filter")
+    if input_kind is not None:
+        choice(input_kind, "input_kind", TASKS)
+    if task is not None:
+        choice(task, "task", TASKS.values())
     names = [*MODELS, *(name for family in all_families() for name in family.names())]
-    if pretrained:
+    if flag(pretrained, "pretrained"):
         names = [name for name in names if weight_tags(name)]
     found = [model_info(name) for name in sorted(fnmatch.filter(names, filter))]
     return [info.name for info in found if input_kind in (None, info.input_kind) and task in (None, info.task)]
@@ -119,7 +125,7 @@ def _family_of(name: str) -> Family | None:
     Raises:
         ZooError: a name that is neither a registered net's nor matches a family.
     """
-    if name in MODELS:
+    if text(name, "name of a model") in MODELS:
         return None
     if family := find_family(name):
         return family
@@ -144,7 +150,7 @@ def build_model(config: ModelConfig) -> Net:
     spec = get_spec(config.name)
     # check the scheme
     known_schemes = spec.family.schemes
-    if config.scheme not in known_schemes:
+    if text(config.scheme, "scheme") not in known_schemes:
         raise ZooError(f"unknown scheme {config.scheme!r}{suggestion(config.scheme, known_schemes)}")
     if config.scheme not in spec.supported:
         raise ZooError(f"{config.name} does not support scheme {config.scheme!r}; it does: {', '.join(spec.supported)}")
@@ -154,10 +160,12 @@ def build_model(config: ModelConfig) -> Net:
             if value:
                 raise ZooError(f"{config.name} takes text: not {key}, but source_vocabulary and target_vocabulary")
             continue
-        least = 0 if key == "num_classes" else 1
-        if not isinstance(value, int) or value < least:
-            raise ZooError(f"{config.name}: {key}={value!r}: must be a whole number >= {least}")
+        least, most = (0, MOST_CLASSES) if key == "num_classes" else (1, MOST_CHANNELS)
+        config = dataclasses.replace(config, **{key: whole_number(value, f"{config.name}: {key}", least, most)})
     # check the options: some belong to the scheme, the others to the layout
+    if not isinstance(config.options, Mapping):
+        raise ZooError(f"{config.name}: options={shown(config.options)}: must be a dict")
+    config = dataclasses.replace(config, options=as_python(dict(config.options)))
     of_scheme = spec.family.scheme_options(config.scheme)
     known = [*spec.layout.OPTIONS, *of_scheme]
     for key in config.options:
@@ -168,7 +176,14 @@ def build_model(config: ModelConfig) -> Net:
     scheme = cls(**checked({k: v for k, v in config.options.items() if k in of_scheme}, cls, config.name))
     own = {k: v for k, v in config.options.items() if k not in of_scheme}
     layout = dataclasses.replace(spec.layout, **checked(own, spec.layout, config.name))
-    model = spec.family.build(layout, scheme, config)
+    try:
+        model = spec.family.build(layout, scheme, config)
+    except (OverflowError, MemoryError, RuntimeError) as error:  # a size beyond torch's or the machine's
+        if isinstance(error, NotImplementedError | RecursionError):
+            raise
+        raise ZooError(
+            f"{config.name}: no net can be built with options {shown(config.options)}: {one_line(error)}"
+        ) from error
     model.config = config
     set_pretrained_cfg(model, spec, config)
     return model
@@ -269,14 +284,18 @@ def create_model(
     if family := _family_of(name):
         named = {"scheme": scheme, "num_classes": num_classes, "in_chans": in_chans, "out_indices": out_indices}
         given = {key: value for key, value in named.items() if value is not None}
-        if features_only:
+        for key in ("num_classes", "in_chans"):
+            if key in given:
+                given[key] = whole_number(given[key], key, most=MOST_CLASSES)
+        if flag(features_only, "features_only"):
             given["features_only"] = True
         return family.create(name, None if weights is None else weights_name(weights), **given, **options)
     # a registered net, fresh or with weights
     spec = get_spec(name)
-    if out_indices is not None and not features_only:
-        raise ZooError(f"out_indices={out_indices!r}: requires features_only=True")
-    if features_only and not issubclass(spec.family, Backbone):
+    scheme = None if scheme is None else text(scheme, "scheme")
+    if out_indices is not None and not flag(features_only, "features_only"):
+        raise ZooError(f"out_indices={shown(out_indices)}: requires features_only=True")
+    if flag(features_only, "features_only") and not issubclass(spec.family, Backbone):
         raise ZooError(f"features_only: {name} takes {spec.input_kind} and has no feature maps")
     if weights is None:
         model = _fresh(spec, scheme or "rescale", num_classes, in_chans, options)
@@ -331,6 +350,8 @@ def _pretrained(
     stored = entry.config
     scheme = entry.scheme_for(scheme)
     # the weights' config, with another last layer or stem where asked for
+    num_classes = None if num_classes is None else whole_number(num_classes, "num_classes", most=MOST_CLASSES)
+    in_chans = None if in_chans is None else whole_number(in_chans, "in_chans", 1, MOST_CHANNELS)
     config = ModelConfig(
         spec.name,
         scheme,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from zoo.arguments import file_path, shown
 from zoo.errors import WeightsError, ZooError
 from zoo.files import atomic_write, expand_path
 from zoo.headers import HEADER_KEY, Header, write_header
@@ -68,8 +70,8 @@ def save_weights(
 
     Raises:
         ZooError: wrong ending; class names that are not text, occur twice or are too few or many; a folded net, or one
-            whose tensors or modules are not those of its config; values that are not finite in ``dtype``; ``meta`` that JSON does
-            not take. Nothing is written then.
+            whose tensors or modules are not those of its config; values that are not finite in ``dtype``; ``meta`` that
+            JSON does not take. Nothing is written then.
 
     >>> import tempfile, zoo
     >>> model = zoo.create_model("rescalenet20_cifar", num_classes=2, width=0.25)
@@ -83,8 +85,16 @@ def save_weights(
     True
     """
     # check before anything is written: name, model, classes, header
-    path = Path(expand_path(str(path)))
+    path = Path(expand_path(str(file_path(path, "path"))))
     check_ending(path)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ZooError(f"{path}: dtype={shown(dtype)}: must be a dtype of torch, such as torch.float16")
+    if not (dataclasses.is_dataclass(transform) and isinstance(getattr(transform, "kind", None), str)):
+        raise ZooError(
+            f"{path}: transform={shown(transform)}: must be a transform, such as zoo.InputTransform.imagenet()"
+        )
+    if not isinstance(meta, Mapping | None):
+        raise ZooError(f"{path}: meta={shown(meta)}: must be a dict or None")
     model = _unwrapped(model, path)
     _check_classes(classes, model, path)
     text = write_header(Header(model.config, transform, tuple(classes), dict(meta or {})), path)
@@ -141,8 +151,8 @@ def _check_classes(classes: Sequence[str], model: Named, path: Path) -> None:
             f"{path}: the model has num_classes={model.num_classes}, its config {model.config.num_classes}: parts of "
             "it were removed, so create_model would not load it; save the whole model"
         )
-    if isinstance(classes, str):
-        raise ZooError(f"{path}: classes={classes!r}: must be a list of names, not one text")
+    if isinstance(classes, str | bytes) or not isinstance(classes, Sequence):
+        raise ZooError(f"{path}: classes={shown(classes)}: must be a list of names, as text")
     if len(classes) != model.num_classes:
         raise ZooError(f"{path}: {len(classes)} class names for a model with {model.num_classes} classes")
     seen = set()

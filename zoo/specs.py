@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from zoo.arguments import instance_of, text
 from zoo.errors import ZooError, suggestion
 from zoo.nets.base import Net
 
@@ -121,6 +122,7 @@ def register_model(spec: ModelSpec) -> None:
     Raises:
         ZooError: a name that is taken, or that has the dot that separates names from tags.
     """
+    instance_of(spec, "register_model", ModelSpec)
     if spec.name in MODELS:
         raise ZooError(f"a model named {spec.name!r} is registered already")
     if "." in spec.name:
@@ -134,6 +136,6 @@ def get_spec(name: str) -> ModelSpec:
     Raises:
         ZooError: unknown name, with near matches.
     """
-    if name not in MODELS:
+    if text(name, "name of a model") not in MODELS:
         raise ZooError(f"unknown model {name!r}{suggestion(name, sorted(MODELS))}")
     return MODELS[name]

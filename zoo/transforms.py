@@ -10,7 +10,6 @@ import binascii
 import dataclasses
 import functools
 import math
-import operator
 import reprlib
 import warnings
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import pydantic
 import torch
 from torch import Tensor, nn
 
+from zoo.arguments import real_number, shown, text, whole_number
 from zoo.errors import ZooError, one_line, reason_of, suggestion
 from zoo.files import safe_name
 from zoo.text import Tokenizer, Vocabulary
@@ -169,9 +169,11 @@ class VideoTransform:
         _check_sides(self, "size", "resize")
         _check_choice(self, "crop_mode", Literal["center", "squash"])
         _check_statistics(self)
-        numbers = [self.frames / MOST_FRAMES]
-        numbers += [value / LARGEST_RATE for value in (self.interval, self.fps) if value is not None]
-        if not all(0 < number <= 1 for number in numbers):
+        object.__setattr__(self, "frames", whole_number(self.frames, "frames", 1, MOST_FRAMES))
+        rates = {key: getattr(self, key) for key in ("interval", "fps") if getattr(self, key) is not None}
+        for key, value in rates.items():
+            object.__setattr__(self, key, real_number(value, key))
+        if not all(0 < getattr(self, key) <= LARGEST_RATE for key in rates):
             raise ZooError(
                 f"frames={self.frames}, interval={self.interval}, fps={self.fps}: must be > 0, frames at most "
                 f"{MOST_FRAMES}, the others at most {LARGEST_RATE:g}"
@@ -230,10 +232,13 @@ class TextTransform:
 
     def __post_init__(self) -> None:
         # the languages name files, and a weights file may come from anywhere
-        safe_name(self.source, "language source", longest=20)
-        safe_name(self.target, "language target", longest=20)
+        safe_name(text(self.source, "language source"), "language source", longest=20)
+        safe_name(text(self.target, "language target"), "language target", longest=20)
         for key in ("source_model", "target_model"):
-            if len(getattr(self, key) or "") > LONGEST_MODEL:
+            value = getattr(self, key)
+            if value is None and key == "target_model":
+                continue
+            if len(text(value, key)) > LONGEST_MODEL:
                 raise ZooError(f"{key}: has more than {LONGEST_MODEL} characters")
 
     @classmethod
@@ -287,6 +292,8 @@ def register_transform(cls: type[Any]) -> type[Any]:
     Raises:
         ZooError: a kind that is taken.
     """
+    if not (dataclasses.is_dataclass(cls) and isinstance(cls, type) and isinstance(getattr(cls, "kind", None), str)):
+        raise ZooError(f"register_transform: {shown(cls)} is no dataclass with a kind")
     if cls.kind in KINDS:
         raise ZooError(f"transform of kind {cls.kind!r} is registered already")
     KINDS[cls.kind] = cls
@@ -351,14 +358,8 @@ def _check_sides(transform: Any, smaller: str, larger: str) -> None:
     """
     values = [getattr(transform, key) for key in (smaller, larger)]
     for key, value in zip((smaller, larger), values, strict=True):
-        try:
-            whole = operator.index(value)
-        except TypeError:
-            raise ZooError(f"{key}={value!r}: must be a whole number of pixels") from None
-        object.__setattr__(transform, key, whole)
-        if whole > LONGEST_SIDE:
-            raise ZooError(f"{key}={value}: must be at most {LONGEST_SIDE} pixels")
-    if not 0 < values[0] <= values[1]:
+        object.__setattr__(transform, key, whole_number(value, f"{key} in pixels", 1, LONGEST_SIDE))
+    if not values[0] <= values[1]:
         raise ZooError(f"{smaller}={values[0]}, {larger}={values[1]}: must be 0 < {smaller} <= {larger}")
 
 
@@ -369,8 +370,8 @@ def _check_choice(transform: Any, key: str, choices: Any) -> None:
         ZooError: another value.
     """
     allowed, value = choices.__args__, getattr(transform, key)
-    if value not in allowed:
-        raise ZooError(f"{key}={value!r}: must be {', '.join(allowed[:-1])} or {allowed[-1]}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ZooError(f"{key}={shown(value)}: must be {', '.join(allowed[:-1])} or {allowed[-1]}")
 
 
 def _check_statistics(transform: Any) -> None:
@@ -382,9 +383,9 @@ def _check_statistics(transform: Any) -> None:
     for key, least in (("mean", 0.0), ("std", SMALLEST_STD)):
         given = getattr(transform, key)
         try:
-            values = tuple(float(value) for value in given)
-        except (TypeError, ValueError):
-            raise ZooError(f"{key}={given!r}: must be one number for each channel") from None
+            values = tuple(float(value) for value in ([given] if isinstance(given, str) else given))
+        except (TypeError, ValueError, OverflowError):
+            raise ZooError(f"{key}={shown(given)}: must be one number for each channel") from None
         object.__setattr__(transform, key, values)
         if not all(math.isfinite(value) and least <= value <= 1 for value in values):
             raise ZooError(

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from zoo._moved import moved_names
+from zoo.arguments import instance_of, shown, text
 from zoo.building import planned
 from zoo.errors import WeightsError, ZooError, suggestion
 from zoo.files import expand_path
@@ -257,6 +258,7 @@ def register_source(source: Source) -> None:
     Raises:
         ZooError: a form that is taken.
     """
+    instance_of(source, "register_source", Source)
     if source.form in [other.form for other in SOURCES]:
         raise ZooError(f"a source of weights named {source.form!r} is registered already")
     SOURCES.insert(0, source)
@@ -287,7 +289,7 @@ def weights_name(name: Name) -> str:
     text = os.fspath(name) if isinstance(name, str | os.PathLike) else None
     if not isinstance(text, str):
         raise WeightsError(
-            f"weights={name!r}: must be a name such as 'rescalenet20_cifar.cifar10' or the path of a file; "
+            f"weights={shown(name)}: must be a name such as 'rescalenet20_cifar.cifar10' or the path of a file; "
             "zoo.list_weights() has the names"
         )
     if "://" in text or not text:
@@ -315,6 +317,7 @@ def get_weights(name: Name, *, model: str | None = None) -> Weights:
     >>> weights.config.scheme, weights.transform.size, weights.classes[:2]
     ('rescale', 32, ('airplane', 'automobile'))
     """
+    model = None if model is None else text(model, "model")
     entry = open_weights(name, model)
     if model is not None and entry.config.name != model:
         raise WeightsError(f"weights {weights_name(name)!r} are of {entry.config.name}, not of {model}")

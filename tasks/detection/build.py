@@ -7,12 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import pydantic
-
 import zoo
 from tasks.detection.rcnn import Detector, DetectorOptions
-from zoo.errors import ZooError, reason_of, suggestion
-from zoo.options import plain
+from zoo.arguments import as_python
+from zoo.errors import ZooError, suggestion
+from zoo.options import checked, plain
 from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD, DetectionTransform
 
 IMAGENET = DetectionTransform(800, 1333, IMAGENET_MEAN, IMAGENET_STD)
@@ -43,13 +42,11 @@ def check_options(name: str, values: Mapping[str, Any]) -> DetectorOptions:
     for key in values:
         if key not in known:
             raise ZooError(f"{name} has no option {key!r}{suggestion(key, known)}")
+    given = checked(values, DetectorOptions, name)
     try:
-        return pydantic.TypeAdapter(DetectorOptions).validate_python(dict(values))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:  # the message of __post_init__
-            raise ZooError(f"{name}: {reason_of(first)}") from None
-        raise ZooError(f"{name}: option {first['loc'][0]}={first['input']!r}: {first['msg']}") from None
+        return DetectorOptions(**given)
+    except ZooError as error:
+        raise ZooError(f"{name}: {error}") from None
 
 
 def build_detector(
@@ -67,15 +64,16 @@ def build_detector(
     Raises:
         ZooError: an unknown option, one of the wrong type, or no class.
     """
-    checked = check_options(name, options)
-    indices = _last_strides(net) if checked.out_indices is None else checked.out_indices
+    options = as_python(dict(options))
+    settings = check_options(name, options)
+    indices = _last_strides(net) if settings.out_indices is None else settings.out_indices
     config = zoo.ModelConfig(
         name, net.config.scheme, num_classes, 3, {**plain(dict(options)), "body": dict(net.config.options)}
     )
     if num_classes < 1:
         raise ZooError(f"num_classes={num_classes}: must be >= 1 (the background does not count)")
     kind, _ = parse_name(name)
-    return Detector(config, zoo.FeatureExtractor(net, indices), checked, input, masks=kind == "mask")
+    return Detector(config, zoo.FeatureExtractor(net, indices), settings, input, masks=kind == "mask")
 
 
 def _last_strides(net: zoo.Backbone) -> tuple[int, ...]:

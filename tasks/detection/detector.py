@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ import zoo
 from tasks.detection.build import IMAGENET, build_detector, check_options, parse_name
 from tasks.detection.convert import from_batchnorm
 from tasks.detection.rcnn import Detector, DetectorOptions, Standardize, Target
+from zoo.arguments import shown, whole_number
 from zoo.building import WithoutInit
 from zoo.convert import Conversion, Form
 from zoo.errors import WeightsError, ZooError
@@ -25,7 +26,7 @@ from zoo.options import free_options, refuse_contradictions
 from zoo.registry import options_with_weights
 from zoo.specs import MODELS, TASKS, ModelInfo
 from zoo.states import frozen_statistics, load_state
-from zoo.transforms import AnyTransform, DetectionTransform
+from zoo.transforms import LONGEST_SIDE, AnyTransform, DetectionTransform
 from zoo.weights import weight_tags
 
 __all__ = ["FAMILY", "Detector", "DetectorOptions", "Standardize", "Target", "create_detector"]
@@ -158,6 +159,14 @@ def _input_transform(
     Raises:
         ZooError: a mean or std contradicts the weights.
     """
+    for key, given in {"min_size": min_size, "max_size": max_size}.items():
+        if given is not None:
+            whole_number(given, f"{key} in pixels", 1, LONGEST_SIDE)
+    for key, given in {"mean": mean, "std": std}.items():
+        if given is not None and (
+            isinstance(given, str) or not isinstance(given, Iterable) or not getattr(given, "ndim", 1)
+        ):
+            raise ZooError(f"{key}={shown(given)}: must be one number for each channel")
     for key, given, stored in (("mean", mean, source.mean), ("std", std, source.std)):
         if fixed is not None and given is not None and tuple(given) != tuple(stored):
             raise ZooError(f"weights {fixed} were trained with {key}={stored}, not {tuple(given)}; leave it out")

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.calibration import HasDataBias, with_count
+from zoo.arguments import instance_of
+from zoo.calibration import HasDataBias, list_of_batches, with_count
 from zoo.errors import ZooError
 from zoo.layers import BiasedConvNd, BiasedLinear, ChannelBias
 from zoo.modules import evaluating
@@ -54,11 +55,11 @@ def center_inputs_(
     Raises:
         ZooError: no batch, the name of a layer without such a bias, or a mean that is not finite.
     """
-    movable = _movable(model)
+    movable = _movable(instance_of(model, "center_inputs_"))
     chosen = list(movable) if names is None else list(names)
     if other := sorted(set(chosen) - set(movable)):
         raise ZooError(f"center_inputs_: {other[0]} has no bias that can be moved without a change of the outputs")
-    if not (batches := list(batches)):
+    if not (batches := list_of_batches(batches, "center_inputs_", tensors=forward is None)):
         raise ZooError("center_inputs_: no batch; give at least one")
     # the sums over all inputs, and their number last; the same order on every rank
     sums = {name: with_count(torch.zeros_like(movable[name][0].data_bias), 0) for name in chosen}
@@ -94,11 +95,11 @@ def center_inputs_(
 def _movable(model: nn.Module) -> dict[str, tuple[HasDataBias, Any]]:
     """Return the layers whose bias can be moved, by name, each with the product whose bias corrects it."""
     found: dict[str, tuple[HasDataBias, Any]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, BiasedConvNd | BiasedLinear):
-            found[name] = module, module
-        elif isinstance(module, Backbone) and module.pooled and isinstance(module.head_bias, ChannelBias):
-            found[f"{name}.head_bias".lstrip(".")] = module.head_bias, module.fc  # no Linear in nets of features
+    for name, part in model.named_modules():
+        if isinstance(part, BiasedConvNd | BiasedLinear):
+            found[name] = part, part
+        elif isinstance(part, Backbone) and part.pooled and isinstance(part.head_bias, ChannelBias):
+            found[f"{name}.head_bias".lstrip(".")] = part.head_bias, part.fc  # no Linear in nets of features
     return {
         name: (layer, product)
         for name, (layer, product) in found.items()

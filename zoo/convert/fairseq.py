@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from zoo.arguments import file_path
 from zoo.building import WithoutInit, planned
 from zoo.errors import ZooError, one_line
 from zoo.nets.base import ModelConfig
@@ -118,7 +119,7 @@ def from_fairseq(path: str | Path) -> Transformer:
         ZooError: another kind of file, another architecture, or an option that our net does not have.
     """
     # 1. architecture and scheme
-    path = Path(path)
+    path = file_path(path, "path")
     content = read_checkpoint(path)
     args, state = _arguments(content, path), content["model"]
     arch = str(args.get("_name") or args.get("arch") or "")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from zoo.arguments import instance_of, shown
 from zoo.errors import ZooError
 from zoo.nets.base import Backbone
 from zoo.registry import create_model, model_info
@@ -35,11 +36,11 @@ def inflate(model: Backbone, name: str | None = None, *, kernel: Kernel = "centr
         ZooError: an image net that has no inflated counterpart, or a ``name`` that is not its counterpart.
     """
     # check the pair of nets
-    config = model.config
+    config = instance_of(model, "inflate", Backbone).config
     if model.dims != 2:
         raise ZooError(f"inflate: {config.name} takes clips already")
-    if kernel not in ("centre", "mean"):
-        raise ZooError(f"kernel={kernel!r}: must be 'centre' or 'mean'")
+    if not isinstance(kernel, str) or kernel not in ("centre", "mean"):
+        raise ZooError(f"kernel={shown(kernel)}: must be 'centre' or 'mean'")
     if name is None:
         name = config.name.replace("rescalenet", "rescale_i3d_r")
         if name not in MODELS:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from zoo.arguments import instance_of
 from zoo.building import WithoutInit
 from zoo.calibration import HasDataBias
 from zoo.errors import ZooError
@@ -62,7 +63,7 @@ def rescaled(net: Backbone, form: Form = "gained", **options: Any) -> Backbone:
     # check
     if form not in FORMS:
         raise ZooError(f"form={form!r}: must be one of {', '.join(FORMS)}")
-    if net.folded or net.scheme.name not in SOURCE_SCHEMES:
+    if instance_of(net, "rescaled", Backbone).folded or net.scheme.name not in SOURCE_SCHEMES:
         kind = "a folded net" if net.folded else f"a net of scheme {net.scheme.name!r}"
         raise ZooError(f"{net.config.name}: {kind} has no BatchNorm to convert; give one of scheme bn or frozen_bn")
     for key, value in net.state_dict().items():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from zoo import arguments
 from zoo.errors import ZooError, suggestion
 from zoo.nets.parameters import no_weight_decay
 from zoo.schemes.vision import VISION_SCHEMES, VisionScheme
@@ -90,14 +91,26 @@ def feature_indices(indices: int | Sequence[int] | None, count: int, argument: s
     >>> feature_indices((1, -1), 5), feature_indices(2, 5)
     ([1, 4], [3, 4])
     """
-    asked = range(count) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
-    found = [i + count if i < 0 else i for i in asked]
-    if not found or sorted(set(found)) != found or not 0 <= found[0] <= found[-1] < count:
+    try:
+        if indices is None:
+            found = list(range(count))
+        elif isinstance(indices, Iterable) and getattr(indices, "ndim", 1):
+            asked = [arguments.whole_number(i, argument, -count, count - 1) for i in indices]
+            found = [i + count if i < 0 else i for i in asked]
+        else:
+            found = list(range(count - arguments.whole_number(indices, argument, 1, count), count))
+    except ZooError:
+        found = []
+    if not found or sorted(set(found)) != found:
         raise ZooError(
-            f"{argument}={indices!r}: must be increasing numbers from 0 to {count - 1}, negative ones counted from the "
-            f"end, or one number from 1 to {count} for the last levels"
+            f"{argument}={arguments.shown(indices)}: must be increasing numbers from 0 to {count - 1}, negative ones "
+            f"counted from the end, or one number from 1 to {count} for the last levels"
         )
     return found
+
+
+MOST_CLASSES = 1_000_000
+MOST_CHANNELS = 10_000  # of the input
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,7 @@ class Net(nn.Module):
         Raises:
             ZooError: a folded net, an unknown name (with near matches), or a module without a single scale.
         """
+        name = arguments.text(name, "nominal: name")
         if self.folded:
             raise ZooError("nominal: a folded net has its scales in its weights; call it on the net before zoo.fold")
         names = [known for known, _ in self.named_modules()]
@@ -180,8 +194,7 @@ class Net(nn.Module):
             ZooError: more levels than the net has.
         """
         known = list(self.level_modules().values())
-        if not 0 <= levels <= len(known):
-            raise ZooError(f"freeze={levels}: must be 0 to {len(known)}, the levels of {self.config.name}")
+        levels = arguments.whole_number(levels, f"freeze of {self.config.name}", 0, len(known))
         fixed = [self.get_submodule(name) for names in known[:levels] for name in names]
         for module in fixed:
             module.requires_grad_(False).eval()
@@ -298,7 +311,7 @@ class Backbone(Net):
         Raises:
             ZooError: another ``output_fmt``, or levels that the net does not have.
         """
-        if output_fmt != "NCHW":
+        if str(output_fmt) != "NCHW":
             raise ZooError(f"output_fmt={str(output_fmt)!r}: must be NCHW")
         selected = feature_indices(indices, len(self.levels))
         if intermediates_only:
@@ -318,7 +331,7 @@ class Backbone(Net):
 
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:
         """Return the last layer, or its name."""
-        return "fc" if name_only else self.fc
+        return "fc" if arguments.flag(name_only, "name_only") else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put a fresh last layer for ``num_classes`` classes in place; 0 removes it.
@@ -332,14 +345,13 @@ class Backbone(Net):
             ZooError: a negative number, a pooling that the net does not have, or one that does not go with the number
                 of classes.
         """
+        num_classes = arguments.whole_number(num_classes, "num_classes", most=MOST_CLASSES)
         pool = global_pool
         if pool is None:
             pool = self.global_pool or ("avg" if num_classes else "")
-        if pool not in self.global_pools:
+        if not isinstance(pool, str) or pool not in self.global_pools:
             allowed = ", ".join(repr(known) for known in self.global_pools)
-            raise ZooError(f"{type(self).__name__}: global_pool={pool!r}: must be one of {allowed}")
-        if num_classes < 0:
-            raise ZooError(f"num_classes={num_classes}: must be >= 0")
+            raise ZooError(f"{type(self).__name__}: global_pool={arguments.shown(pool)}: must be one of {allowed}")
         if num_classes and not pool:
             raise ZooError(f"global_pool='' gives maps, not features for {num_classes} classes; requires 0 classes")
         changed, self.num_classes, self.global_pool = pool != self.global_pool, num_classes, pool
@@ -373,7 +385,7 @@ class Backbone(Net):
         Outputs, gradients and the statistics of BatchNorm stay the same. ``zoo.calibrate`` and other forwards without
         gradients do not change.
         """
-        self.grad_checkpointing = enable
+        self.grad_checkpointing = arguments.flag(enable, "enable")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return timm's groups of parameters for layer-wise learning rates: regular expressions of names, in order.

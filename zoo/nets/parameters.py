@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from zoo.arguments import instance_of, real_number
 from zoo.baseline_layers import HasScalarBias
 from zoo.calibration import HasDataBias
 from zoo.errors import ZooError
@@ -148,6 +149,10 @@ def param_groups(
     Raises:
         ZooError: ``layer_decay`` or ``head_lr`` for a model without levels.
     """
+    instance_of(model, "param_groups")
+    rates = {"weight_decay": weight_decay, "multiplier_lr": multiplier_lr, "bias_lr": bias_lr}
+    for key, value in {**rates, "layer_decay": layer_decay, "head_lr": head_lr}.items():
+        real_number(value, key)
     kinds, factors = _kinds(model), _factors(model, layer_decay, head_lr)
     settings = {
         "weights": (weight_decay, 1.0),

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from zoo.arguments import flag, whole_number
 from zoo.checkpointing import checkpointed
 from zoo.errors import ZooError
 from zoo.folding import Shift, Unscale, folded_activation, folded_conv, folded_linear, needed_shift
@@ -436,9 +437,10 @@ class ResidualNet(Backbone):
         return super().forward_head(x if self.headless else self.final_act(x), pre_logits)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return {"stem": r"^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+        return {"stem": r"^stem", "blocks": r"^layer(\d+)" if flag(coarse, "coarse") else r"^layer(\d+)\.(\d+)"}
 
     def truncate(self, level: int) -> None:
+        level = whole_number(level, "truncate: level", 0, len(self.levels) - 1)
         for number in range(level + 1, len(self.pools) + 1):
             delattr(self, f"layer{number}")
         self.to_features, self.pools = self.to_features[: level + 1], self.pools[:level]

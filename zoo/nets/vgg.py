@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from zoo.arguments import flag, whole_number
 from zoo.checkpointing import checkpointed
 from zoo.errors import ZooError
 from zoo.folding import Unscale, folded_linear, needed_shift
@@ -125,11 +126,12 @@ class VGG(Backbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {
             "stem": r"^stage1\.(?:conv|norm)1\.",
-            "blocks": r"^stage(\d+)" if coarse else r"^stage(\d+)\.[a-z]+(\d+)",
+            "blocks": r"^stage(\d+)" if flag(coarse, "coarse") else r"^stage(\d+)\.[a-z]+(\d+)",
             "hidden": r"^hidden\.(\d+)",
         }
 
     def truncate(self, level: int) -> None:
+        level = whole_number(level, "truncate: level", 0, len(self.levels) - 1)
         for number in range(level + 2, len(self.to_features) + 1):
             delattr(self, f"stage{number}")
         self.to_features = self.to_features[: level + 1]

@@ -11,6 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from zoo.arguments import shown
 from zoo.errors import ZooError
 from zoo.joins import Join, PlainJoin
 
@@ -81,8 +82,8 @@ def register_scheme(cls: SchemeClass) -> SchemeClass:
     Raises:
         ZooError: a class that is no frozen dataclass of a kind, or a name that another scheme has.
     """
-    if not hasattr(cls, "registered"):
-        raise ZooError(f"scheme {cls.__name__}: must derive from VisionScheme or TextScheme")
+    if not isinstance(cls, type) or not hasattr(cls, "registered"):
+        raise ZooError(f"scheme {getattr(cls, '__name__', shown(cls))}: must derive from VisionScheme or TextScheme")
     if "__dataclass_fields__" not in vars(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ZooError(f"scheme {cls.__name__}: must be a frozen dataclass; write @dataclass(frozen=True) above it")
     if without := [field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING]:
