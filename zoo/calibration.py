@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from zoo.arguments import instance_of
 from zoo.errors import ZooError
 from zoo.modules import evaluating
+from zoo.precision import lacks_float64, precise
 
 
 class HasDataBias(nn.Module):
@@ -72,13 +73,13 @@ class HasDataBias(nn.Module):
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
-    """Return the type in which a device adds up one call's input: float64, or float32 on MPS, which has no other."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """Return the type in which a device adds up one call's input: float64, or float32 if it has no other."""
+    return torch.float32 if lacks_float64(device) else torch.float64
 
 
 def with_count(sums: Tensor, count: int) -> Tensor:
-    """Return (C,) sums and their count as one (C + 1,) float64 tensor, on the CPU if the sums are on MPS."""
-    sums = (sums.cpu() if sums.device.type == "mps" else sums).double()
+    """Return (C,) sums and their count as one (C + 1,) float64 tensor, on the CPU if their device has no float64."""
+    sums = precise(sums)
     return torch.cat([sums, sums.new_tensor([count])])
 
 

@@ -22,6 +22,7 @@ from zoo.baseline_layers import ScalarBiasConvNd, ScaledConvNd
 from zoo.errors import ZooError
 from zoo.layers import BiasedConvNd, BiasedProjections, Conv3d, RepeatsFrames, StemConvNd
 from zoo.nets.base import Net
+from zoo.precision import precise, precise_factor
 from zoo.products import folded_bias, of_filters, per_filter, product_bias
 from zoo.trunk import ModuleScales, OnTrunk
 
@@ -101,7 +102,7 @@ def bias_before(layer: Any) -> Tensor | None:
     pre_bias = getattr(layer, "pre_bias", None)
     if pre_bias is None:
         return None
-    return (pre_bias.double() * getattr(layer, "input_scale", 1.0)).expand(layer.in_channels)
+    return (precise(pre_bias) * getattr(layer, "input_scale", 1.0)).expand(layer.in_channels)
 
 
 def needed_shift(layer: Any) -> Shift:
@@ -179,14 +180,15 @@ def folded_conv(
 def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_shift: Shift) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a convolution with all its factors, for an input with this shift."""
     # factors: of the branch or shortcut, of the scaled trunk, of a stem
-    weight = (conv.kernel() if isinstance(conv, ScaledConvNd) else conv.weight).double()
+    gain = precise_factor(gain)
+    weight = precise(conv.kernel() if isinstance(conv, ScaledConvNd) else conv.weight)
     weight = weight * of_filters(gain, weight)
     if (weight_scale := getattr(conv, "weight_scale", None)) is not None:
-        weight = weight * per_filter(weight_scale.double(), weight)
+        weight = weight * per_filter(precise(weight_scale), weight)
     bias = weight.new_zeros(conv.out_channels)
     if conv.bias is not None:
         factor = 1.0 if isinstance(conv, ScalarBiasConvNd) else gain * getattr(conv, "input_scale", 1.0)
-        bias += conv.bias.double() * factor
+        bias += precise(conv.bias) * factor
     if isinstance(conv, StemConvNd):
         weight, bias = weight * conv.output_scale, bias * conv.output_scale
     # the bias before the product
@@ -212,11 +214,11 @@ def _product_and_bias(conv: nn.Conv2d | nn.Conv3d, gain: float | Tensor, input_s
 
 def _with_batch_norm(weight: Tensor, bias: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return weight and bias of a convolution with the BatchNorm after it folded in."""
-    mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double()
+    mean, variance = (precise(norm.get_buffer(f"running_{name}")) for name in ("mean", "var"))
     scale: Any = norm.weight
     shift: Any = norm.bias
-    factor = scale.double() / (variance + norm.eps).sqrt()  # type: ignore[operator]
-    return weight * factor.view(-1, *[1] * (weight.ndim - 1)), (bias - mean) * factor + shift.double()
+    factor = precise(scale) / (variance + norm.eps).sqrt()  # type: ignore[operator]
+    return weight * factor.view(-1, *[1] * (weight.ndim - 1)), (bias - mean) * factor + precise(shift)
 
 
 def _plain_conv(conv: nn.Conv2d | nn.Conv3d, weight: Tensor, bias: Tensor) -> nn.Conv2d | nn.Conv3d:
@@ -240,11 +242,11 @@ def _plain_conv(conv: nn.Conv2d | nn.Conv3d, weight: Tensor, bias: Tensor) -> nn
     if isinstance(conv, RepeatsFrames):
         plain.repeated = conv.repeated
     layout = torch.channels_last if isinstance(conv, nn.Conv2d) else torch.channels_last_3d
-    plain.weight.data = weight.to(conv.weight.dtype)
+    plain.weight.data = weight.to(conv.weight)
     if conv.weight.is_contiguous(memory_format=layout):
         plain.weight.data = plain.weight.data.contiguous(memory_format=layout)
     if plain.bias is not None:
-        plain.bias.data = bias.to(conv.weight.dtype)
+        plain.bias.data = bias.to(conv.weight)
     return plain
 
 
@@ -258,18 +260,18 @@ def folded_linear(linear: nn.Module, *, gain: float | Tensor = 1.0, missing: Shi
     """
     if not isinstance(linear, nn.Linear):
         return linear
-    weight = linear.weight.double()
-    bias = weight.new_zeros(weight.shape[0]) if linear.bias is None else linear.bias.double()
+    gain, weight = precise_factor(gain), precise(linear.weight)
+    bias = weight.new_zeros(weight.shape[0]) if linear.bias is None else precise(linear.bias)
     # the bias before the product, at the scale of the input
     if isinstance(linear, BiasedProjections):
-        pre_bias = linear.pre_bias.double().view(-1, linear.in_features)
+        pre_bias = precise(linear.pre_bias).view(-1, linear.in_features)
         bias = bias + folded_bias(weight, pre_bias, linear.sizes)
     elif (before := getattr(linear, "pre_bias", None)) is not None:
-        bias = bias + weight @ before.double().expand(linear.in_features)
+        bias = bias + weight @ precise(before).expand(linear.in_features)
     bias = bias * getattr(linear, "input_scale", 1.0)
     if missing is not None:
         bias = bias + weight @ missing
-    plain = nn.Linear(linear.in_features, linear.out_features, device=weight.device, dtype=linear.weight.dtype)
-    plain.weight.data = (weight * of_filters(gain, weight)).to(linear.weight.dtype)
-    plain.bias.data = (bias * gain).to(linear.weight.dtype)
+    plain = nn.Linear(linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype)
+    plain.weight.data = (weight * of_filters(gain, weight)).to(linear.weight)
+    plain.bias.data = (bias * gain).to(linear.weight)
     return plain

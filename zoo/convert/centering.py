@@ -19,6 +19,7 @@ from zoo.errors import ZooError
 from zoo.layers import BiasedConvNd, BiasedLinear, ChannelBias
 from zoo.modules import evaluating
 from zoo.nets.base import Backbone
+from zoo.precision import precise
 from zoo.products import product_bias
 
 
@@ -109,11 +110,11 @@ def _movable(model: nn.Module) -> dict[str, tuple[HasDataBias, Any]]:
 
 
 def _move(layer: HasDataBias, product: Any, bias: Tensor) -> None:
-    """Set the bias (I,) of a layer, and correct the bias (O,) of the product that reads it, in float64 on the CPU."""
-    before = layer.data_bias.to("cpu", torch.float64, copy=True)
+    """Set the bias (I,) of a layer, and correct the bias (O,) of the product that reads it, in float64."""
+    before = precise(layer.data_bias).clone()
     layer.data_bias.copy_(bias)
-    change = before - layer.data_bias.cpu().double()  # b - b', as it was rounded
-    moved = product_bias(product.weight.cpu().double(), change, getattr(product, "groups", 1))
+    change = before - precise(layer.data_bias)  # b - b', as it was rounded
+    moved = product_bias(precise(product.weight), change, getattr(product, "groups", 1))
     if (weight_scale := getattr(product, "weight_scale", None)) is not None:
-        moved = moved * weight_scale.cpu().double()
-    product.bias.copy_(product.bias.cpu().double() + moved)
+        moved = moved * precise(weight_scale)
+    product.bias.copy_(precise(product.bias) + moved)

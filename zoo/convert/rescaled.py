@@ -28,6 +28,7 @@ from zoo.nets.base import Backbone, ModelConfig
 from zoo.nets.residual import Block, ResidualNet
 from zoo.nets.vgg import VGG
 from zoo.options import free_options
+from zoo.precision import precise
 from zoo.products import per_filter
 from zoo.registry import build_model
 from zoo.specs import get_spec
@@ -136,17 +137,18 @@ def affine(conv: Any, norm: nn.Module, name: str = "norm") -> Affine:
     Raises:
         ZooError: another norm, or a variance plus eps below 0.
     """
-    weight = conv.weight.double()
-    bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.double()
+    weight = precise(conv.weight)
+    bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else precise(conv.bias)
     if isinstance(norm, nn.Identity):
         return Affine(weight, torch.ones_like(bias), bias)
     if not isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d | FrozenBatchNorm2d):
         raise ZooError(f"{name}: {type(norm).__name__} depends on the data of each batch; only BatchNorm converts")
     gamma: Any = norm.weight
     beta: Any = norm.bias
-    gamma = torch.ones_like(bias) if gamma is None else gamma.double()
-    beta = torch.zeros_like(bias) if beta is None else beta.double()
-    mean, variance = norm.get_buffer("running_mean").double(), norm.get_buffer("running_var").double() + norm.eps
+    gamma = torch.ones_like(bias) if gamma is None else precise(gamma)
+    beta = torch.zeros_like(bias) if beta is None else precise(beta)
+    mean = precise(norm.get_buffer("running_mean"))
+    variance = precise(norm.get_buffer("running_var")) + norm.eps
     if (variance < 0).any():
         raise ZooError(f"{name}: a running variance plus eps is {float(variance.min()):.2g}; the checkpoint is damaged")
     dead = variance < SMALLEST_VARIANCE
@@ -257,7 +259,7 @@ def _balance(layers: list[Any], block: Block) -> float:
     total = 1.0
     for layer in layers:
         at_init = block.init_factor * math.sqrt(2 / layer.weight[0].numel()) * math.sqrt(layer.weight.numel())
-        ratio = float(torch.linalg.vector_norm(layer.weight.double())) / at_init
+        ratio = float(torch.linalg.vector_norm(precise(layer.weight))) / at_init
         if ratio > 0:
             layer.weight.div_(ratio)
             total *= ratio

@@ -24,6 +24,7 @@ from zoo.losses import linear_cross_entropy
 from zoo.nets.base import ModelConfig, Net
 from zoo.nets.regularization import BranchRegularization
 from zoo.options import free
+from zoo.precision import precise_device
 from zoo.schemes.base import Place
 from zoo.schemes.text import TEXT_SCHEMES, TextScheme
 from zoo.specs import ModelSpec, register_model
@@ -424,10 +425,11 @@ class Embedding(nn.Embedding):
 
 def sinusoids(length: int, dim: int) -> Tensor:
     """Return fairseq's positions (length, dim): sines, then cosines, of geometrically spaced frequencies."""
-    half = dim // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float64) * -(math.log(10000) / max(half - 1, 1)))
-    angles = (torch.arange(length, dtype=torch.float64) + PAD + 1)[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos(), torch.zeros(length, dim % 2)], 1).float()
+    half, kind = dim // 2, {"dtype": torch.float64, "device": precise_device()}
+    frequencies = torch.exp(torch.arange(half, **kind) * -(math.log(10000) / max(half - 1, 1)))
+    angles = (torch.arange(length, **kind) + PAD + 1)[:, None] * frequencies
+    values = torch.cat([angles.sin(), angles.cos(), angles.new_zeros(length, dim % 2)], 1).float()
+    return values.to(torch.get_default_device())
 
 
 class Transformer(Net):

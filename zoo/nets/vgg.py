@@ -20,6 +20,7 @@ from zoo.layers import ChannelBias
 from zoo.nets.base import Backbone, FeatureLevel
 from zoo.nets.stacks import ConvStack
 from zoo.options import free
+from zoo.precision import precise
 from zoo.schemes.vision import VisionScheme
 from zoo.specs import ModelSpec, register_model
 
@@ -159,7 +160,7 @@ class VGG(Backbone):
         """Change the classifier into its deployment form."""
         missing = None  # bias of the pooled features, (C * 7 * 7,)
         if isinstance(self.head_bias, ChannelBias):
-            missing = self.head_bias.bias.double().repeat_interleave(49)  # (C,) in the order of flatten
+            missing = precise(self.head_bias.bias).repeat_interleave(49)  # (C,) in the order of flatten
         self.head_bias = nn.Identity()
         hidden: Any = self.hidden
         for i, layer in enumerate(hidden):
