@@ -23,13 +23,13 @@ def shown(value: Any) -> str:
     return one_line(reprlib.repr(value))
 
 
-def whole_number(value: Any, name: str, least: int = 0, most: int = 2**31 - 1) -> int:
+def whole_number(value: Any, name: str, least: int | None = 0, most: int = 2**31 - 1) -> int:
     """Return a whole number, of Python, numpy or torch, as Python's.
 
     Args:
         value: value that was given. Truth values and floats are no whole numbers.
         name: name of the argument, for the message.
-        least: smallest number that is allowed.
+        least: smallest number that is allowed; None for any whole number, of which the caller checks the range.
         most: largest number that is allowed.
 
     Raises:
@@ -39,6 +39,10 @@ def whole_number(value: Any, name: str, least: int = 0, most: int = 2**31 - 1) -
         number = None if is_flag(value) else operator.index(value)
     except (TypeError, RuntimeError):  # torch raises the latter for tensors of several numbers
         number = None
+    if least is None and number is not None:
+        return number
+    if least is None:
+        raise ZooError(f"{name}={shown(value)}: must be a whole number")
     if number is None or not least <= number <= most:
         raise ZooError(f"{name}={shown(value)}: must be a whole number from {least} to {most}")
     return number
@@ -60,7 +64,8 @@ def real_number(value: Any, name: str, least: float = 0.0) -> float:
     except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and number >= least):
-        raise ZooError(f"{name}={shown(value)}: must be a finite number >= {least:g}")
+        limit = "" if least == -math.inf else f" >= {least:g}"
+        raise ZooError(f"{name}={shown(value)}: must be a finite number{limit}")
     return number
 
 

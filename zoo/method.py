@@ -29,8 +29,8 @@ def coefficients(k: int, c: float) -> tuple[float, float]:
     Raises:
         ZooError: if k is negative, c is not positive, or k-1+c is negative.
     """
-    k, c = whole_number(k, "k"), real_number(c, "c")
-    if c <= 0 or k - 1 + c < 0:
+    k, c = whole_number(k, "k", None), real_number(c, "c", -math.inf)
+    if k < 0 or c <= 0 or k - 1 + c < 0:
         raise ZooError(f"coefficients(k={k}, c={c}): k must be >= 0, c > 0 and k - 1 + c >= 0")
     return math.sqrt((k - 1 + c) / (k + c)), math.sqrt(1 / (k + c))
 

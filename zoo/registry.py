@@ -72,15 +72,20 @@ def list_models(
         warnings.warn("list_models(takes=...) is named input_kind", DeprecationWarning, stacklevel=2)
         input_kind = takes
     text(filter, "filter")
-    if input_kind is not None:
-        choice(input_kind, "input_kind", TASKS)
-    if task is not None:
-        choice(task, "task", TASKS.values())
+    if input_kind is not None and text(input_kind, "input_kind") not in TASKS:
+        choice(input_kind, "input_kind", {*TASKS, *(info.input_kind for info in _of_families())})
+    if task is not None and text(task, "task") not in TASKS.values():
+        choice(task, "task", {*TASKS.values(), *(info.task for info in _of_families())})
     names = [*MODELS, *(name for family in all_families() for name in family.names())]
     if flag(pretrained, "pretrained"):
         names = [name for name in names if weight_tags(name)]
     found = [model_info(name) for name in sorted(fnmatch.filter(names, filter))]
     return [info.name for info in found if input_kind in (None, info.input_kind) and task in (None, info.task)]
+
+
+def _of_families() -> list[ModelInfo]:
+    """Return the descriptions of the models of all families, which may have tasks of their own."""
+    return [family.info(name) for family in all_families() for name in family.names()]
 
 
 def model_info(name: str) -> ModelInfo:

@@ -169,11 +169,12 @@ class VideoTransform:
         _check_sides(self, "size", "resize")
         _check_choice(self, "crop_mode", Literal["center", "squash"])
         _check_statistics(self)
-        object.__setattr__(self, "frames", whole_number(self.frames, "frames", 1, MOST_FRAMES))
+        object.__setattr__(self, "frames", whole_number(self.frames, "frames", None))
         rates = {key: getattr(self, key) for key in ("interval", "fps") if getattr(self, key) is not None}
         for key, value in rates.items():
-            object.__setattr__(self, key, real_number(value, key))
-        if not all(0 < getattr(self, key) <= LARGEST_RATE for key in rates):
+            object.__setattr__(self, key, real_number(value, key, -math.inf))
+        fits = all(0 < getattr(self, key) <= LARGEST_RATE for key in rates)
+        if not (fits and 0 < self.frames <= MOST_FRAMES):
             raise ZooError(
                 f"frames={self.frames}, interval={self.interval}, fps={self.fps}: must be > 0, frames at most "
                 f"{MOST_FRAMES}, the others at most {LARGEST_RATE:g}"
@@ -358,8 +359,10 @@ def _check_sides(transform: Any, smaller: str, larger: str) -> None:
     """
     values = [getattr(transform, key) for key in (smaller, larger)]
     for key, value in zip((smaller, larger), values, strict=True):
-        object.__setattr__(transform, key, whole_number(value, f"{key} in pixels", 1, LONGEST_SIDE))
-    if not values[0] <= values[1]:
+        object.__setattr__(transform, key, (whole := whole_number(value, key, None)))
+        if whole > LONGEST_SIDE:
+            raise ZooError(f"{key}={shown(value)}: must be at most {LONGEST_SIDE} pixels")
+    if not 0 < values[0] <= values[1]:
         raise ZooError(f"{smaller}={values[0]}, {larger}={values[1]}: must be 0 < {smaller} <= {larger}")
 
 

@@ -155,7 +155,7 @@ CALLS = {
     "param_groups layer_decay": (lambda made, v: zoo.param_groups(made[0], 0.1, layer_decay=v), NUMBERS),
     "param_groups head_lr": (lambda made, v: zoo.param_groups(made[0], 0.1, head_lr=v), NUMBERS),
     "param_groups multiplier_lr": (lambda made, v: zoo.param_groups(made[0], 0.1, multiplier_lr=v), NUMBERS),
-    "coefficients k": (lambda made, v: zoo.coefficients(v, 3), INTEGERS),
+    "coefficients k": (lambda made, v: zoo.coefficients(v, 3), (*INTEGERS, 10**30)),
     "coefficients c": (lambda made, v: zoo.coefficients(1, v), NUMBERS),
     "branch_statistics": (lambda made, v: zoo.branch_statistics(v), NOT),
     "register_model": (lambda made, v: zoo.register_model(v), NOT),

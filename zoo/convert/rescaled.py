@@ -147,11 +147,12 @@ def affine(conv: Any, norm: nn.Module, name: str = "norm") -> Affine:
     beta: Any = norm.bias
     gamma = torch.ones_like(bias) if gamma is None else precise(gamma)
     beta = torch.zeros_like(bias) if beta is None else precise(beta)
-    mean = precise(norm.get_buffer("running_mean"))
-    variance = precise(norm.get_buffer("running_var")) + norm.eps
+    mean, variance = (precise(norm.get_buffer(f"running_{kind}")) for kind in ("mean", "var"))
+    variance = variance + norm.eps
     if (variance < 0).any():
         raise ZooError(f"{name}: a running variance plus eps is {float(variance.min()):.2g}; the checkpoint is damaged")
     dead = variance < SMALLEST_VARIANCE
+    # beta + (bias + W x - mean) gain; of a variance of 0 a finite gain, which is replaced below
     gain = gamma / variance.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     shifted = beta + (bias - mean) * gain
     if not dead.any():

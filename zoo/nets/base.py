@@ -194,7 +194,9 @@ class Net(nn.Module):
             ZooError: more levels than the net has.
         """
         known = list(self.level_modules().values())
-        levels = arguments.whole_number(levels, f"freeze of {self.config.name}", 0, len(known))
+        levels = arguments.whole_number(levels, "freeze", None)
+        if not 0 <= levels <= len(known):
+            raise ZooError(f"freeze={levels}: must be 0 to {len(known)}, the levels of {self.config.name}")
         fixed = [self.get_submodule(name) for names in known[:levels] for name in names]
         for module in fixed:
             module.requires_grad_(False).eval()
