@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from zoo.errors import ZooError, one_line, suggestion
+from zoo.files import expand_path
 
 Kind = TypeVar("Kind")
 
@@ -109,14 +110,14 @@ def choice(value: Any, name: str, allowed: Iterable[str]) -> str:
 
 
 def file_path(value: Any, name: str) -> Path:
-    """Return the path of a file.
+    """Return the path of a file; in text, ``~`` and environment variables are replaced (``zoo.files.expand_path``).
 
     Raises:
-        ZooError: neither text nor a path object.
+        ZooError: neither text nor a path object, or an unknown variable.
     """
     if not isinstance(value, str | os.PathLike) or isinstance(path := os.fspath(value), bytes):
         raise ZooError(f"{name}={shown(value)}: must be a path, as text or as a path object")
-    return Path(path)
+    return Path(expand_path(path) if isinstance(value, str) else path)
 
 
 def instance_of(value: Any, name: str, kind: type[Kind] = nn.Module) -> Kind:  # type: ignore[assignment]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo.arguments import file_path, shown
 from zoo.errors import WeightsError, ZooError
-from zoo.files import atomic_write, expand_path
+from zoo.files import atomic_write
 from zoo.headers import HEADER_KEY, Header, write_header
 from zoo.modules import without_wrappers
 from zoo.nets.base import ModelConfig, Net
@@ -85,7 +85,7 @@ def save_weights(
     True
     """
     # check before anything is written: name, model, classes, header
-    path = Path(expand_path(str(file_path(path, "path"))))
+    path = file_path(path, "path")
     check_ending(path)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise ZooError(f"{path}: dtype={shown(dtype)}: must be a dtype of torch, such as torch.float16")
