@@ -17,6 +17,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from tasks.config import Strict
+from tasks.errors import ConfigError
 from zoo import InputTransform, VideoTransform
 
 
@@ -251,8 +252,44 @@ class Mixing:
         return (mixed if mixed.stride() == x.stride() else torch.empty_like(x).copy_(mixed)), targets
 
 
-def make_mixing(augment: CommonAugment, classes: int) -> Mixing | None:
-    """Make the mixing of batches that the config asks for, if any."""
+def make_mixing(augment: CommonAugment, classes: int, batch_size: int, ranks: int) -> Mixing | None:
+    """Make the mixing of batches that the config asks for, if any.
+
+    Args:
+        augment: section of the config.
+        classes: number of classes.
+        batch_size: samples of a forward on all ranks together.
+        ranks: number of processes.
+
+    Raises:
+        ConfigError: a forward of one process has one sample only, which would be mixed with itself.
+    """
     if not augment.mixup and not augment.cutmix:
         return None
+    key = "mixup" if augment.mixup else "cutmix"
+    distinct = batch_size // augment.copies
+    if batch_size // ranks < 2 or distinct < 2:
+        per = f" on {ranks} processes" if ranks > 1 else ""
+        copies = f" with data.augment.copies={augment.copies}" if augment.copies > 1 else ""
+        raise ConfigError(
+            f"data.augment.{key}={getattr(augment, key):g}: mixup and cutmix mix two samples of a forward, "
+            f"train.batch_size={batch_size}{per}{copies} has one; raise the batch size or set {key} to 0"
+        )
     return Mixing(augment.mixup, augment.cutmix, classes)
+
+
+def check_augment(augment: CommonAugment, channels: int) -> None:
+    """Refuse operations on colours for images that have none.
+
+    Args:
+        augment: section of the config.
+        channels: number of channels of the images.
+
+    Raises:
+        ConfigError: ``auto_augment`` with another number of channels than 1 and 3.
+    """
+    if augment.auto_augment is not None and channels not in (1, 3):
+        raise ConfigError(
+            f"data.augment.auto_augment: its operations on colours take 1 or 3 channels, the net takes {channels}; "
+            "leave it out"
+        )

@@ -63,6 +63,16 @@ PathText = Annotated[str, AfterValidator(expand_path)]  # a path, in which ~, $N
 PathOrEmpty = Annotated[str, AfterValidator(_path_or_empty)]  # a path below another, which "" stands for
 WeightsText = Annotated[str, AfterValidator(_weights_name)]  # weights by name, or by a path as above
 
+# Arguments of ``zoo.create_model`` that a run sets in another place, or not at all.
+_NO_OPTIONS = {
+    "name": "set model.name",
+    "weights": "set model.weights",
+    "scheme": "set model.scheme",
+    "num_classes": "leave it out, the data determine the number of classes",
+    "features_only": "leave it out, a run trains the whole net",
+    "out_indices": "leave it out, a run trains the whole net",
+}
+
 
 @dataclass(frozen=True)
 class Free:
@@ -96,6 +106,14 @@ class ModelSection(Strict):
     weights: WeightsText | None = Field(None, description="weights to start from: any name that zoo.get_weights opens")
     scheme: str | None = Field(None, description=f"{', '.join(VISION_SCHEMES)}; default: the weights' or rescale")
     options: dict[str, Any] = Field({}, description="other options of the net and of its scheme")
+
+    @field_validator("options")
+    @classmethod
+    def _no_keys_of_their_own(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for key, advice in _NO_OPTIONS.items():
+            if key in options:
+                raise ValueError(f"{key} is no option of a net: {advice}")
+        return options
 
 
 class BackboneSection(ModelSection):

@@ -1,26 +1,52 @@
-"""Images from files: every mode and orientation becomes RGB, or the error names the file."""
+"""Pictures from files: every mode and orientation becomes RGB, grey or the net's channels, or the error names the file.
+
+Transparent pictures are composed onto white (``BACKGROUND``), in training as in evaluation and prediction. 16-bit
+pictures are read on the scale 0..65535. Of animated pictures the first frame is read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tasks.errors import DataError
-from tasks.files import find_files
+from tasks.files import find_files, printable
+from tasks.progress import print_line
+from zoo.errors import one_line
 
-EXTENSIONS = datasets.folder.IMG_EXTENSIONS
+Picture: TypeAlias = Image.Image | Tensor  # a tensor (C, H, W) of uint8 where PIL has no mode of C channels
+Exposure = Literal["black", "white"]
+
+EXTENSIONS = (*datasets.folder.IMG_EXTENSIONS, ".jpe", ".jfif", ".gif", ".mpo", ".pbm", ".pnm")
+BACKGROUND = "white"  # colour behind transparent pixels
+DARK, LIGHT = 16, 239  # limits of the 8-bit values of a picture that is nearly black, and nearly white
+MOST = 0.999  # share of the values beyond the limit
 
 
-def find_images(paths: Sequence[str]) -> list[Path]:
-    """Find the images among the given files and folders; see ``tasks.files.find_files``."""
-    return find_files(paths, EXTENSIONS, "images")
+def endings_for(channels: int) -> tuple[str, ...]:
+    """Return the endings of the pictures of a number of channels: arrays (.npy) too where pictures have others."""
+    return EXTENSIONS if channels in (1, 3) else (*EXTENSIONS, ".npy")
+
+
+def find_images(paths: Sequence[str], channels: int = 3) -> list[Path]:
+    """Find the images among the given files and folders, and print what was left out; see ``tasks.files.find_files``.
+
+    Args:
+        paths: files and folders.
+        channels: number of channels that are read (``read_picture``).
+    """
+    found = find_files(paths, endings_for(channels), "images")
+    if found.left_out:
+        print_line(f"left out: {found.left_out}")
+    return found.files
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -28,25 +54,102 @@ def read_image(path: str | Path) -> Image.Image:
     return decode_image(path, str(path))
 
 
+def read_picture(path: str | Path, channels: int = 3) -> Picture:
+    """Read a picture with a number of channels, turned to its EXIF orientation.
+
+    Three channels are RGB, one is grey. Another number is that of the file's channels, which are read as they are:
+    RGBA and CMYK pictures have four. Arrays of numpy (``.npy``) of shape (H, W, C) may have any number.
+
+    Args:
+        path: path of the picture, or of an array of uint8 or uint16.
+        channels: number of channels.
+
+    Raises:
+        DataError: the picture is missing, cannot be decoded, or has another number of channels.
+    """
+    if Path(path).suffix.lower() == ".npy":
+        return _read_array(Path(path), channels)
+    if channels in (1, 3):
+        image = read_image(path)
+        return image if channels == 3 else image.convert("L")
+    return _decoded(path, str(path), lambda image: _with_channels(image, str(path), channels))
+
+
+def to_pixels(picture: Picture) -> Tensor:
+    """Return a picture as a uint8 tensor (C, H, W)."""
+    return picture if isinstance(picture, Tensor) else pil_to_tensor(picture)
+
+
+def to_rgb(picture: Picture) -> Image.Image:
+    """Return a picture for people: its first three channels, or its first alone in grey."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    shown = picture[:3] if len(picture) >= 3 else picture[:1].expand(3, -1, -1)
+    return Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
+
+
 class Pixels:
-    """Images by index as uint8 tensors (3, H, W), decoded at the first access or at every access.
+    """Images by index as uint8 tensors (C, H, W), decoded at the first access or at every access.
 
     Args:
         read: function from an index to the image.
         keep: whether decoded images are kept in memory.
     """
 
-    def __init__(self, read: Callable[[int], Image.Image], *, keep: bool) -> None:
+    def __init__(self, read: Callable[[int], Picture], *, keep: bool) -> None:
         self.read = read
         self.kept: dict[int, Tensor] | None = {} if keep else None
 
     def __getitem__(self, index: int) -> Tensor:
         if self.kept is not None and index in self.kept:
             return self.kept[index]
-        pixels = pil_to_tensor(self.read(index))
+        pixels = to_pixels(self.read(index))
         if self.kept is not None:
             self.kept[index] = pixels
         return pixels
+
+
+def exposure(picture: Picture) -> Exposure | None:
+    """Return whether a picture is nearly black or nearly white: all but a thousandth of its values."""
+    counts = value_counts(picture).sum(0)  # of the values 0 to 255
+    least = MOST * counts.sum()
+    if counts[: DARK + 1].sum() >= least:
+        return "black"
+    return "white" if counts[LIGHT:].sum() >= least else None
+
+
+def value_counts(picture: Picture) -> np.ndarray:
+    """Return how often each channel has each value: int64 (C, 256)."""
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.histogram(), dtype=np.int64).reshape(-1, 256)
+    return np.stack([torch.bincount(channel.flatten().long(), minlength=256).numpy() for channel in picture])
+
+
+class Exposures:
+    """Counts of pictures that are nearly black or nearly white."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.names: dict[Exposure, list[str]] = {"black": [], "white": []}
+
+    def add(self, name: str, picture: Picture) -> None:
+        """Look at a picture."""
+        self.count += 1
+        if (found := exposure(picture)) is not None:
+            self.names[found].append(name)
+
+    def lines(self) -> list[str]:
+        """Return a line for each kind of pictures of which there are any."""
+        hints = {
+            "black": "16-bit pictures are read on the scale 0..65535, so multiply 12-bit values by 16",
+            "white": "values above the scale are cut off",
+        }
+        return [
+            f"{len(names)} of {self.count} pictures are nearly {kind} as they are read, e.g. {printable(names[0])}; "
+            f"look at them: {hints[kind]}"
+            for kind, names in self.names.items()
+            if names
+        ]
 
 
 def decode_image(source: str | Path | BinaryIO, name: str, size: tuple[int, int] | None = None) -> Image.Image:
@@ -61,6 +164,15 @@ def decode_image(source: str | Path | BinaryIO, name: str, size: tuple[int, int]
     Raises:
         DataError: the image is missing, cannot be decoded, or is not of ``size``.
     """
+    return _decoded(source, name, lambda image: _rgb(image, name), size)
+
+
+def _decoded(
+    source: str | Path | BinaryIO,
+    name: str,
+    convert: Callable[[Image.Image], Image.Image],
+    size: tuple[int, int] | None = None,
+) -> Image.Image:
     try:
         with Image.open(source) as image:
             turned = ImageOps.exif_transpose(image)
@@ -71,18 +183,75 @@ def decode_image(source: str | Path | BinaryIO, name: str, size: tuple[int, int]
                     f"{name}: the image has {turned.width} x {turned.height} pixels, the annotations are for "
                     f"{size[0]} x {size[1]}; replace the image or correct the annotations"
                 )
-            return _rgb(turned, name)
+            converted = convert(turned)
+            converted.load()
+            return converted
+    except DataError:
+        raise
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(repr(source), "it")
+    except Exception as error:  # a damaged file can end in any error of a decoder: struct.error, IndexError, ...
+        reason = one_line(str(error).replace(repr(source), "it")) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded as an image ({reason}); remove or replace it") from None
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """Return an image of any mode in RGB, on white where it is transparent."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.float64)  # PIL's own conversion would clip at 255
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise DataError(f"{name}: pixels of mode {image.mode!r} outside 0..65535; save it with 8 or 16 bits")
-        image = Image.fromarray((values / 257).round().astype(np.uint8))
+        return _from_16_bit(image, name).convert("RGB")
+    if image.mode == "LAB":  # which PIL converts by colour profiles only
+        profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
+    if image.mode in ("RGBa", "La"):  # premultiplied
+        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        colours = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), colours).convert("RGB")
     return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
+    """Return an image of integers 0..65535 in 8-bit grey; PIL's own conversion would clip at 255."""
+    if image.mode == "F":
+        raise DataError(f"{name}: pixels of mode 'F' (floats) have no fixed scale; save it with 8 or 16 bits")
+    values = np.asarray(image).astype(np.float64)
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise DataError(f"{name}: pixels of mode {image.mode!r} outside 0..65535; save it with 8 or 16 bits")
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        values[values == key] = 65535
+    return Image.fromarray((values / 257).round().astype(np.uint8))
+
+
+def _with_channels(image: Image.Image, name: str, channels: int) -> Image.Image:
+    """Return an image as it is, if it has this number of 8-bit channels."""
+    bands = image.getbands()
+    if len(bands) != channels or image.mode in ("PA", "RGBa", "La", "I", "F") or image.mode.startswith("I;16"):
+        raise DataError(
+            f"{name}: has {len(bands)} channels ({image.mode}), the net takes {channels}; pictures of RGBA and CMYK "
+            "have 4, arrays (H, W, C) in .npy files any number"
+        )
+    return image
+
+
+def _read_array(path: Path, channels: int) -> Picture:
+    """Read an array (H, W, C), or (H, W) for one channel, of uint8 or uint16 values."""
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except Exception as error:  # of numpy's reader, for a file that may contain anything
+        raise DataError(f"{path}: not an array of numpy ({one_line(str(error))}); remove or replace it") from None
+    shape = (*values.shape, 1) if values.ndim == 2 and channels == 1 else values.shape
+    if len(shape) != 3 or shape[2] != channels or values.dtype not in (np.uint8, np.uint16) or 0 in shape:
+        raise DataError(
+            f"{path}: an array {values.shape} of {values.dtype}; must be (H, W, {channels}) of uint8 or uint16"
+        )
+    if shape[0] * shape[1] > 2 * (Image.MAX_IMAGE_PIXELS or shape[0] * shape[1]):
+        raise DataError(f"{path}: {shape[0]} x {shape[1]} pixels are more than the limit for one picture; divide it")
+    if values.dtype == np.uint16:
+        values = (np.asarray(values) / 257).round()  # as of 16-bit pictures: 65535 is white
+    pixels = np.ascontiguousarray(values, dtype=np.uint8).reshape(shape)
+    if channels in (1, 3):
+        return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

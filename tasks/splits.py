@@ -1,7 +1,9 @@
-"""Training and evaluation sets: the official ones, or the training set divided by a list of held-out samples."""
+"""Training and evaluation sets: the official ones, or the training set divided by a list or a share of each class."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, TypeVar
 
@@ -40,10 +42,40 @@ def read_holdout(name: str | None, known: Collection[str]) -> set[str]:
     listed = find_file(name)
     if listed is None:
         raise DataError(f"data.holdout={name}: no such file")
-    names = set(read_names(listed))
-    if unknown := sorted(names - set(known)):
+    known = set(known)
+    # a name may begin or end with a space, but a list is more likely to have one by mistake
+    names = {name if name in known else name.strip() for name in read_names(listed)}
+    if unknown := sorted(names - known):
         raise DataError(f"{name}: {len(unknown)} names are not in the training set, e.g. {unknown[0]!r}")
     return names
+
+
+def choose_share(names: Sequence[str], labels: Sequence[int], share: float, seed: int) -> set[str]:
+    """Choose a share of the samples of each class, as a function of their names and the seed alone.
+
+    The samples of a class are ranked by a hash of seed and name. So a sample that is added or removed changes the
+    choice by one sample of its class at most, and the order of the samples does not matter.
+
+    Args:
+        names: name of each sample.
+        labels: class of each sample.
+        share: share of the samples to choose, above 0 and below 1; the number in a class is rounded, and is at least
+            1 and less than all where the class has two samples or more.
+        seed: seed of the choice.
+    """
+    classes: dict[int, list[str]] = defaultdict(list)
+    for name, label in zip(names, labels, strict=True):
+        classes[label].append(name)
+    chosen: set[str] = set()
+    for members in classes.values():
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        chosen.update(sorted(members, key=lambda name: _rank(name, seed))[:count])
+    return chosen
+
+
+def _rank(name: str, seed: int) -> bytes:
+    """Return a hash of a name and the seed, the same on every machine."""
+    return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
 
 
 def split_sets(
@@ -64,11 +96,13 @@ def split_sets(
         select: function from a condition on names to the training samples that fulfil it.
 
     Raises:
-        DataError: see ``read_holdout``.
+        DataError: see ``read_holdout``; or the list has all samples, so that none is left to train on.
     """
     if section.split == "official":
         return train, load_val()
     held_out = read_holdout(section.holdout, names)
+    if len(held_out) == len(set(names)):
+        raise DataError(f"data.holdout={section.holdout}: has all {len(held_out)} samples, none is left to train on")
     return select(lambda name: name not in held_out), select(lambda name: name in held_out)
 
 

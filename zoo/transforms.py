@@ -84,18 +84,16 @@ class InputTransform:
     def build(self) -> Transform:
         """Return the transform from a PIL image or uint8 tensor (C, H, W) to a float32 tensor (C, size, size).
 
-        Grey images become RGB for three channels, coloured ones become grey for one.
-
-        Raises:
-            ZooError: another number of channels, which no picture has.
+        Grey images become RGB for three channels, coloured ones become grey for one. For another number of channels
+        the images must have it, as RGBA images have 4; others raise a ``ZooError``.
         """
         from torchvision.transforms import v2
 
-        if len(self.mean) not in (1, 3):
-            raise ZooError(f"a transform for {len(self.mean)} channels: pictures have 1 or 3; make the input yourself")
+        channels = len(self.mean)
         steps = [
-            v2.RGB() if len(self.mean) == 3 else v2.Grayscale(1),
+            *({3: [v2.RGB()], 1: [v2.Grayscale(1)]}.get(channels, [])),
             v2.ToImage(),
+            *([] if channels in (1, 3) else [RequireChannels(channels)]),
             v2.Resize(self.resize, interpolation=v2.InterpolationMode(self.interpolation), antialias=True),
             v2.CenterCrop(self.size),
             v2.ToDtype(torch.float32, scale=True),
@@ -204,6 +202,26 @@ class TimeAfterChannels(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         return clip.transpose(-4, -3)
+
+
+class RequireChannels(nn.Module):
+    """Passes images (..., channels, H, W) on and refuses others.
+
+    Args:
+        channels: number of channels.
+
+    Raises:
+        ZooError: an image of another number of channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, image: Tensor) -> Tensor:
+        if image.shape[-3] != self.channels:
+            raise ZooError(f"an image of {image.shape[-3]} channels: the net takes {self.channels}; see its transform")
+        return image
 
 
 class ReverseChannels(nn.Module):

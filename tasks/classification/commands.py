@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tasks.errors import DataError
 from tasks.options import BatchSize, Side, Top
 from tasks.spec import load_model
 
@@ -29,12 +30,17 @@ class ClassificationEvalOptions:
 def run_eval(
     entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: ClassificationEvalOptions
 ) -> Evaluation:
-    """Evaluate weights on a folder of images; writes ``metrics.json`` and ``confusion.png`` into ``out``."""
-    from tasks.classification.data import folder_images
+    """Evaluate weights on a folder or list of images; writes ``metrics.json`` and ``confusion.png`` into ``out``."""
+    from tasks.classification.data import describe_set, look_at_sample, read_set
     from tasks.classification.evaluate import evaluate_weights
+    from tasks.devices import process_state
+    from tasks.progress import print_line
     from tasks.report import Evaluation, class_lines
 
-    images = folder_images(data)
+    images = read_set(data, entry.config.in_chans)
+    if process_state().is_main_process:
+        for line in [*describe_set(images), *look_at_sample(images)]:
+            print_line(line)
     counts = evaluate_weights(load_model(entry), entry, images, out=out, batch_size=options.batch_size, workers=workers)
     metrics = counts.metrics()
     return Evaluation(metrics, class_lines(counts.table(entry.classes), metrics, "images"))
@@ -53,10 +59,13 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     from tasks.images import find_images
     from tasks.report import prediction_line
 
-    predictions, _ = classify_images(load_model(entry), entry, find_images(inputs), top=options.top, out=out)
+    files = find_images(inputs, entry.config.in_chans)
+    predictions, _ = classify_images(load_model(entry), entry, files, top=options.top, out=out)
     for found in predictions:
         typer.echo(prediction_line(found))
-    return bool(predictions)
+    if not predictions:
+        raise DataError(f"none of {len(files)} pictures could be read; the reasons are above")
+    return True
 
 
 @dataclass(frozen=True)

@@ -36,20 +36,40 @@ class Augment(CommonAugment):
     crop: Annotated[PadCrop | RandomResizedCrop | CentreCrop, Field(discriminator="name")] = RandomResizedCrop()
 
 
+ClassWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class DataSection(Strict):
     """The images, and their size and scale at the input of the net."""
 
-    source: Literal["folder", "cifar10", "cifar100"] = Field(
-        "folder", description="folder: train/<class>/*.jpg trees; cifar10 and cifar100: torchvision's download"
+    source: Literal["folder", "list", "cifar10", "cifar100"] = Field(
+        "folder",
+        description="folder: train/<class>/*.jpg trees; list: CSV files with the columns path and label; cifar10 and "
+        "cifar100: torchvision's download",
     )
-    root: Annotated[PathText, FREE] = Field(description="folder of the data set")
-    train: Annotated[PathOrEmpty, FREE] = Field("train", description="folder of the training images below root")
-    val: Annotated[PathOrEmpty, FREE] = Field("val", description="folder of the evaluation images below root")
+    root: Annotated[PathText, FREE] = Field(description="folder of the data set; paths in lists are relative to it")
+    train: Annotated[PathOrEmpty, FREE] = Field(
+        "train", description="folder of the training images below root, or their list: train.csv"
+    )
+    val: Annotated[PathOrEmpty, FREE] = Field(
+        "val", description="folder of the evaluation images below root, or their list: val.csv"
+    )
     holdout: Annotated[PathText | None, FREE] = Field(
         None, description="file with the training images that are held out for tuning, a line CLASS/NAME each"
     )
-    split: Literal["official", "holdout"] = Field(
-        "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
+    split: Literal["official", "holdout", "share"] = Field(
+        "official",
+        description="official: train on all of train, evaluate val; holdout: the images of a list are held out of "
+        "train and evaluated; share: likewise, a share of each class",
+    )
+    val_share: Annotated[float, FREE] = Field(
+        0.1, gt=0, lt=1, description="share of the images of each class that split=share holds out"
+    )
+    val_seed: Annotated[int, FREE] = Field(
+        0, ge=0, description="seed of split=share, which chooses by hashes of seed and name, not by the order"
+    )
+    balanced: bool = Field(
+        False, description="draw every class equally often: images of rare classes occur several times in an epoch"
     )
     size: int | None = Field(
         None, ge=1, description="side of the image that enters the net, in pixels; default: the weights' or 224"
@@ -60,8 +80,12 @@ class DataSection(Strict):
         description="short side before the centre crop in evaluation, in pixels; default: in the weights' ratio to "
         "size, or 256",
     )
-    mean: tuple[float, float, float] | None = Field(None, description="default: the weights' or ImageNet's")
-    std: tuple[float, float, float] | None = Field(None, description="default: the weights' or ImageNet's")
+    mean: tuple[float, ...] | None = Field(
+        None, description="of each channel, on the 0..1 scale; default: the weights' or ImageNet's"
+    )
+    std: tuple[float, ...] | None = Field(
+        None, description="of each channel, on the 0..1 scale; default: the weights' or ImageNet's"
+    )
     augment: Augment = Augment()
     cache: Annotated[bool, FREE] = Field(False, description="keep decoded images in memory")
     eval_batch_size: Annotated[int, FREE] = Field(
@@ -76,6 +100,11 @@ class ClassificationConfig(RunConfig):
     model: BackboneSection
     data: DataSection
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["balanced"] | dict[str, ClassWeight] | None = Field(
+        None,
+        description="factors on the loss of each class, 1 for classes that are not named; balanced: inversely "
+        "proportional to the number of training images, with mean 1 over them",
+    )
 
     @property
     def metric(self) -> str:
@@ -83,4 +112,4 @@ class ClassificationConfig(RunConfig):
 
     def without_augmentation(self) -> ClassificationConfig:
         data = self.data.model_copy(update={"augment": Augment(crop=CentreCrop(), flip=0.0)})
-        return self.model_copy(update={"data": data, "label_smoothing": 0.0})
+        return self.model_copy(update={"data": data, "label_smoothing": 0.0, "class_weights": None})

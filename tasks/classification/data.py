@@ -1,11 +1,13 @@
-"""Image folders and CIFAR as uint8 tensors; augmentation seeded by epoch and index."""
+"""Image folders, lists and CIFAR as uint8 tensors; augmentation seeded by epoch and index."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -18,9 +20,11 @@ from tasks.augment import Flip, distortions
 from tasks.classification.config import Augment, CentreCrop, DataSection, PadCrop
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
-from tasks.images import EXTENSIONS, Pixels, read_image
+from tasks.files import LeftOut, class_files, printable
+from tasks.images import Exposures, Picture, Pixels, endings_for, read_picture, to_pixels
+from tasks.lists import Row, class_number, number_classes, read_labels
 from tasks.locks import in_turn
-from tasks.splits import require_same_classes, split_sets
+from tasks.splits import choose_share, require_same_classes, split_sets
 from zoo.transforms import InputTransform
 
 
@@ -32,12 +36,19 @@ class Images:
         labels: number of each image's class.
         names: name of each image.
         read: function from an image's index to the image.
+        left_out: what the search for the images left out.
     """
 
     def __init__(
-        self, classes: Sequence[str], labels: Sequence[int], names: Sequence[str], read: Callable[[int], Image.Image]
+        self,
+        classes: Sequence[str],
+        labels: Sequence[int],
+        names: Sequence[str],
+        read: Callable[[int], Picture],
+        left_out: LeftOut | None = None,
     ) -> None:
         self.classes, self.labels, self.names, self.read = tuple(classes), list(labels), list(names), read
+        self.left_out = left_out or LeftOut()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,43 +60,100 @@ class Images:
             [self.labels[i] for i in indices],
             [self.names[i] for i in indices],
             partial(_read_chosen, self.read, indices),
+            self.left_out,
         )
+
+    def class_counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        counts = Counter(self.labels)
+        return [counts[label] for label in range(len(self.classes))]
 
 
 # Readers, partly applied: data loading processes that do not fork (macOS, Windows) get a data set as a pickle, which
 # cannot contain a lambda.
-def _read_chosen(read: Callable[[int], Image.Image], indices: Sequence[int], i: int) -> Image.Image:
+def _read_chosen(read: Callable[[int], Picture], indices: Sequence[int], i: int) -> Picture:
     return read(indices[i])
 
 
-def _read_path(paths: Sequence[str], i: int) -> Image.Image:
-    return read_image(paths[i])
+def _read_path(paths: Sequence[str], channels: int, i: int) -> Picture:
+    return read_picture(paths[i], channels)
 
 
-def _read_array(arrays: Any, i: int) -> Image.Image:
-    return Image.fromarray(arrays[i])  # (H, W, 3) uint8
+def _read_array(arrays: Any, channels: int, i: int) -> Picture:
+    image = Image.fromarray(arrays[i])  # (H, W, 3) uint8
+    return image if channels == 3 else image.convert("L")
 
 
-def folder_images(root: Path) -> Images:
-    """Find the images of an ImageFolder tree: one folder a class, classes in alphabetical order.
+def folder_images(root: Path, channels: int = 3) -> Images:
+    """Find the images of a tree with one folder for each class, in alphabetical order (``tasks.files.class_files``).
+
+    Args:
+        root: folder of the class folders.
+        channels: number of channels to read (``tasks.images.read_picture``).
 
     Raises:
         DataError: there is no such folder, it has no classes, or a class has no images.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; it must contain one folder of images for each class")
-    try:
-        classes, to_index = datasets.folder.find_classes(str(root))
-        samples = datasets.folder.make_dataset(str(root), to_index, extensions=EXTENSIONS)
-    except FileNotFoundError as error:
-        raise DataError(f"{root}: {error}") from None
-    paths = [path for path, _ in samples]
-    names = [str(Path(path).relative_to(root)) for path in paths]
-    return Images(classes, [label for _, label in samples], names, partial(_read_path, paths))
+    classes, files, left_out = class_files(root, endings_for(channels), "images")
+    paths = [str(path) for found in files for path in found]
+    labels = [label for label, found in enumerate(files) for _ in found]
+    names = [Path(path).relative_to(root).as_posix() for path in paths]
+    return Images(classes, labels, names, partial(_read_path, paths, channels), left_out)
 
 
-def _torchvision_images(section: DataSection, train: bool) -> Images:
+def list_images(file: Path, root: Path, classes: Sequence[str] | None = None, channels: int = 3) -> Images:
+    """Read a CSV list of images, with the columns path and label (``tasks.lists.read_labels``).
+
+    Args:
+        file: path of the list.
+        root: folder to which the paths in the list are relative.
+        classes: names of the classes in order; None: the labels of the list, numbers in numerical order, names in
+            alphabetical order.
+        channels: number of channels to read (``tasks.images.read_picture``).
+
+    Raises:
+        DataError: a missing or empty list; a line without a path or label, with a class that is not in ``classes``, a
+            path that is no file, or one that another line gives another label.
+    """
+    rows = read_labels(file)
+    names, numbers = number_classes([row.label for row in rows], classes)
+    # Each path once, each with one label.
+    first: dict[str, Row] = {}
+    missing: list[Row] = []
+    for row in rows:
+        class_number(numbers, row.label, f"{file}, line {row.line}")
+        known = first.setdefault(row.path, row)
+        if known.label != row.label:
+            other = f"in line {known.line} {known.label!r}"
+            raise DataError(f"{file}, line {row.line}: {row.path!r} has the label {row.label!r}, {other}")
+        if known is row and not (root / row.path).is_file():
+            missing.append(row)
+    if missing:
+        more = f" ({len(missing)} such lines)" if len(missing) > 1 else ""
+        raise DataError(f"{file}, line {missing[0].line}: {root / missing[0].path}: no such file{more}")
+    chosen = list(first.values())
+    paths = [str(root / row.path) for row in chosen]
+    labels = [numbers[row.label] for row in chosen]
+    return Images(names, labels, [row.path for row in chosen], partial(_read_path, paths, channels))
+
+
+def read_set(data: Path, channels: int = 3) -> Images:
+    """Return a set of labelled images for an evaluation.
+
+    Args:
+        data: folder with one folder of images for each class, or CSV list with paths relative to its own folder.
+        channels: number of channels to read.
+
+    Raises:
+        DataError: see ``folder_images`` and ``list_images``.
+    """
+    return list_images(data, data.parent, channels=channels) if data.is_file() else folder_images(data, channels)
+
+
+def _torchvision_images(section: DataSection, train: bool, channels: int) -> Images:
     cls = datasets.CIFAR10 if section.source == "cifar10" else datasets.CIFAR100
+    if channels not in (1, 3):
+        raise DataError(f"data.source={section.source}: the images have 3 channels, the net takes {channels}")
     try:
         with in_turn(Path(section.root) / section.source):
             data = cls(section.root, train=train, download=True)
@@ -95,30 +163,105 @@ def _torchvision_images(section: DataSection, train: bool) -> Images:
             "put torchvision's files there, or use data.source=folder"
         ) from None
     names = [f"{i:05}" for i in range(len(data))]
-    return Images(data.classes, data.targets, names, partial(_read_array, data.data))
+    return Images(data.classes, data.targets, names, partial(_read_array, data.data, channels))
 
 
-def load_images(section: DataSection) -> tuple[Images, Images]:
+def load_images(section: DataSection, channels: int = 3) -> tuple[Images, Images]:
     """Find the training and evaluation images that the config names.
 
+    Args:
+        section: ``data`` section of the config.
+        channels: number of channels to read.
+
     Raises:
-        DataError: folders, classes or held-out names are missing or do not agree.
+        DataError: folders, lists, classes or held-out names are missing or do not agree; one class only; a class
+            without images to train on; no images to evaluate.
     """
     root = Path(section.root)
 
-    def load(folder: str, train: bool) -> Images:
-        return folder_images(root / folder) if section.source == "folder" else _torchvision_images(section, train)
+    def load(name: str, train: bool, classes: Sequence[str] | None = None) -> Images:
+        if section.source == "folder":
+            return folder_images(root / name, channels)
+        if section.source == "list":
+            return list_images(root / name, root, classes, channels)
+        return _torchvision_images(section, train, channels)
+
+    def select(chosen: Callable[[str], bool]) -> Images:
+        return everything.subset([i for i, name in enumerate(everything.names) if chosen(name)])
 
     everything = load(section.train, True)
-    train, val = split_sets(
-        section,
-        everything,
-        everything.names,
-        load_val=lambda: load(section.val, False),
-        select=lambda chosen: everything.subset([i for i, name in enumerate(everything.names) if chosen(name)]),
-    )
+    if len(everything.classes) < 2:
+        raise DataError(
+            f"{root / section.train}: has one class only ({printable(everything.classes[0])!r}), from which a "
+            "classifier learns nothing; give each class a folder of its own, directly below, or a label of its own in "
+            "the list"
+        )
+    # The two sets.
+    if section.split == "share":
+        held_out = choose_share(everything.names, everything.labels, section.val_share, section.val_seed)
+        train, val = select(lambda name: name not in held_out), select(lambda name: name in held_out)
+    else:
+        train, val = split_sets(
+            section,
+            everything,
+            everything.names,
+            load_val=lambda: load(section.val, False, everything.classes),
+            select=select,
+        )
     require_same_classes(train.classes, val.classes, f"{root}: {section.train} and {section.val}")
+    # What is left in them.
+    if section.split != "official" and (empty := _classes_without_images(train)):
+        raise DataError(
+            f"data.split={section.split}: no images are left to train on of {len(empty)} of {len(train.classes)} "
+            f"classes, e.g. {empty[0]!r}"
+        )
+    if not len(val):
+        raise DataError(f"data.split={section.split}: there are no images to evaluate; raise data.val_share")
     return train, val
+
+
+def _classes_without_images(images: Images) -> list[str]:
+    return [name for name, count in zip(images.classes, images.class_counts(), strict=True) if not count]
+
+
+def describe_sets(train: Images, val: Images) -> list[str]:
+    """Return lines about what a run trains on and evaluates, and what was left out."""
+    lines = [f"train: {len(train)} images in {len(train.classes)} classes; val: {len(val)} images"]
+    if missing := _classes_without_images(val):
+        example = printable(missing[0])
+        lines.append(f"val has no images of {len(missing)} of {len(val.classes)} classes, e.g. {example!r}")
+    left_out = train.left_out if val.left_out is train.left_out else train.left_out + val.left_out
+    return [*lines, f"left out: {left_out}"] if left_out else lines
+
+
+def describe_set(images: Images) -> list[str]:
+    """Return lines about the images of an evaluation, and what was left out."""
+    count = len(images.classes)
+    lines = [f"{len(images)} images in {count} {'class' if count == 1 else 'classes'}"]
+    return [*lines, f"left out: {images.left_out}"] if images.left_out else lines
+
+
+def look_at_sample(*sets: Images, limit: int = 32) -> list[str]:
+    """Return lines about pictures that are nearly black or white, from a look at some of each set, spread evenly.
+
+    Pictures that cannot be read are left to those who need them.
+
+    Args:
+        sets: sets of images.
+        limit: number of images to look at in all.
+    """
+    exposures = Exposures()
+    for images in sets:
+        for i in spread(len(images), limit // len(sets)):
+            with suppress(DataError):
+                exposures.add(images.names[i], images.read(i))
+    return exposures.lines()
+
+
+def spread(length: int, limit: int | None) -> list[int]:
+    """Return at most ``limit`` numbers below ``length``, evenly spread; None: all."""
+    count = length if limit is None else min(length, limit)
+    return [i * length // count for i in range(count)]
 
 
 class TrainSet(Dataset[tuple[Tensor, int]]):
@@ -140,8 +283,15 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
             return self.transform(image), self.images.labels[index]
 
 
+class Unread(NamedTuple):
+    """An image of an evaluation that could not be read: its number in the set, and the reason."""
+
+    index: int
+    reason: str
+
+
 class EvalSet(Dataset[tuple[Tensor, int]]):
-    """Evaluation images by index: (transform(uint8 (3, H, W)), label)."""
+    """Evaluation images by index: (transform(uint8 (C, H, W)), label)."""
 
     def __init__(self, images: Images, transform: Callable[[Tensor], Tensor]) -> None:
         self.images, self.transform = images, transform
@@ -150,8 +300,37 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = v2.functional.pil_to_tensor(self.images.read(index))
-        return self.transform(image), self.images.labels[index]
+        return self.transform(to_pixels(self.images.read(index))), self.images.labels[index]
+
+
+class ReadableSet(Dataset[tuple[Tensor, int] | Unread]):
+    """Evaluation images by index, as of ``EvalSet``; an image that cannot be read is an ``Unread``.
+
+    Batches are made by ``collate_readable``.
+    """
+
+    def __init__(self, data: EvalSet) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unread:
+        try:
+            return self.data[index]
+        except DataError as error:
+            return Unread(index, str(error))
+
+
+def collate_readable(samples: Sequence[tuple[Tensor, int] | Unread]) -> tuple[Tensor, Tensor, list[Unread]]:
+    """Make a batch of the images that could be read: (N, C, size, size) and labels (N,), and the other ones.
+
+    Without any, both tensors are empty, (0,).
+    """
+    unread = [sample for sample in samples if isinstance(sample, Unread)]
+    read = [sample for sample in samples if not isinstance(sample, Unread)]
+    pixels = torch.stack([image for image, _ in read]) if read else torch.empty(0)
+    return pixels, torch.tensor([label for _, label in read], dtype=torch.int64), unread
 
 
 class Resize:

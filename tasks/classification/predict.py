@@ -13,7 +13,8 @@ from torch import Tensor
 import zoo
 from tasks.devices import best_device
 from tasks.files import read_each, report_unread
-from tasks.images import read_image
+from tasks.images import Exposures, read_picture, to_rgb
+from tasks.progress import print_line
 from tasks.report import Sheet, best_classes
 from tasks.shards import chunks
 from zoo.files import write_json
@@ -55,13 +56,15 @@ def classify_images(
     model.to(device).eval()
     predictions: list[ClassifiedImage] = []
     failed: dict[str, str] = {}
-    sheet = Sheet()
+    sheet, exposures = Sheet(), Exposures()
 
     def read(path: Path) -> tuple[Tensor, Image.Image]:
-        picture = read_image(path)
-        pixels = transform(picture)  # (3, size, size)
-        picture.thumbnail((360, 360))  # a batch of large pictures would not fit into memory
-        return pixels, picture
+        picture = read_picture(path, weights.config.in_chans)
+        exposures.add(str(path), picture)
+        pixels = transform(picture)  # (C, size, size)
+        small = to_rgb(picture)
+        small.thumbnail((360, 360))  # a batch of large pictures would not fit into memory
+        return pixels, small
 
     # Predict batch by batch, while the files are read.
     with torch.inference_mode():
@@ -73,6 +76,8 @@ def classify_images(
                 sheet.add(opened.content[1], predictions[-1])
     # Report and write the results.
     report_unread(failed, len(files))
+    for line in exposures.lines():
+        print_line(line)
     if out is not None:
         content = {"weights": weights.name, "predictions": [asdict(p) for p in predictions], "failed": failed}
         write_json(content, out / "predictions.json")

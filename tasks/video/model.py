@@ -49,7 +49,8 @@ class VideoClassification(BaseTask):
         self.train_videos = index_videos(train, index, workers=config.train.workers)
         self.val_videos = index_videos(val, index, workers=config.train.workers)
         self.classes = train.classes
-        self.mixing = make_mixing(data.augment, len(self.classes))
+        ranks = process_state().num_processes
+        self.mixing = make_mixing(data.augment, len(self.classes), config.train.batch_size, ranks)
         # 3. Report the videos that cannot be read.
         for videos, name in ((self.train_videos, "training"), (self.val_videos, "evaluation")):
             if process_state().is_main_process:

@@ -67,7 +67,7 @@ def test_what_is_off_adds_no_transform():
     assert [type(step) for step in steps] == [Resize, PaddedCrop, Flip]
     assert len(train_transform(Augment(crop=crop, flip=0.0), IMAGES).transforms) == 2
     assert distortions(VideoAugment(), CLIPS) == []
-    assert make_mixing(Augment(), 3) is None
+    assert make_mixing(Augment(), 3, batch_size=1, ranks=1) is None
 
 
 @pytest.mark.parametrize("padding", [0, 2])

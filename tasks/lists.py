@@ -1,0 +1,102 @@
+"""Lists of samples with their labels: CSV files with a header, and lines of 'path label'."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tasks.errors import DataError
+from tasks.files import text_lines
+
+PATH_COLUMNS = ("path", "image", "image_path", "video", "video_path", "filename", "fname", "file", "file_name", "name")
+LABEL_COLUMNS = ("label", "class", "category", "action")
+
+
+class Row(NamedTuple):
+    """A sample of a list: the number of its line, its path as it is written, and its label."""
+
+    line: int
+    path: str
+    label: str
+
+
+def read_labels(file: Path) -> list[Row]:
+    """Read a text file of 'path label' lines, or a CSV file with such columns; other columns are ignored.
+
+    Without a header, the last field of a line is the label and everything before it the path. Fields are separated by
+    commas, semicolons, tabs or spaces.
+
+    Args:
+        file: path of the list.
+
+    Raises:
+        DataError: a missing or empty file, or a line without a path or a label.
+    """
+    # 1. Find the separator and the columns from the first line.
+    lines = text_lines(file)
+    separator = next((s for s in (",", "\t", ";") if s in lines[0][1]), None)
+    header = [field.strip().strip('"').lower() for field in lines[0][1].split(separator)]
+    path_column = next((header.index(name) for name in PATH_COLUMNS if name in header), None)
+    label_column = next((header.index(name) for name in LABEL_COLUMNS if name in header), None)
+    # 2. Read the path and the label of each line.
+    rows = []
+    if path_column is not None and label_column is not None:
+        for number, line in lines[1:]:
+            fields = _fields(line, separator or " ", f"{file}, line {number}")
+            if len(fields) <= max(path_column, label_column):
+                raise DataError(f"{file}, line {number}: has {len(fields)} fields, must have {len(header)}")
+            rows.append(Row(number, fields[path_column].strip(), fields[label_column].strip()))
+            if not rows[-1].path or not rows[-1].label:
+                missing = "label" if rows[-1].path else "path"
+                raise DataError(f"{file}, line {number}: the {missing} is empty")
+    else:
+        for number, line in lines:
+            path, _, label = line.rstrip().rpartition(separator or " ")
+            if not path.strip() or not label.strip():
+                raise DataError(f"{file}, line {number}: must be 'path label', not {line!r}")
+            rows.append(Row(number, path.strip(), label.strip()))
+    if not rows:
+        raise DataError(f"{file}: has a header and no rows")
+    return rows
+
+
+def _fields(line: str, separator: str, place: str) -> list[str]:
+    """Return the fields of a line; quotes may enclose one that has the separator."""
+    try:
+        return next(csv.reader([line], delimiter=separator, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{place}: not CSV ({error}): {line[:80]!r}") from None
+
+
+def number_classes(labels: Sequence[str], classes: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return the class names in order, and the number of each class by its name.
+
+    Args:
+        labels: labels of a list.
+        classes: names of the classes in order; None: the labels, numbers in numerical order, names in alphabetical
+            order.
+    """
+    if classes is None:
+        found = set(labels)
+        classes = sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
+    return tuple(classes), {name: i for i, name in enumerate(classes)}
+
+
+def class_number(numbers: dict[str, int], name: str, place: str) -> int:
+    """Return the number of a class.
+
+    Args:
+        numbers: number of each class by its name.
+        name: name of the class.
+        place: file and line, with which the message begins.
+
+    Raises:
+        DataError: the class is unknown.
+    """
+    if name not in numbers:
+        known = [*numbers]
+        more = ", ..." if len(known) > 5 else ""
+        raise DataError(f"{place}: class {name!r} is not one of {', '.join(known[:5])}{more}")
+    return numbers[name]
