@@ -269,6 +269,21 @@ def predict(
 
 
 @app.command()
+@takes_task_options("check")
+def check(
+    data: Annotated[str, typer.Argument(help="A config, the name of a recipe that ships, or a folder of images.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for check.json and samples.png.")] = None,
+    **options: Any,
+) -> None:
+    """Look at data before training: counts, sizes, damaged files, duplicates. Exit code 1 if training would stop."""
+    from tasks.spec import run_check
+
+    if not run_check(data, overrides or [], out, options):
+        raise typer.Exit(1)
+
+
+@app.command()
 @takes_task_options("export")
 def export(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],

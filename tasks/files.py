@@ -148,7 +148,7 @@ def find_below(folder: Path, endings: Sequence[str], *, keep_empty: bool = False
                 counts["empty"] += 1
             else:
                 found.append(path)
-    return Found(sorted(found, key=lambda p: (str(p.parent), p.name)), LeftOut(endings=dict(others), **counts))
+    return Found(sorted(found, key=lambda p: (str(p.parent), p.name)), LeftOut(endings=dict(others), **dict(counts)))
 
 
 def _with_parents(folder: Path) -> frozenset[Path]:
@@ -256,7 +256,7 @@ def class_files(
         raise DataError(f"{root}: contains no folder; it must contain one folder of {what} for each class{note}")
     # The files of each class.
     files: list[list[Path]] = []
-    left_out = LeftOut(outside=len(beside), **counts)
+    left_out = LeftOut(hidden=counts["hidden"], links=counts["links"], special=counts["special"], outside=len(beside))
     for folder in folders:
         found, more = find_below(folder, endings, keep_empty=keep_empty)
         if not found:

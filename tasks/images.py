@@ -12,7 +12,7 @@ from typing import BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -190,6 +190,9 @@ def _decoded(
         raise
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
+    except UnidentifiedImageError:
+        reason = "not a picture, or of an unknown format"
+        raise DataError(f"{name}: cannot be decoded as an image ({reason}); remove or replace it") from None
     except Exception as error:  # a damaged file can end in any error of a decoder: struct.error, IndexError, ...
         reason = one_line(str(error).replace(repr(source), "it")) or type(error).__name__
         raise DataError(f"{name}: cannot be decoded as an image ({reason}); remove or replace it") from None
@@ -201,7 +204,9 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         return _from_16_bit(image, name).convert("RGB")
     if image.mode == "LAB":  # which PIL converts by colour profiles only
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
+        converted = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
+        assert converted is not None  # it is None for a change in place
+        return converted
     if image.mode in ("RGBa", "La"):  # premultiplied
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

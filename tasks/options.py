@@ -20,6 +20,7 @@ from tasks.spec import task_specs
 Top = Annotated[int, typer.Option(min=1, help="Number of classes to report.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples of a forward.")]
 Clips = Annotated[int, typer.Option(min=1, help="Clips of each video; 10 is usual.")]
+Limit = Annotated[int, typer.Option(min=1, help="Samples of each set to look at, evenly spread; default: all.")]
 Side = Annotated[int, typer.Option(min=1, help="Side of the input, in pixels; default: the weights'.")]
 
 
@@ -48,7 +49,7 @@ def parameters_of(command: str) -> list[inspect.Parameter]:
     """Return the options that tasks declare for a command, as parameters that typer understands."""
     declared: dict[str, dict[str, Any]] = {}  # option -> task -> default
     hints: dict[str, Any] = {}
-    specs = task_specs()
+    specs = {task: spec for task, spec in task_specs().items() if getattr(spec, command) is not None}
     for task, spec in specs.items():
         options = getattr(spec, command).options
         for name, hint in get_type_hints(options, include_extras=True).items():

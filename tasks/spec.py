@@ -57,6 +57,7 @@ class TaskSpec:
         eval: ``(weights, data, out, workers, options) -> Evaluation``.
         predict: ``(weights, inputs, out, options) -> bool``, which is whether any input could be read.
         export: ``(weights, options) -> tuple``, the arguments of an example call of the net.
+        check: ``(config or folder, out, options) -> bool``, which is whether training would run; None: no check.
         predict_out: default folder of the files that ``predict`` writes; None: it writes no files.
     """
 
@@ -68,13 +69,14 @@ class TaskSpec:
     eval: Command
     predict: Command
     export: Command
+    check: Command | None = None
     predict_out: Path | None = Path("out/predict")
 
     def options(self, command: str, given: Mapping[str, Any], weights: str) -> Any:
         """Return the options of a command, with defaults where None or False is given.
 
         Args:
-            command: eval, predict or export.
+            command: eval, predict, export or check.
             given: values of the options of all tasks.
             weights: name of the weights, for messages.
 
@@ -152,6 +154,32 @@ def check(content: dict[str, object], source: str) -> RunConfig:
 def make_task(config: RunConfig) -> Task:
     """Make the task of a config, which finds its data."""
     return resolve_name(task_specs()[config.task].task)(config)
+
+
+def run_check(data: str, overrides: Sequence[str], out: Path | None, options: Mapping[str, Any]) -> bool:
+    """Check the data of a config or folder by its task's check, and return whether training would run.
+
+    Args:
+        data: name of a config, or a folder, which is one of images.
+        overrides: dotted overrides of the config.
+        out: folder of the files that the check writes; None: it writes none.
+        options: values of the options of all tasks.
+
+    Raises:
+        ConfigError: the config is not valid.
+        UserError: overrides of a folder, or a task without a check.
+    """
+    given: Any
+    if Path(data).is_dir():
+        if overrides:
+            raise UserError(f"{data}: a folder has no settings to override ({overrides[0]}); give a config")
+        spec, given = task_specs()["classification"], Path(data)
+    else:
+        given = resolve(data, overrides)
+        spec = task_specs()[given.task]
+    if spec.check is None:
+        raise UserError(f"{data}: there is no check of the data of {spec.name} yet")
+    return bool(spec.check.run(given, out, spec.options("check", options, data)))
 
 
 def spec_of(entry: zoo.Weights) -> TaskSpec:

@@ -1,4 +1,4 @@
-"""``rescalenet eval | predict | export`` for image classifiers, and their options.
+"""``rescalenet eval | predict | check | export`` for image classifiers, and their options.
 
 The command line reads the options before it knows whether torch is needed, so the functions import what needs it.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tasks.errors import DataError
-from tasks.options import BatchSize, Side, Top
+from tasks.options import BatchSize, Limit, Side, Top
 from tasks.spec import load_model
 
 if TYPE_CHECKING:
@@ -66,6 +66,20 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     if not predictions:
         raise DataError(f"none of {len(files)} pictures could be read; the reasons are above")
     return True
+
+
+@dataclass(frozen=True)
+class ClassificationCheckOptions:
+    """Options of ``rescalenet check``."""
+
+    limit: Limit | None = None
+
+
+def run_check(data: Any, out: Path | None, options: ClassificationCheckOptions) -> bool:
+    """Check the images of a config or folder; writes ``check.json`` and ``samples.png`` into ``out``."""
+    from tasks.classification.check import check_data
+
+    return check_data(data, out, options.limit)
 
 
 @dataclass(frozen=True)

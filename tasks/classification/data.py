@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -37,6 +37,7 @@ class Images:
         names: name of each image.
         read: function from an image's index to the image.
         left_out: what the search for the images left out.
+        paths: path of each image's file; None where the images are no files.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Images:
         names: Sequence[str],
         read: Callable[[int], Picture],
         left_out: LeftOut | None = None,
+        paths: Sequence[str] | None = None,
     ) -> None:
         self.classes, self.labels, self.names, self.read = tuple(classes), list(labels), list(names), read
-        self.left_out = left_out or LeftOut()
+        self.left_out, self.paths = left_out or LeftOut(), paths
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -61,6 +63,7 @@ class Images:
             [self.names[i] for i in indices],
             partial(_read_chosen, self.read, indices),
             self.left_out,
+            None if self.paths is None else [self.paths[i] for i in indices],
         )
 
     def class_counts(self) -> list[int]:
@@ -98,7 +101,7 @@ def folder_images(root: Path, channels: int = 3) -> Images:
     paths = [str(path) for found in files for path in found]
     labels = [label for label, found in enumerate(files) for _ in found]
     names = [Path(path).relative_to(root).as_posix() for path in paths]
-    return Images(classes, labels, names, partial(_read_path, paths, channels), left_out)
+    return Images(classes, labels, names, partial(_read_path, paths, channels), left_out, paths)
 
 
 def list_images(file: Path, root: Path, classes: Sequence[str] | None = None, channels: int = 3) -> Images:
@@ -134,7 +137,8 @@ def list_images(file: Path, root: Path, classes: Sequence[str] | None = None, ch
     chosen = list(first.values())
     paths = [str(root / row.path) for row in chosen]
     labels = [numbers[row.label] for row in chosen]
-    return Images(names, labels, [row.path for row in chosen], partial(_read_path, paths, channels))
+    read = partial(_read_path, paths, channels)
+    return Images(names, labels, [row.path for row in chosen], read, paths=paths)
 
 
 def read_set(data: Path, channels: int = 3) -> Images:
@@ -283,13 +287,6 @@ class TrainSet(Dataset[tuple[Tensor, int]]):
             return self.transform(image), self.images.labels[index]
 
 
-class Unread(NamedTuple):
-    """An image of an evaluation that could not be read: its number in the set, and the reason."""
-
-    index: int
-    reason: str
-
-
 class EvalSet(Dataset[tuple[Tensor, int]]):
     """Evaluation images by index: (transform(uint8 (C, H, W)), label)."""
 
@@ -301,36 +298,6 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(to_pixels(self.images.read(index))), self.images.labels[index]
-
-
-class ReadableSet(Dataset[tuple[Tensor, int] | Unread]):
-    """Evaluation images by index, as of ``EvalSet``; an image that cannot be read is an ``Unread``.
-
-    Batches are made by ``collate_readable``.
-    """
-
-    def __init__(self, data: EvalSet) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | Unread:
-        try:
-            return self.data[index]
-        except DataError as error:
-            return Unread(index, str(error))
-
-
-def collate_readable(samples: Sequence[tuple[Tensor, int] | Unread]) -> tuple[Tensor, Tensor, list[Unread]]:
-    """Make a batch of the images that could be read: (N, C, size, size) and labels (N,), and the other ones.
-
-    Without any, both tensors are empty, (0,).
-    """
-    unread = [sample for sample in samples if isinstance(sample, Unread)]
-    read = [sample for sample in samples if not isinstance(sample, Unread)]
-    pixels = torch.stack([image for image, _ in read]) if read else torch.empty(0)
-    return pixels, torch.tensor([label for _, label in read], dtype=torch.int64), unread
 
 
 class Resize:

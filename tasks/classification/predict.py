@@ -60,7 +60,6 @@ def classify_images(
 
     def read(path: Path) -> tuple[Tensor, Image.Image]:
         picture = read_picture(path, weights.config.in_chans)
-        exposures.add(str(path), picture)
         pixels = transform(picture)  # (C, size, size)
         small = to_rgb(picture)
         small.thumbnail((360, 360))  # a batch of large pictures would not fit into memory
@@ -73,6 +72,7 @@ def classify_images(
             scores = model(inputs.to(device)).softmax(1).cpu()  # (N, classes)
             for opened, row in zip(batch, scores, strict=True):
                 predictions.append(ClassifiedImage(str(opened.path), *best_classes(row, classes, top)))
+                exposures.add(str(opened.path), opened.content[1])
                 sheet.add(opened.content[1], predictions[-1])
     # Report and write the results.
     report_unread(failed, len(files))

@@ -14,4 +14,5 @@ SPEC = TaskSpec(
     eval=Command(commands.run_eval, commands.ClassificationEvalOptions),
     predict=Command(commands.run_predict, commands.ClassificationPredictOptions),
     export=Command(commands.example_inputs, commands.ClassificationExportOptions),
+    check=Command(commands.run_check, commands.ClassificationCheckOptions),
 )

@@ -1,0 +1,53 @@
+"""The report of ``rescalenet check``: what is in the data, what is odd, and what would stop training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from zoo.files import write_json
+
+SHOWN = 10  # names, and classes beyond ten times as many, that the terminal shows; the file has all
+
+
+@dataclass
+class Report:
+    """What a check of data found.
+
+    Attributes:
+        content: all numbers and names, for ``check.json``.
+        lines: description of the data.
+        warnings: findings that training survives.
+        stops: findings that stop training, or keep it from starting.
+    """
+
+    content: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    stops: list[str] = field(default_factory=list)
+
+    def show(self) -> bool:
+        """Print the report, and return whether training would run."""
+        for line in self.lines:
+            typer.echo(line)
+        for line in self.warnings:
+            typer.echo(f"warning: {line}")
+        for line in self.stops:
+            typer.echo(f"stops training: {line}")
+        if not self.stops:
+            typer.echo("nothing found that would stop training")
+        return not self.stops
+
+    def write(self, folder: Path) -> None:
+        """Write ``check.json`` into a folder."""
+        write_json({**self.content, "warnings": self.warnings, "stops": self.stops}, folder / "check.json")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a line: the first of them, and how many follow."""
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
