@@ -112,7 +112,7 @@ class ModelSection(Strict):
     def _no_keys_of_their_own(cls, options: dict[str, Any]) -> dict[str, Any]:
         for key, advice in _NO_OPTIONS.items():
             if key in options:
-                raise ValueError(f"{key} is no option of a net: {advice}")
+                raise ValueError(f"{key}={options[key]!r} is no option of a net: {advice}")
         return options
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import zoo
 from tasks.check import SHOWN, Report, listed
@@ -30,12 +30,13 @@ from tasks.devices import available_cpus
 from tasks.errors import DataError, UserError
 from tasks.files import printable
 from tasks.images import Exposure, exposure, to_pixels, to_rgb, value_counts
-from tasks.plots import contact_sheet
 from tasks.progress import Progress, print_line
 from tasks.shards import chunks
 from zoo.errors import ZooError
+from zoo.files import atomic_write
 
-SAMPLES, COLUMNS = 8, 5  # rows and columns of the sheet: as evaluated, then augmented
+SAMPLES, COLUMNS = 8, 5  # rows and columns of the sheet: as in evaluation, then augmented
+TILE = 224  # side of a picture on the sheet, in pixels
 FAR_MEAN, FAR_STD = 0.5, 2.0  # distance of the means in stds of the input, and ratio of the stds, that are warned of
 UNEVEN = 10  # ratio of the largest class to the smallest that is warned of
 
@@ -324,12 +325,22 @@ def draw_samples(checked: CheckedSet, section: DataSection, transform: zoo.Input
     readable = list(checked.looks)
     chosen = [readable[i] for i in spread(len(readable), SAMPLES)]
     data, evaluated = TrainSet(checked.images, section, transform, seed=0), eval_transform(transform)
-    pictures, captions = [], []
-    for index in chosen:
-        pictures.append(to_rgb(evaluated(to_pixels(checked.images.read(index)))))
-        captions.append(printable(checked.images.classes[checked.images.labels[index]])[:24])
-        for draw in range(COLUMNS - 1):
-            pictures.append(to_rgb(data[draw, index][0]))
-            captions.append(f"augmented {draw + 1}")
-    if pictures:
-        contact_sheet(pictures, captions, path)
+    # An empty sheet with the names of its columns.
+    gap, line, font = 8, 18, ImageFont.load_default(size=13)
+    step = TILE + gap
+    sheet = Image.new("RGB", (COLUMNS * step + gap, len(chosen) * (step + line) + line + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column in range(COLUMNS):
+        text = f"augmented {column}" if column else "as in evaluation"
+        pen.text((gap + column * step, 2), text, fill="black", font=font)
+    # A row for each picture, under its class and name.
+    for row, index in enumerate(chosen):
+        top = line + row * (step + line)
+        name = f"{checked.images.classes[checked.images.labels[index]]}: {checked.images.names[index]}"
+        pen.text((gap, top), printable(name), fill="black", font=font)
+        seen = [evaluated(to_pixels(checked.images.read(index)))]
+        seen += [data[draw, index][0] for draw in range(COLUMNS - 1)]
+        for column, pixels in enumerate(seen):
+            tile = to_rgb(pixels).resize((TILE, TILE))
+            sheet.paste(tile, (gap + column * step, top + line))
+    atomic_write(path, lambda temporary: sheet.save(temporary, format="PNG"))

@@ -95,5 +95,10 @@ def test_contradictions(images, tmp_path, section):
     grey = zoo.create_model("rescalenet20_cifar", num_classes=3, width=0.25, in_chans=1)
     path = tmp_path / "grey.safetensors"
     zoo.save_weights(grey, path, transform=zoo.InputTransform(16, 16, (0.5,), (0.5,)), classes=list("abc"))
-    with pytest.raises(ConfigError, match=r"model.weights=.*grey.*: expects InputTransform.*, not RGB images"):
+    rgb = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    with pytest.raises(ConfigError, match=r"data.mean=\[0.5, 0.5, 0.5\]: must have 1, a value for each input channel"):
+        make_task(config(images, tmp_path / "run", model={**section, "weights": str(path)}, data=rgb))
+    clips = zoo.VideoTransform(4, None, None, 16, 16, (0.5,), (0.5,))
+    zoo.save_weights(grey, path, transform=clips, classes=list("abc"))
+    with pytest.raises(ConfigError, match=r"model.weights=.*grey.*: expects VideoTransform.*, not images"):
         make_task(config(images, tmp_path / "run", model={**section, "weights": str(path)}))
