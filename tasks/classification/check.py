@@ -70,7 +70,7 @@ class CheckedSet:
     Attributes:
         name: name of the set: train or val.
         images: all images of the set.
-        looks: what was found, by the number of the image.
+        looks: description of each image that was read, by its number.
         unread: reason for each image that cannot be read, by its name.
     """
 

@@ -63,7 +63,7 @@ class DataSection(Strict):
         "train and evaluated; share: likewise, a share of each class",
     )
     val_share: Annotated[float, FREE] = Field(
-        0.1, gt=0, lt=1, description="share of the images of each class that split=share holds out"
+        0.1, gt=0, lt=1, description="share of the images of each class that split=share reserves for evaluation"
     )
     val_seed: Annotated[int, FREE] = Field(
         0, ge=0, description="seed of split=share, which chooses by hashes of seed and name, not by the order"

@@ -36,7 +36,7 @@ class Images:
         labels: number of each image's class.
         names: name of each image.
         read: function from an image's index to the image.
-        left_out: what the search for the images left out.
+        left_out: counts of the files that the search for the images left out.
         paths: path of each image's file; None where the images are no files.
     """
 

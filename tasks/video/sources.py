@@ -39,7 +39,7 @@ class Videos:
     Attributes:
         classes: names of the classes, in the order of the labels.
         items: videos in the order of their list.
-        left_out: what the search for the videos left out.
+        left_out: counts of the files that the search for the videos left out.
     """
 
     classes: tuple[str, ...]
