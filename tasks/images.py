@@ -145,8 +145,8 @@ class Exposures:
             "white": "values above the scale are cut off",
         }
         return [
-            f"{len(names)} of {self.count} pictures are nearly {kind} as they are read, e.g. {printable(names[0])}; "
-            f"look at them: {hints[kind]}"
+            f"pictures that are nearly {kind} as they are read: {len(names)} of {self.count}, e.g. "
+            f"{printable(names[0])}; look at them: {hints[kind]}"
             for kind, names in self.names.items()
             if names
         ]

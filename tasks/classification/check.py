@@ -37,7 +37,7 @@ from zoo.files import atomic_write
 
 SAMPLES, COLUMNS = 8, 5  # rows and columns of the sheet: as in evaluation, then augmented
 TILE = 224  # side of a picture on the sheet, in pixels
-FAR_MEAN, FAR_STD = 0.5, 2.0  # distance of the means in stds of the input, and ratio of the stds, that are warned of
+FAR_MEAN, FAR_STD = 1.0, 2.0  # distance of the means in stds of the input, and ratio of the stds, that are warned of
 UNEVEN = 10  # ratio of the largest class to the smallest that is warned of
 
 
@@ -224,7 +224,7 @@ def _describe(checked: CheckedSet, transform: zoo.InputTransform, report: Report
     # Unreadable images stop training; an evaluation reports them.
     if checked.unread:
         faults = report.stops if name == "train" else report.warnings
-        faults.append(f"{name}: {len(checked.unread)} of {content['checked']} images cannot be read:")
+        faults.append(f"{name}: images that cannot be read: {len(checked.unread)} of {content['checked']}")
         faults += [f"{name}: {printable(reason)}" for reason in checked.unread.values()]
     if not looks:
         return
@@ -242,14 +242,14 @@ def _describe(checked: CheckedSet, transform: zoo.InputTransform, report: Report
         + ", ".join(f"{mode} {count}" for mode, count in modes.most_common())
     )
     if small:
-        report.lines.append(f"{name}: {small} of {len(looks)} images are smaller than the input of {transform.size} px")
+        report.lines.append(f"{name}: images smaller than the input of {transform.size} px: {small} of {len(looks)}")
     # Brightness.
     for kind in ("black", "white"):
         names = [checked.images.names[i] for i, look in checked.looks.items() if look.exposure == kind]
         content[f"nearly_{kind}"] = names
         if names:
             shown = listed([printable(each) for each in names])
-            report.warnings.append(f"{name}: {len(names)} of {len(looks)} images are nearly {kind}: {shown}")
+            report.warnings.append(f"{name}: images that are nearly {kind}: {len(names)} of {len(looks)}: {shown}")
     _compare_statistics(name, looks, transform, content, report)
 
 
@@ -310,9 +310,9 @@ def _describe_duplicates(checked: Sequence[CheckedSet], report: Report) -> None:
     }
     report.content["duplicates"] = kinds
     words = {
-        "within": "{} pictures occur more than once in a set: ",
-        "between": "{} pictures are in train and in val, so the evaluation measures what was learned by heart: ",
-        "other_labels": "{} pictures occur with different labels: ",
+        "within": "pictures that occur more than once in a set: {}: ",
+        "between": "pictures in train and in val, of which the evaluation measures what was learned by heart: {}: ",
+        "other_labels": "pictures that occur with different labels: {}: ",
     }
     for kind, found_groups in kinds.items():
         if found_groups:

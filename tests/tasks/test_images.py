@@ -181,6 +181,8 @@ def test_pictures_that_are_nearly_black_or_white(tmp_path):
     for name in ("dark.png", "light.png", "right.png", "page.png"):
         found.add(name, read_image(tmp_path / name))
     black, white = found.lines()
-    assert black.startswith("1 of 4 pictures are nearly black as they are read, e.g. dark.png; look at them: 16-bit")
-    assert white.startswith("1 of 4 pictures are nearly white as they are read, e.g. light.png; ")
+    assert black.startswith(
+        "pictures that are nearly black as they are read: 1 of 4, e.g. dark.png; look at them: 16-bit"
+    )
+    assert white.startswith("pictures that are nearly white as they are read: 1 of 4, e.g. light.png; ")
     assert exposure(torch.full((5, 4, 4), 10, dtype=torch.uint8)) == "black"

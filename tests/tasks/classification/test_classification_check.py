@@ -42,20 +42,20 @@ def test_a_folder_with_faults(faulty, tmp_path, capsys, monkeypatch):
         "train: 70 of 71 images read; width 20 to 40 (median 40), height 9 to 24 (median 24), modes L 60, RGB 9, I;16 1"
         in out
     )
-    assert "train: 70 of 70 images are smaller than the input of 224 px" in out
+    assert "train: images smaller than the input of 224 px: 70 of 70" in out
     assert f"{'ant':<32}{66:>9}{3:>9}" in lines
     warnings = [line for line in lines if line.startswith("warning: ")]
     assert warnings == [
-        "warning: train: 1 of 70 images are nearly black: bee/dark.png",
-        "warning: val: 1 of 6 images cannot be read:",
+        "warning: train: images that are nearly black: 1 of 70: bee/dark.png",
+        "warning: val: images that cannot be read: 1 of 6",
         warnings[2],
         "warning: train: the largest class has 66 images, the smallest 5; see data.balanced and class_weights",
-        "warning: 1 pictures occur more than once in a set: train/ant/2.png = train/ant/copy.bmp",
-        "warning: 1 pictures are in train and in val, so the evaluation measures what was learned by heart: "
+        "warning: pictures that occur more than once in a set: 1: train/ant/2.png = train/ant/copy.bmp",
+        "warning: pictures in train and in val, of which the evaluation measures what was learned by heart: 1: "
         "train/bee/1.png = val/ant/again.png",
-        "warning: 1 pictures occur with different labels: train/bee/1.png = val/ant/again.png",
+        "warning: pictures that occur with different labels: 1: train/bee/1.png = val/ant/again.png",
     ]
-    assert lines[-2] == "stops training: train: 1 of 71 images cannot be read:"
+    assert lines[-2] == "stops training: train: images that cannot be read: 1 of 71"
     assert "ant/bad.jpg: cannot be decoded as an image" in lines[-1]
     content = json.loads((tmp_path / "out/check.json").read_text())
     train = content["sets"]["train"]

@@ -99,7 +99,7 @@ def test_what_is_trained_on_is_told(tree, tmp_path, capsys):
     first, second, third = capsys.readouterr().err.splitlines()
     assert first == "train: 9 images in 2 classes; val: 4 images"
     assert second == "left out: 3 hidden, 2 with other endings (.heic, .txt)"
-    assert third.startswith("1 of 13 pictures are nearly black as they are read, e.g. ant/12bit.png;")
+    assert third.startswith("pictures that are nearly black as they are read: 1 of 13, e.g. ant/12bit.png;")
     held = tree / "held.txt"
     held.write_text("ant/1.png\n")
     make_task(config(tree, tmp_path / "run", data={"split": "holdout", "holdout": str(held)}))
