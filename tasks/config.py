@@ -102,6 +102,8 @@ def binding(section: pydantic.BaseModel) -> dict[str, Any]:
 class ModelSection(Strict):
     """The net, as ``zoo.create_model`` takes it."""
 
+    any_channels: ClassVar[bool] = False  # whether the task reads inputs of other channels than RGB
+
     name: str = Field(description="a name of zoo.list_models()")
     weights: WeightsText | None = Field(None, description="weights to start from: any name that zoo.get_weights opens")
     scheme: str | None = Field(None, description=f"{', '.join(VISION_SCHEMES)}; default: the weights' or rescale")
@@ -113,6 +115,10 @@ class ModelSection(Strict):
         for key, advice in _NO_OPTIONS.items():
             if key in options:
                 raise ValueError(f"{key}={options[key]!r} is no option of a net: {advice}")
+        if "in_chans" in options and not cls.any_channels:
+            raise ValueError(
+                f"in_chans={options['in_chans']!r}: leave it out, only image classification reads other inputs than RGB"
+            )
         return options
 
 

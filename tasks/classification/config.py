@@ -93,11 +93,17 @@ class DataSection(Strict):
     )
 
 
+class ImageModelSection(BackboneSection):
+    """A net for images; ``options.in_chans`` sets the number of channels that are read."""
+
+    any_channels = True
+
+
 class ClassificationConfig(RunConfig):
     """A classification run."""
 
     task: Literal["classification"]
-    model: BackboneSection
+    model: ImageModelSection
     data: DataSection
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["balanced"] | dict[str, ClassWeight] | None = Field(

@@ -27,6 +27,8 @@ from tasks.locks import in_turn
 from tasks.splits import choose_share, require_same_classes, split_sets
 from zoo.transforms import InputTransform
 
+SETS = frozenset(("train", "training", "val", "valid", "validation", "eval", "test", "testing"))
+
 
 class Images:
     """Labelled images.
@@ -98,6 +100,11 @@ def folder_images(root: Path, channels: int = 3) -> Images:
         DataError: there is no such folder, it has no classes, or a class has no images.
     """
     classes, files, left_out = class_files(root, endings_for(channels), "images")
+    if len(classes) > 1 and all(name.lower() in SETS for name in classes):
+        raise DataError(
+            f"{root}: its folders {', '.join(classes)} are sets by their names, not classes; give the folder that has "
+            "one folder of images for each class"
+        )
     paths = [str(path) for found in files for path in found]
     labels = [label for label, found in enumerate(files) for _ in found]
     names = [Path(path).relative_to(root).as_posix() for path in paths]

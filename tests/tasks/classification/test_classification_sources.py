@@ -1,5 +1,7 @@
 """What a classifier trains on: lists, shares, classes of different size, channels, and what is said about it."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from tasks.classification.balance import balanced_repeats, class_weights
 from tasks.classification.config import DataSection
 from tasks.classification.data import Images, list_images, load_images, look_at_sample, read_set, spread
 from tasks.errors import ConfigError, DataError
-from tasks.spec import check, make_task
+from tasks.spec import check, make_task, resolve
 from tests.helpers.classification import picture
 from tests.helpers.commands import call
 from tests.helpers.training import config, fit
@@ -77,6 +79,11 @@ def test_sets_from_which_nothing_can_be_learned(tree):
     ):
         load_images(section(tree, train="up/images"))
     (tree / "up/images/train").rename(tree / "train")
+    shutil.rmtree(tree / "up")
+    with pytest.raises(DataError, match=r": its folders train, val are sets by their names, not classes; give the"):
+        load_images(section(tree, train="."))
+    with pytest.raises(DataError, match=r": its folders train, val are sets by their names, not classes; give the"):
+        read_set(tree)  # what ``eval`` reads
     held = tree / "held.txt"
     held.write_text("".join(f"ant/{n}.png\n" for n in range(4)))
     with pytest.raises(
@@ -253,6 +260,12 @@ def test_numbers_of_channels_that_are_none(images, tmp_path, value):
 def test_arguments_of_create_model_have_their_own_place(images, tmp_path, key):
     with pytest.raises(ConfigError, match=rf"model.options: {key}=5 is no option of a net: "):
         config(images, tmp_path, model={"options": {key: 5}})
+
+
+@pytest.mark.parametrize("name", ["video/finetune/ucf101", "translation/multi30k/en_de"])
+def test_other_tasks_read_rgb_or_text(name):
+    with pytest.raises(ConfigError, match=r"model.options: in_chans=1: leave it out, only image classification reads"):
+        resolve(name, ["model.options={in_chans: 1}"])
 
 
 @pytest.mark.parametrize("key", ["mixup", "cutmix"])
