@@ -3,31 +3,84 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import os
 import re
+import select
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, NoReturn, cast, get_args
 
 import typer
+from typer.core import TyperGroup
 
-from tasks.errors import Interrupted, UserError, dead_worker
-from tasks.options import takes_task_options
+from tasks.errors import Interrupted, UserError, dead_worker, out_of_memory
+from tasks.options import Device, OutputFormat, Overwrite, Workers, takes_task_options
 from tasks.parent import end_with_parent
+from tasks.printing import json_line, print_out, printable
 from tasks.progress import print_line
 from tasks.textfiles import read_names
 from zoo.export import describe_targets, targets_for
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+CLOSED = 141  # exit code where the reader of stdout has gone, as after head: 128 and the number of SIGPIPE
+
+
+class _Program(TyperGroup):
+    """The commands, of which typer does not see Ctrl-C and a closed stdout."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            _fail("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            if not _stdout_is_closed():  # a pipe to another process of ours
+                raise
+            raise SystemExit(CLOSED) from None
+        return result
+
+
+def _stdout_is_closed() -> bool:
+    """Return whether the reader of stdout has gone; what is still to be written there is dropped then."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
 app = typer.Typer(
     name="rescalenet",
-    help="Deep networks without normalization layers: train, evaluate, predict, export.",
+    cls=_Program,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(given: bool) -> None:
+    """Print the version and stop, if ``--version`` was given."""
+    if given:
+        from zoo import __version__
+
+        typer.echo(f"rescalenet-zoo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Deep networks without normalization layers: train, evaluate, predict, export."""
 
 
 @app.command("list")
@@ -76,8 +129,12 @@ def train(
         int | None,
         typer.Option(min=1, metavar="STEPS", help="Time some steps, print how long the run takes, stop."),
     ] = None,
+    device: Device = None,
 ) -> None:
-    """Train by a recipe. Under torchrun: torchrun --no-python --nproc-per-node 2 rescalenet train CONFIG."""
+    """Train by a recipe, and print the last metrics as JSON.
+
+    Under torchrun: torchrun --no-python --nproc-per-node 2 rescalenet train CONFIG.
+    """
     from tasks import config as cfg
     from tasks.spec import make_task, resolve
 
@@ -85,10 +142,11 @@ def train(
     if print_config:
         typer.echo(cfg.dump(resolved), nl=False)
         return
-    from tasks.devices import start_processes
+    from tasks.devices import choose_device, start_processes
     from tasks.engine import Trainer
     from tasks.engine.signals import Signals
 
+    choose_device(device)
     if changed_data and not resume:
         raise UserError("--changed-data: only with --resume")
     start_processes(resolved.train.timeout_minutes)
@@ -103,16 +161,20 @@ def train(
     metrics = trainer.fit()
     if trainer.accelerator.is_main_process:
         print_line(f"{resolved.output}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
+        typer.echo(json_line({"output": resolved.output, "metrics": metrics}))
 
 
 @app.command("fit-loss")
 def fit_loss(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     batches: Annotated[int, typer.Option(min=1, help="Number of training batches.")] = 80,
+    device: Device = None,
 ) -> None:
     """Measure the loss of training samples in evaluation mode, without augmentation; writes fit_loss.json there."""
+    from tasks.devices import choose_device
     from tasks.study.fit import measure_fit_loss
 
+    choose_device(device)
     loss = measure_fit_loss(run, batches)
     print_line(f"{run}: loss {loss:.6g} of {batches} training batches in evaluation mode, without augmentation")
 
@@ -126,18 +188,21 @@ def study(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a run; default: an equal share.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what the study costs, and stop.")] = False,
     trials: Annotated[bool, typer.Option("--trials", help="Stop before the final runs.")] = False,
+    device: Device = None,
 ) -> None:
     """Compare settings of several schemes: trials on held-out data, then the best of each with several seeds.
 
     The same command continues a study that was stopped.
     """
+    from tasks.devices import choose_device
     from tasks.study.config import read_study
     from tasks.study.runner import Slots, program_of
     from tasks.study.study import Study
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("rescalenet study starts the processes itself: run it without torchrun, with --jobs")
-    slots = Slots.of_machine(jobs, threads, program_of(sys.argv[0]))
+    choose_device(device)
+    slots = Slots.of_machine(jobs, threads, program_of(sys.argv[0]), device)
     found = Study(read_study(file, overrides or [], out), slots)
     if plan:
         typer.echo("\n".join(found.plan()))
@@ -225,20 +290,31 @@ def eval_(
         Path, typer.Argument(help="A folder for each class, a COCO JSON file, a list of videos, parallel text.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and more.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Number of data loading processes.")] = 0,
+    overwrite: Overwrite = False,
+    format: OutputFormat = "text",
+    workers: Workers = 0,
+    device: Device = None,
     **options: Any,
 ) -> None:
     """Evaluate weights: accuracy by class of images or videos, COCO's metrics of detectors, BLEU of translations."""
     import zoo
-    from tasks.devices import process_state
+    from tasks.devices import choose_device, process_state
+    from tasks.outputs import OutputFolder
+    from tasks.printing import checked_format
+    from tasks.report import print_evaluation
     from tasks.spec import spec_of
 
+    # Check the options and the folder before anything is computed.
+    choose_device(device)
+    chosen = checked_format(format)
     entry = zoo.get_weights(weights)
     spec = spec_of(entry)
-    found = spec.eval.run(entry, data, out, workers, spec.options("eval", options, entry.name))
+    given = spec.options("eval", options, entry.name)
+    if out is not None:
+        OutputFolder(out, ["metrics.json"], [data], overwrite=overwrite)
+    found = spec.eval.run(entry, data, out, workers, given)
     if process_state().is_main_process:
-        for line in found.lines:
-            typer.echo(line)
+        print_evaluation(found, entry.name, str(data), chosen)
 
 
 @app.command()
@@ -250,18 +326,30 @@ def predict(
         typer.Argument(help="Pictures or videos, and folders of them; sentences, files of them, - for standard input."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for JSON and pictures; default: out/predict, of translations none.")
+        Path | None,
+        typer.Option(help="Folder for JSON and pictures; default: out/predict, out/predict_2 ..., of text none."),
     ] = None,
+    no_files: Annotated[bool, typer.Option("--no-files", help="Write no files.")] = False,
+    device: Device = None,
     **options: Any,
 ) -> None:
     """Classify pictures or videos, find objects in pictures, translate sentences."""
     import zoo
+    from tasks.devices import choose_device, describe_run, process_state
+    from tasks.outputs import next_folder
     from tasks.spec import spec_of
 
+    if no_files and out is not None:
+        raise UserError(f"--no-files: writes nothing into --out {out}; leave one of them out")
+    choose_device(device)
     entry = zoo.get_weights(weights)
     spec = spec_of(entry)
-    folder = out or spec.predict_out
-    found = spec.predict.run(entry, inputs or [], folder, spec.options("predict", options, entry.name))
+    given = spec.options("predict", options, entry.name)
+    folder = out
+    if out is None and not no_files and spec.predict_out is not None:
+        folder = next_folder(spec.predict_out)
+    print_line(describe_run(process_state(), "fp32"))
+    found = spec.predict.run(entry, inputs or [], folder, given)
     if folder is not None:
         print_line(f"written to {folder}")
     if not found:
@@ -290,10 +378,12 @@ def export(
     to: Annotated[str | None, typer.Option(help=f"Target, with the input it takes: {describe_targets()}.")] = None,
     out: Annotated[Path | None, typer.Option(help="File or folder to write; default: NAME.TARGET.")] = None,
     fold: Annotated[bool, typer.Option(help="Export the deployment form (zoo.fold), not the net as trained.")] = True,
+    overwrite: Overwrite = False,
     **options: Any,
 ) -> None:
     """Export weights and verify the file in the target's own runtime."""
     import zoo
+    from tasks.outputs import check_target
     from tasks.spec import load_model, spec_of
 
     entry = zoo.get_weights(weights)
@@ -303,11 +393,12 @@ def export(
         raise UserError(f"export target {to!r}: {entry.name} is of {spec.name}, which has {', '.join(targets)}")
     target = targets[to] if to else next(iter(targets.values()))
     example = spec.export.run(entry, spec.options("export", options, entry.name))
+    path = out or Path(f"{file_stem(entry.name)}{target.ending}")
+    check_target(path, overwrite=overwrite, source=entry.path)
     model = load_model(entry)
     if fold and target.folded:
         model = zoo.fold(model)
-    path = out or Path(f"{file_stem(entry.name)}{target.ending}")
-    typer.echo(target.export(spec.input_kind, model, path, example, entry))
+    print_out(str(target.export(spec.input_kind, model, path, example, entry)))
 
 
 @app.command()
@@ -406,26 +497,49 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line: a user's error becomes one line and exit code 1."""
+    """Run the command line: a user's error becomes one line and exit code 1 (docs/cli.md lists the codes)."""
     from zoo.errors import ZooError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rescalenet").setLevel(logging.INFO)
     end_with_parent()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals and pipes that cannot show every script
     try:
         app(standalone_mode=True)
     except (UserError, ZooError, OSError) as error:
-        print_line(f"error: {_last_line(error)}")
-        raise SystemExit(1) from None
+        _fail(_last_line(error))
     except Interrupted as stop:
         if stop.message:
             print_line(stop.message)
         raise SystemExit(stop.exit_code) from None
-    except RuntimeError as error:
-        if (reason := dead_worker(error)) is None:
+    except (RuntimeError, MemoryError) as error:
+        reason = dead_worker(error)
+        if (short := out_of_memory(error)) is not None:
+            reason = f"{short}: {_REMEDIES.get(_command(), 'use a smaller input')}"
+        if reason is None:
             raise
-        print_line(f"error: {reason}")
-        raise SystemExit(1) from None
+        _fail(reason)
+
+
+# what to lower where memory runs out, by command
+_REMEDIES = {
+    "train": "lower train.batch_size, and raise train.accumulate by the same factor",
+    "fit-loss": "use the run's weights on a device with more memory, or --device cpu",
+    "eval": "lower --batch-size, or choose another --device",
+    "predict": "lower --batch-size, cut large pictures with --tile, or choose another --device",
+}
+
+
+def _command() -> str:
+    """Return the name of the command that was called."""
+    return next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
+
+
+def _fail(reason: str, code: int = 1) -> NoReturn:
+    """End the program with one line on stderr."""
+    print_line(printable(f"error: {reason}"))
+    raise SystemExit(code) from None
 
 
 def file_stem(weights: str) -> str:

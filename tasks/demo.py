@@ -16,6 +16,7 @@ import zoo
 from tasks import plots
 from tasks.classification.data import folder_images
 from tasks.classification.evaluate import evaluate_weights
+from tasks.classification.predict import FILES as photo_files
 from tasks.classification.predict import classify_images
 from tasks.detection.coco import load_coco
 from tasks.detection.compare import compare, draw_comparison
@@ -25,6 +26,7 @@ from tasks.engine import Trainer
 from tasks.errors import UserError
 from tasks.files import pictures_dir
 from tasks.images import find_images
+from tasks.outputs import OutputFolder
 from tasks.plots import side_by_side
 from tasks.progress import print_line
 from tasks.report import duration
@@ -34,6 +36,7 @@ from tasks.translation.evaluate import load_folded
 from tasks.translation.predict import Translator
 from tasks.translation.search import Beam
 from tasks.video.encode import write_video
+from tasks.video.predict import FILES as video_files
 from tasks.video.predict import classify_videos
 from zoo.export.onnx import export_onnx
 from zoo.files import atomic_write, write_text
@@ -97,7 +100,8 @@ def classify_photographs(out: Path) -> list[str]:
     """
     weights = zoo.get_weights(CLASSIFIER)
     photographs = find_images([str(pictures_dir() / "photographs")])
-    predictions, _ = classify_images(load_model(weights), weights, photographs, out=out)
+    folder = OutputFolder(out, photo_files, photographs, overwrite=True)
+    predictions, _ = classify_images(load_model(weights), weights, photographs, out=folder)
     rows, right, shown = [], 0, set()
     for p in predictions:
         name, true = Path(p.file).name, Path(p.file).parent.name
@@ -271,7 +275,8 @@ def watch_shapes(out: Path) -> list[str]:
     """
     video, entry = out / "input" / "triangle.mp4", zoo.get_weights(VIDEO)
     render_shapes(video)
-    (found,), _ = classify_videos(load_model(entry), entry, [video], window=2.0, step=0.5, annotate=True, out=out)
+    folder = OutputFolder(out, video_files, [video], overwrite=True)
+    (found,), _ = classify_videos(load_model(entry), entry, [video], window=2.0, step=0.5, annotate=True, out=folder)
     # Only a window that lies within one motion has a right answer.
     inside = [w for w in found.timeline if w.begin // SECONDS == (w.end - 1e-6) // SECONDS]
     right = sum(w.classes[0] == MOTIONS[int(w.begin // SECONDS)] for w in inside)

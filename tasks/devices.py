@@ -11,20 +11,67 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DataLoaderConfiguration
 
-from tasks.errors import TrainingError
+from tasks.errors import TrainingError, UserError
+
+_chosen: torch.device | None = None  # the device that ``choose_device`` has set for this process
+
+
+def device_names() -> list[str]:
+    """Return the names of this machine's devices: cpu, and the kind of its accelerators with and without a number."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return ["cpu"]
+    numbered = [f"{found.type}:{i}" for i in range(torch.accelerator.device_count())]
+    return ["cpu", found.type, *(numbered if found.type != "mps" else [])]
+
+
+def choose_device(name: str | None) -> None:
+    """Set the device of everything that this process runs from now on.
+
+    Args:
+        name: one of ``device_names``; None for the machine's accelerator, or the CPU where there is none.
+
+    Raises:
+        UserError: there is no such device, or torchrun has to give each of several processes its own.
+    """
+    global _chosen
+    known = device_names()
+    if name is not None and name not in known:
+        raise UserError(f"--device {name}: this machine has {', '.join(known)}")
+    if name is not None and ":" in name and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"--device {name}: each process that torchrun starts has a device of its own; give {known[1]}")
+    chosen = None if name is None else torch.device(name)
+    if chosen != _chosen:  # the state of accelerate belongs to the device that was set before
+        AcceleratorState._reset_state(reset_partial_state=True)
+    _chosen = chosen
+    if chosen is not None and chosen.index is not None:
+        torch.accelerator.set_device_index(chosen.index)  # accelerate takes the current device of one process
+
 
 TIMEOUT_MINUTES = 30.0  # default of ``train.timeout_minutes``
 
 
 def best_device() -> torch.device:
-    """Return the machine's accelerator, or the CPU."""
+    """Return the device that was chosen, or else the machine's accelerator, or the CPU."""
+    if _chosen is not None:
+        return _chosen
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def process_state() -> PartialState:
     """Return this process's rank, the number of processes and the device, also before an Accelerator exists."""
     # Without ``cpu``, PartialState and Accelerator ignore torchrun on machines without accelerators.
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=best_device().type == "cpu")
+
+
+def describe_run(ranks: Accelerator | PartialState, precision: str) -> str:
+    """Describe device, precision, processes and torch in one line."""
+    device, count = ranks.device, ranks.num_processes
+    if _chosen is not None and _chosen.index is not None:  # which accelerate names cuda
+        device = _chosen
+    name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
+    processes = "1 process" if count == 1 else f"{count} processes"
+    return f"device {device}{name}, precision {precision}, {processes}, torch {torch.__version__}"
 
 
 def available_cpus() -> int:
@@ -61,13 +108,13 @@ def start_processes(timeout_minutes: float) -> PartialState:
         timeout_minutes: time that a process waits for the others in a collective operation.
     """
     limit = {} if int(os.environ.get("WORLD_SIZE", "1")) == 1 else {"timeout": timedelta(minutes=timeout_minutes)}
-    return PartialState(cpu=not torch.accelerator.is_available(), **limit)
+    return PartialState(cpu=best_device().type == "cpu", **limit)
 
 
 def make_accelerator(
     *, precision: str = "fp32", timeout_minutes: float = TIMEOUT_MINUTES, **settings: Any
 ) -> Accelerator:
-    """Make an Accelerator whose batches are split over the ranks, on the machine's accelerator or the CPU.
+    """Make an Accelerator whose batches are split over the ranks, on ``best_device``.
 
     Args:
         precision: ``train.precision``; bf16 and fp16 are autocast.
@@ -81,7 +128,7 @@ def make_accelerator(
     AcceleratorState._reset_state()  # otherwise the precision of an earlier run in this process stays
     try:
         accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # see process_state
+            cpu=best_device().type == "cpu",  # see process_state
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
             mixed_precision=precision if precision in ("bf16", "fp16") else "no",
             **settings,

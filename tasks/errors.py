@@ -46,11 +46,16 @@ class Interrupted(BaseException):
         return self.message
 
 
+# parts of torch's messages of an allocation that fails: on a device, on the CPU, in a library of CUDA, in a worker
+_MEMORY = ("out of memory", "can't allocate", "ALLOC_FAILED", "Cannot allocate memory")
+
+
 def out_of_memory(error: BaseException) -> str | None:
     """Return a phrase for an error that means too little memory, of the device or the machine; None for others."""
     text = str(error)
-    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
-    if not named and not (isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate" in text)):
+    # torch.OutOfMemoryError by its name, because this module does not load torch
+    named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__) or isinstance(error, MemoryError)
+    if not named and not (isinstance(error, RuntimeError) and any(part in text for part in _MEMORY)):
         return None
     reason = " ".join(text.split()).partition(". ")[0]
     return f"out of memory ({reason})" if reason else "out of memory"

@@ -1,21 +1,17 @@
-"""Files by name: those that ship, inputs to read one by one, names of results."""
+"""Files by name: those that ship, inputs."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
 
 from tasks.errors import DataError, UserError
-from tasks.progress import Progress, print_line
 from tasks.textfiles import read_text
-
-Content = TypeVar("Content")
 
 
 def configs_dir() -> Path:
@@ -286,63 +282,3 @@ def text_lines(path: Path) -> list[tuple[int, str]]:
     if not lines:
         raise DataError(f"{path}: is empty")
     return lines
-
-
-class Opened(NamedTuple, Generic[Content]):
-    """A file that could be read.
-
-    Attributes:
-        path: path of the file.
-        stem: name without ending for its results, different from those of all files before it.
-        content: content of the file, as ``read`` returned it.
-    """
-
-    path: Path
-    stem: str
-    content: Content
-
-
-def read_each(
-    files: Sequence[Path],
-    read: Callable[[Path], Content],
-    failed: dict[str, str],
-    *,
-    unit: str = "images",
-    quiet_up_to: int = 4,
-) -> Iterator[Opened[Content]]:
-    """Yield the files that can be read, in order.
-
-    Args:
-        files: paths to read.
-        read: function from a path to its content; raises ``DataError`` where it cannot be read.
-        failed: mapping from file to reason, to which the files that cannot be read are added.
-        unit: plural noun of the progress display.
-        quiet_up_to: number of files without a progress display.
-    """
-    stems: set[str] = set()
-    with Progress(len(files), 0, 1, unit=unit, enabled=len(files) > quiet_up_to) as progress:
-        for number, path in enumerate(files, 1):
-            try:
-                content = read(path)
-            except DataError as error:
-                failed[str(path)] = str(error)
-            else:
-                stem = path.stem
-                while stem in stems:
-                    stem = f"{stem}_{number}"
-                stems.add(stem)
-                yield Opened(path, stem, content)  # the rate includes the caller's work on the file
-            progress.step(number)
-
-
-def report_unread(failed: Mapping[str, str], total: int) -> None:
-    """Print the reason for each file that could not be read, and their number.
-
-    Args:
-        failed: mapping from file to reason.
-        total: number of files that were to be read.
-    """
-    for reason in failed.values():
-        print_line(f"skipped: {reason}")
-    if failed:
-        print_line(f"{len(failed)} of {total} files could not be read")

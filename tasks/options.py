@@ -9,19 +9,77 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from tasks.errors import UserError
 from tasks.spec import task_specs
+from zoo.errors import suggestion
 
 Top = Annotated[int, typer.Option(min=1, help="Number of classes to report.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples of a forward.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples of a forward; lower it where memory runs out.")]
+Workers = Annotated[int, typer.Option(min=0, help="Number of processes that read the data.")]
+OutputFormat = Annotated[
+    str, typer.Option(help="Results on stdout: text, json (an object a line) or csv (with a header).")
+]
+Overwrite = Annotated[bool, typer.Option(help="Replace earlier results of the same names.")]
+Threshold = Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is reported.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:1, mps ...; default: the machine's accelerator, or the CPU.", show_default=False
+    ),
+]
+ClassFilter = Annotated[str, typer.Option(metavar="A,B,...", help="Classes to report, with commas between them.")]
+Augmentation = Annotated[
+    str, typer.Option(help="Test-time augmentation: flip averages the scores of a picture and of its mirror image.")
+]
 Clips = Annotated[int, typer.Option(min=1, help="Clips of each video; 10 is usual.")]
 Limit = Annotated[int, typer.Option(min=1, help="Samples of each set to look at, evenly spread; default: all.")]
 Side = Annotated[int, typer.Option(min=1, help="Side of the input, in pixels; default: the weights'.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+    """Options of ``rescalenet predict`` in every task."""
+
+    workers: Workers = 0
+    format: OutputFormat = "text"
+    overwrite: Overwrite = False
+
+
+def chosen_classes(option: str | None, classes: Sequence[str], source: str) -> frozenset[str] | None:
+    """Return the classes that ``--classes`` names; None, which is all of them, without the option.
+
+    Args:
+        option: names with commas between them, or one name that has commas itself.
+        classes: names of all classes.
+        source: name of the weights, for the message.
+
+    Raises:
+        UserError: an unknown class.
+    """
+    if option is None:
+        return None
+    names = [option] if option in classes else [name.strip() for name in option.split(",") if name.strip()]
+    for name in names or [option]:
+        if name not in classes:
+            raise UserError(f"--classes: {name!r} is not a class of {source}{suggestion(name, classes)}")
+    return frozenset(names)
+
+
+def flips(option: str | None) -> bool:
+    """Return whether ``--tta`` averages over mirror images.
+
+    Raises:
+        UserError: another augmentation.
+    """
+    if option not in (None, "flip"):
+        raise UserError(f"--tta {option}: must be flip")
+    return option == "flip"
 
 
 def takes_task_options(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

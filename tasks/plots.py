@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from tasks.engine.records import EpochRecord, StepRecord, read_records
 from tasks.engine.records import read_log as read_log  # its place in 0.1.0
+from tasks.printing import printable
 from zoo.files import atomic_write
 
 
@@ -26,9 +28,39 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure as a PNG file, completely or not at all."""
-    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+def save_figure(figure: Any, path: Path, *, dpi: float = 120) -> None:
+    """Write a figure as a PNG file, completely or not at all; its texts are drawn as they are, see ``as_written``."""
+    as_written(figure)
+    with warnings.catch_warnings():
+        # a script that the font lacks is drawn as boxes, and would give a warning for each character
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=dpi, format="png"))
+
+
+def as_written(figure: Any) -> None:
+    """Have the names in a figure (titles, ticks, legends) drawn as they are: ``$`` begins no formula.
+
+    What would not be drawn is escaped, see ``tasks.printing.printable``. The numbers at the axes stay matplotlib's,
+    whose powers of ten are formulas.
+    """
+    from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter
+
+    axes = [axis for part in figure.axes for axis in (part.xaxis, part.yaxis)]
+    texts = figure.findobj(Text)  # makes the ticks too
+    numbers = set()
+    for axis in axes:
+        formatter = axis.get_major_formatter()
+        if isinstance(formatter, FuncFormatter):  # of the names that set_xticks and set_yticks got
+            axis.set_major_formatter(lambda x, position, named=formatter: printable(named(x, position)))
+        else:
+            numbers |= {
+                id(label) for tick in (*axis.majorTicks, *axis.minorTicks) for label in (tick.label1, tick.label2)
+            }
+    for text in texts:
+        if id(text) not in numbers:
+            text.set_parse_math(False)
+            text.set_text(printable(text.get_text(), lines=True))
 
 
 def curves(log: Path | dict[str, Path], path: Path, metric: str) -> None:
@@ -164,7 +196,7 @@ def draw_instances(image: Image.Image, instances: Sequence[Drawable], path: Path
     for instance, colour in worst_first:
         box = [scale * value for value in instance.box]
         pen.rectangle(box, outline=colour, width=1)
-        text = f"{instance.label} {instance.score:.0%}"
+        text = f"{printable(instance.label)} {instance.score:.0%}"
         if pen.textlength(text, font=font) <= box[2] - box[0]:  # a longer text would cover the neighbours
             pen.text((box[0] + 2, box[1]), text, fill=colour, font=font)
     atomic_write(path, lambda temporary: drawn.save(temporary, format="PNG"))

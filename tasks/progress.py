@@ -11,13 +11,15 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.status import Status
 
+from tasks.printing import printable
+
 _console = Console(stderr=True)
 _LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
 def print_line(message: str) -> None:
-    """Print one line on stderr."""
-    _console.print(message, highlight=False, markup=False, soft_wrap=True)
+    """Print one line on stderr; control characters and bytes that are not UTF-8 are escaped."""
+    _console.print(printable(message, lines=True), highlight=False, markup=False, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:
@@ -112,6 +114,6 @@ class StatusLine:
         """Show a line."""
         self.shown = time.monotonic()
         if self.status:
-            self.status.update(escape(text))
+            self.status.update(escape(printable(text)))
         else:
             print_line(text)

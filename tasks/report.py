@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
 from tasks.plots import contact_sheet
+from tasks.printing import Format, Results, printable
 
 SHEET_LIMIT = 60  # pictures on a contact sheet
 
 
 class Evaluation(NamedTuple):
-    """The result of an evaluation: metrics by name, and the lines that report it."""
+    """The result of an evaluation.
+
+    Attributes:
+        metrics: metrics by name.
+        lines: lines that report it.
+        per_class: row for each class.
+    """
 
     metrics: Mapping[str, float]
     lines: list[str]
+    per_class: Sequence[Mapping[str, Any]] = ()
 
 
 class Classified(Protocol):
@@ -53,21 +61,57 @@ def class_lines(table: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]
     return [*lines, "  ".join(f"{key} {value:.6g}" for key, value in metrics.items())]
 
 
+def print_evaluation(found: Evaluation, weights: str, data: str, format: Format) -> None:
+    """Print an evaluation on stdout: its lines, an object of JSON, or CSV with a row for each metric.
+
+    Args:
+        found: evaluation.
+        weights: name of the weights.
+        data: name of the set.
+        format: format of the output.
+    """
+    results = Results(format, ("metric", "value"))
+    content = {"weights": weights, "data": data, "metrics": found.metrics, "per_class": found.per_class}
+    results.add("\n".join(map(printable, found.lines)), content, list(found.metrics.items()))
+
+
+def print_prediction(results: Results, found: Classified) -> None:
+    """Print a file's classes with their scores: a line, an object, or a row for each class."""
+    pairs = list(zip(found.classes, found.scores, strict=True))
+    rows = [(found.file, rank, *pair) for rank, pair in enumerate(pairs, 1)]
+    results.add(prediction_line(found), vars(found), rows)
+
+
+CLASS_COLUMNS = ("file", "rank", "class", "score")  # of ``print_prediction``
+
+
 def prediction_line(found: Classified) -> str:
     """Format a file's classes with their scores in one line."""
-    return f"{found.file}: " + ", ".join(f"{k} {s:.1%}" for k, s in zip(found.classes, found.scores, strict=True))
+    shown = ", ".join(f"{k} {s:.1%}" for k, s in zip(found.classes, found.scores, strict=True))
+    return printable(f"{found.file}: {shown or 'nothing'}")
 
 
-def best_classes(scores: Any, classes: Sequence[str], top: int) -> tuple[list[str], list[float]]:
+def best_classes(
+    scores: Any,
+    classes: Sequence[str],
+    top: int,
+    *,
+    threshold: float = 0.0,
+    only: Container[str] | None = None,
+) -> tuple[list[str], list[float]]:
     """Return the ``top`` classes of highest score, best first, and their scores.
 
     Args:
         scores: score of each class, (classes,).
         classes: names of the classes.
         top: number of classes to return.
+        threshold: lowest score of a class to return.
+        only: classes to choose from; None: all.
     """
-    values, order = scores.topk(min(top, len(classes)))
-    return [classes[i] for i in order.tolist()], values.tolist()
+    values, order = scores.topk(len(classes) if only is not None else min(top, len(classes)))
+    pairs = [(classes[i], value) for i, value in zip(order.tolist(), values.tolist(), strict=True)]
+    best = [(name, value) for name, value in pairs if value >= threshold and (only is None or name in only)][:top]
+    return [name for name, _ in best], [value for _, value in best]
 
 
 class Sheet:
@@ -82,7 +126,8 @@ class Sheet:
         if len(self.pictures) < SHEET_LIMIT:
             picture.thumbnail((360, 360))
             self.pictures.append(picture)
-            self.captions.append(f"{found.classes[0]} {found.scores[0]:.0%}\n{Path(found.file).name[:28]}")
+            best = f"{printable(found.classes[0])} {found.scores[0]:.0%}" if found.classes else "nothing"
+            self.captions.append(f"{best}\n{printable(Path(found.file).name)[:28]}")
 
     def write(self, path: Path) -> None:
         """Write the PNG file, unless there are no pictures."""

@@ -20,6 +20,7 @@ from typing import Any
 from zoo.errors import ZooError
 
 _SAFE = re.compile(r"[A-Za-z0-9_-]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 _VARIABLE = re.compile(r"\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([^}]*)\})")
@@ -157,18 +158,33 @@ def flush_folder(path: Path) -> None:
             raise
 
 
+def encodable(text: str, *, escape: str = "\\") -> str:
+    r"""Return a text that can be encoded: bytes of a file name that are not UTF-8 become ``\xe9`` and so on.
+
+    Args:
+        text: text that may contain surrogates, which Python puts in the place of such bytes.
+        escape: begin of an escape; two backslashes in JSON, which is then read as one.
+    """
+
+    def escaped(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"{escape}x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"{escape}u{code:04x}"
+
+    return _SURROGATE.sub(escaped, text)
+
+
 def write_text(text: str, path: Path) -> None:
-    """Write a UTF-8 text file, completely or not at all."""
+    """Write a UTF-8 text file, completely or not at all; see ``encodable`` for bytes that are not UTF-8."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(encodable(text), encoding="utf-8")
 
     atomic_write(path, write)
 
 
 def write_json(content: Any, path: Path) -> None:
     """Write a JSON file, completely or not at all."""
-    write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
+    write_text(encodable(json.dumps(content, indent=1, ensure_ascii=False), escape="\\\\") + "\n", path)
 
 
 def safe_name(name: str, what: str, *, longest: int = 100) -> str:

@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from tasks.errors import DataError
-from tasks.options import BatchSize, Limit, Side, Top
+from tasks.options import (
+    Augmentation,
+    BatchSize,
+    ClassFilter,
+    Limit,
+    PredictOptions,
+    Side,
+    Threshold,
+    Top,
+    chosen_classes,
+    flips,
+)
 from tasks.spec import load_model
 
 if TYPE_CHECKING:
@@ -25,6 +34,7 @@ class ClassificationEvalOptions:
     """Options of ``rescalenet eval``."""
 
     batch_size: BatchSize = 256
+    tta: Augmentation | None = None
 
 
 def run_eval(
@@ -32,37 +42,70 @@ def run_eval(
 ) -> Evaluation:
     """Evaluate weights on a folder or list of images; writes ``metrics.json`` and ``confusion.png`` into ``out``."""
     from tasks.classification.data import describe_set, look_at_sample, read_set
-    from tasks.classification.evaluate import evaluate_weights
+    from tasks.classification.evaluate import evaluate_weights, with_failures
     from tasks.devices import process_state
     from tasks.progress import print_line
     from tasks.report import Evaluation, class_lines
 
-    images = read_set(data, entry.config.in_chans)
+    flip, images = flips(options.tta), read_set(data, entry.config.in_chans)
     if process_state().is_main_process:
         for line in [*describe_set(images), *look_at_sample(images)]:
             print_line(line)
-    counts = evaluate_weights(load_model(entry), entry, images, out=out, batch_size=options.batch_size, workers=workers)
-    metrics = counts.metrics()
-    return Evaluation(metrics, class_lines(counts.table(entry.classes), metrics, "images"))
+    failed: dict[str, str] = {}
+    counts = evaluate_weights(
+        load_model(entry),
+        entry,
+        images,
+        out=out,
+        batch_size=options.batch_size,
+        workers=workers,
+        flip=flip,
+        failed=failed,
+    )
+    metrics, table = with_failures(counts.metrics(), failed), counts.table(entry.classes)
+    return Evaluation(metrics, class_lines(table, metrics, "images"), table)
 
 
 @dataclass(frozen=True)
-class ClassificationPredictOptions:
+class ClassificationPredictOptions(PredictOptions):
     """Options of ``rescalenet predict``."""
 
     top: Top = 5
+    threshold: Threshold = 0.0
+    classes: ClassFilter | None = None
+    tta: Augmentation | None = None
+    batch_size: BatchSize = 32
 
 
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: ClassificationPredictOptions) -> bool:
     """Print the classes of pictures, and return whether any could be read."""
-    from tasks.classification.predict import classify_images
+    from tasks.classification.predict import FILES, classify_images
     from tasks.images import find_images
-    from tasks.report import prediction_line
+    from tasks.outputs import OutputFolder
+    from tasks.printing import Results, checked_format
+    from tasks.report import CLASS_COLUMNS, print_prediction
 
+    # Check the options and the folder before anything is computed.
+    format, flip = checked_format(options.format), flips(options.tta)
+    only = chosen_classes(options.classes, entry.classes, entry.name)
     files = find_images(inputs, entry.config.in_chans)
-    predictions, _ = classify_images(load_model(entry), entry, files, top=options.top, out=out)
-    for found in predictions:
-        typer.echo(prediction_line(found))
+    folder = None if out is None else OutputFolder(out, FILES, files, overwrite=options.overwrite)
+    # Classify; each result is printed at once.
+    model = load_model(entry)
+    results = Results(format, CLASS_COLUMNS)
+    predictions, _ = classify_images(
+        model,
+        entry,
+        files,
+        top=options.top,
+        threshold=options.threshold,
+        only=only,
+        flip=flip,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        out=folder,
+        report=lambda found: print_prediction(results, found),
+    )
     if not predictions:
         raise DataError(f"none of {len(files)} pictures could be read; the reasons are above")
     return True

@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 import zoo
 from tasks.classification.data import EvalSet, Images
-from tasks.devices import make_accelerator
+from tasks.devices import describe_run, make_accelerator
+from tasks.errors import DataError
 from tasks.metrics import ClassCounts, class_numbers
+from tasks.outputs import try_to_draw
 from tasks.plots import confusion_matrix
-from tasks.shards import own_batch_size, own_loader
+from tasks.progress import print_line
+from tasks.reading import report_unread
+from tasks.shards import gather_in_order, own_batch_size, own_loader
 from zoo.files import write_json
 from zoo.modules import evaluating
+
+
+class Unreadable(NamedTuple):
+    """An image that cannot be read: its number in the set, and the reason."""
+
+    number: int
+    reason: str
+
+
+class Readable(Dataset[Any]):
+    """The samples (image, label) of a set by index, or ``Unreadable``: an error would end the evaluation."""
+
+    def __init__(self, data: Dataset[Any]) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]  # a map-style set has a length
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.data[index]
+        except DataError as error:
+            return Unreadable(index, str(error))
+
+
+def separated(samples: list[Any]) -> tuple[Tensor, Tensor, list[Unreadable]]:
+    """Return the images (N, 3, size, size) and labels (N,) of the samples that could be read, and those that could not.
+
+    Without images, the first two are empty.
+    """
+    unread = [sample for sample in samples if isinstance(sample, Unreadable)]
+    read = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    images, labels = default_collate(read) if read else (torch.empty(0), torch.empty(0, dtype=torch.int64))
+    return images, labels, unread
 
 
 def eval_loader(data: Dataset[Any], accelerator: Accelerator, batch_size: int, workers: int = 0) -> DataLoader[Any]:
@@ -27,28 +65,37 @@ def eval_loader(data: Dataset[Any], accelerator: Accelerator, batch_size: int, w
     return own_loader(data, accelerator, own_batch_size(batch_size, accelerator), workers=workers)
 
 
+def class_scores(model: nn.Module, images: Tensor, *, flip: bool) -> Tensor:
+    """Return the softmax of the logits (N, classes); with ``flip`` its mean over the images and their mirror images."""
+    scores: Tensor = model(images).softmax(1)
+    return (scores + model(images.flip(-1)).softmax(1)) / 2 if flip else scores
+
+
 def evaluate(
     model: nn.Module,
-    loader: DataLoader[Any],
+    loader: Iterable[Any],
     classes: int,
     accelerator: Accelerator,
     *,
     inputs: Callable[[Any], Tensor],
+    flip: bool = False,
 ) -> ClassCounts:
     """Count the model's predictions on a set; every image counts once, on any number of ranks.
 
     Args:
         model: classifier, on the device.
-        loader: batches from ``eval_loader``.
+        loader: batches, as from ``eval_loader``.
         classes: number of classes.
         accelerator: processes of the run.
         inputs: function from a batch on the device to the model's input.
+        flip: whether scores are means over the image and its mirror image.
     """
     counts = ClassCounts.zero(classes)
     with evaluating(model), torch.no_grad(), accelerator.autocast():
         for batch in loader:
             batch = send_to_device(batch, accelerator.device, non_blocking=True)
-            counts.add(model(inputs(batch)), batch[1])
+            pixels = inputs(batch)
+            counts.add(class_scores(model, pixels, flip=True) if flip else model(pixels), batch[1])
     return sum_over_ranks(counts, accelerator)
 
 
@@ -67,8 +114,10 @@ def evaluate_weights(
     out: Path | None = None,
     batch_size: int = 256,
     workers: int = 0,
+    flip: bool = False,
+    failed: dict[str, str] | None = None,
 ) -> ClassCounts:
-    """Evaluate weights with the transform of their metadata.
+    """Evaluate weights with the transform of their metadata; images that cannot be read are reported and skipped.
 
     Args:
         model: net of the weights.
@@ -77,25 +126,70 @@ def evaluate_weights(
         out: folder for ``metrics.json`` (with the per-class table) and ``confusion.png``.
         batch_size: images of a forward on all ranks together.
         workers: number of data loading processes.
+        flip: whether scores are means over the image and its mirror image.
+        failed: mapping from image to reason, to which the images that cannot be read are added.
 
     Raises:
-        DataError: the weights lack a class of the set.
+        DataError: the weights lack a class of the set, or no image can be read.
     """
-    # The set's labels, as numbers of the weights' classes.
+    # 1. The set's labels, as numbers of the weights' classes.
     numbers = class_numbers(images.classes, weights)
     labels = [numbers[label] for label in images.labels]
     data = EvalSet(Images(weights.classes, labels, images.names, images.read), weights.transforms())
+    # 2. Count the predictions; each rank collects what it cannot read.
     accelerator = make_accelerator()
+    if accelerator.is_main_process:
+        print_line(describe_run(accelerator, "fp32"))
     model.to(accelerator.device)
-    loader = eval_loader(data, accelerator, batch_size, workers)
-    counts = evaluate(model, loader, len(weights.classes), accelerator, inputs=lambda batch: batch[0])
-    if out is not None and accelerator.is_main_process:
-        write_report(counts, weights.classes, out)
+    share = own_batch_size(batch_size, accelerator)
+    loader = own_loader(Readable(data), accelerator, share, workers=workers, collate=separated)
+    unread: dict[int, str] = {}
+    batches = _read_batches(loader, unread)
+    counts = evaluate(model, batches, len(weights.classes), accelerator, inputs=lambda batch: batch[0], flip=flip)
+    # 3. Report what is missing, and write the files on one rank.
+    missing = gather_in_order({number: (images.names[number], reason) for number, reason in unread.items()})
+    found = dict(missing)
+    if failed is not None:
+        failed.update(found)
+    if len(found) == len(images):
+        raise DataError(f"none of the {len(images)} images can be read; the first: {missing[0][1]}")
+    if accelerator.is_main_process:
+        report_unread(found, len(images), "images")
+        if out is not None:
+            write_report(counts, weights.classes, out, failed=found)
     return counts
 
 
-def write_report(counts: ClassCounts, classes: Sequence[str], out: Path) -> None:
-    """Write ``metrics.json`` and ``confusion.png`` into the folder ``out``."""
-    content = {"metrics": counts.metrics(), "per_class": counts.table(classes)}
+def _read_batches(loader: DataLoader[Any], unread: dict[int, str]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the images and labels that could be read, and note the others in ``unread`` by their number."""
+    for images, labels, missing in loader:
+        unread.update(missing)
+        if len(labels):
+            yield images, labels
+
+
+def with_failures(metrics: Mapping[str, float], failed: Mapping[str, str]) -> dict[str, float]:
+    """Return metrics with the number of images that could not be read."""
+    return {**metrics, "failed": len(failed)}
+
+
+def write_report(
+    counts: ClassCounts, classes: Sequence[str], out: Path, *, failed: Mapping[str, str] | None = None
+) -> None:
+    """Write ``metrics.json`` and ``confusion.png`` into the folder ``out``; a picture that fails costs a line.
+
+    Args:
+        counts: counts of the predictions.
+        classes: class names.
+        out: folder of the files.
+        failed: mapping from each image that could not be read to the reason.
+    """
+    failed = failed or {}
+    content = {
+        "metrics": with_failures(counts.metrics(), failed),
+        "per_class": counts.table(classes),
+        "failed": dict(failed),
+    }
     write_json(content, out / "metrics.json")
-    confusion_matrix(counts.confusion, classes, out / "confusion.png")
+    picture = out / "confusion.png"
+    try_to_draw(lambda: confusion_matrix(counts.confusion, classes, picture), picture)

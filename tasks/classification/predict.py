@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,13 +11,16 @@ from PIL import Image
 from torch import Tensor
 
 import zoo
+from tasks.classification.evaluate import class_scores
 from tasks.devices import best_device
-from tasks.files import read_each, report_unread
 from tasks.images import Exposures, read_picture, to_rgb
+from tasks.outputs import OutputFolder, try_to_draw
 from tasks.progress import print_line
+from tasks.reading import read_each, report_unread
 from tasks.report import Sheet, best_classes
 from tasks.shards import chunks
-from zoo.files import write_json
+
+FILES = ("predictions.json", "contact_sheet.png")  # what is written for all pictures together
 
 
 @dataclass
@@ -29,14 +32,37 @@ class ClassifiedImage:
     scores: list[float]
 
 
+class Reader:
+    """Function from a path to the net's input (C, size, size) and a small RGB picture; other processes can call it.
+
+    Args:
+        weights: input transform and number of channels.
+    """
+
+    def __init__(self, weights: zoo.Weights) -> None:
+        self.transform, self.channels = weights.transforms(), weights.config.in_chans
+
+    def __call__(self, path: Path) -> tuple[Tensor, Image.Image]:
+        picture = read_picture(path, self.channels)
+        pixels = self.transform(picture)
+        small = to_rgb(picture)
+        small.thumbnail((360, 360))  # a batch of large pictures would not fit into memory
+        return pixels, small
+
+
 def classify_images(
     model: zoo.Backbone,
     weights: zoo.Weights,
     files: Sequence[Path],
     *,
     top: int = 5,
+    threshold: float = 0.0,
+    only: Container[str] | None = None,
+    flip: bool = False,
     batch_size: int = 32,
-    out: Path | None = None,
+    workers: int = 0,
+    out: OutputFolder | None = None,
+    report: Callable[[ClassifiedImage], object] = lambda found: None,
 ) -> tuple[list[ClassifiedImage], dict[str, str]]:
     """Classify pictures, and report those that cannot be read.
 
@@ -45,41 +71,40 @@ def classify_images(
         weights: input transform and class names.
         files: paths of the pictures.
         top: number of classes to report for each picture.
+        threshold: lowest score that is reported.
+        only: classes to report; None: all.
+        flip: whether scores are means over the picture and its mirror image.
         batch_size: number of pictures of a forward.
-        out: folder for ``predictions.json`` and ``contact_sheet.png`` (of the first pictures).
+        workers: number of processes that read the pictures.
+        out: folder for ``FILES``; the contact sheet has the first pictures.
+        report: function that is called with each prediction at once, in the order of ``files``.
 
     Returns:
         Predictions in the order of ``files``, and the reason for each file that could not be read.
     """
-    transform, classes = weights.transforms(), weights.classes
     device = best_device()
     model.to(device).eval()
     predictions: list[ClassifiedImage] = []
     failed: dict[str, str] = {}
     sheet, exposures = Sheet(), Exposures()
-
-    def read(path: Path) -> tuple[Tensor, Image.Image]:
-        picture = read_picture(path, weights.config.in_chans)
-        pixels = transform(picture)  # (C, size, size)
-        small = to_rgb(picture)
-        small.thumbnail((360, 360))  # a batch of large pictures would not fit into memory
-        return pixels, small
-
-    # Predict batch by batch, while the files are read.
+    # 1. Predict batch by batch, while the files are read.
+    opened = read_each(files, Reader(weights), failed, workers=workers, quiet_up_to=batch_size)
     with torch.inference_mode():
-        for batch in chunks(read_each(files, read, failed, quiet_up_to=batch_size), batch_size):
-            inputs = torch.stack([opened.content[0] for opened in batch])  # (N, 3, size, size)
-            scores = model(inputs.to(device)).softmax(1).cpu()  # (N, classes)
-            for opened, row in zip(batch, scores, strict=True):
-                predictions.append(ClassifiedImage(str(opened.path), *best_classes(row, classes, top)))
-                exposures.add(str(opened.path), opened.content[1])
-                sheet.add(opened.content[1], predictions[-1])
-    # Report and write the results.
+        for batch in chunks(opened, batch_size):
+            inputs = torch.stack([file.content[0] for file in batch])  # (N, C, size, size)
+            scores = class_scores(model, inputs.to(device), flip=flip).cpu()  # (N, classes)
+            for file, row in zip(batch, scores, strict=True):
+                best = best_classes(row, weights.classes, top, threshold=threshold, only=only)
+                predictions.append(ClassifiedImage(str(file.path), *best))
+                report(predictions[-1])
+                exposures.add(str(file.path), file.content[1])
+                sheet.add(file.content[1], predictions[-1])
+    # 2. Report what is missing, and write the files; the picture may fail.
     report_unread(failed, len(files))
     for line in exposures.lines():
         print_line(line)
     if out is not None:
         content = {"weights": weights.name, "predictions": [asdict(p) for p in predictions], "failed": failed}
-        write_json(content, out / "predictions.json")
-        sheet.write(out / "contact_sheet.png")
+        out.write_json(content, "predictions.json")
+        try_to_draw(lambda: sheet.write(out.path / "contact_sheet.png"), out.path / "contact_sheet.png")
     return predictions, failed

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tasks.errors import UserError
-from tasks.options import BatchSize
+from tasks.options import BatchSize, ClassFilter, PredictOptions, Threshold, chosen_classes
 from tasks.spec import load_model
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def run_eval(
     """Evaluate a detector by COCO's metrics, of all objects and of each category."""
     from tasks.detection.coco import load_coco
     from tasks.detection.evaluate import all_metrics, evaluate_weights
+    from tasks.devices import process_state
     from tasks.progress import print_line
     from tasks.report import Evaluation
 
@@ -43,48 +44,74 @@ def run_eval(
         raise UserError("a detector's evaluation needs --images FOLDER or --images FILE.zip, which has the images")
     model = load_model(entry)
     coco = load_coco(data, options.images, masks=model.has_masks, check="header")
-    for line in coco.report():
-        print_line(line)
+    if process_state().is_main_process:
+        for line in coco.report():
+            print_line(line)
     reports = evaluate_weights(
         model, entry, coco, out=out, fast=options.fast, batch_size=options.batch_size, workers=workers
     )
     # The lines of pycocotools, then a table with a row for each category and a column for each kind.
     lines = [f"{kind}\n{report.text}" for kind, report in reports.items()]
     lines.append(f"{'category':<24}" + "".join(f"{kind:>8}" for kind in reports))
+    rows = []
     for name in coco.names:
-        values = (report.per_category[name] for report in reports.values())
-        lines.append(f"{name:<24}" + "".join(f"{'-' if v < 0 else format(v, '.3f'):>8}" for v in values))
-    return Evaluation(all_metrics(reports), lines)
+        values = {kind: report.per_category[name] for kind, report in reports.items()}
+        lines.append(f"{name:<24}" + "".join(f"{'-' if v < 0 else format(v, '.3f'):>8}" for v in values.values()))
+        rows.append({"class": name, **{f"{kind}_ap": None if v < 0 else v for kind, v in values.items()}})
+    return Evaluation(all_metrics(reports), lines, rows)
 
 
 @dataclass(frozen=True)
-class DetectionPredictOptions:
+class DetectionPredictOptions(PredictOptions):
     """Options of ``rescalenet predict``."""
 
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is reported.")] = 0.5
+    threshold: Threshold = 0.5
+    classes: ClassFilter | None = None
     tile: Annotated[int | None, typer.Option(min=1, help="Side of tiles for large pictures, in pixels.")] = None
     overlap: Annotated[
         int | None, typer.Option(min=0, help="Overlap of tiles, in pixels; default: a quarter of a tile.")
     ] = None
+    batch_size: BatchSize = 1
 
 
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: DetectionPredictOptions) -> bool:
     """Print the objects in pictures, and return whether any picture could be read."""
-    from tasks.detection.predict import detect_objects
+    from tasks.detection.predict import FILES, Detections, checked_overlap, detect_objects
     from tasks.images import find_images
+    from tasks.outputs import OutputFolder
+    from tasks.printing import Results, checked_format, printable
+
+    # Check the options and the folder before anything is computed.
+    format = checked_format(options.format)
+    only = chosen_classes(options.classes, entry.classes, entry.name)
+    if options.tile is not None:
+        checked_overlap(options.tile, options.overlap)
+    files = find_images(inputs)
+    folder = None if out is None else OutputFolder(out, FILES, files, overwrite=options.overwrite)
+    # Detect; the objects of each picture are printed at once.
+    model = load_model(entry)
+    results = Results(format, ("file", "class", "score", "x1", "y1", "x2", "y2"))
+
+    def report(found: Detections) -> None:
+        """Print the number of objects of each class, an object of JSON, or a row for each object."""
+        counts = Counter(instance.label for instance in found.instances)
+        line = f"{found.file}: " + (", ".join(f"{n} {label}" for label, n in counts.most_common()) or "nothing")
+        rows = [(found.file, instance.label, instance.score, *instance.box) for instance in found.instances]
+        results.add(printable(line), found.to_json(), rows)
 
     found, _ = detect_objects(
-        load_model(entry),
+        model,
         entry,
-        find_images(inputs),
+        files,
         threshold=options.threshold,
+        only=only,
         tile=options.tile,
         overlap=options.overlap,
-        out=out,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        out=folder,
+        report=report,
     )
-    for p in found:
-        counts = Counter(instance.label for instance in p.instances)
-        typer.echo(f"{p.file}: " + (", ".join(f"{n} {label}" for label, n in counts.most_common()) or "nothing"))
     return bool(found)
 
 

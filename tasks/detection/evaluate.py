@@ -21,9 +21,9 @@ import zoo
 from tasks.detection.coco import Coco
 from tasks.detection.data import EvalSet
 from tasks.detection.detector import Detector
-from tasks.devices import make_accelerator
+from tasks.devices import describe_run, make_accelerator
 from tasks.errors import DataError, UserError
-from tasks.progress import Progress
+from tasks.progress import Progress, print_line
 from tasks.shards import as_list, gather_in_order, own_loader
 from zoo.errors import suggestion
 from zoo.files import write_json
@@ -252,6 +252,8 @@ def evaluate_weights(
     """
     categories = categories_of(data, weights.classes, weights.name)
     accelerator = make_accelerator()
+    if accelerator.is_main_process:
+        print_line(describe_run(accelerator, "fp32"))
     model.to(accelerator.device)
     results = detect(
         model, data, accelerator, categories=categories, batch_size=batch_size, workers=workers, progress=True

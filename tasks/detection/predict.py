@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,15 @@ from tasks.detection.detector import Detector
 from tasks.detection.evaluate import CocoResult
 from tasks.devices import best_device
 from tasks.errors import UserError
-from tasks.files import read_each, report_unread
 from tasks.images import read_image
+from tasks.outputs import OutputFolder, try_to_draw, unique_stems
 from tasks.plots import draw_instances
 from tasks.progress import print_line
-from zoo.files import write_json
+from tasks.reading import read_each, report_unread
+from tasks.shards import chunks
 
+FILES = ("predictions.json",)  # what is written for all pictures together
+DRAWN = ".objects.png"  # ending of a picture's drawn copy
 CLIPPED = 0.5  # a cut part of an object is dropped if more than this share of it lies in a kept object
 
 
@@ -158,6 +163,7 @@ def detect_image(
     threshold: float = 0.5,
     tile: int | None = None,
     overlap: int | None = None,
+    batch_size: int = 1,
 ) -> list[Instance]:
     """Detect the objects in a picture, best first.
 
@@ -168,29 +174,54 @@ def detect_image(
         threshold: lowest score that is reported.
         tile: side in pixels of the squares that a larger picture is cut into; None: the picture is not cut.
         overlap: overlap of neighbouring tiles, in pixels, more than an object's size; None: a quarter of the tile.
+        batch_size: number of tiles of a forward.
 
     Raises:
         UserError: the overlap is not less than the tile.
     """
     # A small picture goes through the net as one.
-    device = next(model.parameters()).device
-    pixels = v2.functional.pil_to_tensor(image).to(device).float() / 255  # (3, H, W)
-    height, width = pixels.shape[-2:]
-    if tile is None or max(height, width) <= tile:
-        with torch.inference_mode():
-            return to_instances(model([pixels])[0], classes, threshold)
+    if tile is None or max(image.size) <= tile:
+        return detect_whole(model, [image], classes, threshold)[0]
     # A large one goes through it tile by tile.
+    overlap = checked_overlap(tile, overlap)
+    pixels = _pixels(model, image)  # (3, H, W)
+    parts: list[tuple[Instance, bool]] = []
+    corners = product(tile_corners(image.height, tile, overlap), tile_corners(image.width, tile, overlap))
+    for batch in chunks(corners, batch_size):
+        pieces = [pixels[:, y : y + tile, x : x + tile] for y, x in batch]  # (3, <= tile, <= tile) each
+        with torch.inference_mode():
+            outputs = model(pieces)
+        for (y, x), piece, output in zip(batch, pieces, outputs, strict=True):
+            size = piece.shape[-1], piece.shape[-2]
+            parts += [_placed(part, x, y, image.size, size) for part in to_instances(output, classes, threshold)]
+    return merge_tiles(parts)
+
+
+def detect_whole(
+    model: Detector, images: Sequence[Image.Image], classes: Sequence[str], threshold: float
+) -> list[list[Instance]]:
+    """Detect the objects in each of some pictures in one forward, see ``detect_image``."""
+    with torch.inference_mode():
+        outputs = model([_pixels(model, image) for image in images])
+    return [to_instances(output, classes, threshold) for output in outputs]
+
+
+def checked_overlap(tile: int, overlap: int | None) -> int:
+    """Return the overlap of tiles, by default a quarter of a tile.
+
+    Raises:
+        UserError: the overlap is not less than the tile.
+    """
     overlap = tile // 4 if overlap is None else overlap
     if not 0 <= overlap < tile:
         raise UserError(f"overlap={overlap}: must be >= 0 and < tile={tile}")
-    parts: list[tuple[Instance, bool]] = []
-    for y in tile_corners(height, tile, overlap):
-        for x in tile_corners(width, tile, overlap):
-            piece = pixels[:, y : y + tile, x : x + tile]  # (3, <= tile, <= tile)
-            with torch.inference_mode():
-                found = to_instances(model([piece])[0], classes, threshold)
-            parts += [_placed(part, x, y, (width, height), (piece.shape[-1], piece.shape[-2])) for part in found]
-    return merge_tiles(parts)
+    return overlap
+
+
+def _pixels(model: Detector, image: Image.Image) -> Tensor:
+    """Return an RGB picture as (3, H, W) in 0..1 on the device of the model."""
+    device = next(model.parameters()).device
+    return v2.functional.pil_to_tensor(image).to(device).float() / 255
 
 
 def _placed(part: Instance, x: int, y: int, picture: tuple[int, int], tile: tuple[int, int]) -> tuple[Instance, bool]:
@@ -217,7 +248,8 @@ def draw_results(
     data: Coco, results: Sequence[CocoResult], out: Path, *, count: int = 4, threshold: float = 0.5
 ) -> None:
     """Draw the detections of an evaluation in the set's first images that have objects: ``out/NAME.png``."""
-    for record in [image for image in data.images if image.annotations][:count]:
+    records = [image for image in data.images if image.annotations][:count]
+    for record, stem in zip(records, unique_stems([Path(r.file_name) for r in records]), strict=True):
         found = []
         for result in (r for r in results if r["image_id"] == record.id and r["score"] >= threshold):
             x, y, w, h = result["bbox"]
@@ -226,7 +258,7 @@ def draw_results(
             if "segmentation" in result:
                 instance.mask, instance.corner = _crop(rle.decode(result["segmentation"]).astype(bool))
             found.append(instance)
-        draw_instances(data.read(record), found, out / f"{Path(record.file_name).stem}.png")
+        draw_instances(data.read(record), found, out / f"{stem}.png")
 
 
 def detect_objects(
@@ -235,9 +267,13 @@ def detect_objects(
     files: Sequence[Path],
     *,
     threshold: float = 0.5,
+    only: Container[str] | None = None,
     tile: int | None = None,
     overlap: int | None = None,
-    out: Path | None = None,
+    batch_size: int = 1,
+    workers: int = 0,
+    out: OutputFolder | None = None,
+    report: Callable[[Detections], object] = lambda found: None,
 ) -> tuple[list[Detections], dict[str, str]]:
     """Detect objects in pictures, and report those that cannot be read.
 
@@ -246,23 +282,40 @@ def detect_objects(
         weights: class names.
         files: paths of the pictures.
         threshold: lowest score that is reported.
+        only: classes to report; None: all.
         tile, overlap: side and overlap of tiles in pixels, see ``detect_image``.
-        out: folder for ``predictions.json`` and a drawn copy of each picture.
+        batch_size: number of pictures, or of tiles of a picture, of a forward.
+        workers: number of processes that read the pictures.
+        out: folder for ``FILES`` and ``NAME.objects.png``, a drawn copy of each picture.
+        report: function that is called with the objects of each picture at once, in the order of ``files``.
 
     Returns:
         Predictions in the order of ``files``, and the reason for each file that could not be read.
     """
+    # 1. Choose the names of the files before anything is computed.
+    stems = [] if out is None else out.stems(files, [DRAWN])
     model.to(best_device()).eval()
     predictions: list[Detections] = []
     failed: dict[str, str] = {}
     shrunk = 0
-    for path, stem, image in read_each(files, read_image, failed):
-        shrunk += tile is None and max(image.size) > 2 * model.input.max_size
-        found = detect_image(model, image, weights.classes, threshold=threshold, tile=tile, overlap=overlap)
-        predictions.append(Detections(str(path), *image.size, found))
+    # 2. Detect batch by batch; the objects are reported before they are drawn.
+    for batch in chunks(read_each(files, read_image, failed, workers=workers), batch_size):
+        images = [opened.content for opened in batch]
+        shrunk += sum(tile is None and max(image.size) > 2 * model.input.max_size for image in images)
+        if tile is None:
+            each = detect_whole(model, images, weights.classes, threshold)
+        else:
+            options = {"threshold": threshold, "tile": tile, "overlap": overlap, "batch_size": batch_size}
+            each = [detect_image(model, image, weights.classes, **options) for image in images]
+        for opened, found in zip(batch, each, strict=True):
+            kept = [instance for instance in found if only is None or instance.label in only]
+            predictions.append(Detections(str(opened.path), *opened.content.size, kept))
+            report(predictions[-1])
         if out is not None:
-            draw_instances(image, found, out / f"{stem}.png")
-    # Report and write the results.
+            for opened, detections in zip(batch, predictions[-len(batch) :], strict=True):
+                target = out.path / f"{stems[opened.number]}{DRAWN}"
+                try_to_draw(partial(draw_instances, opened.content, detections.instances, target), target)
+    # 3. Report what is missing, and write the results.
     report_unread(failed, len(files))
     if shrunk:
         print_line(
@@ -275,5 +328,5 @@ def detect_objects(
             "predictions": [p.to_json() for p in predictions],
             "failed": failed,
         }
-        write_json(content, out / "predictions.json")
+        out.write_json(content, "predictions.json")
     return predictions, failed

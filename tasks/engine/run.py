@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 import zoo
 from tasks import config as cfg
-from tasks.devices import crowded, dtype_of, make_accelerator
+from tasks.devices import crowded, describe_run, dtype_of, make_accelerator
 from tasks.engine.average import WeightAverage
 from tasks.engine.fingerprint import Fingerprint
 from tasks.engine.gradients import GradientChanges
@@ -87,7 +87,7 @@ class Run:
         """Read the folder and build all parts; see the class for the arguments and errors."""
         state = share_state(self.accelerator, on_main(self.accelerator, lambda: self._read_folder(resume)))
         if self.main:
-            print_line(self._describe())
+            print_line(describe_run(self.accelerator, self.train.precision))
             if self.accelerator.device.type == "cpu" and (warning := crowded()):
                 print_line(warning)
         self.at = Position() if state is None else state["position"]
@@ -120,13 +120,6 @@ class Run:
         if train.batch_size % (ranks := accelerator.num_processes):
             raise TrainingError(f"train.batch_size={train.batch_size} must be a multiple of the {ranks} processes")
         return accelerator
-
-    def _describe(self) -> str:
-        """Describe device, precision, processes and torch in one line."""
-        device, ranks = self.accelerator.device, self.accelerator.num_processes
-        name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
-        processes = "1 process" if ranks == 1 else f"{ranks} processes"
-        return f"device {device}{name}, precision {self.train.precision}, {processes}, torch {torch.__version__}"
 
     def _read_folder(self, resume: bool) -> dict[str, Any] | None:
         """Check the run's folder, and return the state to resume from, if any."""

@@ -27,7 +27,7 @@ _POLL = 0.2  # seconds between looks at the processes
 
 
 # the command line of this package: -P keeps a module of the working directory from taking the place of one of ours
-PROGRAM = (sys.executable, "-P", "-m", "tasks.cli")
+PROGRAM = (sys.executable, "-P", "-m", "rescalenet_zoo")
 # what torchrun sets for its processes, and a process alone must not have
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -40,19 +40,28 @@ class Slots:
         jobs: number of processes.
         threads: CPU threads of each.
         program: command line of ``rescalenet`` without its arguments.
+        device: device of all processes; None: GPUs in turn, or the CPU.
     """
 
     jobs: int
     threads: int
     program: tuple[str, ...] = PROGRAM
+    device: str | None = None
 
     @classmethod
     def of_machine(
-        cls, jobs: int | None = None, threads: int | None = None, program: tuple[str, ...] = PROGRAM
+        cls,
+        jobs: int | None = None,
+        threads: int | None = None,
+        program: tuple[str, ...] = PROGRAM,
+        device: str | None = None,
     ) -> Slots:
-        """Return slots for this machine: by default one process for each GPU (at least one), and all CPUs shared."""
-        jobs = jobs or max(1, torch.cuda.device_count())
-        return cls(jobs, threads or max(1, available_cpus() // jobs), program)
+        """Return slots for this machine: by default one process for each GPU (at least one), and all CPUs shared.
+
+        With a ``device`` all processes use it, and one runs at a time by default.
+        """
+        jobs = jobs or max(1, torch.cuda.device_count() if device is None else 1)
+        return cls(jobs, threads or max(1, available_cpus() // jobs), program, device)
 
     def environment(self, slot: int) -> dict[str, str]:
         """Return the environment of the process in a slot.
@@ -64,13 +73,13 @@ class Slots:
         content["OMP_NUM_THREADS"] = str(self.threads)
         content["OMP_WAIT_POLICY"] = "PASSIVE"
         content[PARENT] = str(os.getpid())
-        if devices := visible_gpus():
+        if self.device is None and (devices := visible_gpus()):
             content["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
         return content
 
     def start(self, slot: int, arguments: Sequence[str], **pipes: Any) -> subprocess.Popen[Any]:
         """Start ``rescalenet ARGUMENTS`` in a slot."""
-        line = [*self.program, *arguments]
+        line = [*self.program, *arguments, *([] if self.device is None else ["--device", self.device])]
         return subprocess.Popen(line, env=self.environment(slot), stdin=subprocess.DEVNULL, **pipes)
 
 
@@ -89,13 +98,14 @@ def program_of(started: str) -> tuple[str, ...]:
             ``tasks.cli.main`` (docs/extending.md).
     """
     path = Path(started)
-    extended = path.suffix == ".py" and path.is_file() and path.resolve() != Path(cli_file()).resolve()
+    extended = path.suffix == ".py" and path.is_file() and path.resolve() not in own_files()
     return (sys.executable, str(path.resolve())) if extended else PROGRAM
 
 
-def cli_file() -> str:
-    """Return the file of ``tasks.cli``, which is started by ``python -m tasks.cli``."""
-    return str(Path(__file__).parents[1] / "cli.py")
+def own_files() -> list[Path]:
+    """Return the files that ``python -m tasks.cli`` and ``python -m rescalenet_zoo`` start."""
+    root = Path(__file__).resolve().parents[2]
+    return [root / "tasks" / "cli.py", root / "rescalenet_zoo" / "__main__.py"]
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.files import atomic_write
+from tasks.plots import new_figure, save_figure
 from zoo.nets.transformer import CrossAttention, Transformer
 from zoo.text import EOS, Tokenizer
 
@@ -49,19 +49,17 @@ def attention_picture(model: Transformer, coder: Tokenizer, source: str, target:
         target: translation of the source.
         path: path of the picture.
     """
-    from matplotlib.figure import Figure
-
     device = model.encoder_embedding.weight.device
     tokens = coder([source])
     (ids,) = coder.target.encode([target])
     weights = cross_attention(model, tokens.to(device), torch.tensor([[EOS, *ids]], device=device))
     grid = weights.mean((0, 2))[0].cpu()  # (layers, 1, heads, T, S) -> (T, S)
     columns, rows = coder.source.pieces(tokens[0].tolist()), [*coder.target.pieces(ids), "</s>"]
-    figure = Figure(figsize=(1.5 + 0.32 * len(columns), 1.5 + 0.26 * len(rows)), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
+    figure = new_figure(1.5 + 0.32 * len(columns), 1.5 + 0.26 * len(rows))
+    axes = figure.subplots()
     axes.imshow(grid.numpy(), cmap="Blues", vmin=0, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=90)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel("source")
     axes.set_ylabel("translation")
-    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
+    save_figure(figure, path, dpi=150)

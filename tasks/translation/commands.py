@@ -9,19 +9,23 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tasks.errors import UserError
-from tasks.options import BatchSize
+from tasks.options import BatchSize, PredictOptions
 from tasks.progress import print_line
 
 if TYPE_CHECKING:
     import zoo
     from tasks.report import Evaluation
     from tasks.translation import search
+
+
+FILE = "translations.json"  # what ``predict`` writes for all sentences together
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,15 @@ def run_eval(
     entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: TranslationEvalOptions
 ) -> Evaluation:
     """Translate a set and return BLEU and chrF; write ``hypotheses.txt`` and ``metrics.json``."""
-    from tasks.devices import process_state
+    from tasks.devices import describe_run, process_state
     from tasks.report import Evaluation
     from tasks.translation.evaluate import as_dict, evaluate_pairs, read_set
     from tasks.translation.search import Beam
     from zoo.files import write_json, write_text
 
     pairs = read_set(entry, data)
+    if process_state().is_main_process:
+        print_line(describe_run(process_state(), "fp32"))
     settings = Beam(beam=options.beam, length_penalty=options.length_penalty)
     scores, texts = evaluate_pairs(
         entry, pairs, settings, batch_size=options.batch_size, tokenized=options.tokenized, progress=True
@@ -58,7 +64,7 @@ def run_eval(
 
 
 @dataclass(frozen=True)
-class TranslationPredictOptions:
+class TranslationPredictOptions(PredictOptions):
     """Options of ``rescalenet predict``. Those of beam search exclude those of sampling; None is the default."""
 
     nbest: Annotated[int, typer.Option(min=1, help="Print number, score and text of this many.")] = 1
@@ -112,35 +118,42 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         UserError: options that exclude each other (``TranslationPredictOptions.search``), or ``attention`` without
             ``out``.
     """
+    from tasks.outputs import OutputFolder, try_to_draw
+    from tasks.printing import Results, checked_format
     from tasks.translation.attention import attention_picture
     from tasks.translation.evaluate import load_folded
-    from tasks.translation.predict import Translated, Translator
-    from zoo.files import write_json
+    from tasks.translation.predict import Translator
 
-    # 1. Check the options and load the net. On a terminal, each sentence is translated as soon as it is typed.
+    # 1. Check the options and the folder, and load the net. On a terminal, each sentence is translated as it is typed.
     settings, nbest, size = options.search(), options.nbest, options.batch_size
+    format = checked_format(options.format)
     inputs = inputs or ["-"]
+    if options.attention and out is None:
+        raise UserError("--attention writes pictures: give their folder with --out FOLDER")
+    sources = [Path(argument) for argument in inputs if os.path.isfile(argument)]
+    folder = None if out is None else OutputFolder(out, [FILE], sources, overwrite=options.overwrite)
     model, coder = load_folded(entry)
     interactive = inputs == ["-"] and sys.stdin.isatty()
     translator = Translator(model, coder, settings, window=1 if interactive else 8 * size, batch_size=size)
-    if options.attention and out is None:
-        raise UserError("--attention writes pictures: give their folder with --out FOLDER")
     if interactive:
         print_line(f"{entry.name}: type sentences, one a line; end with Ctrl-D")
     # 2. Translate and print.
-    done: list[Translated] = []
+    results = Results(format, ("line", "rank", "score", "source", "text"))
+    done: list[dict[str, Any]] = []
     for number, result in enumerate(translator(_lines(inputs)), 1):
-        for text, value in list(zip(result.texts, result.scores, strict=True))[:nbest]:
-            typer.echo(text if nbest == 1 else f"{number}\t{value:.4f}\t{text}")
-        sys.stdout.flush()
-        if out is not None:
-            done.append(result)
+        pairs = list(zip(result.texts, result.scores, strict=True))[:nbest]
+        line = "\n".join(text if nbest == 1 else f"{number}\t{value:.4f}\t{text}" for text, value in pairs)
+        content = {"source": result.source, "texts": result.texts[:nbest], "scores": result.scores[:nbest]}
+        rows = [(number, rank, value, result.source, text) for rank, (text, value) in enumerate(pairs, 1)]
+        results.add(line, content, rows)
+        if folder is not None:
+            done.append(content)
             if options.attention and result.texts[0]:
-                attention_picture(model, coder, result.source, result.texts[0], out / f"attention_{number}.png")
+                path = folder.path / f"attention_{number}.png"
+                try_to_draw(partial(attention_picture, model, coder, result.source, result.texts[0], path), path)
     # 3. Write the translations as JSON.
-    if out is not None:
-        rows = [{"source": r.source, "texts": r.texts[:nbest], "scores": r.scores[:nbest]} for r in done]
-        write_json(rows, out / "translations.json")
+    if folder is not None:
+        folder.write_json(done, FILE)
     return True
 
 

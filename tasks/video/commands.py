@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tasks.options import BatchSize, Clips, Side, Top
+from tasks.errors import UserError
+from tasks.options import BatchSize, Clips, PredictOptions, Side, Top
 from tasks.spec import load_model
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ def run_eval(entry: zoo.Weights, data: Path, out: Path | None, workers: int, opt
     )
     if process_state().is_main_process:
         report_failures(result.failures, len(videos), "evaluation")
-    metrics = result.metrics()
-    return Evaluation(metrics, class_lines(result.table(), metrics, "videos"))
+    metrics, table = result.metrics(), result.table()
+    return Evaluation(metrics, class_lines(table, metrics, "videos"), table)
 
 
 @dataclass(frozen=True)
-class VideoPredictOptions:
+class VideoPredictOptions(PredictOptions):
     """Options of ``rescalenet predict``."""
 
     top: Top = 5
@@ -66,27 +67,40 @@ class VideoPredictOptions:
     window: Annotated[float | None, typer.Option(help="Length of a timeline's windows, in seconds.")] = None
     step: Annotated[float | None, typer.Option(help="Time between windows, in seconds; default: half a window.")] = None
     annotate: Annotated[bool, typer.Option(help="Write annotated copies.")] = False
+    batch_size: BatchSize = 8
 
 
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: VideoPredictOptions) -> bool:
     """Print the classes of videos, write timelines and annotated copies; return whether any could be read."""
-    from tasks.report import prediction_line
-    from tasks.video.predict import classify_videos
+    from tasks.outputs import OutputFolder
+    from tasks.printing import Results, checked_format
+    from tasks.report import CLASS_COLUMNS, print_prediction
+    from tasks.video.predict import FILES, classify_videos
     from tasks.video.sources import find_videos
 
+    # Check the options and the folder before anything is computed.
+    format = checked_format(options.format)
+    if options.annotate and out is None:
+        raise UserError("--annotate writes videos: leave --no-files out")
+    files = find_videos(inputs)
+    folder = None if out is None else OutputFolder(out, FILES, files, overwrite=options.overwrite)
+    # Classify; each result is printed at once.
+    model = load_model(entry)
+    results = Results(format, CLASS_COLUMNS)
     predictions, _ = classify_videos(
-        load_model(entry),
+        model,
         entry,
-        find_videos(inputs),
+        files,
         top=options.top,
         clips=options.clips,
         window=options.window,
         step=options.step,
         annotate=options.annotate,
-        out=out,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        out=folder,
+        report=lambda found: print_prediction(results, found),
     )
-    for found in predictions:
-        typer.echo(prediction_line(found))
     return bool(predictions)
 
 

@@ -14,12 +14,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import zoo
-from tasks.devices import make_accelerator
+from tasks.devices import describe_run, make_accelerator
 from tasks.errors import DataError
 from tasks.inputs import standardise
 from tasks.metrics import ClassCounts, class_numbers
+from tasks.outputs import try_to_draw
 from tasks.plots import confusion_matrix
-from tasks.progress import Progress
+from tasks.progress import Progress, print_line
 from tasks.shards import as_list, gather_in_order, own_batch_size, own_loader
 from tasks.video.data import EvalSet, index_videos
 from tasks.video.index import Index
@@ -303,6 +304,8 @@ def evaluate_weights(
     indexed = index_videos(Videos(weights.classes, relabelled), index, workers=workers)
     # 2. Evaluate, and write the files on one rank.
     accelerator = make_accelerator()
+    if accelerator.is_main_process:
+        print_line(describe_run(accelerator, "fp32"))
     model.to(accelerator.device).to(memory_format=torch.channels_last_3d)
     result = evaluate(
         model,
@@ -324,4 +327,5 @@ def write_report(result: VideoResult, out: Path) -> None:
     content = {"metrics": result.metrics(), "per_class": result.table(), "failed": result.failures}
     write_json(content, out / "metrics.json")
     save_predictions(result, out / "predictions.npz")
-    confusion_matrix(result.counts(result.scores).confusion, result.classes, out / "confusion.png")
+    picture = out / "confusion.png"
+    try_to_draw(lambda: confusion_matrix(result.counts(result.scores).confusion, result.classes, picture), picture)

@@ -54,13 +54,16 @@ def panels(text: str) -> dict[str, set[str]]:
 
 def test_options_are_grouped_by_task():
     found = panels(help_of("predict")[0])
-    assert found["Options"] == {"--out", "--help"}
+    shared = {"--out", "--overwrite", "--format", "--workers", "--batch-size", "--device", "--help"}
+    assert found["Options"] == {*shared, "--no-files"}
     assert found["Classification and video"] == {"--top"}
-    assert found["Detection"] == {"--threshold", "--tile", "--overlap"}
+    assert found["Classification and detection"] == {"--threshold", "--classes"}
+    assert found["Classification"] == {"--tta"}
+    assert found["Detection"] == {"--tile", "--overlap"}
     assert found["Video"] == {"--clips", "--window", "--step", "--annotate"}
-    assert {"--beam", "--nbest", "--sample", "--attention", "--batch-size"} < found["Translation"]
+    assert {"--beam", "--nbest", "--sample", "--attention"} < found["Translation"]
     found = panels(help_of("eval")[0])
-    assert found["Options"] == {"--out", "--workers", "--batch-size", "--help"}
+    assert found["Options"] == shared
     assert found["Detection"] == {"--images", "--fast"}
     assert panels(help_of("export")[0])["Classification and video"] == {"--size"}
 

@@ -1,7 +1,6 @@
 """Shared modules: each rank's part, metrics of classifiers, held-out lists, inputs that are read one by one."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 
 from tasks import config, shards
 from tasks.errors import DataError, UserError
-from tasks.files import find_files, read_each, report_unread
+from tasks.files import find_files
 from tasks.metrics import ClassCounts, class_numbers
 from tasks.report import Sheet, best_classes, class_lines, prediction_line
 from tasks.splits import read_holdout, require_same_classes, split_sets
@@ -112,28 +111,6 @@ def test_different_classes_are_named():
     require_same_classes(["a", "b"], ("a", "b"), "x and y")
     with pytest.raises(DataError, match="^x and y have different classes, e.g. 'c'$"):
         require_same_classes(["a", "b"], ["a", "c", "b"], "x and y")
-
-
-def test_files_that_cannot_be_read_are_collected(tmp_path, capsys):
-    files = [tmp_path / name for name in ("a/x.txt", "b/x.txt", "c.txt", "x_2.txt")]
-
-    def read(path: Path) -> str:
-        if path.name == "c.txt":
-            raise DataError(f"{path}: no")
-        return path.name
-
-    failed: dict[str, str] = {}
-    found = list(read_each(files, read, failed))
-    assert [path for path, _, _ in found] == [files[0], files[1], files[3]]
-    stems = [stem for _, stem, _ in found]
-    assert stems[:2] == ["x", "x_2"]
-    assert len(set(stems)) == 3  # a name that looks like another's second one
-    assert failed == {str(files[2]): f"{files[2]}: no"}
-    report_unread(failed, len(files))
-    assert capsys.readouterr().err.splitlines() == [
-        f"skipped: {files[2]}: no",
-        "1 of 4 files could not be read",
-    ]
 
 
 def test_inputs_are_required():

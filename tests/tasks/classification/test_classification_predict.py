@@ -6,9 +6,11 @@ import pytest
 from PIL import Image
 
 import zoo
+from tasks.classification.predict import FILES
 from tasks.classification.predict import classify_images as predict
 from tasks.errors import DataError
 from tasks.images import find_images, read_image
+from tasks.outputs import OutputFolder
 from tests.helpers.classification import picture
 from tests.helpers.nets import narrow
 
@@ -18,7 +20,9 @@ def test_predict_files_and_folders(tree, weights, tmp_path, capsys):
     (tree / "val/bee/x.jpg").write_text("broken")
     files = find_images([str(tree / "val"), str(tree / "train/ant/0.png")])
     assert len(files) == 6
-    predictions, failed = predict(model, weights, files, top=2, batch_size=2, out=tmp_path / "out")
+    predictions, failed = predict(
+        model, weights, files, top=2, batch_size=2, out=OutputFolder(tmp_path / "out", FILES, files)
+    )
     assert [p.file for p in predictions] == [str(f) for f in files if f.name != "x.jpg"]
     assert list(failed) == [str(tree / "val/bee/x.jpg")]
     assert "1 of 6 files could not be read" in capsys.readouterr().err

@@ -15,9 +15,10 @@ from scipy import ndimage
 import zoo
 from tasks.detection.coco import decode_mask
 from tasks.detection.detector import create_detector
-from tasks.detection.predict import detect_image, draw_results, full_rle, merge_tiles, tile_corners, to_instances
+from tasks.detection.predict import FILES, detect_image, draw_results, full_rle, merge_tiles, tile_corners, to_instances
 from tasks.detection.predict import detect_objects as predict
 from tasks.errors import UserError
+from tasks.outputs import OutputFolder
 from tests.helpers.detection import perfect, real
 
 
@@ -143,11 +144,11 @@ def test_predict_writes_pictures_and_json(weights, tmp_path, capsys):
         Image.effect_noise((150, 100), 90).convert("RGB").save(path)
     (tmp_path / "two/b.png").write_bytes(b"nothing")
     files = [tmp_path / "one/a.png", tmp_path / "two/a.png", tmp_path / "two/b.png"]
-    predictions, failed = predict(model, entry, files, threshold=0.1, out=tmp_path / "out")
+    predictions, failed = predict(model, entry, files, threshold=0.1, out=OutputFolder(tmp_path / "out", FILES, files))
     assert [p.file for p in predictions] == [str(f) for f in files[:2]]
     assert list(failed) == [str(files[2])]
     assert "1 of 3 files could not be read" in capsys.readouterr().err
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"predictions.json", "a.png", "a_2.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"predictions.json", "a.objects.png", "a_2.objects.png"}
     written = json.loads((tmp_path / "out/predictions.json").read_text())
     for prediction, content in zip(predictions, written["predictions"], strict=True):
         assert len(prediction.instances) == len(content["instances"]) > 0
@@ -157,7 +158,7 @@ def test_predict_writes_pictures_and_json(weights, tmp_path, capsys):
             mask = rle.decode(stored["segmentation"])
             assert mask.shape == (100, 150)
             assert mask.sum() == instance.mask.sum()
-    drawn = np.asarray(Image.open(tmp_path / "out/a.png"))
+    drawn = np.asarray(Image.open(tmp_path / "out/a.objects.png"))
     assert drawn.shape == (300, 450, 3)  # small pictures are enlarged
     plain = np.asarray(Image.open(files[0]).resize((450, 300)))
     assert (drawn != plain).any()

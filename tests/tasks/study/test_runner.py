@@ -13,7 +13,7 @@ from tasks.devices import available_cpus, crowded
 from tasks.parent import PARENT
 from tasks.study.plan import screening_runs
 from tasks.study.results import Result
-from tasks.study.runner import PROGRAM, Runner, Slots, cli_file, last_of, program_of
+from tasks.study.runner import PROGRAM, Runner, Slots, last_of, own_files, program_of
 
 
 def test_threads_are_shared():
@@ -53,7 +53,7 @@ def test_extensions_of_the_program_are_in_its_processes(tmp_path):
     script = tmp_path / "plus.py"
     script.touch()
     assert program_of(str(script)) == (sys.executable, str(script))
-    for started in ("/usr/bin/rescalenet", cli_file(), str(tmp_path / "missing.py")):
+    for started in ("/usr/bin/rescalenet", *map(str, own_files()), str(tmp_path / "missing.py")):
         assert program_of(started) == PROGRAM
 
 

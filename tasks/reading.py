@@ -1,0 +1,110 @@
+"""Inputs that are read one by one, in this process or in several others; what cannot be read is collected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+from tasks.errors import DataError
+from tasks.progress import Progress, print_line
+
+Item = TypeVar("Item")
+Content = TypeVar("Content")
+
+
+class Opened(NamedTuple, Generic[Content]):
+    """A file that could be read.
+
+    Attributes:
+        number: position among the files.
+        path: path of the file.
+        content: content of the file, as ``read`` returned it.
+    """
+
+    number: int
+    path: Path
+    content: Content
+
+
+class Unread(NamedTuple):
+    """The reason why an item could not be read."""
+
+    reason: str
+
+
+class _Readable(Dataset[Any]):
+    """The content of each item, or why it cannot be read: an error would end a data loading process."""
+
+    def __init__(self, items: Sequence[Item], read: Callable[[Item], Any]) -> None:
+        self.items, self.read = items, read
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.read(self.items[index])
+        except DataError as error:
+            return Unread(str(error))
+
+
+def _as_it_is(content: Any) -> Any:
+    return content
+
+
+def read_in_order(items: Sequence[Item], read: Callable[[Item], Any], *, workers: int = 0) -> Iterator[Any]:
+    """Yield the content of each item in order, or ``Unread``.
+
+    Args:
+        items: names or other descriptions of what is read.
+        read: function from an item to its content; raises ``DataError`` where it cannot be read. With workers, function
+            and content must be picklable.
+        workers: number of processes that read; 0: this process reads.
+    """
+    processes = min(workers, len(items))
+    yield from DataLoader(_Readable(items, read), batch_size=None, num_workers=processes, collate_fn=_as_it_is)
+
+
+def read_each(
+    files: Sequence[Path],
+    read: Callable[[Path], Content],
+    failed: dict[str, str],
+    *,
+    workers: int = 0,
+    unit: str = "images",
+    quiet_up_to: int = 4,
+) -> Iterator[Opened[Content]]:
+    """Yield the files that can be read, in order.
+
+    Args:
+        files: paths to read.
+        read: function from a path to its content, see ``read_in_order``.
+        failed: mapping from file to reason, to which the files that cannot be read are added.
+        workers: number of processes that read.
+        unit: plural noun of the progress display.
+        quiet_up_to: number of files without a progress display.
+    """
+    with Progress(len(files), 0, 1, unit=unit, enabled=len(files) > quiet_up_to) as progress:
+        for number, content in enumerate(read_in_order(files, read, workers=workers)):
+            if isinstance(content, Unread):
+                failed[str(files[number])] = content.reason
+            else:
+                yield Opened(number, files[number], content)  # the rate includes the caller's work on the file
+            progress.step(number + 1)
+
+
+def report_unread(failed: Mapping[str, str], total: int, what: str = "files") -> None:
+    """Print the reason for each file that could not be read, and their number.
+
+    Args:
+        failed: mapping from file to reason.
+        total: number of files that were to be read.
+        what: plural noun of the files.
+    """
+    for reason in failed.values():
+        print_line(f"skipped: {reason}")
+    if failed:
+        print_line(f"{len(failed)} of {total} {what} could not be read")
