@@ -411,6 +411,7 @@ def convert(
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+    more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     name: Annotated[str | None, typer.Option(help="Net, e.g. rescalenet50; default: the one that fits.")] = None,
     form: Annotated[str, typer.Option(help="Form of the converted net: gained, folded or balanced.")] = "gained",
     eps: Annotated[float | None, typer.Option(min=0, help="eps of the norms; default: the source's.")] = None,
@@ -429,7 +430,14 @@ def convert(
     """Convert weights with BatchNorm, or of the authors' RescaleNet code, to weights of this zoo."""
     import zoo
     from tasks import config as cfg
+    from tasks.outputs import check_target
 
+    if more:  # in 0.1.0 the name was the second argument
+        raise UserError(
+            f"convert takes SOURCE and OUT, and the net's name as an option: rescalenet convert {source} {more[-1]} "
+            f"--name {out}"
+        )
+    check_target(out, overwrite=True, source=Path(source))
     options = cfg.apply_overrides({}, option or [])
     if own := sorted({"name", "form", "eps", "classes", "source", "out"} & options.keys()):
         raise UserError(f"--option {own[0]}: has an argument of its own; see rescalenet convert --help")

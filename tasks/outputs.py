@@ -159,16 +159,16 @@ def check_target(path: Path, *, overwrite: bool, source: Path | None = None) -> 
         UserError: the source, an existing file, a folder with files in it, or a place that cannot be written.
     """
     if source is not None and _identity(path) is not None and _identity(path) == _identity(source):
-        raise UserError(f"{path}: is the input and would be replaced; choose another name with --out")
+        raise UserError(f"{path}: is the input and would be replaced; choose another name")
     used = any(path.iterdir()) if path.is_dir() else os.path.lexists(path)
     if used and not overwrite:
-        raise UserError(f"{path}: exists; choose another name with --out, or give --overwrite")
+        raise UserError(f"{path}: exists; choose another name, or give --overwrite")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another name with --out") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another name") from None
 
 
 def try_to_draw(draw: Callable[[], object], what: str | Path) -> None:

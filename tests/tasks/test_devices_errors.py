@@ -1,0 +1,67 @@
+"""The device of a command, and errors of memory."""
+
+import pytest
+import torch
+
+from tasks import devices
+from tasks.errors import TRAINING_REMEDY, UserError, out_of_memory
+
+
+@pytest.fixture(autouse=True)
+def _no_choice():
+    yield
+    devices.choose_device(None)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "cpu:0", "CPU"])
+def test_an_unknown_device_names_those_that_there_are(name):
+    with pytest.raises(UserError, match=rf"^--device {name}: this machine has cpu"):
+        devices.choose_device(name)
+
+
+def test_every_place_takes_the_chosen_device(monkeypatch):
+    accelerator = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: accelerator)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert devices.best_device() == accelerator
+    assert devices.device_names() == ["cpu", "cuda", "cuda:0", "cuda:1"]
+    devices.choose_device("cpu")
+    assert devices.best_device() == torch.device("cpu")
+    assert devices.process_state().device == torch.device("cpu")
+    assert devices.make_accelerator().device == torch.device("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--device cuda:1: each process that torchrun starts has a device of its own"):
+        devices.choose_device("cuda:1")
+    monkeypatch.undo()
+    assert devices.describe_run(devices.process_state(), "bf16") == (
+        f"device cpu, precision bf16, 1 process, torch {torch.__version__}"
+    )
+
+
+def test_a_numbered_device_becomes_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", chosen.append)
+    devices.choose_device("cuda:1")
+    assert chosen == [1]
+    assert devices.best_device() == torch.device("cuda:1")
+
+
+def test_out_of_memory_names_what_to_lower():
+    with pytest.raises(RuntimeError) as cpu:
+        torch.empty(2**60)
+    errors = [
+        cpu.value,
+        MemoryError("Unable to allocate 3.00 TiB for an array"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has"),
+        RuntimeError("CUDA error: out of memory"),
+    ]
+    found = [out_of_memory(error, TRAINING_REMEDY) for error in errors]
+    assert all(line.endswith(f": {TRAINING_REMEDY}") for line in found)
+    assert "train.batch_size" in TRAINING_REMEDY
+    assert "train.accumulate" in TRAINING_REMEDY
+    assert found[2].startswith("out of memory on the device (20.00 MiB more were needed): ")
+    assert found[1].startswith("out of memory on this machine (3.00 TiB more were needed): ")
+    assert out_of_memory(RuntimeError("shapes differ"), "x") is None
+    assert out_of_memory(ValueError("can't allocate memory"), "x") is None
