@@ -305,8 +305,18 @@ def detect_objects(
         if tile is None:
             each = detect_whole(model, images, weights.classes, threshold)
         else:
-            options = {"threshold": threshold, "tile": tile, "overlap": overlap, "batch_size": batch_size}
-            each = [detect_image(model, image, weights.classes, **options) for image in images]
+            each = [
+                detect_image(
+                    model,
+                    image,
+                    weights.classes,
+                    threshold=threshold,
+                    tile=tile,
+                    overlap=overlap,
+                    batch_size=batch_size,
+                )
+                for image in images
+            ]
         for opened, found in zip(batch, each, strict=True):
             kept = [instance for instance in found if only is None or instance.label in only]
             predictions.append(Detections(str(opened.path), *opened.content.size, kept))

@@ -16,6 +16,7 @@ from tasks import cli, plots
 from tasks.classification import predict as classification
 from tests.helpers.classification import picture
 from tests.helpers.commands import call, environment
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -258,16 +259,25 @@ def test_the_old_order_of_convert_is_answered(run, files):
     assert err.endswith("rescalenet convert net.pth o.safetensors --name rescalenet50\n")
 
 
-def test_a_closed_pipe_and_modules_of_the_user(tmp_path):
-    """The installed command, beside a user's own ``tasks.py`` and ``zoo.py`` on PYTHONPATH, into a reader that goes."""
+@pytest.fixture
+def shadowed(tmp_path):
+    """The environment of a command in a folder with modules of the user's own that have our names."""
     for name in ("tasks", "zoo"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')\n")
-    command = [str(Path(sys.executable).with_name("rescalenet")), "train"]
-    command += ["classification/cifar10/rescalenet20", "--print-config"]
-    env = {**environment(), "PYTHONPATH": "."}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return {"cwd": tmp_path, "env": {**environment(), "PYTHONPATH": "."}, "text": True}
+
+
+def test_modules_of_the_user_do_not_take_our_place(shadowed):
+    code = "import rescalenet_zoo.__main__, tasks, zoo; print(tasks.__file__, zoo.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, **shadowed)
+    assert done.stdout.split() == [str(ROOT / name / "__init__.py") for name in ("tasks", "zoo")]
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_beside_modules_of_the_user(shadowed):
+    """The installed command, into a reader that goes."""
+    command = [str(Path(sys.executable).with_name("rescalenet")), "list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **shadowed)
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()  # before the first line
