@@ -335,7 +335,7 @@ def predict(
 ) -> None:
     """Classify pictures or videos, find objects in pictures, translate sentences."""
     import zoo
-    from tasks.devices import choose_device, describe_run, process_state
+    from tasks.devices import choose_device
     from tasks.outputs import next_folder
     from tasks.spec import spec_of
 
@@ -348,7 +348,6 @@ def predict(
     folder = out
     if out is None and not no_files and spec.predict_out is not None:
         folder = next_folder(spec.predict_out)
-    print_line(describe_run(process_state(), "fp32"))
     found = spec.predict.run(entry, inputs or [], folder, given)
     if folder is not None:
         print_line(f"written to {folder}")

@@ -80,9 +80,11 @@ class ClassificationPredictOptions(PredictOptions):
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: ClassificationPredictOptions) -> bool:
     """Print the classes of pictures, and return whether any could be read."""
     from tasks.classification.predict import FILES, classify_images
+    from tasks.devices import describe_run, process_state
     from tasks.images import find_images
     from tasks.outputs import OutputFolder
     from tasks.printing import Results, checked_format
+    from tasks.progress import print_line
     from tasks.report import CLASS_COLUMNS, print_prediction
 
     # Check the options and the folder before anything is computed.
@@ -91,6 +93,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     files = find_images(inputs, entry.config.in_chans)
     folder = None if out is None else OutputFolder(out, FILES, files, overwrite=options.overwrite)
     # Classify; each result is printed at once.
+    print_line(describe_run(process_state(), "fp32"))
     model = load_model(entry)
     results = Results(format, CLASS_COLUMNS)
     predictions, _ = classify_images(

@@ -77,9 +77,11 @@ class DetectionPredictOptions(PredictOptions):
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: DetectionPredictOptions) -> bool:
     """Print the objects in pictures, and return whether any picture could be read."""
     from tasks.detection.predict import FILES, Detections, checked_overlap, detect_objects
+    from tasks.devices import describe_run, process_state
     from tasks.images import find_images
     from tasks.outputs import OutputFolder
     from tasks.printing import Results, checked_format, printable
+    from tasks.progress import print_line
 
     # Check the options and the folder before anything is computed.
     format = checked_format(options.format)
@@ -89,6 +91,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     files = find_images(inputs)
     folder = None if out is None else OutputFolder(out, FILES, files, overwrite=options.overwrite)
     # Detect; the objects of each picture are printed at once.
+    print_line(describe_run(process_state(), "fp32"))
     model = load_model(entry)
     results = Results(format, ("file", "class", "score", "x1", "y1", "x2", "y2"))
 

@@ -118,6 +118,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         UserError: options that exclude each other (``TranslationPredictOptions.search``), or ``attention`` without
             ``out``.
     """
+    from tasks.devices import describe_run, process_state
     from tasks.outputs import OutputFolder, try_to_draw
     from tasks.printing import Results, checked_format
     from tasks.translation.attention import attention_picture
@@ -132,6 +133,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         raise UserError("--attention writes pictures: give their folder with --out FOLDER")
     sources = [Path(argument) for argument in inputs if os.path.isfile(argument)]
     folder = None if out is None else OutputFolder(out, [FILE], sources, overwrite=options.overwrite)
+    print_line(describe_run(process_state(), "fp32"))
     model, coder = load_folded(entry)
     interactive = inputs == ["-"] and sys.stdin.isatty()
     translator = Translator(model, coder, settings, window=1 if interactive else 8 * size, batch_size=size)

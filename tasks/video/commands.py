@@ -72,8 +72,10 @@ class VideoPredictOptions(PredictOptions):
 
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: VideoPredictOptions) -> bool:
     """Print the classes of videos, write timelines and annotated copies; return whether any could be read."""
+    from tasks.devices import describe_run, process_state
     from tasks.outputs import OutputFolder
     from tasks.printing import Results, checked_format
+    from tasks.progress import print_line
     from tasks.report import CLASS_COLUMNS, print_prediction
     from tasks.video.predict import FILES, classify_videos
     from tasks.video.sources import find_videos
@@ -85,6 +87,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     files = find_videos(inputs)
     folder = None if out is None else OutputFolder(out, FILES, files, overwrite=options.overwrite)
     # Classify; each result is printed at once.
+    print_line(describe_run(process_state(), "fp32"))
     model = load_model(entry)
     results = Results(format, CLASS_COLUMNS)
     predictions, _ = classify_videos(

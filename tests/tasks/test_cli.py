@@ -60,9 +60,12 @@ def test_print_config_and_train(capsys, monkeypatch, images, tmp_path):
     assert code == 0
     assert "batch_size: 4" in out
     assert not (tmp_path / "run").exists()
-    code, _, err = call(capsys, monkeypatch, "train", path, "train.batch_size=4")
+    code, out, err = call(capsys, monkeypatch, "train", path, "train.batch_size=4", "--device", "cpu")
     assert code == 0
     assert "epoch 1/1" in err
+    found = json.loads(out)  # one line on stdout, progress on stderr
+    assert found["output"] == str(tmp_path / "run")
+    assert found["metrics"].keys() >= {"top1", "top5", "images"}
     assert (tmp_path / "run/checkpoints/last.safetensors").exists()
 
 

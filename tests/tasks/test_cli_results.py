@@ -230,8 +230,12 @@ def test_results_outlive_a_picture_that_fails(run, files, monkeypatch):
     ("error", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "error: interrupted"),
-        (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: out of memory on the device: lower --batch-size"),
-        (MemoryError(), 1, "error: out of memory on this machine: lower --batch-size"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            1,
+            "error: out of memory (CUDA out of memory): lower --batch-size",
+        ),
+        (MemoryError(), 1, "error: out of memory: lower --batch-size"),
     ],
 )
 def test_errors_that_are_no_mistakes_are_one_line(run, files, monkeypatch, error, code, message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tasks import devices
-from tasks.errors import TRAINING_REMEDY, UserError, out_of_memory
+from tasks.errors import UserError, out_of_memory
 
 
 @pytest.fixture(autouse=True)
@@ -48,20 +48,17 @@ def test_a_numbered_device_becomes_the_current_one(monkeypatch):
     assert devices.best_device() == torch.device("cuda:1")
 
 
-def test_out_of_memory_names_what_to_lower():
+def test_memory_runs_out_on_devices_and_on_the_cpu():
     with pytest.raises(RuntimeError) as cpu:
         torch.empty(2**60)
     errors = [
         cpu.value,
         MemoryError("Unable to allocate 3.00 TiB for an array"),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
         RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        RuntimeError("MPS backend out of memory"),
     ]
-    found = [out_of_memory(error, TRAINING_REMEDY) for error in errors]
-    assert all(line.endswith(f": {TRAINING_REMEDY}") for line in found)
-    assert "train.batch_size" in TRAINING_REMEDY
-    assert "train.accumulate" in TRAINING_REMEDY
-    assert found[2].startswith("out of memory on the device (20.00 MiB more were needed): ")
-    assert found[1].startswith("out of memory on this machine (3.00 TiB more were needed): ")
-    assert out_of_memory(RuntimeError("shapes differ"), "x") is None
-    assert out_of_memory(ValueError("can't allocate memory"), "x") is None
+    assert all(out_of_memory(error).startswith("out of memory (") for error in errors)
+    assert out_of_memory(RuntimeError("shapes differ")) is None
+    assert out_of_memory(ValueError("can't allocate memory")) is None

@@ -1,10 +1,23 @@
 """Pictures that are drawn pixel for pixel."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tasks.plots import brightened, outlined, side_by_side
+from tasks.plots import (
+    as_written,
+    brightened,
+    confusion_matrix,
+    contact_sheet,
+    draw_instances,
+    new_figure,
+    outlined,
+    side_by_side,
+    timeline,
+)
 
 
 def test_outlines_are_the_pixels_of_the_mask_at_its_border():
@@ -47,3 +60,50 @@ def test_pictures_in_a_row(tmp_path):
     assert (pixels[-20:, :30] == (255, 0, 0)).all()
     assert (pixels[-20:, -30:] == (0, 0, 255)).all()
     assert row.width > 60
+
+
+NAMES = ["$_$", "$a$", "caf\udce9", "a\nb", "\x1b[31m", "日本"]
+
+
+@dataclass
+class Window:
+    begin: float
+    end: float
+    classes: list[str]
+    scores: list[float]
+
+
+@dataclass
+class Instance:
+    label: str
+    score: float = 0.5
+    box: tuple[float, float, float, float] = (0, 0, 90, 90)
+    mask: None = None
+    corner: tuple[int, int] = (0, 0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_every_name_can_be_drawn(tmp_path):
+    """Signs of formulas, bytes that are no text, control characters, a script that the font lacks."""
+    image = Image.new("RGB", (96, 96))
+    confusion_matrix(torch.eye(len(NAMES), dtype=torch.int64), NAMES, tmp_path / "matrix.png")
+    contact_sheet([image] * len(NAMES), [f"{name}\n{name}" for name in NAMES], tmp_path / "sheet.png")
+    timeline([Window(i, i + 1, NAMES, [0.5] * len(NAMES)) for i in range(2)], tmp_path / "timeline.png")
+    draw_instances(image, [Instance(name) for name in NAMES], tmp_path / "objects.png")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_names_are_drawn_as_they_are_and_powers_as_formulas():
+    figure = new_figure(4, 3)
+    axes = figure.subplots()
+    axes.set_yscale("log")
+    axes.plot([0, 1], [1, 1000], label="$_$")
+    axes.set_xticks([0, 1], ["$a$", "caf\udce9"])
+    axes.set_title("$_$")
+    legend = axes.legend()
+    as_written(figure)
+    figure.canvas.draw()
+    ticks = axes.get_xticklabels()
+    assert [label.get_text() for label in ticks] == ["$a$", "caf\\xe9"]
+    assert not any(text.get_parse_math() for text in (axes.title, *legend.get_texts(), *ticks))
+    assert all(label.get_parse_math() for label in axes.get_yticklabels())
