@@ -15,7 +15,7 @@ import zoo
 from tasks import cli, plots
 from tasks.classification import predict as classification
 from tests.helpers.classification import picture
-from tests.helpers.commands import call, environment
+from tests.helpers.commands import call, environment, on_two_processes
 from tests.helpers.paths import ROOT
 
 
@@ -134,6 +134,16 @@ def test_an_evaluation_counts_what_it_cannot_read(run, files, tmp_path):
     code, out, err = run(*evaluate)
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].startswith("error: none of the 5 images can be read; the first: ")
+
+
+@pytest.mark.slow
+def test_two_processes_count_what_they_cannot_read_as_one(run, files, tmp_path):
+    for n in range(5):
+        picture(tmp_path / "val/bee" / f"{n}.png", seed=n)
+    for n in (0, 3):  # of the first and of the second process
+        (tmp_path / f"val/bee/{n}.png").write_bytes(b"no picture")
+    evaluate = ("eval", files / "w.safetensors", tmp_path / "val")
+    assert on_two_processes(*evaluate, "--format", "json") == run(*evaluate, "--format", "json")[1]
 
 
 def test_names_that_are_no_text(run, files, tmp_path):
