@@ -35,7 +35,7 @@ class Unread(NamedTuple):
     reason: str
 
 
-class _Readable(Dataset[Any]):
+class _Items(Dataset[Any]):
     """The content of each item, or why it cannot be read: an error would end a data loading process."""
 
     def __init__(self, items: Sequence[Item], read: Callable[[Item], Any]) -> None:
@@ -49,6 +49,29 @@ class _Readable(Dataset[Any]):
             return self.read(self.items[index])
         except DataError as error:
             return Unread(str(error))
+
+
+class Unreadable(NamedTuple):
+    """A sample of a set that cannot be read: its number, and the reason."""
+
+    number: int
+    reason: str
+
+
+class Readable(Dataset[Any]):
+    """The samples of a set by index, or ``Unreadable``: an error would end the evaluation."""
+
+    def __init__(self, data: Dataset[Any]) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]  # a map-style set has a length
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.data[index]
+        except DataError as error:
+            return Unreadable(index, str(error))
 
 
 def _as_it_is(content: Any) -> Any:
@@ -65,7 +88,7 @@ def read_in_order(items: Sequence[Item], read: Callable[[Item], Any], *, workers
         workers: number of processes that read; 0: this process reads.
     """
     processes = min(workers, len(items))
-    yield from DataLoader(_Readable(items, read), batch_size=None, num_workers=processes, collate_fn=_as_it_is)
+    yield from DataLoader(_Items(items, read), batch_size=None, num_workers=processes, collate_fn=_as_it_is)
 
 
 def read_each(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,33 +20,10 @@ from tasks.metrics import ClassCounts, class_numbers
 from tasks.outputs import try_to_draw
 from tasks.plots import confusion_matrix
 from tasks.progress import print_line
-from tasks.reading import report_unread
+from tasks.reading import Readable, Unreadable, report_unread
 from tasks.shards import gather_in_order, own_batch_size, own_loader
 from zoo.files import write_json
 from zoo.modules import evaluating
-
-
-class Unreadable(NamedTuple):
-    """An image that cannot be read: its number in the set, and the reason."""
-
-    number: int
-    reason: str
-
-
-class Readable(Dataset[Any]):
-    """The samples (image, label) of a set by index, or ``Unreadable``: an error would end the evaluation."""
-
-    def __init__(self, data: Dataset[Any]) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]  # a map-style set has a length
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.data[index]
-        except DataError as error:
-            return Unreadable(index, str(error))
 
 
 def separated(samples: list[Any]) -> tuple[Tensor, Tensor, list[Unreadable]]:

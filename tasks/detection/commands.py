@@ -47,8 +47,9 @@ def run_eval(
     if process_state().is_main_process:
         for line in coco.report():
             print_line(line)
+    failed: dict[str, str] = {}
     reports = evaluate_weights(
-        model, entry, coco, out=out, fast=options.fast, batch_size=options.batch_size, workers=workers
+        model, entry, coco, out=out, fast=options.fast, batch_size=options.batch_size, workers=workers, failed=failed
     )
     # The lines of pycocotools, then a table with a row for each category and a column for each kind.
     lines = [f"{kind}\n{report.text}" for kind, report in reports.items()]
@@ -58,7 +59,9 @@ def run_eval(
         values = {kind: report.per_category[name] for kind, report in reports.items()}
         lines.append(f"{name:<24}" + "".join(f"{'-' if v < 0 else format(v, '.3f'):>8}" for v in values.values()))
         rows.append({"class": name, **{f"{kind}_ap": None if v < 0 else v for kind, v in values.items()}})
-    return Evaluation(all_metrics(reports), lines, rows)
+    lines.append(f"images {len(coco) - len(failed)}  failed {len(failed)}")
+    counts = {"images": len(coco) - len(failed), "failed": len(failed)}
+    return Evaluation({**all_metrics(reports), **counts}, lines, rows)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
+from torch.utils.data import Dataset
 
 import zoo
 from tasks.detection.coco import Coco
@@ -24,6 +25,7 @@ from tasks.detection.detector import Detector
 from tasks.devices import describe_run, make_accelerator
 from tasks.errors import DataError, UserError
 from tasks.progress import Progress, print_line
+from tasks.reading import Readable, Unreadable, report_unread
 from tasks.shards import as_list, gather_in_order, own_loader
 from zoo.errors import suggestion
 from zoo.files import write_json
@@ -127,6 +129,7 @@ def detect(
     workers: int = 0,
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
+    failed: dict[int, str] | None = None,
 ) -> list[CocoResult]:
     """Run the detector over a set, split over the ranks; every rank returns all results, in the set's order.
 
@@ -139,21 +142,29 @@ def detect(
         workers: number of data loading processes.
         dtype: type of the model's input.
         progress: whether progress is shown.
+        failed: mapping from an image's position in the set to the reason, to which the images that cannot be read are
+            added, on every rank; None: such an image is an error.
     """
     categories = data.categories if categories is None else categories
     position = {image.id: number for number, image in enumerate(data.images)}
-    loader = own_loader(EvalSet(data), accelerator, batch_size, workers=workers, collate=as_list)
+    samples_of: Dataset[Any] = EvalSet(data) if failed is None else Readable(EvalSet(data))
+    loader = own_loader(samples_of, accelerator, batch_size, workers=workers, collate=as_list)
+    unread: dict[int, Unreadable] = {}
     found: dict[int, list[CocoResult]] = {}  # by the image's position in the set
     show = progress and accelerator.is_main_process
     progress_bar = Progress(len(loader), 0, batch_size * accelerator.num_processes, enabled=show)
     with evaluating(model), torch.no_grad(), progress_bar as bar:
-        for i, samples in enumerate(loader, 1):
+        for i, batch in enumerate(loader, 1):
+            samples = [sample for sample in batch if not isinstance(sample, Unreadable)]
+            unread |= {sample.number: sample for sample in batch if isinstance(sample, Unreadable)}
             images = [image.to(accelerator.device).to(dtype) / 255 for image, _ in samples]  # (3, H, W) each
             with accelerator.autocast():
-                outputs = model(images)
+                outputs = model(images) if images else []
             for output, (_, image_id) in zip(outputs, samples, strict=True):
                 found[position[image_id]] = to_results(output, image_id, categories)
             bar.step(i)
+    if failed is not None:
+        failed.update(gather_in_order(unread))
     return [result for results in gather_in_order(found) for result in results]
 
 
@@ -234,6 +245,7 @@ def evaluate_weights(
     fast: bool = False,
     batch_size: int = 1,
     workers: int = 0,
+    failed: dict[str, str] | None = None,
 ) -> dict[Kind, CocoReport]:
     """Evaluate a detector on a set.
 
@@ -246,24 +258,49 @@ def evaluate_weights(
         fast: whether faster-coco-eval computes the metrics, see ``coco_metrics``.
         batch_size: number of images of a forward on each rank.
         workers: number of data loading processes.
+        failed: mapping from image to reason, to which the images that cannot be read are added.
 
     Raises:
-        DataError: the weights lack a category of the set.
+        DataError: the weights lack a category of the set, or no image can be read.
     """
     categories = categories_of(data, weights.classes, weights.name)
     accelerator = make_accelerator()
     if accelerator.is_main_process:
         print_line(describe_run(accelerator, "fp32"))
     model.to(accelerator.device)
+    unread: dict[int, str] = {}
     results = detect(
-        model, data, accelerator, categories=categories, batch_size=batch_size, workers=workers, progress=True
+        model,
+        data,
+        accelerator,
+        categories=categories,
+        batch_size=batch_size,
+        workers=workers,
+        progress=True,
+        failed=unread,
     )
+    # Images that cannot be read do not count.
+    missing = {data.images[number].id: data.images[number].file_name for number in unread}
+    if len(missing) == len(data):
+        raise DataError(f"none of the {len(data)} images can be read; the first: {unread[min(unread)]}")
+    names = {missing[data.images[number].id]: reason for number, reason in unread.items()}
+    data = data.subset(lambda image: image.id not in missing)
+    if accelerator.is_main_process:
+        report_unread(names, len(data) + len(names), "images")
+    if failed is not None:
+        failed.update(names)
     reports = coco_metrics(data, results, kinds_of(masks=model.has_masks), fast=fast)
     if out is not None and accelerator.is_main_process:
         for kind in reports:
             write_json(results_of(results, kind), out / f"results_{kind}.json")
         per_category = {kind: report.per_category for kind, report in reports.items()}
         write_json(
-            {"metrics": all_metrics(reports), "per_category": per_category, "images": len(data)}, out / "metrics.json"
+            {
+                "metrics": all_metrics(reports),
+                "per_category": per_category,
+                "images": len(data),
+                "failed": names,
+            },
+            out / "metrics.json",
         )
     return reports

@@ -5,6 +5,7 @@ import json
 import yaml
 
 import zoo
+from tests.helpers.classification import picture
 from tests.helpers.commands import call
 from tests.helpers.detection import KINDS
 from tests.helpers.paths import shared
@@ -29,6 +30,33 @@ def test_eval_and_predict_commands(capsys, monkeypatch, weights, tmp_path):
     code, _, err = call(capsys, monkeypatch, "eval", weights, root / "instances_val2017.json")
     assert code == 1
     assert "needs --images" in err
+
+
+def test_an_evaluation_leaves_out_what_it_cannot_read(capsys, monkeypatch, weights, tmp_path):
+    """A picture with a good header whose pixels are cut off: its metrics are those of the set without it."""
+    annotations, images = [], []
+    for number in range(3):
+        picture(tmp_path / "images" / f"{number}.jpg", size=(80, 60), seed=number)
+        images.append({"id": number + 1, "file_name": f"{number}.jpg", "width": 80, "height": 60})
+        outline = [[5, 5, 25, 5, 25, 20, 5, 20]]
+        box = {"bbox": [5, 5, 20, 15], "area": 300, "segmentation": outline, "iscrowd": 0}
+        annotations.append({"id": number + 1, "image_id": number + 1, "category_id": 1, **box})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    (tmp_path / "two.json").write_text(json.dumps({**content, "images": images[:2], "annotations": annotations[:2]}))
+    path = tmp_path / "images/2.jpg"
+    path.write_bytes(path.read_bytes()[:-1500])
+    found = {}
+    for name in ("all", "two"):
+        arguments = ("eval", weights, tmp_path / f"{name}.json", "--images", tmp_path / "images", "--format", "json")
+        code, out, err = call(capsys, monkeypatch, *arguments, "--out", tmp_path / name)
+        assert code == 0, err
+        found[name] = json.loads(out)["metrics"]
+        if name == "all":
+            assert "2.jpg: cannot be decoded as an image" in err
+            assert "1 of 3 images could not be read" in err
+    assert found["all"] == {**found["two"], "failed": 1}
+    assert list(json.loads((tmp_path / "all/metrics.json").read_text())["failed"]) == ["2.jpg"]
 
 
 def test_train_command_names_what_is_wrong(capsys, monkeypatch, sample_config, tmp_path):
