@@ -263,6 +263,7 @@ def evaluate_weights(
     Raises:
         DataError: the weights lack a category of the set, or no image can be read.
     """
+    # 1. Detect, with the set's categories found by name.
     categories = categories_of(data, weights.classes, weights.name)
     accelerator = make_accelerator()
     if accelerator.is_main_process:
@@ -279,7 +280,7 @@ def evaluate_weights(
         progress=True,
         failed=unread,
     )
-    # Images that cannot be read do not count.
+    # 2. Leave out the images that cannot be read.
     missing = {data.images[number].id: data.images[number].file_name for number in unread}
     if len(missing) == len(data):
         raise DataError(f"none of the {len(data)} images can be read; the first: {unread[min(unread)]}")
@@ -289,6 +290,7 @@ def evaluate_weights(
         report_unread(names, len(data) + len(names), "images")
     if failed is not None:
         failed.update(names)
+    # 3. Compute the metrics, and write the files on one rank.
     reports = coco_metrics(data, results, kinds_of(masks=model.has_masks), fast=fast)
     if out is not None and accelerator.is_main_process:
         for kind in reports:
