@@ -42,7 +42,7 @@ print(sorted(zoo.list_weights()))
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a copy: building leaves files behind that a later wheel would pick up
-    for name in ("zoo", "tasks", "configs", "weights", "pictures"):
+    for name in ("zoo", "tasks", "rescalenet_zoo", "configs", "weights", "pictures"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -66,6 +66,6 @@ def test_the_wheel_works_outside_the_checkout(site, tmp_path):
     assert done.stdout.strip() == str(zoo.list_weights())
 
 
-def test_only_zoo_and_tasks_are_installed(site):
-    assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} <= {"zoo", "tasks", "bin"}
+def test_only_our_packages_are_installed(site):
+    assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} <= {"zoo", "tasks", "rescalenet_zoo", "bin"}
     assert (site / "zoo" / "py.typed").exists()
