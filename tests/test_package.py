@@ -67,5 +67,6 @@ def test_the_wheel_works_outside_the_checkout(site, tmp_path):
 
 
 def test_only_our_packages_are_installed(site):
-    assert {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")} <= {"zoo", "tasks", "rescalenet_zoo", "bin"}
+    found = {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")}
+    assert found <= {"zoo", "tasks", "rescalenet_zoo", "bin"}
     assert (site / "zoo" / "py.typed").exists()
