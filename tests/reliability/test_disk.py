@@ -1,0 +1,106 @@
+"""Disks that are full, fail or cannot be written: one line, no half file, and the run goes on when there is space."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+
+import pytest
+
+from tests.helpers import faults
+from tests.helpers.small_run import points
+
+FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def assert_one_line(ended, folder):
+    """Check that the run ended with the line of a user's error that names the folder and what to do."""
+    line = ended.error()
+    assert str(folder) in line, line
+
+
+def assert_goes_on_with_space(run, folder):
+    """Check what a run has left that could not write any more, and resume it."""
+    run.assert_sound(folder)
+    run.assert_goes_on(folder)
+
+
+@pytest.mark.parametrize("point", points(4))
+def test_a_disk_that_fails_at_an_operation(run, operations, tmp_path, point):
+    """All operations from one on fail: no space, no quota, mounted read-only after an error, an error of the device."""
+    folder, number = tmp_path / "run", random.Random(point).randint(1, operations)
+    error = FAILURES[point % len(FAILURES)]
+    ended = run.start(folder, fault=faults.refuse_from, given=(folder, number, error)).end()
+    assert_one_line(ended, folder)
+    assert os.strerror(error) in ended.error()
+    assert_goes_on_with_space(run, folder)
+
+
+@pytest.mark.parametrize("point", points(3))
+def test_a_limit_on_the_length_of_files(run, tmp_path, point):
+    """Writes fail in the middle, those of torch, safetensors and PIL too."""
+    lengths = [path.stat().st_size for path in run.whole.rglob("*") if path.is_file()]
+    folder, length = tmp_path / "run", random.Random(point).randint(0, max(lengths) - 1)
+    ended = run.start(folder, fault=faults.limit_length, given=(length,)).end()
+    assert_one_line(ended, folder)
+    assert_goes_on_with_space(run, folder)
+
+
+@pytest.mark.parametrize("point", points(3))
+def test_a_small_disk(run, tmp_path, point):
+    """A file system in memory, full in the middle of a write."""
+    pages = sum(-(-path.stat().st_size // 4096) + 1 for path in run.whole.rglob("*") if path.is_file())
+    folder, remains = tmp_path / "run", tmp_path / "remains"
+    size = 4096 * random.Random(point).randint(2, pages)
+    ended = run.start(folder, fault=faults.small_disk, given=(folder, size, remains)).end()
+    if "[Errno 1] mount" in ended.written:
+        pytest.skip("this user may not mount a file system")
+    assert_one_line(ended, folder)
+    folder.rmdir()
+    remains.rename(folder)
+    assert_goes_on_with_space(run, folder)
+
+
+def test_a_folder_without_permission(run, tmp_path):
+    """A folder that may not be written, by its mode."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    ended = run.start(closed / "run", fault=faults.drop_privileges, output=tmp_path / "out.txt").end()
+    assert_one_line(ended, closed / "run")
+    assert list(closed.iterdir()) == []
+
+
+def test_a_finished_run_on_a_disk_without_permission(run, tmp_path):
+    """``--resume`` of an interrupted run whose folder may not be written any more changes nothing in it."""
+    folder = tmp_path / "run"
+    number = 30
+    run.start(folder, fault=faults.signal_at, given=(folder, number, 9)).end()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    closed = [folder, *(path for path in folder.rglob("*"))]
+    for path in closed:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    ended = run.start(folder, resume=True, fault=faults.drop_privileges).end()
+    assert_one_line(ended, folder)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path in closed:
+        path.chmod(0o755)
+    run.assert_goes_on(folder)
+
+
+def test_a_read_only_file_system(run, tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    ended = run.start(folder / "run", fault=faults.read_only, given=(folder,), output=tmp_path / "out.txt").end()
+    if "[Errno 1] mount" in ended.written:
+        pytest.skip("this user may not mount a file system")
+    assert_one_line(ended, folder / "run")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_below_a_file(run, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    folder = tmp_path / "file" / "run"
+    ended = run.start(folder, output=tmp_path / "out.txt").end()
+    assert_one_line(ended, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "a file"
