@@ -14,6 +14,7 @@ from tasks.engine.records import Record
 from tasks.errors import ConfigError
 from tasks.progress import print_line
 from zoo.errors import one_line, suggestion
+from zoo.files import flush_folder
 
 
 class Sink(Protocol):
@@ -62,6 +63,7 @@ class JsonlSink:
 
     def __init__(self, path: Path, keep_bytes: int) -> None:
         path.touch()
+        flush_folder(path.parent)
         self._file = path.open("r+b")
         # A file that is shorter, or was deleted, must not be filled with zeros up to that length.
         self.size = self._file.truncate(min(keep_bytes, path.stat().st_size))

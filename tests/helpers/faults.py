@@ -13,9 +13,12 @@ import resource
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tasks import cli
 
@@ -43,7 +46,8 @@ def each_operation(folder: Path, act: Callable[[str, str], None]) -> None:
             path = os.fspath(given[0])
         else:
             return
-        if str(path).startswith(prefix):
+        removes_nothing = event == "os.remove" and not os.path.lexists(path)
+        if str(path).startswith(prefix) and not removes_nothing:
             act(event, str(path))
 
     def synchronised(descriptor: int) -> None:
@@ -57,18 +61,18 @@ def each_operation(folder: Path, act: Callable[[str, str], None]) -> None:
 class Counter:
     """Calls a function at the n-th operation, and with ``lasting`` at each one after it."""
 
-    def __init__(self, number: int, act: Callable[[str], None], *, lasting: bool = False) -> None:
+    def __init__(self, number: int, act: Callable[[str, str], None], *, lasting: bool = False) -> None:
         self.number, self.act, self.lasting, self.count = number, act, lasting, 0
 
     def __call__(self, event: str, path: str) -> None:
         self.count += 1
         if self.count == self.number or (self.lasting and self.count > self.number):
-            self.act(path)
+            self.act(event, path)
 
 
 def count(folder: Path, result: Path) -> None:
     """Write the number of operations of a run into a file."""
-    counter = Counter(0, lambda path: None)
+    counter = Counter(0, lambda event, path: None)
     each_operation(folder, counter)
     at_end(lambda: result.write_text(str(counter.count)))
 
@@ -76,7 +80,7 @@ def count(folder: Path, result: Path) -> None:
 def signal_at(folder: Path, number: int, *signals: int) -> None:
     """Send signals to this process at the n-th operation."""
 
-    def send(path: str) -> None:
+    def send(event: str, path: str) -> None:
         for each in signals:
             os.kill(os.getpid(), each)
 
@@ -88,13 +92,9 @@ def refuse_from(folder: Path, number: int, error: int) -> None:
 
     def refuse(event: str, path: str) -> None:
         if event != "os.remove":
-            counter(event, path)
+            raise OSError(error, os.strerror(error), path)
 
-    def fail(path: str) -> None:
-        raise OSError(error, os.strerror(error), path)
-
-    counter = Counter(number, fail, lasting=True)
-    each_operation(folder, refuse)
+    each_operation(folder, Counter(number, refuse, lasting=True))
 
 
 def limit_length(length: int, kill: bool = False) -> None:
@@ -158,3 +158,16 @@ def at_end(act: Callable[[], Any]) -> None:
             act()
 
     cli.main = run
+
+
+def long_step(reached: Path, seconds: float) -> None:
+    """Let the first optimizer step take some time; a file is made when it begins."""
+    step = torch.optim.SGD.step
+
+    def slow(optimizer: torch.optim.SGD, closure: Any = None) -> Any:
+        torch.optim.SGD.step = step  # type: ignore[method-assign]
+        reached.touch()
+        time.sleep(seconds)
+        return step(optimizer, closure)
+
+    torch.optim.SGD.step = slow  # type: ignore[method-assign,assignment]

@@ -98,8 +98,13 @@ class SmallRun:
         output = output or folder.parent / f"{folder.name}.txt"
         return Forked(*line, output=output, before=_prepare, given=(fault, given))
 
-    def assert_sound(self, folder: Path) -> None:
-        """Check what a fault has left: every file is whole, and at most the steps since the last save are lost."""
+    def assert_sound(self, folder: Path, *, rarely: bool = False) -> None:
+        """Check what a fault has left: every file is whole, and at most the steps since the last save are lost.
+
+        Args:
+            folder: folder of the run.
+            rarely: whether the run does not save after each step.
+        """
         steps = [0]
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             if path.suffix == ".tmp":
@@ -115,7 +120,7 @@ class SmallRun:
             elif path.name == "log.jsonl":
                 # Of the last line only the beginning may be there.
                 assert self.log.startswith(path.read_bytes())
-        if (folder / "log.jsonl").exists():
+        if (folder / "log.jsonl").exists() and not rarely:
             logged = (folder / "log.jsonl").read_bytes().split(b"\n")[:-1]
             assert max(steps) >= max((json.loads(line)["step"] for line in logged), default=0) - 1, folder
 
@@ -130,7 +135,8 @@ class SmallRun:
         """Check that a run has ended as the one that was not disturbed: same log, same bits, the same files."""
         assert (folder / "log.jsonl").read_bytes() == self.log
         names = [{path.relative_to(each).as_posix() for path in each.rglob("*")} for each in (folder, self.whole)]
-        assert {name for name in names[0] if not name.startswith("tensorboard")} == names[1]
+        others = {name for name in names[0] ^ names[1] if not name.startswith("tensorboard")}
+        assert not others, others
         for name in ("last", "best"):
             own, other = (load_file(each / "checkpoints" / f"{name}.safetensors") for each in (folder, self.whole))
             assert_same(own, other)
