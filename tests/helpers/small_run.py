@@ -26,13 +26,16 @@ from tests.helpers.forked import Ended, Forked
 from zoo.nets.resnet import ResNet, ResNetConfig
 from zoo.specs import ModelSpec, register_model
 
-CLASSES, TRAIN, VAL, BATCH, EPOCHS = ("dark", "light"), 8, 2, 4, 2
+CLASSES, TRAIN, VAL, BATCH, EPOCHS = ("dark", "light"), 6, 2, 4, 2
 STEPS = EPOCHS * len(CLASSES) * TRAIN // BATCH
 NET = "rescalenet8_cifar"
 
 
-def points(fast: int, full: int = 200) -> list[Any]:
-    """Numbers of random points, of which ``make test`` takes the first few and ``make test-full`` all."""
+IN_A_ROW = 10  # faults of one run, which is resumed after each
+
+
+def points(fast: int, full: int) -> list[Any]:
+    """Seeds of random points, of which ``make test`` takes the first few and ``make test-full`` all."""
     return [pytest.param(number, marks=pytest.mark.slow) if number >= fast else number for number in range(full)]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import faults
+from tests.helpers.classification import picture
 from tests.helpers.small_run import SmallRun
 
 
@@ -22,3 +23,14 @@ def operations(run: SmallRun) -> int:
     folder, result = run.root / "counted", run.root / "operations"
     assert run.start(folder, fault=faults.count, given=(folder, result)).end().code == 0
     return int(Path(result).read_text())
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 12 px pictures."""
+    root = tmp_path_factory.mktemp("images")
+    for split, count in (("train", 16), ("val", 5)):
+        for first, name in enumerate(("blue", "green", "red")):
+            for i in range(count):
+                picture(root / split / name / f"{i}.png", (12, 12), seed=100 * first + i)
+    return root

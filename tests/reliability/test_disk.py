@@ -9,7 +9,7 @@ import random
 import pytest
 
 from tests.helpers import faults
-from tests.helpers.small_run import points
+from tests.helpers.small_run import IN_A_ROW, points
 
 FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -20,34 +20,37 @@ def assert_one_line(ended, folder):
     assert str(folder) in line, line
 
 
-def assert_goes_on_with_space(run, folder):
-    """Check what a run has left that could not write any more, and resume it."""
-    run.assert_sound(folder)
+@pytest.mark.parametrize("seed", points(1, 20))
+def test_a_disk_that_fails_at_operations(run, operations, tmp_path, seed):
+    """All operations from one on fail, ten times in a row.
+
+    The disk has no space, the user no quota, the disk became read-only after an error, or reports one.
+    """
+    folder, numbers = tmp_path / "run", random.Random(seed)
+    for failure in range(IN_A_ROW):
+        error = numbers.choice(FAILURES)
+        given = (folder, numbers.randint(1, operations // 4), error)
+        ended = run.start(folder, resume=failure > 0, fault=faults.refuse_from, given=given).end()
+        run.assert_sound(folder)
+        if ended.code == 0:
+            break
+        assert_one_line(ended, folder)
+        assert os.strerror(error) in ended.error()
     run.assert_goes_on(folder)
 
 
-@pytest.mark.parametrize("point", points(4))
-def test_a_disk_that_fails_at_an_operation(run, operations, tmp_path, point):
-    """All operations from one on fail: no space, no quota, mounted read-only after an error, an error of the device."""
-    folder, number = tmp_path / "run", random.Random(point).randint(1, operations)
-    error = FAILURES[point % len(FAILURES)]
-    ended = run.start(folder, fault=faults.refuse_from, given=(folder, number, error)).end()
-    assert_one_line(ended, folder)
-    assert os.strerror(error) in ended.error()
-    assert_goes_on_with_space(run, folder)
-
-
-@pytest.mark.parametrize("point", points(3))
+@pytest.mark.parametrize("point", points(1, 50))
 def test_a_limit_on_the_length_of_files(run, tmp_path, point):
     """Writes fail in the middle, those of torch, safetensors and PIL too."""
     lengths = [path.stat().st_size for path in run.whole.rglob("*") if path.is_file()]
     folder, length = tmp_path / "run", random.Random(point).randint(0, max(lengths) - 1)
     ended = run.start(folder, fault=faults.limit_length, given=(length,)).end()
     assert_one_line(ended, folder)
-    assert_goes_on_with_space(run, folder)
+    run.assert_sound(folder)
+    run.assert_goes_on(folder)
 
 
-@pytest.mark.parametrize("point", points(3))
+@pytest.mark.parametrize("point", points(1, 50))
 def test_a_small_disk(run, tmp_path, point):
     """A file system in memory, full in the middle of a write."""
     pages = sum(-(-path.stat().st_size // 4096) + 1 for path in run.whole.rglob("*") if path.is_file())
@@ -59,7 +62,8 @@ def test_a_small_disk(run, tmp_path, point):
     assert_one_line(ended, folder)
     folder.rmdir()
     remains.rename(folder)
-    assert_goes_on_with_space(run, folder)
+    run.assert_sound(folder)
+    run.assert_goes_on(folder)
 
 
 def test_a_folder_without_permission(run, tmp_path):
@@ -71,11 +75,10 @@ def test_a_folder_without_permission(run, tmp_path):
     assert list(closed.iterdir()) == []
 
 
-def test_a_finished_run_on_a_disk_without_permission(run, tmp_path):
-    """``--resume`` of an interrupted run whose folder may not be written any more changes nothing in it."""
+def test_a_run_whose_folder_may_not_be_written_any_more(run, operations, tmp_path):
+    """``--resume`` changes nothing."""
     folder = tmp_path / "run"
-    number = 30
-    run.start(folder, fault=faults.signal_at, given=(folder, number, 9)).end()
+    run.start(folder, fault=faults.signal_at, given=(folder, operations // 2, 9)).end()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     closed = [folder, *(path for path in folder.rglob("*"))]
     for path in closed:

@@ -48,7 +48,7 @@ def test_every_save_is_on_the_disk_when_it_ends(moments):
         assert step_of(power.Disk(moments[:number]).kept(STATE)) == step
 
 
-@pytest.mark.parametrize("point", points(8))
+@pytest.mark.parametrize("point", points(10, 200))
 def test_a_run_goes_on_after_a_power_cut(run, moments, tmp_path, point):
     numbers = random.Random(point)
     number = numbers.randint(1, len(moments))

@@ -8,25 +8,23 @@ import time
 
 import pytest
 
-from tests.helpers.small_run import points
+from tests.helpers.small_run import IN_A_ROW, points
 
 
-@pytest.mark.parametrize("point", points(3))
-def test_of_two_writers_one_goes_on(run, tmp_path, point):
-    """The second starts at any time of the first, in some cases with ``--resume``."""
-    folder = tmp_path / "run"
-    numbers = random.Random(point)
-    resume = point % 2 == 1
-    first = run.start(folder, output=tmp_path / "first.txt")
-    time.sleep(0.4 * numbers.random() if point % 3 else 0)
-    second = run.start(folder, resume=resume, output=tmp_path / "second.txt")
-    ends = [first.end(), second.end()]
-    refused = [ended for ended in ends if ended.code != 0]
-    # One that resumes after the other has ended finds a run that is finished.
-    assert len(refused) == 1 or (resume and not refused)
-    for ended in refused:
-        assert str(folder) in ended.error()
-        assert "another process has a run in it" in ended.error() or "contains a run already" in ended.error()
+@pytest.mark.parametrize("seed", points(1, 20))
+def test_of_ten_writers_one_goes_on(run, tmp_path, seed):
+    """They start at once or at any time of the first."""
+    folder, numbers = tmp_path / "run", random.Random(seed)
+    started = []
+    for number in range(IN_A_ROW):
+        started.append(run.start(folder, output=tmp_path / f"{number}.txt"))
+        time.sleep(0.1 * numbers.random() if number % 2 else 0)
+    ends = [each.end() for each in started]
+    assert [ended.code for ended in ends].count(0) == 1
+    for ended in ends:
+        if ended.code != 0:
+            assert str(folder) in ended.error()
+            assert "another process has a run in it" in ended.error() or "contains a run already" in ended.error()
     run.assert_whole(folder)
 
 
