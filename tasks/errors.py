@@ -35,7 +35,8 @@ class Interrupted(BaseException):
     def __init__(self, number: int, message: str | None = None) -> None:
         super().__init__(number, message)
         self.number, self.exit_code = number, 128 + number
-        self.message = f"{self.name}: stopped before the training began" if message is None else message
+        early = f"{self.name}: stopped before the training began; continue with --resume"
+        self.message = early if message is None else message
 
     @property
     def name(self) -> str:

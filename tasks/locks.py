@@ -13,6 +13,7 @@ import filelock
 
 from tasks.errors import UserError
 from tasks.progress import print_line
+from zoo.files import make_folder
 
 LOCK_FILE = ".lock"  # in a folder that is taken
 
@@ -31,7 +32,7 @@ def take_folder(folder: Path, what: str) -> filelock.BaseFileLock | None:
         UserError: another process has the folder.
         OSError: the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = filelock.FileLock(folder / LOCK_FILE, thread_local=False)
     try:
         lock.acquire(timeout=0)
