@@ -1,6 +1,6 @@
 """A training run of a third of a second: what may remain of it after a fault, and how it must go on.
 
-The server of ``tests.helpers.forked`` imports this module.
+The server of ``tests.helpers.forked`` imports this module, and with it what forked processes would have to import.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.backends.backend_agg  # noqa: F401  (here, so that no forked process has to)
+import matplotlib.backends.backend_agg
 import matplotlib.figure
 import pytest
 import torch
-import torch.utils.tensorboard  # noqa: F401
+import torch.utils.tensorboard
 import yaml
 from PIL import Image
 from safetensors.torch import load_file

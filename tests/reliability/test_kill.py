@@ -46,7 +46,7 @@ def test_a_run_killed_at_any_time_goes_on(run, tmp_path, point):
     arguments = ["train.sinks=[tensorboard]"] if point % 4 == 1 else []
     for number in range(1 + point % 2):
         started = run.start(folder, *arguments, resume=number > 0)
-        started.wait_until(lambda: not started.process.is_alive() or (folder / "log.jsonl").exists())
+        started.wait_until((folder / "log.jsonl").exists)
         time.sleep(0.2 * numbers.random())
         started.signal(signal.SIGKILL)
         assert started.end().code in (0, -signal.SIGKILL)

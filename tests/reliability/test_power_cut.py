@@ -24,9 +24,9 @@ def step_of(state):
 @pytest.fixture(scope="session")
 def moments(run):
     """The journal of the small run."""
-    folder, journal = run.root / "disk", run.root / "journal"
+    folder, journal, output = run.root / "disk", run.root / "journal", run.root / "journal.txt"
     folder.mkdir()
-    ended = run.start(folder / "run", fault=power.record, given=(folder, journal), output=run.root / "journal.txt").end()
+    ended = run.start(folder / "run", fault=power.record, given=(folder, journal), output=output).end()
     assert ended.code == 0, ended
     return power.read_journal(journal)
 

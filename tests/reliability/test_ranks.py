@@ -40,7 +40,10 @@ class Launch:
         """Numbers of the processes by their rank."""
         found = {}
         for child in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split():
-            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            try:
+                variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+                continue
             found |= {value[5:].decode(): int(child) for value in variables if value.startswith(b"RANK=")}
         return found
 
