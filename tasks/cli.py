@@ -37,7 +37,7 @@ class _Program(TyperGroup):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except KeyboardInterrupt:
-            _fail("interrupted", INTERRUPTED)
+            _end("error: interrupted", INTERRUPTED)
         except BrokenPipeError:
             if not _stdout_is_closed():  # a pipe to another process of ours
                 raise
@@ -515,18 +515,16 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (UserError, ZooError, OSError) as error:
-        _fail(_last_line(error))
+        _end(f"error: {_last_line(error)}", 1)
     except Interrupted as stop:
-        if stop.message:
-            print_line(stop.message)
-        raise SystemExit(stop.exit_code) from None
+        _end(stop.message, stop.exit_code)
     except (RuntimeError, MemoryError) as error:
         reason = dead_worker(error)
         if (short := out_of_memory(error)) is not None:
             reason = f"{short}: {_REMEDIES.get(_command(), 'use a smaller input')}"
         if reason is None:
             raise
-        _fail(reason)
+        _end(f"error: {reason}", 1)
 
 
 # what to lower where memory runs out, by command
@@ -543,10 +541,17 @@ def _command() -> str:
     return next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
 
 
-def _fail(reason: str, code: int = 1) -> NoReturn:
-    """End the program with one line on stderr."""
-    print_line(printable(f"error: {reason}"))
+def _end(line: str, code: int) -> NoReturn:
+    """End the program with a line on stderr, which of several processes only the first prints."""
+    if line and (os.environ.get("WORLD_SIZE", "1") == "1" or _first_to_fail()):
+        print_line(printable(line))
     raise SystemExit(code) from None
+
+
+def _first_to_fail() -> bool:
+    from tasks.engine.ranks import first_to_fail
+
+    return first_to_fail()
 
 
 def file_stem(weights: str) -> str:

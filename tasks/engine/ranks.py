@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from tasks.errors import UserError
 
 Result = TypeVar("Result")
+_STORE_SECONDS = 3.0  # time to reach torchrun
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result | None:
@@ -66,6 +69,22 @@ def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer.detach().clone()))
+
+
+def first_to_fail() -> bool:
+    """Return whether this process is the first of those that torchrun launched to report why it ends.
+
+    The others fail because of it, and would report only that. The answer is stored where the processes find each other,
+    which torchrun has in a process of its own. Where it cannot be reached each process reports.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = torch.distributed.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_STORE_SECONDS))
+        return store.add(f"rescalenet/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True
 
 
 def lost_peer(error: BaseException) -> bool:

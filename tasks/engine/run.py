@@ -24,7 +24,7 @@ from tasks.engine.fingerprint import Fingerprint
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.graphs import PINS_BESIDE, GraphedNet
 from tasks.engine.optimizer import describe_levels, make_optimizer
-from tasks.engine.ranks import on_main, share_state
+from tasks.engine.ranks import lost_peer, on_main, share_state
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
@@ -79,8 +79,10 @@ class Run:
         on_main(self.accelerator, self.files.take)
         try:
             self._build(resume, changed_data)
-        except BaseException:
+        except BaseException as error:
             self.files.release()
+            if self.accelerator.num_processes > 1 and lost_peer(error):
+                raise TrainingError("before the training began another process of the run ended") from None
             raise
 
     def _build(self, resume: bool, changed_data: bool) -> None:

@@ -32,7 +32,6 @@ from zoo.method import branch_statistics
 
 _PATIENCE = 20.0  # seconds that a process waits for its step after a signal; torchrun kills it after 30
 _ASK_EVERY = 5.0  # seconds between two questions of several processes whether to save or to stop
-_UNTIL_TORCHRUN_KNOWS = 3.0  # seconds until torchrun ends the other processes of one that failed
 # errors of writing that end with more space: disk full, quota, file size limit, read-only
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -106,10 +105,8 @@ class Trainer(Run):
             with Signals(patience) as self.signals:
                 return self._fit()
         except Interrupted as stop:
-            if stop.message and self.main:
-                where = f"{stop.name}: stopped at {self.describe_position()}"
-                raise Interrupted(stop.number, f"{where}; {self._how_to_go_on()}") from None
-            raise Interrupted(stop.number, "") from None
+            where = f"{stop.name}: stopped at {self.describe_position()}"
+            raise Interrupted(stop.number, f"{where}; {self._how_to_go_on()}") from None
         except Exception as error:
             if (explained := self._explain(error)) is None:
                 raise
@@ -142,10 +139,7 @@ class Trainer(Run):
                 f"run; or free memory and {go_on}"
             )
         if self.accelerator.num_processes > 1 and lost_peer(error):
-            # The process that failed has stated why. torchrun notices at once, and ends the others by SIGTERM.
-            if self.signals.requested:
-                return Interrupted(self.signals.requested, "")
-            time.sleep(_UNTIL_TORCHRUN_KNOWS)
+            # A process that could state why it ended has done so, and the command line reports only the first reason.
             return TrainingError(f"{where}: another process of the run ended or does not answer; {go_on}")
         return None
 
@@ -383,6 +377,7 @@ class Trainer(Run):
         if save or stop:
             self._save()
         if stop:
+            self.accelerator.wait_for_everyone()  # torchrun ends the others when the first one ends
             raise Interrupted(stop)
 
     def _agree(self, save: bool, stop: int) -> tuple[bool, int]:

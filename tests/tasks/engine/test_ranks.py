@@ -9,7 +9,7 @@ import torch
 
 from tasks import config as cfg
 from tasks.engine import Trainer
-from tasks.engine.ranks import lost_peer
+from tasks.engine.ranks import first_to_fail, lost_peer
 from tasks.errors import TrainingError
 from tasks.plots import read_log
 from tasks.spec import make_task
@@ -103,3 +103,16 @@ def test_errors_of_a_process_that_lost_another():
     assert lost_peer(RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
     assert not lost_peer(RuntimeError("shapes do not match"))
     assert not lost_peer(ValueError("gloo"))
+
+
+def test_only_the_first_process_that_fails_reports(monkeypatch):
+    assert first_to_fail()  # one process
+    assert first_to_fail()
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    for name, value in (("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", store.port)):
+        monkeypatch.setenv(name, str(value))
+    assert [first_to_fail() for _ in range(3)] == [True, False, False]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert [first_to_fail() for _ in range(2)] == [True, False]
+    monkeypatch.delenv("MASTER_ADDR")  # nothing to ask
+    assert first_to_fail()
