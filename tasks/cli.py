@@ -156,9 +156,9 @@ def train(
             pace = trainer.measure(measure)
         typer.echo(json.dumps({**dataclasses.asdict(pace), "seconds": pace.seconds}))
         return
-    with Signals():
+    with Signals():  # around fit too, which has its own: a signal between the two would kill the process
         trainer = Trainer(make_task(resolved), resume=resume, changed_data=changed_data)
-    metrics = trainer.fit()
+        metrics = trainer.fit()
     if trainer.accelerator.is_main_process:
         print_line(f"{resolved.output}: " + ", ".join(f"{key} {value:.4g}" for key, value in metrics.items()))
         typer.echo(json_line({"output": resolved.output, "metrics": metrics}))
