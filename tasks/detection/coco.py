@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
+from tasks.detection.coco_schema import KEYS, wrong_entries
 from tasks.errors import DataError
 from tasks.images import decode_image
 from tasks.progress import Progress
@@ -153,7 +154,12 @@ class Coco:
             for annotation in image.annotations:
                 box = annotation["bbox"]
                 area = annotation.get("area", box[2] * box[3])
-                annotations.append({**annotation, "area": area, "iscrowd": annotation.get("iscrowd", 0)})
+                found = {**annotation, "area": area, "iscrowd": annotation.get("iscrowd", 0)}
+                if isinstance(annotation.get("segmentation"), list):
+                    # evaluators cannot rasterise polygons of fewer than three corners, nor no polygons
+                    empty = {"size": [image.height, image.width], "counts": [image.height * image.width]}
+                    found["segmentation"] = polygons(annotation) or empty
+                annotations.append(found)
         return {
             "info": {},
             "images": [
@@ -215,13 +221,6 @@ def decode_mask(annotation: dict[str, Any], height: int, width: int) -> np.ndarr
     return rle.decode(segmentation)
 
 
-_REQUIRED = {
-    "images": ("id", "file_name", "width", "height"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
-
-
 def load_coco(annotations: Path, images: Path, *, masks: bool, check: Check) -> Coco:
     """Read and check an annotation file and its images.
 
@@ -281,6 +280,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
+    except RecursionError:
+        raise DataError(f"{path}: not a COCO 'instances' file: arrays inside of arrays, too deep to be read") from None
     except (ValueError, OSError) as error:
         raise DataError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
@@ -289,38 +290,29 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_entries(path: Path, content: dict[str, Any], problems: dict[str, list[str]]) -> None:
-    """Check that the lists of a COCO file exist and that their entries have the required keys, different ids and sizes.
+    """Check that the lists of a COCO file exist, and that their entries follow the schema and have different ids.
 
     Args:
         path: path of the file, for messages.
         content: content of the file.
         problems: reason -> examples, to which problems are added.
     """
-    for key, required in _REQUIRED.items():
+    for key in KEYS:
         if not isinstance(content.get(key), list):
             raise DataError(f"{path}: has no list {key!r}; must be a COCO 'instances' file")
-        for i, entry in enumerate(content[key]):
-            missing = [name for name in required if not isinstance(entry, dict) or name not in entry]
-            if missing:
-                problems[f"entries of {key!r} without {missing[0]!r}"].append(f"number {i}")
+        for reason, example in wrong_entries(key, content[key]):
+            problems[reason].append(example)
         if problems:
             continue  # entries may have no id
-        seen: set[Any] = set()
+        seen: set[int] = set()
         for entry in content[key]:
             if entry["id"] in seen:
                 problems[f"{key} with an id that another has"].append(f"id {entry['id']}")
             seen.add(entry["id"])
-    for entry in (entry for entry in content["images"] if isinstance(entry, dict)):
-        sides = [entry.get("width"), entry.get("height")]
-        if not all(isinstance(side, int) and side > 0 for side in sides):
-            problems["images whose width and height are not whole numbers above 0"].append(f"{entry.get('file_name')}")
 
 
 def _broken(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> str | None:
     """Return why an annotation does not follow the COCO format, None if it does."""
-    box = annotation["bbox"]
-    if not isinstance(box, list) or len(box) != 4 or not np.isfinite(np.asarray(box, dtype=np.float64)).all():
-        return "annotations whose bbox is not four finite numbers"
     segmentation = annotation.get("segmentation")
     if segmentation is None:
         return "annotations without a segmentation, which Mask R-CNN requires" if masks else None
@@ -328,11 +320,13 @@ def _broken(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> s
         return _broken_polygons(segmentation, image)
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
         return "annotations whose segmentation is neither polygons nor RLE"
-    if list(segmentation["size"]) != [image.height, image.width]:
+    if segmentation["size"] != [image.height, image.width]:
         return "annotations whose RLE size does not match the image"
     counts = segmentation["counts"]
     if isinstance(counts, str):
         counts = rle_counts(counts)
+    if not isinstance(counts, list) or any(type(count) is not int for count in counts):
+        return "annotations whose RLE counts are neither text nor whole numbers"
     if sum(counts) != image.height * image.width or min(counts, default=0) < 0:
         return "annotations whose RLE counts do not fill the image"
     return None
@@ -363,6 +357,9 @@ def _broken_polygons(parts: list[Any], image: ImageRecord) -> str | None:
     return None
 
 
+_LONGEST_RUN = 40  # bits of a number in compressed RLE, of which masks need 32
+
+
 def rle_counts(text: str) -> list[int]:
     """Return the run lengths of COCO's compressed RLE, an empty list if the text is not valid.
 
@@ -378,6 +375,8 @@ def rle_counts(text: str) -> list[int]:
             return []
         number |= (bits & 0x1F) << shift
         shift += 5
+        if shift > _LONGEST_RUN:
+            return []
         if bits & 0x20:  # the number continues
             continue
         if bits & 0x10:  # the number is negative
