@@ -7,11 +7,11 @@ place of a number ends an evaluation, and a box of 1e308 pixels a step.
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from zoo.errors import reason_of
 
@@ -22,7 +22,9 @@ _MOST_PIXELS = 2**31 - 1  # of an image; run lengths are 32-bit numbers
 
 def _printable(text: str) -> str:
     """Return a name that every terminal and file can show."""
-    if any(ord(character) < 32 or 127 <= ord(character) < 160 or 0xD800 <= ord(character) < 0xE000 for character in text):
+    if any(
+        ord(character) < 32 or 127 <= ord(character) < 160 or 0xD800 <= ord(character) < 0xE000 for character in text
+    ):
         raise ValueError("must not have control characters or halves of characters")
     return text
 

@@ -19,7 +19,10 @@ WRONG = {
     "a truth value as id": (entry("annotations", id=True), "annotations whose id is not valid .*number 0, True"),
     "an object as id": (entry("annotations", image_id={}), "annotations whose image_id is not valid .*id 1, {}"),
     "a category of text": (entry("categories", id="x"), "categories whose id is not valid"),
-    "a name with an escape": (entry("categories", name="\x1b[31m"), "categories whose name is not valid .must not have control char"),
+    "a name with an escape": (
+        entry("categories", name="\x1b[31m"),
+        "categories whose name is not valid .must not have control char",
+    ),
     "a name of half a character": (entry("categories", name="\ud800"), "categories whose name is not valid"),
     "a name of nothing": (entry("categories", name=None), "categories whose name is not valid"),
     "a file of numbers": (entry("images", file_name=3), "images whose file_name is not valid"),
@@ -75,7 +78,9 @@ def test_wrong_run_lengths(builder, rle):
 def test_many_wrong_values_are_counted(builder):
     for annotation in builder.content["annotations"]:
         annotation["area"] = "9"
-    with pytest.raises(DataError, match="6 annotations whose area is not valid .*: id 1, '9', id 2, '9', id 3, '9', ..."):
+    with pytest.raises(
+        DataError, match="6 annotations whose area is not valid .*: id 1, '9', id 2, '9', id 3, '9', ..."
+    ):
         builder.load()
 
 
