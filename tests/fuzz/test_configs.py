@@ -19,7 +19,10 @@ STUDY = {
     "output": "out/study",
     "recipe": "run.yaml",
     "overrides": {"train.sinks": []},
-    "schemes": {"rescale": {"trials": {"a": {"train.optimizer.lr": 0.1}}, "grid": {"train.seed": [0, 1]}}, "none": {}},
+    "schemes": {
+        "rescale": {"trials": {"a": {"train.optimizer.lr": 0.1}}, "grid": {"train.optimizer.lr": [0.01, 0.02]}},
+        "none": {},
+    },
     "finals": {"seeds": [0, 1], "schemes": ["rescale", "none"], "baseline": "none"},
 }
 
@@ -51,13 +54,19 @@ def test_configs_and_overrides(harness, fuzz):
     fuzz(configs(), run, FAST)
 
 
-def test_studies(harness, fuzz):
+def study_files(fixed):
+    """The file of a small study and its recipe."""
     recipe = {**CONFIGS["classification"], "task": "classification"}
-    recipe["data"] = {**recipe["data"], "root": f"{harness.fixed}/data/images"}
-    recipe = yaml.safe_dump(recipe).encode()
+    recipe["data"] = {**recipe["data"], "root": f"{fixed}/data/images"}
+    return {"run.yaml": yaml.safe_dump(recipe).encode(), "s.yaml": yaml.safe_dump(STUDY).encode()}
+
+
+def test_studies(harness, fuzz):
+    valid, plan = study_files(harness.fixed), ["study", "--plan", "s.yaml", "--jobs", "1"]
+    assert harness.check(valid, plan, seconds=20) == [0]
 
     def run(content):
-        harness.check({"run.yaml": recipe, "s.yaml": content}, ["study", "--plan", "s.yaml", "--jobs", "1"], seconds=20)
+        harness.check({**valid, "s.yaml": content}, plan, seconds=20)
 
     fuzz(yaml_files(STUDY), run, FAST // 4)
 
@@ -68,6 +77,7 @@ def test_training(harness, fuzz):
     config = {**config, "data": {**config["data"], "root": f"{harness.fixed}/data/images"}}
     config["train"] = {**config["train"], "epochs": 1, "sinks": [], "batch_size": 8}
     values = [value for value in YAML_VALUES if not (isinstance(value, int | float) and abs(value) > 64)]
+    assert harness.check({"c.yaml": dumps(config).encode()}, ["train", "c.yaml"], seconds=30) == [0]
     changes = changed(config, values, most=1).map(lambda value: dumps(value).encode("utf-8", "surrogatepass"))
 
     def run(content):

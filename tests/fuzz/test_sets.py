@@ -116,7 +116,7 @@ def test_zip_files(harness, fuzz, objects):
     def run(content):
         harness.check({"c.json": annotations, "i.zip": content}, ["@coco", "c.json", "i.zip", "masks"])
 
-    fuzz(zip_files(images), run, FAST // 2)
+    fuzz(zip_files(images), run, FAST)
 
 
 def test_indexes_of_videos(harness, fuzz):
