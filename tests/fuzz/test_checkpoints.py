@@ -116,7 +116,7 @@ def test_checkpoints(harness, fuzz):
     options = st.sampled_from(
         ([], [], ["--name", "rescalenet18"], ["--classes", "classes.txt"], ["--option", "width=0.0625"])
     )
-    fuzz(st.tuples(checkpoints(), options), run, FAST // 2)
+    fuzz(st.tuples(checkpoints(), options), run, FAST // 4)
 
 
 MODEL = (FOLDER / "corpus/joint.model").read_bytes()
@@ -186,4 +186,4 @@ def test_fairseq(harness, fuzz, fairseq):
     def run(files):
         harness.check(files, command)
 
-    fuzz(fairseq_files(*fairseq), run, FAST // 2)
+    fuzz(fairseq_files(*fairseq), run, FAST // 4)

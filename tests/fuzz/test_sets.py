@@ -125,7 +125,7 @@ def test_indexes_of_videos(harness, fuzz):
     def run(content):
         harness.check({"i.json": content}, ["@index", "i.json", f"{harness.fixed}/videos"])
 
-    fuzz(json_files(valid), run, FAST)
+    fuzz(json_files(valid), run, FAST // 2)
 
 
 CORPUS = {path.name: path.read_bytes() for path in (FOLDER / "corpus").iterdir()}
@@ -143,7 +143,7 @@ def test_corpora(harness, fuzz):
     def run(files):
         harness.check({f"c/{name}": content for name, content in files.items()}, ["@corpus", "c"])
 
-    fuzz(corpora(), run, FAST)
+    fuzz(corpora(), run, FAST // 2)
 
 
 def test_corpora_in_training(harness, fuzz):

@@ -37,12 +37,12 @@ def test_lists(harness, fuzz):
         convert = ["convert", checkpoint, "out/o.safetensors", "--classes", "l.txt"]
         harness.check({"l.txt": content}, ["@holdout", "l.txt"], ["@dictionary", "l.txt"], convert)
 
-    fuzz(texts("a/0.png\nb/1.png\nc 3"), run, FAST)
+    fuzz(texts("a/0.png\nb/1.png\nc 3"), run, FAST // 2)
 
 
 def test_vocabularies(harness, fuzz):
     valid = (FOLDER / "corpus/joint.model").read_bytes()
-    fuzz(damaged(valid), lambda content: harness.check({"v.model": content}, ["@vocabulary", "v.model"]), FAST)
+    fuzz(damaged(valid), lambda content: harness.check({"v.model": content}, ["@vocabulary", "v.model"]), FAST // 2)
 
 
 @st.composite
@@ -83,7 +83,7 @@ def test_parallel_text(harness, fuzz):
         files, _ = case
         harness.check({**files, **val}, ["@prepare_corpus", "t", weights, "out/c"])
 
-    fuzz(parallel_texts(english, german), run, FAST // 2)
+    fuzz(parallel_texts(english, german), run, FAST // 4)
 
 
 def test_translation(harness, fuzz):

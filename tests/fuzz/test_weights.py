@@ -80,4 +80,4 @@ def test_headers(harness, fuzz, kind):
 @pytest.mark.parametrize("kind", TASKS)
 def test_bodies(harness, fuzz, kind):
     run, numbers = _run(harness, kind)
-    fuzz(st.tuples(bodies(kind), numbers), run, FAST // len(TASKS))
+    fuzz(st.tuples(bodies(kind), numbers), run, FAST // 2 // len(TASKS))
