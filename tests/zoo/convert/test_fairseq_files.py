@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import zoo
-from zoo.convert.fairseq import read_dictionary
 
 SIZES = {"dim": 8, "hidden": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "max_length": 30}
 TEXTS = {"source_vocabulary": 11, "target_vocabulary": 11}
@@ -98,10 +97,3 @@ def test_other_files_are_refused_with_the_remedy(checkpoint, tmp_path):
     with pytest.raises(zoo.ZooError, match="not a checkpoint that can be read safely") as caught:
         zoo.convert.from_fairseq(tmp_path / "b.pt")
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_a_dictionary_that_is_not_utf8_is_refused_in_one_line(tmp_path):
-    path = tmp_path / "dict.txt"
-    path.write_bytes(b"one 3\nf\xfcnf 2\n")
-    with pytest.raises(zoo.ZooError, match=r"dict.txt: not a UTF-8 text file \(invalid start byte at byte 8\)"):
-        read_dictionary(path)
