@@ -16,6 +16,9 @@ from tasks.detection.evaluate import coco_metrics, kinds_of
 from tasks.errors import UserError
 from tasks.progress import print_line
 from tasks.splits import read_holdout
+from tasks.study.config import read_study
+from tasks.study.runner import Slots
+from tasks.study.study import Study
 from tasks.translation.config import CorpusSection
 from tasks.translation.corpus import Corpus, prepare
 from tasks.video.index import Index
@@ -68,6 +71,11 @@ def coco(annotations: str, images: str, masks: str) -> None:
             if masks == "masks":
                 decode_mask(annotation, image.height, image.width)
     coco_metrics(found, [], kinds_of(masks=masks == "masks"))
+
+
+def study(path: str) -> None:
+    """Read the file of a study and check all of its runs; its plan would time them."""
+    Study(read_study(path), Slots.of_machine(1, 1))
 
 
 def vocabulary(path: str) -> None:
@@ -134,5 +142,5 @@ def _write_in_another_language(path: Path) -> None:
         torch._C.PyTorchFileWriter(str(path)).write_end_of_file()
 
 
-FUNCTIONS = (index, corpus, prepare_corpus, coco, vocabulary, holdout, dictionary, misbehave)
+FUNCTIONS = (index, corpus, prepare_corpus, coco, study, vocabulary, holdout, dictionary, misbehave)
 READERS = {function.__name__: function for function in FUNCTIONS}

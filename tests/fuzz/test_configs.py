@@ -15,14 +15,13 @@ CONFIGS = {task: yaml.safe_load((FOLDER / "runs" / task / "config.yaml").read_te
 for _config in CONFIGS.values():
     _config["output"] = "out/run"
 
+_TRIED = {"trials": {"a": {"train.optimizer.lr": 0.03}}, "grid": {"train.optimizer.lr": [0.01, 0.02]}}
 STUDY = {
     "output": "out/study",
     "recipe": "run.yaml",
     "overrides": {"train.sinks": []},
-    "schemes": {
-        "rescale": {"trials": {"a": {"train.optimizer.lr": 0.1}}, "grid": {"train.optimizer.lr": [0.01, 0.02]}},
-        "none": {},
-    },
+    "schemes": {"rescale": _TRIED, "none": _TRIED},
+    "screening": {"overrides": {"data.split": "holdout", "data.holdout": "h.txt"}, "seeds": [0]},
     "finals": {"seeds": [0, 1], "schemes": ["rescale", "none"], "baseline": "none"},
 }
 
@@ -58,15 +57,16 @@ def study_files(fixed):
     """The file of a small study and its recipe."""
     recipe = {**CONFIGS["classification"], "task": "classification"}
     recipe["data"] = {**recipe["data"], "root": f"{fixed}/data/images"}
-    return {"run.yaml": yaml.safe_dump(recipe).encode(), "s.yaml": yaml.safe_dump(STUDY).encode()}
+    files = {"run.yaml": recipe, "s.yaml": STUDY}
+    return {name: yaml.safe_dump(content).encode() for name, content in files.items()} | {"h.txt": b"blue/0.png\n"}
 
 
 def test_studies(harness, fuzz):
-    valid, plan = study_files(harness.fixed), ["study", "--plan", "s.yaml", "--jobs", "1"]
-    assert harness.check(valid, plan, seconds=20) == [0]
+    valid = study_files(harness.fixed)
+    assert harness.check(valid, ["@study", "s.yaml"]) == [0]
 
     def run(content):
-        harness.check({**valid, "s.yaml": content}, plan, seconds=20)
+        harness.check({**valid, "s.yaml": content}, ["@study", "s.yaml"])
 
     fuzz(yaml_files(STUDY), run, FAST // 4)
 
