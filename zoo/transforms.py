@@ -291,9 +291,10 @@ class TextTransform:
 @functools.lru_cache(maxsize=4)
 def _vocabulary(model: str) -> Vocabulary:
     try:
-        return Vocabulary(base64.b64decode(model, validate=True))
-    except binascii.Error as error:
+        content = base64.b64decode(model, validate=True)
+    except (binascii.Error, ValueError) as error:  # ValueError for characters beyond ASCII
         raise ZooError(f"vocabulary: not base64 ({error})") from None
+    return Vocabulary(content)
 
 
 AnyTransform = InputTransform | DetectionTransform | VideoTransform | TextTransform
