@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,10 @@ from tasks.images import decode_image
 from tasks.progress import Progress
 
 Check = Literal["none", "header", "decode"]
+
+LARGEST_FILE = 2**29  # bytes of an image file: more than 16-bit RGB of the largest picture that is decoded
+# what zipfile and its decompressors raise for members that are damaged, encrypted or of an unknown method
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 
 
 class ImageFiles:
@@ -61,7 +67,7 @@ class ImageFiles:
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
-            except (zipfile.BadZipFile, OSError) as error:
+            except _UNREADABLE as error:
                 raise DataError(f"{self.path}: not a complete zip file ({error})") from None
         return self._opened[1]
 
@@ -79,15 +85,19 @@ class ImageFiles:
         """Return the content of a file.
 
         Raises:
-            DataError: a file that is missing, or damaged in its zip file.
+            DataError: a file that is missing, too large for an image, or damaged or encrypted in its zip file.
         """
         try:
             if self._members:
-                return self._zip().read(self._members[name])
-            return (self.path / name).read_bytes()
+                size = self._zip().getinfo(self._members[name]).file_size
+            else:
+                size = (self.path / name).stat().st_size
+            if size > LARGEST_FILE:
+                raise DataError(f"{self.label(name)}: {size} bytes, an image must have at most {LARGEST_FILE}")
+            return self._zip().read(self._members[name]) if self._members else (self.path / name).read_bytes()
         except (KeyError, FileNotFoundError):
             raise DataError(f"{self.label(name)}: no such file") from None
-        except (zipfile.BadZipFile, OSError) as error:
+        except _UNREADABLE as error:
             raise DataError(f"{self.label(name)}: cannot be read ({error})") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 
 import pytest
 from hypothesis import strategies as st
@@ -96,7 +97,7 @@ def zip_files(draw, images):
             file.writestr(prefix + name, content)
         for name in draw(st.lists(st.sampled_from((*NAMES, "__MACOSX/._0.png", "0.png", "b/")), max_size=3)):
             if name:
-                file.writestr(name.encode("utf-8", "replace").decode(), b"x" * draw(st.sampled_from((0, 10, 10**7))))
+                file.writestr(name.encode("utf-8", "replace").decode(), b"x" * draw(st.sampled_from((0, 10, 10**6))))
     content = buffer.getvalue()
     if draw(st.booleans()):
         content = draw(damaged(content))
@@ -108,6 +109,7 @@ def zip_files(draw, images):
     return content
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_zip_files(harness, fuzz, objects):
     folder = harness.fixed / "data/objects/images"
     images = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -117,6 +119,26 @@ def test_zip_files(harness, fuzz, objects):
         harness.check({"c.json": annotations, "i.zip": content}, ["@coco", "c.json", "i.zip", "masks"])
 
     fuzz(zip_files(images), run, FAST)
+
+
+def test_a_member_of_a_gigabyte(harness, objects):
+    """A zip file of one MB that would fill the memory."""
+    packer = zlib.compressobj(1)
+    block = bytes(2**24)
+    size, packed = 64 * len(block), b"".join([*(packer.compress(block) for _ in range(64)), packer.flush()])
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("0.png", b"x")
+    content = buffer.getvalue()
+    # the same member with the large content in place of its own
+    start, directory = content.find(b"PK\x01\x02"), content[content.find(b"PK\x01\x02") :]
+    sizes = len(packed[2:-4]).to_bytes(4, "little") + size.to_bytes(4, "little")
+    local = content[:18] + sizes + content[26 : 30 + len("0.png")] + packed[2:-4]
+    directory = directory[:20] + sizes + directory[28:]
+    content = local + directory.replace(start.to_bytes(4, "little"), len(local).to_bytes(4, "little"))
+    inputs = {"c.json": json.dumps({**objects, "images": objects["images"][:1]}).encode(), "i.zip": content}
+    assert harness.check(inputs, ["@coco", "c.json", "i.zip", "masks"]) == [1]
+    assert "bytes, an image must have at most" in (harness.root / "capture/0.err").read_text()
 
 
 def test_indexes_of_videos(harness, fuzz):

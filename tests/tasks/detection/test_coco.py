@@ -48,6 +48,27 @@ def test_zip_files(builder, top):
             assert np.array_equal(np.asarray(folder.read(a)), np.asarray(packed.read(b)))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        (8, b"\x01\x00", "encrypted"),
+        (10, b"\x63\x00", "compression"),
+        (24, b"\xff\xff\xff\x7f", "bytes, an image must have at most"),
+    ],
+)
+def test_members_of_zip_files_that_cannot_be_read(builder, field, value, reason):
+    path = builder.root / "packed.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("a.png", "b.jpg", "sub/c.png"):
+            archive.write(builder.root / "images" / name, name)
+    content = bytearray(path.read_bytes())
+    place = content.find(b"PK\x01\x02") + field  # flags, method or size in the directory's first entry
+    content[place : place + len(value)] = value
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"1 images that cannot be decoded: a.png .*{reason}"):
+        builder.load(images="packed")
+
+
 def test_every_form_of_mask_is_the_same(builder):
     """Polygons, uncompressed RLE and compressed RLE of one rectangle."""
     mask = np.zeros((40, 60), dtype=np.uint8)
