@@ -68,7 +68,7 @@ def test_studies(harness, fuzz):
     def run(content):
         harness.check({**valid, "s.yaml": content}, ["@study", "s.yaml"])
 
-    fuzz(yaml_files(STUDY), run, FAST // 4)
+    fuzz(yaml_files(STUDY), run, FAST // 8)
 
 
 def test_training(harness, fuzz):

@@ -145,4 +145,4 @@ def test_names(harness, fuzz):
 
     names = [name for name in NAMES if not {"\0", "/", "\ud800"} & {*name} and len(name) < 200]
     contents = st.one_of(st.just(("a.png", VALID["rgb.png"])), pictures())
-    fuzz(st.tuples(contents, st.sampled_from(("", *names))), run, FAST // 4)
+    fuzz(st.tuples(contents, st.sampled_from(("", *names))), run, FAST // 8)

@@ -114,7 +114,7 @@ def test_resume(harness, fuzz):
         inputs["c.yaml"] = FILES["config.yaml"].replace(b"data/images", data)
         harness.check(inputs, ["train", "c.yaml", "--resume"], writable=("runs",), seconds=30)
 
-    fuzz(runs(), run, FAST // 20)
+    fuzz(runs(), run, FAST // 40)
 
 
 def test_fit_loss(harness, fuzz):

@@ -98,4 +98,4 @@ def test_translation(harness, fuzz):
 
     names = st.sampled_from(("s.txt", "s.txt", "s.gz", "s.xml", "s.sgm", "s"))
     xml = st.one_of(texts("one two\nthree\nfour"), texts("one two\nthree\nfour"), st.just(ENTITIES))
-    fuzz(st.tuples(xml, names), run, FAST // 10)
+    fuzz(st.tuples(xml, names), run, FAST // 20)
