@@ -1,15 +1,16 @@
 # Each target makes .venv itself when it is missing or older than setup.cfg or constraints.txt; test-interop layers an
-# environment with the other projects over it.
+# environment with the other projects over it; test-lowest makes one with the lower bounds of setup.cfg.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 INTEROP := .venv-interop
+LOWEST := .venv-lowest
 PINNED := $(addprefix tests/interop/requirements-,detectron2.txt fairseq.txt pytorchvideo.txt)
 FETCHED := tests/interop/install_detectron2.py tests/interop/fetch_timm_tests.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-interop lint clean
+.PHONY: help demo test test-full test-lowest test-interop lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-14s%s\n' "$$name" "$$text"; done
@@ -20,11 +21,23 @@ demo: $(STAMP)  ## run small examples of every task, write out/demo/report.md (a
 test: $(STAMP)  ## run the tests and the examples in docstrings, without the slow ones
 	$(PYTEST) -m "not slow"
 
-test-full: $(STAMP)  ## run all tests and print which lines they do not reach
+test-full: $(STAMP)  ## run all tests, print which lines they do not reach, then test-lowest
 	$(PYTEST) --cov --cov-report=term:skip-covered
+	$(MAKE) test-lowest
+
+test-lowest: $(LOWEST)/.installed  ## run the tests of test with the lower bounds of setup.cfg (Python 3.11)
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-interop: $(INTEROP)/.installed  ## run the tests inside detectron2, fairseq, PyTorchVideo and timm (Python 3.11)
 	$(INTEROP)/bin/python -m pytest tests/interop
+
+$(LOWEST)/.installed: $(STAMP) tools/lowest.py constraints-lowest.txt
+	rm -rf $(LOWEST)
+	$(BIN)/python -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -q --upgrade pip
+	$(BIN)/python tools/lowest.py > $(LOWEST)/bounds.txt
+	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/bounds.txt -c constraints-lowest.txt -e '.[dev]'
+	touch $@
 
 $(INTEROP)/.installed: $(STAMP) $(PINNED) $(FETCHED)
 	rm -rf $(INTEROP)
@@ -50,4 +63,4 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:  ## remove environments, runs, outputs and builds
-	rm -rf .venv $(INTEROP) out runs build dist htmlcov .coverage *.egg-info
+	rm -rf .venv $(INTEROP) $(LOWEST) out runs build dist htmlcov .coverage *.egg-info

@@ -1,0 +1,40 @@
+"""Colours of frames: by the matrix and range that the file states, whatever PyAV's default."""
+
+import av
+import numpy as np
+import pytest
+
+from tasks.video.decode import probe, read_frames
+
+COLOURS = np.array([[200, 30, 30], [30, 180, 40], [30, 40, 200], [190, 190, 20]], np.uint8)
+MATRICES = {"bt709": (0.2126, 0.0722), "smpte170m": (0.299, 0.114)}  # weights of red and blue (ITU-R BT.709, BT.601)
+
+
+def yuv(matrix: str, full: bool) -> np.ndarray:
+    """Return four columns of COLOURS, 32 pixels wide, as planes of yuv420p, (96, 128)."""
+    red, blue = MATRICES[matrix]
+    r, g, b = np.repeat(np.repeat(COLOURS[None], 64, 0), 32, 1).transpose(2, 0, 1) / 255.0
+    luma = red * r + (1 - red - blue) * g + blue * b
+    chroma = [(b - luma) / (2 - 2 * blue), (r - luma) / (2 - 2 * red)]
+    offset, scale, chroma_scale = (0, 255, 255) if full else (16, 219, 224)
+    planes = [offset + scale * luma, *(128 + chroma_scale * plane[::2, ::2] for plane in chroma)]
+    return np.concatenate([np.round(plane).ravel() for plane in planes]).astype(np.uint8).reshape(96, 128)
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["limited", "full"])
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_colours_follow_the_matrix_and_the_range_of_the_file(tmp_path, matrix, full):
+    """Within 4 of 255: rounding and x264 at crf 3 err by up to 3, the wrong matrix by 24, the wrong range by 14."""
+    path = tmp_path / "colours.mp4"
+    stated = f"colormatrix={matrix}:colorprim={matrix}:transfer={matrix}:fullrange={'on' if full else 'off'}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "3", "x264-params": stated})
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(yuv(matrix, full), format="yuv420p")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (frame,) = read_frames(path, probe(path), [1])
+    got = frame[32, 16::32].astype(int)
+    assert np.abs(got - COLOURS).max() <= 4, got
