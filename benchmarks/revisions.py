@@ -114,7 +114,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         subset(arguments.data, root / "data", arguments.images)
-        recipe = shutil.copy(arguments.after / "configs/classification/cifar10/rescalenet20.yaml", root / "recipe.yaml")
+        recipe = root / "recipe.yaml"
+        shutil.copy(arguments.after / "configs/classification/cifar10/rescalenet20.yaml", recipe)
         overrides = ["data.source=folder", f"data.root={root / 'data'}", "train.epochs=1", "train.workers=0"]
         sides = {
             name: Checkout(path.absolute(), recipe, overrides, root / name)
