@@ -88,12 +88,12 @@ def _changed(draw: Callable[..., Any], value: Any, values: Sequence[Any]) -> Any
     """Return the value with one change."""
     paths = _paths(value)
     if not paths:
-        return draw(st.sampled_from(values))
+        return copy.deepcopy(draw(st.sampled_from(values)))
     path = draw(st.sampled_from(paths))
     parent, key = _at(value, path[:-1]), path[-1]
     operation = draw(st.sampled_from(("set", "set", "set", "nudge", "drop", "twice", "wrap", "swap", "rename", "grow")))
     if operation == "set":
-        parent[key] = draw(st.sampled_from(values))
+        parent[key] = copy.deepcopy(draw(st.sampled_from(values)))  # later changes must not reach ``values``
     elif operation == "nudge":  # a small change of the same type
         old = parent[key]
         if isinstance(old, bool) or old is None:
@@ -117,7 +117,8 @@ def _changed(draw: Callable[..., Any], value: Any, values: Sequence[Any]) -> Any
         parent[key] = copy.deepcopy(_at(value, other))
     elif isinstance(parent, dict):
         name = draw(st.sampled_from((f"{key}s", *TEXTS, *(p[-1] for p in paths if isinstance(p[-1], str)))))
-        parent[name] = parent.pop(key) if operation == "rename" else draw(st.sampled_from(values))
+        new = parent.pop(key) if operation == "rename" else copy.deepcopy(draw(st.sampled_from(values)))
+        parent[name] = new
     return value
 
 
