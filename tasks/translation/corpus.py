@@ -11,6 +11,7 @@ Files of its folder:
 
 from __future__ import annotations
 
+import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -35,6 +36,8 @@ from zoo.text import Vocabulary
 from zoo.transforms import TextTransform
 from zoo.weights import get_weights
 
+# what numpy raises where it parses the header of a damaged array, which is a Python dictionary
+_UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError, tokenize.TokenError)
 VERSION = 1  # of the files; a corpus of another version is refused
 _CHUNK = 20_000  # pairs that are tokenised at a time
 _SIDES = ("source", "target")
@@ -123,7 +126,7 @@ def _load_ends(path: Path, count: int) -> np.ndarray:
     """
     try:
         ends = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:  # as numpy reads its header
+    except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); {_again(path.parent)}") from None
     if not isinstance(ends, np.ndarray) or ends.dtype != np.int64 or ends.shape != (count,):
         raise DataError(f"{path}: must be an int64 array of {count} ends; {_again(path.parent)}")
