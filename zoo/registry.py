@@ -166,7 +166,8 @@ def build_model(config: ModelConfig) -> Net:
                 raise ZooError(f"{config.name} takes text: not {key}, but source_vocabulary and target_vocabulary")
             continue
         least, most = (0, MOST_CLASSES) if key == "num_classes" else (1, MOST_CHANNELS)
-        config = dataclasses.replace(config, **{key: whole_number(value, f"{config.name}: {key}", least, most)})
+        checked_number: dict[str, Any] = {key: whole_number(value, f"{config.name}: {key}", least, most)}
+        config = dataclasses.replace(config, **checked_number)
     # check the options: some belong to the scheme, the others to the layout
     if not isinstance(config.options, Mapping):
         raise ZooError(f"{config.name}: options={shown(config.options)}: must be a dict")

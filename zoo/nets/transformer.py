@@ -425,7 +425,8 @@ class Embedding(nn.Embedding):
 
 def sinusoids(length: int, dim: int) -> Tensor:
     """Return fairseq's positions (length, dim): sines, then cosines, of geometrically spaced frequencies."""
-    half, kind = dim // 2, {"dtype": torch.float64, "device": precise_device()}
+    half = dim // 2
+    kind: dict[str, Any] = {"dtype": torch.float64, "device": precise_device()}
     frequencies = torch.exp(torch.arange(half, **kind) * -(math.log(10000) / max(half - 1, 1)))
     angles = (torch.arange(length, **kind) + PAD + 1)[:, None] * frequencies
     values = torch.cat([angles.sin(), angles.cos(), angles.new_zeros(length, dim % 2)], 1).float()
