@@ -159,9 +159,9 @@ def _input_transform(
     Raises:
         ZooError: a mean or std contradicts the weights.
     """
-    for key, given in {"min_size": min_size, "max_size": max_size}.items():
-        if given is not None:
-            whole_number(given, f"{key} in pixels", 1, LONGEST_SIDE)
+    for key, side in {"min_size": min_size, "max_size": max_size}.items():
+        if side is not None:
+            whole_number(side, f"{key} in pixels", 1, LONGEST_SIDE)
     for key, given in {"mean": mean, "std": std}.items():
         if given is not None and (
             isinstance(given, str) or not isinstance(given, Iterable) or not getattr(given, "ndim", 1)
