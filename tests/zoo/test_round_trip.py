@@ -34,7 +34,15 @@ FAMILIES = (
 OTHERS = [name for name in zoo.list_models() if name not in FAMILIES]
 TEXT = {"dim": 8, "hidden": 8, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
 TEXT |= {"source_vocabulary": 12, "target_vocabulary": 12, "max_length": 16}
-DETECTOR = {**SMALL_DETECTOR, "box_width": 8, "fpn_channels": 8, "proposals_test": 8, "min_size": 64, "max_size": 64}
+DETECTOR = {
+    **SMALL_DETECTOR,
+    "box_width": 8,
+    "fpn_channels": 8,
+    "proposals_test": 8,
+    "score_thresh": 0.0,
+    "min_size": 64,
+    "max_size": 64,
+}
 
 
 def narrow(name, **more):
