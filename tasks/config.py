@@ -28,7 +28,7 @@ from zoo.registry import model_info
 from zoo.schemes import VISION_SCHEMES
 from zoo.specs import InputKind, ModelInfo
 
-VERSION = 1  # of the format of configs; see ``RunConfig.version``
+VERSION = 1  # of the format of configs; see ``RunConfig.config_version``
 
 
 class Strict(pydantic.BaseModel):
@@ -449,14 +449,14 @@ class RunConfig(Strict):
     held_out_setting: ClassVar[str] = "data.split: holdout"
     test_set_setting: ClassVar[str] = "data.split: official"
 
-    version: int = Field(
-        VERSION, ge=1, description="version of the format; a config without it is of version 1, the first"
-    )
     task: str
     output: Annotated[PathText, FREE] = Field(description="the run's folder")
+    config_version: int = Field(
+        VERSION, ge=1, description="version of the format; a config without it is of version 1, the first"
+    )
     train: TrainSection
 
-    @field_validator("version")
+    @field_validator("config_version")
     @classmethod
     def _known(cls, version: int) -> int:
         if version > VERSION:

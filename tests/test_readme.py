@@ -8,6 +8,7 @@ import torch
 import torchvision
 
 from tasks.config import find_config
+from tasks.spec import resolve
 from tests.helpers.paths import ROOT
 from tests.helpers.published import publish
 
@@ -89,7 +90,7 @@ def page(task):
     return scope, len(code)
 
 
-def test_the_page_on_fine_tuning_runs():
+def test_the_page_on_fine_tuning_runs(tmp_path):
     scope, blocks = page("finetune")
     assert blocks == 1
     expected = {"layer2": 0.01125, "layer3": 0.015, "fc": 0.02, "head_bias": 0.02}
@@ -97,8 +98,12 @@ def test_the_page_on_fine_tuning_runs():
     text = (ROOT / "docs" / "finetune.md").read_text()
     recipes = re.findall(r"rescalenet train (\S+)", text)
     assert len(recipes) >= 8
+    mine = next(code for code in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "runs/mine" in code)
+    path = tmp_path / "mine.yaml"
+    path.write_text(mine)
+    assert resolve(str(path)).data.val_share == 0.1
     for name in recipes:
-        assert find_config(name)
+        assert name == "mine.yaml" or find_config(name)
 
 
 def test_the_page_on_conversion_runs():

@@ -13,7 +13,7 @@ from tasks import config as cfg
 from tasks.engine.gradients import require_ends
 from tasks.engine.muon import JoinedOptimizer, Muon
 from tasks.errors import ConfigError
-from zoo.errors import ZooError
+from zoo.errors import ZooError, one_line
 from zoo.nets.parameters import input_parameters, output_parameters, packed_matrices, parameters_by_level
 
 
@@ -86,6 +86,34 @@ def _plain_optimizer(groups: list[dict[str, Any]], rule: cfg.SGDRule | cfg.AdamW
     if isinstance(rule, cfg.SGDRule):
         return torch.optim.SGD(groups, lr=rule.lr, momentum=rule.momentum, nesterov=rule.nesterov)
     return torch.optim.AdamW(groups, lr=rule.lr, betas=rule.betas, eps=rule.eps)
+
+
+def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
+    """Load the state of an optimizer with the same groups.
+
+    Args:
+        optimizer: new optimizer, of torch or as Accelerate wraps it.
+        state: what ``state_dict`` returned.
+
+    Raises:
+        ValueError: other settings than the optimizer's, or values that do not belong to its parameters. Errors of
+            torch for a state with other groups have several classes.
+    """
+    expected = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for before, group in zip(expected, optimizer.param_groups, strict=True):
+        for key, value in before.items():
+            if type(group[key]) is not type(value) or group[key] != value:
+                raise ValueError(f"the optimizer's {key} is {one_line(repr(group[key]))[:80]}, not {value!r}")
+    plain = getattr(optimizer, "optimizer", optimizer)
+    for part in getattr(plain, "parts", (plain,)):
+        for parameter, values in part.state.items():
+            if not isinstance(parameter, torch.Tensor) or not isinstance(values, dict):
+                raise ValueError("the optimizer's state is not one of its parameters")
+            for key, value in values.items():
+                if value is None or (isinstance(value, torch.Tensor) and value.shape in (parameter.shape, ())):
+                    continue
+                raise ValueError(f"the optimizer's {key} does not fit its parameter")
 
 
 def describe_levels(model: nn.Module, section: cfg.SGD | cfg.AdamW | cfg.Muon) -> list[str]:

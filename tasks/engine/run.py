@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tasks.engine.average import WeightAverage
 from tasks.engine.fingerprint import Fingerprint
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.graphs import PINS_BESIDE, GraphedNet
-from tasks.engine.optimizer import describe_levels, make_optimizer
+from tasks.engine.optimizer import describe_levels, load_optimizer, make_optimizer
 from tasks.engine.ranks import lost_peer, on_main, share_state
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
@@ -136,7 +137,7 @@ class Run:
         if epochs < done:
             raise TrainingError(f"{self.files.root}: train.epochs={epochs}: must be at least {done}, which are trained")
         print_line(
-            f"train.epochs was {before}, is {epochs}: the rate follows the new schedule from epoch {done + 1} on"
+            f"train.epochs was {before}, is {epochs}: from epoch {done + 1} on the rate follows the new schedule"
         )
         return state
 
@@ -303,7 +304,7 @@ class Run:
         self.average = WeightAverage(self.bare, train.average, train.epochs)
         self.model, self.optimizer = self.accelerator.prepare(self._fast(self.bare), optimizer)
         if state is not None:
-            self._load(self.optimizer.load_state_dict, state["optimizer"])
+            self._load(partial(load_optimizer, self.optimizer), state["optimizer"])
             self._load(self.average.load_state_dict, state["average"])
             if self.accelerator.scaler is not None:
                 self._load(self.accelerator.scaler.load_state_dict, state["scaler"])

@@ -313,7 +313,7 @@ class Backbone(Net):
         Raises:
             ZooError: another ``output_fmt``, or levels that the net does not have.
         """
-        if str(output_fmt) != "NCHW":
+        if not isinstance(output_fmt, str) or output_fmt != "NCHW":
             raise ZooError(f"output_fmt={str(output_fmt)!r}: must be NCHW")
         selected = feature_indices(indices, len(self.levels))
         if intermediates_only:

@@ -150,10 +150,12 @@ def test_a_config_of_a_newer_version_is_refused(data, tmp_path):
     fit(data, tmp_path / "run", epochs=1)
     path = tmp_path / "run/config.yaml"
     content = yaml.safe_load(path.read_text())
-    assert content["version"] == cfg.VERSION
-    content["version"] = cfg.VERSION + 1
+    assert content["config_version"] == cfg.VERSION
+    content["config_version"] = cfg.VERSION + 1
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match=r"version=2: made by a newer rescalenet-zoo, this one reads up to version 1"):
+    with pytest.raises(
+        ConfigError, match=r"config_version=2: made by a newer rescalenet-zoo, this one reads up to ver"
+    ):
         fit(data, tmp_path / "run", epochs=1, resume=True)
 
 

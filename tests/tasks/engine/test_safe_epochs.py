@@ -279,13 +279,25 @@ def test_a_state_of_another_form_is_refused(images, tmp_path, change, reason):
         fit(images, tmp_path / "run", epochs=1, resume=True)
 
 
-def test_a_state_of_another_run_is_refused_in_one_line(images, tmp_path):
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda optimizer: optimizer["param_groups"].pop(), "different number of parameter groups"),
+        (lambda optimizer: optimizer["param_groups"][0].update(momentum=0.5), "momentum is 0.5, not 0.9"),
+        (lambda optimizer: optimizer["param_groups"][0].update(dampening={}), "dampening is {}, not 0"),
+        (lambda optimizer: optimizer["state"].update({0: 1.0}), ""),
+        (lambda optimizer: optimizer["state"][0].update(momentum_buffer=[]), "momentum_buffer does not fit its"),
+        (lambda optimizer: optimizer["state"][0].update(momentum_buffer=torch.ones(3)), "momentum_buffer does not fit"),
+        (lambda optimizer: optimizer.update(state=[]), ""),
+    ],
+)
+def test_a_state_of_another_optimizer_is_refused_in_one_line(images, tmp_path, change, reason):
     fit(images, tmp_path / "run", epochs=1)
     path = tmp_path / "run/checkpoints/last.pt"
     state = torch.load(path, weights_only=True)
-    state["optimizer"]["param_groups"].pop()
+    change(state["optimizer"])
     torch.save(state, path)
-    with pytest.raises(TrainingError, match=r"last.pt: does not fit the run of its folder") as refused:
+    with pytest.raises(TrainingError, match=rf"last.pt: does not fit the run of its folder .*{reason}") as refused:
         fit(images, tmp_path / "run", epochs=1, resume=True)
     assert "\n" not in str(refused.value)
 
