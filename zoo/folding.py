@@ -45,7 +45,8 @@ def fold(model: Model) -> Model:
     Raises:
         ZooError: a model without a net of the zoo.
     """
-    model = copy.deepcopy(instance_of(model, "fold")).eval()
+    instance_of(model, "fold", nn.Module)
+    model = copy.deepcopy(model).eval()
     bodies = [part for part in model.modules() if isinstance(part, Net)]
     if not bodies:
         raise ZooError(f"fold: this {type(model).__name__} contains no net of the zoo")

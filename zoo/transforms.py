@@ -14,7 +14,7 @@ import reprlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import pydantic
 import torch
@@ -312,11 +312,12 @@ def register_transform(cls: type[Any]) -> type[Any]:
     Raises:
         ZooError: a kind that is taken.
     """
-    if not (dataclasses.is_dataclass(cls) and isinstance(cls, type) and isinstance(getattr(cls, "kind", None), str)):
+    kind = getattr(cls, "kind", None)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and isinstance(kind, str)):
         raise ZooError(f"register_transform: {shown(cls)} is no dataclass with a kind")
-    if cls.kind in KINDS:
-        raise ZooError(f"transform of kind {cls.kind!r} is registered already")
-    KINDS[cls.kind] = cls
+    if kind in KINDS:
+        raise ZooError(f"transform of kind {kind!r} is registered already")
+    KINDS[kind] = cast(Any, cls)
     return cls
 
 

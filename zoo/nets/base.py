@@ -94,7 +94,7 @@ def feature_indices(indices: int | Sequence[int] | None, count: int, argument: s
     try:
         if indices is None:
             found = list(range(count))
-        elif isinstance(indices, Iterable) and getattr(indices, "ndim", 1):
+        elif isinstance(indices, Iterable) and getattr(indices, "ndim", 1) != 0:
             asked = [arguments.whole_number(i, argument, -count, count - 1) for i in indices]
             found = [i + count if i < 0 else i for i in asked]
         else:
