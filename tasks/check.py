@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import typer
-
+from tasks.printing import print_out
 from zoo.files import write_json
 
 SHOWN = 10  # names, and classes beyond ten times as many, that the terminal shows; the file has all
@@ -33,13 +32,13 @@ class Report:
     def show(self) -> bool:
         """Print the report, and return whether training would run."""
         for line in self.lines:
-            typer.echo(line)
+            print_out(line)
         for line in self.warnings:
-            typer.echo(f"warning: {line}")
+            print_out(f"warning: {line}")
         for line in self.stops:
-            typer.echo(f"stops training: {line}")
+            print_out(f"stops training: {line}")
         if not self.stops:
-            typer.echo("nothing found that would stop training")
+            print_out("nothing found that would stop training")
         return not self.stops
 
     def write(self, folder: Path) -> None:

@@ -21,7 +21,7 @@ from tasks.errors import Interrupted, UserError, dead_worker, out_of_memory
 from tasks.options import Device, OutputFormat, Overwrite, Workers, takes_task_options
 from tasks.parent import end_with_parent
 from tasks.printing import json_line, print_out, printable
-from tasks.progress import print_line
+from tasks.progress import is_first_process, print_line
 from tasks.textfiles import read_names
 from zoo.export import describe_targets, targets_for
 
@@ -508,7 +508,7 @@ def main() -> None:
     from zoo.errors import ZooError
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("rescalenet").setLevel(logging.INFO)
+    logging.getLogger("rescalenet").setLevel(logging.INFO if is_first_process() else logging.WARNING)
     end_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for terminals and pipes that cannot show every script
@@ -544,7 +544,7 @@ def _command() -> str:
 def _end(line: str, code: int) -> NoReturn:
     """End the program with a line on stderr, which of several processes only the first prints."""
     if line and (os.environ.get("WORLD_SIZE", "1") == "1" or _first_to_fail()):
-        print_line(printable(line))
+        print_line(printable(line), of_any_process=True)
     raise SystemExit(code) from None
 
 

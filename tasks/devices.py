@@ -60,8 +60,7 @@ def best_device() -> torch.device:
 
 def process_state() -> PartialState:
     """Return this process's rank, the number of processes and the device, also before an Accelerator exists."""
-    # Without ``cpu``, PartialState and Accelerator ignore torchrun on machines without accelerators.
-    return PartialState(cpu=best_device().type == "cpu")
+    return start_processes(TIMEOUT_MINUTES)
 
 
 def describe_run(ranks: Accelerator | PartialState, precision: str) -> str:
@@ -107,6 +106,7 @@ def start_processes(timeout_minutes: float) -> PartialState:
     Args:
         timeout_minutes: time that a process waits for the others in a collective operation.
     """
+    # Without ``cpu``, PartialState and Accelerator ignore torchrun on machines without accelerators.
     limit = {} if int(os.environ.get("WORLD_SIZE", "1")) == 1 else {"timeout": timedelta(minutes=timeout_minutes)}
     return PartialState(cpu=best_device().type == "cpu", **limit)
 
@@ -128,7 +128,7 @@ def make_accelerator(
     AcceleratorState._reset_state()  # otherwise the precision of an earlier run in this process stays
     try:
         accelerator = Accelerator(
-            cpu=best_device().type == "cpu",  # see process_state
+            cpu=best_device().type == "cpu",  # see start_processes
             dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
             mixed_precision=precision if precision in ("bf16", "fp16") else "no",
             **settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import stat
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.errors import DataError, UserError
+from tasks.printing import printable
 from tasks.textfiles import read_text
 
 
@@ -105,11 +106,6 @@ class Found(NamedTuple):
     left_out: LeftOut
 
 
-def printable(text: str) -> str:
-    """Return a text of a stranger for a message: control characters and bytes that are not UTF-8 as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
-
-
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder of this name is hidden, or one that systems leave behind."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
@@ -133,7 +129,8 @@ def find_below(folder: Path, endings: Sequence[str], *, keep_empty: bool = False
     waiting: list[tuple[Path, frozenset[Path]]] = [(folder, _with_parents(folder))]
     while waiting:
         current, parents = waiting.pop()
-        for path, kind in _entries(current, counts):
+        for entry, kind in _entries(current, counts):
+            path = Path(entry.path)
             if kind == "folder":
                 if Path(os.path.realpath(path)) in parents:
                     counts["links"] += 1
@@ -141,7 +138,7 @@ def find_below(folder: Path, endings: Sequence[str], *, keep_empty: bool = False
                     waiting.append((path, parents | _with_parents(path)))
             elif path.suffix.lower() not in endings:
                 others[path.suffix.lower() or "no ending"] += 1
-            elif not keep_empty and not path.stat().st_size:
+            elif not keep_empty and not entry.stat().st_size:
                 counts["empty"] += 1
             else:
                 found.append(path)
@@ -154,35 +151,31 @@ def _with_parents(folder: Path) -> frozenset[Path]:
     return frozenset([real, *real.parents])
 
 
-def _entries(folder: Path, counts: Counter[str]) -> Iterator[tuple[Path, str]]:
-    """Yield the files and folders of a folder as (path, ``file`` or ``folder``), and count what is left out.
+def _entries(folder: Path, counts: Counter[str]) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """Yield the files and folders of a folder, each with ``file`` or ``folder``, and count what is left out.
 
     Args:
         folder: folder to list.
         counts: counter by the fields of ``LeftOut``, to which is added.
     """
     try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries]
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
     except OSError:
         counts["unreadable"] += 1
         return
-    for name in sorted(names):
-        path = folder / name
-        if is_hidden(name):
+    for entry in entries:
+        if is_hidden(entry.name):
             counts["hidden"] += 1
             continue
-        try:
-            mode = path.stat().st_mode
-        except OSError:  # no file at its end, or a circle of links
-            counts["links"] += 1
-            continue
-        if stat.S_ISDIR(mode):
-            yield path, "folder"
-        elif stat.S_ISREG(mode):
-            yield path, "file"
-        else:  # reading a pipe would wait for ever
-            counts["special"] += 1
+        try:  # the kind of what is no link is known from the listing
+            kind = "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+        except OSError:  # a circle of links
+            kind = ""
+        if kind:
+            yield entry, kind
+        else:  # a link with no file at its end, or a pipe, which would be waited for
+            counts["links" if entry.is_symlink() else "special"] += 1
 
 
 def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> Found:
@@ -242,11 +235,11 @@ def class_files(
     entries = list(_entries(root, counts))
     if counts["unreadable"]:
         raise DataError(f"{root}: may not be read; change its permissions")
-    folders = [path for path, kind in entries if kind == "folder"]
+    folders = [Path(entry.path) for entry, kind in entries if kind == "folder"]
     circles = [path for path in folders if Path(os.path.realpath(path)) in _with_parents(root)]
     counts["links"] += len(circles)
     folders = [path for path in folders if path not in circles]
-    beside = [path for path, kind in entries if kind == "file"]
+    beside = [Path(entry.path) for entry, kind in entries if kind == "file"]
     if not folders:
         own = sum(path.suffix.lower() in endings for path in beside)
         note = f" ({own} {what} are in it without one)" if own else ""
@@ -279,7 +272,7 @@ def text_lines(path: Path) -> list[tuple[int, str]]:
         DataError: a file that is missing, empty or not UTF-8 (``tasks.textfiles.read_text``).
     """
     # not splitlines, which also splits at characters that a name may have
-    lines = [(i, line.removesuffix("\r")) for i, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    lines = [(i, line) for i, line in enumerate(re.split(r"\r\n|\r|\n", read_text(path)), 1) if line.strip()]
     if not lines:
         raise DataError(f"{path}: is empty")
     return lines

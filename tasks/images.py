@@ -18,7 +18,8 @@ from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tasks.errors import DataError
-from tasks.files import find_files, printable
+from tasks.files import find_files
+from tasks.printing import printable
 from tasks.progress import print_line
 from zoo.errors import one_line
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 
@@ -17,8 +18,20 @@ _console = Console(stderr=True)
 _LINE_EVERY = 30.0  # seconds between lines where there is no terminal
 
 
-def print_line(message: str) -> None:
-    """Print one line on stderr; control characters and bytes that are not UTF-8 are escaped."""
+def is_first_process() -> bool:
+    """Return whether this is the only process of a run, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_line(message: str, *, of_any_process: bool = False) -> None:
+    """Print one line on stderr; control characters and bytes that are not UTF-8 are escaped.
+
+    Args:
+        message: text of the line.
+        of_any_process: whether other processes than the first print it too, as the reason for which they end.
+    """
+    if not (of_any_process or is_first_process()):
+        return
     _console.print(printable(message, lines=True), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -37,14 +50,15 @@ class Progress:
         done: steps done before this process began.
         items: mean number of items of a step, for the rate.
         unit: name of the items.
-        enabled: False to print nothing, as on all ranks but the first.
+        enabled: False to print nothing; processes other than the first never print.
     """
 
     def __init__(self, total: int, done: int, items: float, *, unit: str = "images", enabled: bool = True) -> None:
-        self.total, self.first, self.items, self.unit, self.enabled = total, done, items, unit, enabled
+        self.total, self.first, self.items, self.unit = total, done, items, unit
+        self.enabled = enabled and is_first_process()
         self.start = self.printed = time.monotonic()
         self.bar: Bar | None = None
-        if enabled and _console.is_terminal:
+        if self.enabled and _console.is_terminal:
             self.bar = Bar(BarColumn(), TextColumn("{task.description}"), console=_console)
             self.row = self.bar.add_task("", total=total, completed=done)
 

@@ -28,8 +28,8 @@ from tasks.classification.data import (
 from tasks.classification.model import Classification
 from tasks.devices import available_cpus
 from tasks.errors import DataError, UserError
-from tasks.files import printable
 from tasks.images import Exposure, exposure, to_pixels, to_rgb, value_counts
+from tasks.printing import printable
 from tasks.progress import Progress, print_line
 from tasks.shards import chunks
 from zoo.errors import ZooError

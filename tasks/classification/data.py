@@ -20,10 +20,11 @@ from tasks.augment import Flip, distortions
 from tasks.classification.config import Augment, CentreCrop, DataSection, PadCrop
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
-from tasks.files import LeftOut, class_files, printable
+from tasks.files import LeftOut, class_files
 from tasks.images import Exposures, Picture, Pixels, endings_for, read_picture, to_pixels
 from tasks.lists import Row, class_number, number_classes, read_labels
 from tasks.locks import in_turn
+from tasks.printing import printable
 from tasks.splits import choose_share, require_same_classes, split_sets
 from zoo.transforms import InputTransform
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tasks.errors import DataError
-from tasks.files import LeftOut, class_files, find_below, find_files, printable, text_lines
+from tasks.files import LeftOut, class_files, find_below, find_files, text_lines
 from tasks.images import EXTENSIONS, find_images
 from tasks.video.sources import find_videos, folder_videos
 
@@ -155,8 +155,3 @@ def test_text_files_that_are_none(tmp_path):
             text_lines(tmp_path / "a.txt")
     with pytest.raises(DataError, match="not a text file"):
         text_lines(tmp_path)
-
-
-def test_names_of_strangers_are_printable():
-    assert printable("a\x1b[2Jb\udcff\n") == "a\\x1b[2Jb\\udcff\\n"
-    assert printable("größe $5.png") == "größe $5.png"
