@@ -8,8 +8,6 @@ from tasks.errors import ConfigError
 from tasks.spec import make_task
 from tests.helpers.training import config, fit, weights_of
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 def test_graphs_need_a_gpu(images, tmp_path):
@@ -24,7 +22,7 @@ def test_graphs_need_batches_of_one_shape(images, tmp_path):
         Trainer(task)
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("scheme", ["rescale", "bn"])
@@ -49,7 +47,7 @@ def gradients_of(trainer, model, x):
     return out.detach().float(), found
 
 
-@gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("options", [{}, {"drop_rate": 0.3, "drop_path_rate": 0.3, "branch_noise": 0.1}])
 def test_replays_are_the_nets_passes(images, tmp_path, precision, options):

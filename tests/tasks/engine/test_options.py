@@ -91,7 +91,7 @@ def test_no_option_waits_for_the_device(images, tmp_path, name):
     assert not [operation for operation in names if any(wait in operation for wait in waits)]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     "settings", [{}, {"precision": "bf16"}, {"optimizer": {**MUON, "clip_norm": 1.0, "rest": SGD}}]
 )
