@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 import zoo
 from tasks.augment import check_augment, make_mixing
+from tasks.classes import order_last_layer
 from tasks.classification.balance import balanced_repeats, class_weights, weights_on
 from tasks.classification.config import ClassificationConfig
 from tasks.classification.data import EvalSet, TrainSet, describe_sets, eval_transform, load_images, look_at_sample
@@ -137,6 +138,8 @@ class Classification(BaseTask):
             num_classes=len(self.classes),
             **section.options,
         )
+        if section.weights is not None:
+            order_last_layer(model, zoo.get_weights(section.weights, model=section.name), self.classes)
         model.freeze(section.freeze)
         self._check_batch_norm(model)
         return model

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import zoo
 from tasks.augment import make_mixing
+from tasks.classes import order_last_layer
 from tasks.config import check_size, net_info
 from tasks.devices import process_state
 from tasks.engine import BaseTask, EpochBatches, Fingerprint, SetPrint
@@ -104,6 +105,8 @@ class VideoClassification(BaseTask):
                 num_classes=len(self.classes),
                 **section.options,
             )
+            if self.entry is not None:
+                order_last_layer(model, self.entry, self.classes)
         model.freeze(section.freeze)
         return model
 
