@@ -42,6 +42,21 @@ def test_a_linear_layer_launches_few_operations(layer, forward, backward):
     assert sorted(operations.names) == sorted(backward)
 
 
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 3, 4), (2, 0, 4), (2, 5, 3, 4)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_join_may_change_the_output_of_a_linear_layer(shape, transposed):
+    """Autograd forbids it on a view, which F.linear returns in some versions of torch."""
+    layer, x = BiasedLinear(4, 6).double(), torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *layer.parameters()]
+    h = x.transpose(0, -2) if transposed and x.ndim > 1 else x
+    y = layer(h)
+    trunk = torch.randn_like(y, requires_grad=True)
+    assert not y._is_view()
+    changed = torch.autograd.grad(y.add_(trunk, alpha=0.7).square().sum(), [*inputs, trunk])
+    expected = torch.autograd.grad((layer(h) + 0.7 * trunk).square().sum(), [*inputs, trunk])
+    torch.testing.assert_close(changed, expected)
+
+
 @pytest.mark.parametrize("sections", [(), (2, 4)])
 def test_a_gradient_to_be_differentiated_again_is_not_changed_in_place(sections):
     x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)

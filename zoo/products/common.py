@@ -57,6 +57,15 @@ def saved_inputs(ctx: Any) -> tuple[Any, ...]:
     )
 
 
+def without_base(output: Tensor) -> Tensor:
+    """Return the output of a forward of our own, which joins change in place: autograd forbids that on a view.
+
+    In torch 2.11 to 2.13 F.linear of (B, T, I) with a bias returns a view of the matrix (B T, O). Nothing else refers
+    to that matrix, so no copy is needed.
+    """
+    return torch.ops.aten._unsafe_view(output, output.shape) if output._is_view() else output
+
+
 def product_bias(weight: Tensor, pre_bias: Tensor, groups: int = 1) -> Tensor:
     """Return W b for each output channel: (O, I/groups, *kernel) and (I,) -> (O,)."""
     matrix = _sum_positions(weight)  # (O, I/groups)

@@ -94,7 +94,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         common.save_inputs(ctx, *inputs)
-        return _linear(*inputs)
+        return common.without_base(_linear(*inputs))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
