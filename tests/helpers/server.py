@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+from huggingface_hub import constants, file_download
+
 
 @dataclass
 class Answer:
@@ -146,7 +149,10 @@ class Hub(Server):
             if repository in self.repositories:
                 return Answer(json.dumps({"url": f"{self.address}/{repository}"}).encode(), status=409)
             self.repositories[repository] = []
-            self.private[repository] = content["visibility"] == "private"
+            # huggingface_hub 0.34 sends private, 1.0 visibility
+            self.private[repository] = (
+                content["private"] if "private" in content else content["visibility"] == "private"
+            )
             return as_json({"url": f"{self.address}/{repository}"})
         repository = "/".join(path.split("/")[3:5])
         if "/preupload/" in path:
@@ -165,6 +171,15 @@ class Hub(Server):
             name = self.add(repository, {**(self.repositories[repository] or [{}])[-1], **files})
             return as_json({"commitUrl": f"{self.address}/{repository}/commit/{name}", "commitOid": name})
         return Answer(status=404)
+
+
+def set_endpoint(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Set ``HF_ENDPOINT`` as if it had been set before huggingface_hub was imported, which reads it then."""
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+    for module in (constants, file_download):  # huggingface_hub 0.34 reads the name in the second, 2.4 in the first
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
 
 
 def commit_name(number: int) -> str:

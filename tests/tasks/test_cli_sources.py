@@ -12,7 +12,7 @@ import zoo
 from tasks.cli import file_stem
 from tests.helpers.commands import call
 from tests.helpers.reference import LAYOUTS
-from tests.helpers.server import Hub, running
+from tests.helpers.server import Hub, running, set_endpoint
 
 
 @pytest.fixture(autouse=True)
@@ -208,7 +208,7 @@ def test_names_of_exported_files():
 
 def test_push(capsys, monkeypatch):
     with running(Hub()) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        set_endpoint(monkeypatch, hub.address)
         monkeypatch.delenv("RESCALENET_OFFLINE")
         code, out, err = call(capsys, monkeypatch, "push", "rescalenet20_cifar.cifar10", "owner/cifar")
         assert code == 0, err

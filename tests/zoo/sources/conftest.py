@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import nn
 
 import zoo
-from tests.helpers.server import Hub, Server, running
+from tests.helpers.server import Hub, Server, running, set_endpoint
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def server():
 @pytest.fixture
 def hub(monkeypatch):
     with running(Hub()) as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.address)
+        set_endpoint(monkeypatch, found.address)
         yield found
 
 
