@@ -93,23 +93,41 @@ def _listen(receiving: socket.socket, patience: float | None) -> None:
         patience: seconds after the first signal; None: no limit.
     """
     with receiving:
-        if not (first := receiving.recv(1)):
+        if not (first := _next_signal(receiving, None)):
             return
         begun = time.monotonic()
-        name, reason = signal.Signals(first[0]).name, ""
+        name, reason = signal.Signals(first).name, ""
         while not reason:
-            receiving.settimeout(None if patience is None else max(begun + patience - time.monotonic(), 0.001))
             try:
-                again = receiving.recv(1)
+                again = _next_signal(receiving, None if patience is None else begun + patience)
             except TimeoutError:
                 reason = f"the step did not end within {patience:g} s"
             else:
                 if not again:
                     return
                 if time.monotonic() - begun > _SAME:
-                    name, reason = signal.Signals(again[0]).name, "a second signal"
+                    name, reason = signal.Signals(again).name, "a second signal"
     print_line(f"{name}: {reason}; what is on the disk is complete, continue with --resume")
-    os._exit(128 + first[0])
+    os._exit(128 + first)
+
+
+def _next_signal(receiving: socket.socket, end: float | None) -> int:
+    """Return the number of the next signal among ``HANDLED``, 0 at the end of the context.
+
+    The socket receives every signal that has a handler in Python. Torch has one for SIGCHLD, which arrives whenever a
+    data loading process ends.
+
+    Args:
+        receiving: socket that receives the numbers.
+        end: time of the monotonic clock at which a ``TimeoutError`` is raised; None: never.
+    """
+    while True:
+        receiving.settimeout(None if end is None else max(end - time.monotonic(), 0.001))
+        received = receiving.recv(1)
+        if not received:
+            return 0
+        if received[0] in HANDLED:
+            return received[0]
 
 
 def ignore_signals(worker: int) -> None:
