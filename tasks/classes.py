@@ -18,7 +18,7 @@ def matching_rows(stored: Sequence[str], classes: Sequence[str]) -> list[int]:
 
     Args:
         stored: names of the classes of the rows.
-        classes: as many names of classes, in another order or others.
+        classes: names of the classes to train on, as many as rows.
     """
     own = {name: row for row, name in enumerate(stored)}
     free = iter([row for row, name in enumerate(stored) if name not in set(classes)])

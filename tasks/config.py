@@ -23,7 +23,7 @@ from tasks.files import configs_dir, find_file
 from tasks.splits import read_holdout  # noqa: F401  (its place until 0.1.0)
 from tasks.textfiles import read_text
 from zoo.errors import reason_of, suggestion
-from zoo.files import expand_path
+from zoo.files import expand_path, is_address
 from zoo.registry import model_info
 from zoo.schemes import VISION_SCHEMES
 from zoo.specs import InputKind, ModelInfo
@@ -52,7 +52,7 @@ class Strict(pydantic.BaseModel):
 
 
 def _weights_name(text: str) -> str:
-    return text if "://" in text else expand_path(text)
+    return text if is_address(text) else expand_path(text)
 
 
 def _path_or_empty(text: str) -> str:

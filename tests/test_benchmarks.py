@@ -55,6 +55,7 @@ def test_inference(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_memory(tmp_path):
     """Run with the former name of --baselines, which docs and scripts may use."""
     arguments = ["--net", "18", "--rivals", "floor", "rescale", "bn", "--peak-batches", "8", "64"]

@@ -76,7 +76,13 @@ def photographs(tmp_path_factory):
     return unpacked
 
 
-@pytest.mark.parametrize("name", [n for n in WEIGHTS if task_of(zoo.get_weights(n)) == "classification"])
+def of_task(task, fast):
+    """The weights of a task; those that are not in ``fast`` are evaluated by the slow tests."""
+    names = [n for n in WEIGHTS if task_of(zoo.get_weights(n)) == task]
+    return [pytest.param(n, marks=[] if n in fast else [pytest.mark.slow]) for n in names]
+
+
+@pytest.mark.parametrize("name", of_task("classification", ["rescalenet20_cifar.cifar10_v2", "rescalenet18.flowers"]))
 def test_the_metric_of_the_card(name, photographs):
     """Two images of a set may fall otherwise on another processor, both perhaps of the smallest class."""
     entry = zoo.get_weights(name)
@@ -144,7 +150,7 @@ def video_sets(tmp_path_factory):
     return {"shapes": (shared("data", "video_shapes"), "video/shapes/fold1.txt"), "wagon": (folder / "val", None)}
 
 
-@pytest.mark.parametrize("name", [n for n in WEIGHTS if task_of(zoo.get_weights(n)) == "video"])
+@pytest.mark.parametrize("name", of_task("video", [n for n in WEIGHTS if n.endswith(".shapes")]))
 def test_the_figures_of_the_video_cards(name, video_sets, tmp_path):
     """On another processor a video may fall otherwise: one of 176 is 0.6 points, and 2.6 of macro-F1."""
     root, subset = video_sets[name.rpartition(".")[2]]

@@ -203,6 +203,11 @@ def safe_name(name: str, what: str, *, longest: int = 100) -> str:
     return name
 
 
+def is_address(text: str) -> bool:
+    """Return whether a text names a place other than a path: ``https://...``, ``hf-hub:owner/name``, ``timm:NAME``."""
+    return re.match(r"[a-z][a-z0-9-]+:", text) is not None
+
+
 def expand_path(text: str) -> str:
     """Return a path as a user wrote it, with ``~`` at its beginning, ``$NAME`` and ``${NAME}`` replaced.
 

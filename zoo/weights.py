@@ -28,7 +28,7 @@ from zoo._moved import moved_names
 from zoo.arguments import instance_of, shown, text
 from zoo.building import planned
 from zoo.errors import WeightsError, ZooError, suggestion
-from zoo.files import expand_path
+from zoo.files import expand_path, is_address
 from zoo.headers import HEADER_KEY, LONGEST, read_header
 from zoo.nets.base import ModelConfig
 from zoo.states import check_shapes, shapes_of
@@ -292,7 +292,7 @@ def weights_name(name: Name) -> str:
             f"weights={shown(name)}: must be a name such as 'rescalenet20_cifar.cifar10' or the path of a file; "
             "zoo.list_weights() has the names"
         )
-    if "://" in text or not text:
+    if is_address(text) or not text:
         return text
     try:
         return expand_path(text)

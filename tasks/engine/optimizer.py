@@ -93,7 +93,7 @@ def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
 
     Args:
         optimizer: new optimizer, of torch or as Accelerate wraps it.
-        state: what ``state_dict`` returned.
+        state: result of ``state_dict``.
 
     Raises:
         ValueError: other settings than the optimizer's, or values that do not belong to its parameters. Errors of

@@ -29,7 +29,7 @@ from tasks.engine.ranks import lost_peer, on_main, share_state
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
-from tasks.engine.signals import ignore_signals
+from tasks.engine.signals import outlive_signals
 from tasks.engine.state import Position, RunFolder, differences
 from tasks.engine.task import Task
 from tasks.errors import ConfigError, TrainingError, out_of_memory
@@ -255,7 +255,7 @@ class Run:
             collate_fn=self.task.collate,
             pin_memory=accelerator.device.type == "cuda",
             persistent_workers=train.workers > 0,
-            worker_init_fn=ignore_signals,
+            worker_init_fn=outlive_signals,
             generator=torch.Generator(),
         )
         self.loader: Any = accelerator.prepare(loader)

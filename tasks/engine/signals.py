@@ -19,6 +19,7 @@ from tasks.progress import print_line
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 _SAME = 1.0  # seconds within which several signals count as one
+_AFTER_SIGTERM = 15  # seconds that a data loading process works on
 
 
 class Signals:
@@ -130,11 +131,15 @@ def _next_signal(receiving: socket.socket, end: float | None) -> int:
             return received[0]
 
 
-def ignore_signals(worker: int) -> None:
-    """Let a data loading process go on when a signal arrives for the whole group: its parent ends it after the step.
+def outlive_signals(worker: int) -> None:
+    """Let a data loading process work on when a signal arrives for the whole group: its parent finishes the step.
+
+    It ends some time after SIGTERM, by which Python also ends such processes at the exit of their parent.
 
     Args:
         worker: number of the process among those of its loader.
     """
     for number in HANDLED:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # not on Windows, where SIGTERM ends a process at once
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_AFTER_SIGTERM))

@@ -115,8 +115,9 @@ class Trainer(Run):
             self.close()
 
     def close(self) -> None:
-        """Close the log and give the folder free for other processes, as ``fit`` does at its end."""
+        """Close the log, end the data loading processes and give the folder free, as ``fit`` does at its end."""
         self.log.close()
+        self.loader = None  # whose processes end with it
         self.files.release()
 
     def _how_to_go_on(self) -> str:

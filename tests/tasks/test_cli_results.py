@@ -102,7 +102,7 @@ def test_evaluations_in_three_formats(run, files):
     evaluate = ("eval", files / "w.safetensors", files / "val", "--workers", 2)
     code, text, err = run(*evaluate)
     assert code == 0
-    assert err.startswith("device cpu, precision fp32, 1 process, torch ")
+    assert any(line.startswith("device cpu, precision fp32, 1 process, torch ") for line in err.splitlines())
     content = json.loads(run(*evaluate, "--format", "json")[1])
     assert content["metrics"]["images"] == 6
     assert [row["class"] for row in content["per_class"]] == ["$_$", "bee", "a, b"]
@@ -118,17 +118,18 @@ def test_evaluations_in_three_formats(run, files):
 def test_an_evaluation_counts_what_it_cannot_read(run, files, tmp_path):
     for name in ("bee/0.png", "bee/1.png", "$_$/0.png"):
         picture(tmp_path / "val" / name)
-    for name in ("bee/broken.png", "$_$/empty.jpg"):
-        (tmp_path / "val" / name).write_bytes(b"" if "empty" in name else b"no picture")
+    for name, content in (("bee/broken.png", b"no picture"), ("$_$/half.jpg", b"\xff\xd8\xff"), ("bee/empty.jpg", b"")):
+        (tmp_path / "val" / name).write_bytes(content)
     evaluate = ("eval", files / "w.safetensors", tmp_path / "val")
     code, out, err = run(*evaluate, "--out", "e", "--batch-size", 1)
     assert code == 0
     assert out.splitlines()[-1].endswith("images 3  failed 2")
+    assert "left out: 1 empty" in err
     assert err.count("skipped: ") == 2
     assert "2 of 5 images could not be read" in err
     content = json.loads(Path("e/metrics.json").read_text())
     assert (content["metrics"]["images"], content["metrics"]["failed"]) == (3, 2)
-    assert set(content["failed"]) == {"bee/broken.png", "$_$/empty.jpg"}
+    assert set(content["failed"]) == {"bee/broken.png", "$_$/half.jpg"}
     for path in (tmp_path / "val").rglob("*.png"):
         path.write_bytes(b"no picture")
     code, out, err = run(*evaluate)
@@ -212,7 +213,7 @@ def test_inputs_are_never_written(run, files, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_net_runs(run, files, monkeypatch):
     Path("file").write_text("")
-    monkeypatch.setattr(cli, "print_line", lambda text: None)
+    monkeypatch.setattr(cli, "print_line", lambda text, **options: None)
     monkeypatch.setattr("tasks.spec.load_model", lambda entry: pytest.fail("the net was loaded"))
     monkeypatch.setattr("tasks.classification.commands.load_model", lambda entry: pytest.fail("the net was loaded"))
     for command in ("predict", "eval"):

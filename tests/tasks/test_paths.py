@@ -14,6 +14,7 @@ from tasks.video.config import VideoConfig
 
 # Fields whose text is no path; the overrides of a study are checked in the configs of its runs.
 NO_PATHS = {
+    "class_weights",
     *("task", "name", "options", "scheme", "source", "target", "sinks", "schemes", "baseline"),
     *("overrides", "last_overrides", "trials", "grid"),
 }

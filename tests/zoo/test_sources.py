@@ -166,7 +166,8 @@ def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "replace", lambda *paths: (steps.append("replace"), replace(*paths)))
     files.write_text("new", tmp_path / "deep" / "a.txt")
     assert (tmp_path / "deep" / "a.txt").read_text() == "new"
-    temporary, renamed, folder = steps
+    above, temporary, renamed, folder = steps
+    assert above == str(tmp_path)  # the name of the new folder
     assert temporary.startswith(f"{tmp_path}/deep/.a.txt.")
     assert (renamed, folder) == ("replace", f"{tmp_path}/deep")
 

@@ -99,7 +99,10 @@ def test_trials_alone_and_more_trials_later(make_study, tmp_path):
 def test_a_second_study_in_the_folder_is_refused(make_study, tmp_path):
     study = make_study()
     (tmp_path / "study").mkdir()
-    lock, refused = filelock.FileLock(tmp_path / "study/.lock"), pytest.raises(UserError, match="another process runs")
+    lock, refused = (
+        filelock.FileLock(tmp_path / "study/.lock"),
+        pytest.raises(UserError, match="another process has a study in it"),
+    )
     with lock, refused, Study(study, Slots(1, 1)).locked():
         pass
 

@@ -48,6 +48,10 @@ def test_it_learns(prepared, tmp_path, precision):
     assert (run / "curves.png").stat().st_size > 1000
 
 
+class Cut(BaseException):
+    """What ends a run in its evaluation, whose errors cost only a line."""
+
+
 @pytest.mark.parametrize("crash_at", [3, 14, "average"])
 def test_resume_repeats_the_uninterrupted_run_to_the_bit(prepared, tmp_path, monkeypatch, crash_at):
     settings = {"average": {"name": "last_epochs", "epochs": 2}, "epochs": 3, "accumulate": 2, "batch_size": 300}
@@ -61,15 +65,14 @@ def test_resume_repeats_the_uninterrupted_run_to_the_bit(prepared, tmp_path, mon
         def crash(*args):
             calls.append(1)
             if len(calls) == 3:
-                raise Crash
+                raise Cut
             return evaluate(*args)
 
         monkeypatch.setattr(trainer.task, "evaluate", crash)
     else:
         crash_after_step(trainer, crash_at, monkeypatch)
-    with pytest.raises(Crash):
+    with pytest.raises((Crash, Cut)):
         trainer.fit()
-    trainer.log.flush()
     monkeypatch.undo()
     fit(prepared, tmp_path / "broken", resume=True, **settings)
     assert (tmp_path / "whole/log.jsonl").read_text() == (tmp_path / "broken/log.jsonl").read_text()
