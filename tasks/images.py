@@ -6,6 +6,7 @@ pictures are read on the scale 0..65535. Of animated pictures the first frame is
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeAlias
@@ -22,6 +23,9 @@ from tasks.files import find_files
 from tasks.printing import printable
 from tasks.progress import print_line
 from zoo.errors import one_line
+
+# Pillow warns of each damaged piece of metadata; what keeps a picture from being decoded is an error.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 Picture: TypeAlias = Image.Image | Tensor  # a tensor (C, H, W) of uint8 where PIL has no mode of C channels
 Exposure = Literal["black", "white"]
