@@ -146,9 +146,9 @@ def check(content: dict[str, object], source: str) -> RunConfig:
     from tasks import config as cfg
 
     specs, task = task_specs(), content.get("task")
-    if task not in specs:
+    if not isinstance(task, str) or task not in specs:
         raise ConfigError(f"{source}: task={task!r}{suggestion(str(task), specs)}")
-    return cfg.check(content, resolve_name(specs[str(task)].config), source)
+    return cfg.check(content, resolve_name(specs[task].config), source)
 
 
 def make_task(config: RunConfig) -> Task:

@@ -229,7 +229,8 @@ def main() -> None:
         request = json.loads(line)
         if worker is None:
             worker = Worker(request["memory"])
-            base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            # what a fork begins with; this process's own peak may have been higher
+            base = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         found = worker.ask(line)
         failed = not found
         reply = {"signal": worker.close()} if failed else {**json.loads(found), "base": base}

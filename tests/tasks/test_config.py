@@ -98,6 +98,7 @@ def test_overrides():
         (["train.precision=fp8"], r"train.precision='fp8'"),
         (["train={}"], r"key 'train.epochs' is missing; key 'train.batch_size' is missing"),
         (["task=clasification"], r"task='clasification' \(did you mean classification"),
+        (["task=[classification]"], r"task=\['classification'\] \(did you mean classification"),
         (["epochs"], r"override 'epochs': must be section.key=value"),
         (["train.epochs.more=1"], r"override .*: 'epochs' is a value, not a section"),
         (["train.epochs=[1"], r"override .*: the value, line 1: not valid YAML: expected ',' or '\]'"),
