@@ -47,6 +47,7 @@ def main():
     if accelerator.is_main_process:
         print(json.dumps(everything))
     print_line("done")
+    accelerator.end_training()  # a process group that Python destroys at exit can abort the process
 
 
 if __name__ == "__main__":
