@@ -29,37 +29,15 @@ class Opened(NamedTuple, Generic[Content]):
     content: Content
 
 
-class Unread(NamedTuple):
-    """The reason why an item could not be read."""
-
-    reason: str
-
-
-class _Items(Dataset[Any]):
-    """The content of each item, or why it cannot be read: an error would end a data loading process."""
-
-    def __init__(self, items: Sequence[Item], read: Callable[[Item], Any]) -> None:
-        self.items, self.read = items, read
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> Any:
-        try:
-            return self.read(self.items[index])
-        except DataError as error:
-            return Unread(str(error))
-
-
 class Unreadable(NamedTuple):
-    """A sample of a set that cannot be read: its number, and the reason."""
+    """An item or sample that cannot be read: its number, and the reason."""
 
     number: int
     reason: str
 
 
 class Readable(Dataset[Any]):
-    """The samples of a set by index, or ``Unreadable``: an error would end the evaluation."""
+    """The samples of a set by index, or ``Unreadable``: an error would end a data loading process."""
 
     def __init__(self, data: Dataset[Any]) -> None:
         self.data = data
@@ -74,12 +52,25 @@ class Readable(Dataset[Any]):
             return Unreadable(index, str(error))
 
 
+class _Items(Dataset[Any]):
+    """The content of each item."""
+
+    def __init__(self, items: Sequence[Item], read: Callable[[Item], Any]) -> None:
+        self.items, self.read = items, read
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.read(self.items[index])
+
+
 def _as_it_is(content: Any) -> Any:
     return content
 
 
 def read_in_order(items: Sequence[Item], read: Callable[[Item], Any], *, workers: int = 0) -> Iterator[Any]:
-    """Yield the content of each item in order, or ``Unread``.
+    """Yield the content of each item in order, or ``Unreadable``.
 
     Args:
         items: names or other descriptions of what is read.
@@ -88,7 +79,7 @@ def read_in_order(items: Sequence[Item], read: Callable[[Item], Any], *, workers
         workers: number of processes that read; 0: this process reads.
     """
     processes = min(workers, len(items))
-    yield from DataLoader(_Items(items, read), batch_size=None, num_workers=processes, collate_fn=_as_it_is)
+    yield from DataLoader(Readable(_Items(items, read)), batch_size=None, num_workers=processes, collate_fn=_as_it_is)
 
 
 def read_each(
@@ -112,7 +103,7 @@ def read_each(
     """
     with Progress(len(files), 0, 1, unit=unit, enabled=len(files) > quiet_up_to) as progress:
         for number, content in enumerate(read_in_order(files, read, workers=workers)):
-            if isinstance(content, Unread):
+            if isinstance(content, Unreadable):
                 failed[str(files[number])] = content.reason
             else:
                 yield Opened(number, files[number], content)  # the rate includes the caller's work on the file

@@ -21,7 +21,7 @@ from tasks.outputs import OutputFolder, try_to_draw
 from tasks.plots import timeline
 from tasks.printing import printable
 from tasks.progress import Progress, print_line
-from tasks.reading import Unread, read_in_order, report_unread
+from tasks.reading import Unreadable, read_in_order, report_unread
 from tasks.report import Sheet, best_classes
 from tasks.shards import chunks
 from tasks.video.decode import VideoInfo, decode_all, probe, read_frames
@@ -221,7 +221,7 @@ class _Classifier:
         # 1. Look into all videos, and plan what is read of them.
         plans: dict[int, _Plan] = {}
         for number, info in enumerate(read_in_order(files, probe, workers=self.workers)):
-            if isinstance(info, Unread):
+            if isinstance(info, Unreadable):
                 failed[str(files[number])] = info.reason
             else:
                 plans[number] = self._plan(number, files[number], info)
@@ -233,7 +233,7 @@ class _Classifier:
         contents = read_in_order(jobs, _Reader(self.transform), workers=self.workers)
         with Progress(len(plans), 0, 1, unit="videos", enabled=len(files) > 4) as progress:
             for i, (job, content) in enumerate(zip(jobs, contents, strict=True)):
-                if isinstance(content, Unread):
+                if isinstance(content, Unreadable):
                     failed.setdefault(str(job.path), content.reason)
                 elif str(job.path) not in failed:
                     scores.append(self._scores(content[0]))
@@ -243,7 +243,7 @@ class _Classifier:
                 if str(job.path) not in failed:
                     assert picture is not None
                     yield job.number, job.info, self._prediction(plans[job.number], torch.cat(scores)), picture
-                scores, picture = [], None
+                scores, picture, done = [], None, done + 1
                 progress.step(done)
 
     def _plan(self, number: int, path: Path, info: VideoInfo) -> _Plan:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import DataError
-from tasks.reading import Unread, read_each, read_in_order, report_unread
+from tasks.reading import Unreadable, read_each, read_in_order, report_unread
 
 
 def read(path: Path) -> str:
@@ -33,4 +33,4 @@ def test_nothing_to_read():
 
 
 def test_the_reason_is_the_content_of_what_cannot_be_read():
-    assert list(read_in_order([Path("c.txt")], read)) == [Unread("c.txt: no")]
+    assert list(read_in_order([Path("c.txt")], read)) == [Unreadable(0, "c.txt: no")]
