@@ -18,10 +18,11 @@ import typer
 from typer.core import TyperGroup
 
 from tasks.errors import Interrupted, UserError, dead_worker, out_of_memory
+from tasks.launch import is_first_process, process_count
 from tasks.options import Device, OutputFormat, Overwrite, Workers, takes_task_options
 from tasks.parent import end_with_parent
 from tasks.printing import json_line, print_out, printable
-from tasks.progress import is_first_process, print_line
+from tasks.progress import print_line
 from tasks.textfiles import read_names
 from zoo.export import describe_targets, targets_for
 
@@ -199,7 +200,7 @@ def study(
     from tasks.study.runner import Slots, program_of
     from tasks.study.study import Study
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise UserError("rescalenet study starts the processes itself: run it without torchrun, with --jobs")
     choose_device(device)
     slots = Slots.of_machine(jobs, threads, program_of(sys.argv[0]), device)
@@ -543,7 +544,7 @@ def _command() -> str:
 
 def _end(line: str, code: int) -> NoReturn:
     """End the program with a line on stderr, which of several processes only the first prints."""
-    if line and (os.environ.get("WORLD_SIZE", "1") == "1" or _first_to_fail()):
+    if process_count() == 1 or _first_to_fail():
         print_line(printable(line), of_any_process=True)
     raise SystemExit(code) from None
 

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DataLoaderConfiguration
 
 from tasks.errors import TrainingError, UserError
+from tasks.launch import process_count
 
 _chosen: torch.device | None = None  # the device that ``choose_device`` has set for this process
 
@@ -38,7 +39,7 @@ def choose_device(name: str | None) -> None:
     known = device_names()
     if name is not None and name not in known:
         raise UserError(f"--device {name}: this machine has {', '.join(known)}")
-    if name is not None and ":" in name and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if name is not None and ":" in name and process_count() > 1:
         raise UserError(f"--device {name}: each process that torchrun starts has a device of its own; give {known[1]}")
     chosen = None if name is None else torch.device(name)
     if chosen != _chosen:  # the state of accelerate belongs to the device that was set before
@@ -107,7 +108,7 @@ def start_processes(timeout_minutes: float) -> PartialState:
         timeout_minutes: time that a process waits for the others in a collective operation.
     """
     # Without ``cpu``, PartialState and Accelerator ignore torchrun on machines without accelerators.
-    limit = {} if int(os.environ.get("WORLD_SIZE", "1")) == 1 else {"timeout": timedelta(minutes=timeout_minutes)}
+    limit = {} if process_count() == 1 else {"timeout": timedelta(minutes=timeout_minutes)}
     return PartialState(cpu=best_device().type == "cpu", **limit)
 
 
@@ -135,7 +136,7 @@ def make_accelerator(
         )
     except ValueError as error:  # a precision that the device does not have
         raise TrainingError(str(error)) from None
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = process_count()
     if accelerator.num_processes != launched:
         raise TrainingError(f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}")
     return accelerator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from types import TracebackType
 
@@ -12,15 +11,11 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.status import Status
 
+from tasks.launch import is_first_process
 from tasks.printing import printable
 
 _console = Console(stderr=True)
 _LINE_EVERY = 30.0  # seconds between lines where there is no terminal
-
-
-def is_first_process() -> bool:
-    """Return whether this is the only process of a run, or the first of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def print_line(message: str, *, of_any_process: bool = False) -> None:

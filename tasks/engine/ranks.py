@@ -77,8 +77,6 @@ def first_to_fail() -> bool:
     The others fail because of it, and would report only that. The answer is stored where the processes find each other,
     which torchrun has in a process of its own. Where it cannot be reached each process reports.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return True
     try:
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = torch.distributed.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_STORE_SECONDS))
