@@ -26,7 +26,7 @@ class Interrupted(BaseException):
 
     Args:
         number: number of the signal.
-        message: the message, empty if another process has one; default: the training has not begun.
+        message: the message; default: the training has not begun.
 
     Attributes:
         exit_code: code of the process, 128 and the number of the signal, as shells have it.

@@ -29,8 +29,9 @@ from tasks.classification.model import Classification
 from tasks.devices import available_cpus
 from tasks.errors import DataError, UserError
 from tasks.images import Exposure, exposure, to_pixels, to_rgb, value_counts
+from tasks.outputs import try_to_draw
 from tasks.printing import printable
-from tasks.progress import Progress, print_line
+from tasks.progress import Progress
 from tasks.shards import chunks
 from zoo.errors import ZooError
 from zoo.files import atomic_write
@@ -183,10 +184,8 @@ def check_data(data: ClassificationConfig | Path, out: Path | None, limit: int |
     # 3. Write the results.
     if out is not None:
         report.write(out)
-        try:
-            draw_samples(checked[0], section, transform, out / "samples.png")
-        except Exception as error:  # the report is worth more than a picture of it
-            print_line(f"{out / 'samples.png'}: could not be drawn ({type(error).__name__}: {error})")
+        sheet = out / "samples.png"
+        try_to_draw(lambda: draw_samples(checked[0], section, transform, sheet), sheet)
     return report.show()
 
 

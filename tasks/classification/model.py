@@ -31,41 +31,45 @@ from tasks.progress import print_line
 INPUT_FIELDS = ("size", "resize", "mean", "std")  # of the input transform, which a config may set
 
 
-def channels_of(config: ClassificationConfig) -> int:
+def channels_of(config: ClassificationConfig, entry: zoo.Weights | None) -> int:
     """Return the number of input channels of a run: ``model.options.in_chans``, or the weights', or 3.
+
+    Args:
+        config: config of the run.
+        entry: weights of the run, if it has any.
 
     Raises:
         ConfigError: a number that is not positive.
-        zoo.WeightsError: weights that are missing, damaged or of another net.
     """
-    section = config.model
-    chosen = section.options.get("in_chans")
+    chosen = config.model.options.get("in_chans")
     if chosen is None:
-        return 3 if section.weights is None else zoo.get_weights(section.weights, model=section.name).config.in_chans
+        return 3 if entry is None else entry.config.in_chans
     if not isinstance(chosen, int) or isinstance(chosen, bool) or chosen < 1:
         raise ConfigError(f"model.options.in_chans={chosen!r}: must be a whole number >= 1")
     return chosen
 
 
-def chosen_input(config: ClassificationConfig) -> zoo.InputTransform:
+def chosen_input(config: ClassificationConfig, entry: zoo.Weights | None) -> zoo.InputTransform:
     """Return the input of a run: that of its weights, or ImageNet's, with the sizes that the config gives.
+
+    Args:
+        config: config of the run.
+        entry: weights of the run, if it has any.
 
     Raises:
         ConfigError: weights that are not for images, a mean or std that contradicts them, is missing or has another
             number of channels, or sizes that do not fit.
-        zoo.WeightsError: weights that are missing, damaged or of another net.
     """
-    section, default = config.model, zoo.InputTransform.imagenet()
+    default = zoo.InputTransform.imagenet()
     given = {key: value for key in INPUT_FIELDS if (value := getattr(config.data, key)) is not None}
-    channels = channels_of(config)
+    channels = channels_of(config, entry)
     for key in ("mean", "std"):
         if key in given and len(given[key]) != channels:
             raise ConfigError(f"data.{key}={list(given[key])}: must have {channels}, a value for each input channel")
-    if section.weights is None:
+    if entry is None:
         return choose(_with_channels(default, channels, given), given)
-    entry = zoo.get_weights(section.weights, model=section.name)
     if not isinstance(entry.transform, zoo.InputTransform):
-        raise ConfigError(f"model.weights={section.weights}: expects {entry.transform}, not images")
+        raise ConfigError(f"model.weights={config.model.weights}: expects {entry.transform}, not images")
     return choose(_with_channels(entry.transform, channels, given), given, weights=entry.name)
 
 
@@ -102,6 +106,7 @@ class Classification(BaseTask):
 
     Raises:
         DataError: see ``load_images``.
+        zoo.WeightsError: weights that are missing, damaged or of another net.
         ConfigError: settings that do not go together; images that are smaller than the net accepts, or batches that
             its BatchNorm cannot take (raised by ``build_model``).
     """
@@ -110,7 +115,9 @@ class Classification(BaseTask):
     one_shape = True
 
     def __init__(self, config: ClassificationConfig) -> None:
-        self.transform = chosen_input(config)
+        section = config.model
+        self.entry = None if section.weights is None else zoo.get_weights(section.weights, model=section.name)
+        self.transform = chosen_input(config, self.entry)
         # the config of the run states what was chosen
         fields = {key: getattr(self.transform, key) for key in INPUT_FIELDS}
         self.config = config.model_copy(update={"data": config.data.model_copy(update=fields)})
@@ -138,8 +145,8 @@ class Classification(BaseTask):
             num_classes=len(self.classes),
             **section.options,
         )
-        if section.weights is not None:
-            order_last_layer(model, zoo.get_weights(section.weights, model=section.name), self.classes)
+        if self.entry is not None:
+            order_last_layer(model, self.entry, self.classes)
         model.freeze(section.freeze)
         self._check_batch_norm(model)
         return model

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pydantic
 
 from tasks.errors import TrainingError
 
@@ -56,22 +59,16 @@ class Fingerprint:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the form that a checkpoint stores."""
-        return {
-            "classes": list(self.classes),
-            "train": vars(self.train).copy(),
-            "val": vars(self.val).copy(),
-            "unit": self.unit,
-        }
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Fingerprint:
         """Return the fingerprint that a checkpoint stores.
 
         Raises:
-            KeyError, TypeError: content of another form.
+            pydantic.ValidationError: content of another form.
         """
-        sets = {name: SetPrint(**content[name]) for name in ("train", "val")}
-        return cls(tuple(content["classes"]), unit=str(content["unit"]), **sets)
+        return pydantic.TypeAdapter(cls).validate_python(content)
 
     def require_classes(self, stored: Fingerprint, source: str) -> None:
         """Refuse classes that are not those of a checkpoint, in order.
@@ -85,7 +82,8 @@ class Fingerprint:
         """
         if self.classes == stored.classes:
             return
-        gone, new = ([name for name in a if name not in set(b)] for a, b in _both_ways(stored.classes, self.classes))
+        before, now = set(stored.classes), set(self.classes)
+        gone, new = ([n for n in stored.classes if n not in now], [n for n in self.classes if n not in before])
         changes = [f"{_listed(names)} {verb}" for names, verb in ((gone, "gone"), (new, "new")) if names]
         raise TrainingError(
             f"{source}: the classes of the data have changed ({', '.join(changes) or 'their order'}); restore them, or "
@@ -102,10 +100,6 @@ class Fingerprint:
             elif old != new:
                 found.append(f"{name} has other {self.unit}, or the same in another order")
         return found
-
-
-def _both_ways(a: Sequence[str], b: Sequence[str]) -> list[tuple[Sequence[str], Sequence[str]]]:
-    return [(a, b), (b, a)]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -184,8 +184,7 @@ class Run:
                 f"{self.files.state}: the run has {before} processes with batches of their own, not {now}: continue it "
                 f"on {before}, or start a new run from {self.files.last} by model.weights"
             )
-        if self.main:
-            print_line(f"resuming a run of {before} processes on {now}")
+        print_line(f"resuming a run of {before} processes on {now}")
 
     def _check_data(self, state: dict[str, Any], changed_data: bool) -> None:
         """Refuse data other than those that the run has seen, unless only the samples differ and that is expected.
@@ -194,10 +193,9 @@ class Run:
             TrainingError: other classes; other samples without ``changed_data``.
         """
         if "data" not in state:
-            if self.main:
-                print_line(f"{self.files.state}: of an earlier version, which did not store what the data were")
+            print_line(f"{self.files.state}: of an earlier version, which did not store what the data were")
             return
-        stored = Fingerprint.from_dict(state["data"])
+        stored: Fingerprint = state["data"]
         self.fingerprint.require_classes(stored, str(self.files.state))
         if not (changes := self.fingerprint.changes(stored)):
             return
@@ -212,8 +210,7 @@ class Run:
         at.batch, at.loss_sum, at.loss_count = 0, 0.0, 0
         if self.fingerprint.val != stored.val:
             at.best, at.stale = -math.inf, 0
-        if self.main:
-            print_line(f"the data have changed: {listed}; epoch {at.epoch + 1} begins anew")
+        print_line(f"the data have changed: {listed}; epoch {at.epoch + 1} begins anew")
 
     def _load(self, load: Callable[[Any], object], part: Any) -> None:
         """Load a part of a training state.

@@ -17,6 +17,7 @@ import pydantic
 import torch
 
 from tasks import config as cfg
+from tasks.engine.fingerprint import Fingerprint
 from tasks.errors import TrainingError, UserError
 from tasks.locks import take_folder
 from tasks.progress import print_line
@@ -175,7 +176,7 @@ class RunFolder:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, its position as a ``Position``.
+    """Return the content of a checkpoint, with a ``Position`` and, unless an early version wrote it, a ``Fingerprint``.
 
     Raises:
         Exception: a file that torch cannot read, or content of another form.
@@ -188,7 +189,10 @@ def _read_state(path: Path) -> dict[str, Any]:
             raise ValueError(f"{name} is no mapping")
     if not all(isinstance(value, torch.Tensor) for value in state["model"].values()):
         raise ValueError("model has values that are no tensors")
-    return {**state, "position": pydantic.TypeAdapter(Position).validate_python(state["position"])}
+    state["position"] = pydantic.TypeAdapter(Position).validate_python(state["position"])
+    if "data" in state:
+        state["data"] = Fingerprint.from_dict(state["data"])
+    return state
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

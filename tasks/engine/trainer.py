@@ -24,6 +24,7 @@ from tasks.engine.run import Run
 from tasks.engine.sampler import seed_from
 from tasks.engine.signals import Signals
 from tasks.errors import Interrupted, TrainingError, UserError, dead_worker, out_of_memory
+from tasks.outputs import try_to_draw
 from tasks.plots import curves
 from tasks.progress import Progress, print_line
 from zoo.calibration import sum_dtype
@@ -123,7 +124,7 @@ class Trainer(Run):
     def _how_to_go_on(self) -> str:
         return f"continue with --resume; {self.files.describe_state()}"
 
-    def _explain(self, error: Exception) -> BaseException | None:
+    def _explain(self, error: Exception) -> TrainingError | None:
         """Return the error that names the reason and what to do; None for an error of the program."""
         where, go_on = self.describe_position(), self._how_to_go_on()
         if isinstance(error, OSError):
@@ -186,20 +187,14 @@ class Trainer(Run):
                     f"ended after {at.epoch} of {train.epochs} epochs: {at.stale} evaluations without a better "
                     f"{self.task.metric} (train.early_stopping)"
                 )
-            self._draw_curves()
+            drawn = self.files.curves
+            try_to_draw(lambda: curves(self.files.log, drawn, self.task.metric), drawn)
         self.accelerator.end_training()
         return at.metrics
 
     def _is_stale(self) -> bool:
         rule = self.train.early_stopping
         return rule is not None and self.at.stale >= rule.patience
-
-    def _draw_curves(self) -> None:
-        """Draw the curves; where that fails, the run is as complete as without them."""
-        try:
-            curves(self.files.log, self.files.curves, self.task.metric)
-        except Exception as error:
-            print_line(f"{self.files.curves}: not drawn ({type(error).__name__}: {one_line(error)})")
 
     def _epoch(self, progress: Progress) -> None:
         """Train the rest of the epoch in progress."""

@@ -6,34 +6,25 @@
 import math
 import os
 
-import numpy as np
 import pytest
 import torch
 
 import zoo
-from benchmarks.operations import BATCH, DETECTOR, TRANSFORMER, WRITERS
 from tasks.devices import choose_device
 from tasks.engine import Trainer
 from tasks.spec import check, make_task
+from tests.helpers.tasks import BATCHES, MODELS, write_data
 
 DEVICE = os.environ.get("RESCALENET_TEST_DEVICE", "cuda")
 marks = [pytest.mark.slow] if DEVICE == "cpu" else [pytest.mark.gpu]
 pytestmark = marks
 
-MODELS = {
-    "classification": {"name": "rescalenet20_cifar", "options": {"width": 0.25}},
-    "detection": {"name": "mask_rcnn_rescalenet18_fpn", "options": DETECTOR},
-    "video": {"name": "rescale_r3d_10", "options": {"width": 0.125}},
-    "translation": {"name": "rescale_transformer_tiny", "options": TRANSFORMER},
-}
-BATCHES = {"classification": BATCH, "detection": 2, "video": BATCH, "translation": 200}
 TOLERANCES = {"fp32": 2e-3, "bf16": 5e-2, "fp16": 2e-2}  # TF32 has the ten bits of fp16
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root, random = tmp_path_factory.mktemp("data"), np.random.RandomState(0)
-    return {task: write(root / task, random) for task, write in WRITERS.items()}
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

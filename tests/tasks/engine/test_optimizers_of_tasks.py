@@ -1,13 +1,12 @@
 """Every optimizer in every task: rates by level, frozen levels, changes of the gradients, and a step that trains."""
 
-import numpy as np
 import pytest
 import torch
 
-from benchmarks.operations import BATCH, DETECTOR, TRANSFORMER, WRITERS
 from tasks.engine import Trainer
 from tasks.errors import ConfigError
 from tasks.spec import check, make_task
+from tests.helpers.tasks import BATCHES, MODELS, write_data
 from zoo.nets.parameters import parameters_by_level
 
 OPTIMIZERS = {
@@ -15,20 +14,12 @@ OPTIMIZERS = {
     "adamw": {"name": "adamw", "lr": 0.01},
     "muon": {"name": "muon", "lr": 0.01, "rest": {"name": "adamw", "lr": 0.002}},
 }
-MODELS = {
-    "classification": {"name": "rescalenet20_cifar", "options": {"width": 0.25}},
-    "detection": {"name": "mask_rcnn_rescalenet18_fpn", "options": DETECTOR},
-    "video": {"name": "rescale_r3d_10", "options": {"width": 0.125}},
-    "translation": {"name": "rescale_transformer_tiny", "options": TRANSFORMER},
-}
-BATCHES = {"classification": BATCH, "detection": 2, "video": BATCH, "translation": 200}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """The data section of each task, over little synthetic data."""
-    root, random = tmp_path_factory.mktemp("data"), np.random.RandomState(0)
-    return {task: write(root / task, random) for task, write in WRITERS.items()}
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
