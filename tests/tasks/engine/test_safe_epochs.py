@@ -268,6 +268,8 @@ def test_a_damaged_state_falls_back_to_the_one_before(images, tmp_path, capsys):
         (lambda state: state["position"].update(step=-1), "step"),
         (lambda state: state["position"].update(future=1), "future"),
         (lambda state: state["position"].update(metrics=[]), "metrics"),
+        (lambda state: state.update(data=[]), "Fingerprint"),
+        (lambda state: state["data"]["train"].update(samples="many"), "train.samples"),
     ],
 )
 def test_a_state_of_another_form_is_refused(images, tmp_path, change, reason):
