@@ -152,13 +152,21 @@ def answer(request: dict[str, Any], watch: Watch) -> dict[str, Any]:
             with contextlib.suppress(UnicodeError):
                 stream.flush()
     signal.alarm(0)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"statuses": statuses, "found": watch.found, "peak": peak}
+    return {"statuses": statuses, "found": watch.found, "peak": peak_memory()}
+
+
+def peak_memory() -> int:
+    """Return the most memory in bytes that this process has held, without the pages of files mapped into it.
+
+    A fork begins without the pages of the libraries, which the server has in memory, and takes them in as it runs.
+    """
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - int(fields["RssFile"].split()[0]))
 
 
 def work(requests: int, answers: int, memory: int) -> None:
     """Answer requests in this fork until they end."""
-    watch = Watch()
+    watch, base = Watch(), peak_memory()
     sys.addaudithook(watch)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
@@ -166,7 +174,7 @@ def work(requests: int, answers: int, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with os.fdopen(requests) as lines, os.fdopen(answers, "w") as replies:
         for line in lines:
-            replies.write(json.dumps(answer(json.loads(line), watch)) + "\n")
+            replies.write(json.dumps({**answer(json.loads(line), watch), "base": base}) + "\n")
             replies.flush()
 
 
@@ -229,11 +237,9 @@ def main() -> None:
         request = json.loads(line)
         if worker is None:
             worker = Worker(request["memory"])
-            # what a fork begins with; this process's own peak may have been higher
-            base = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         found = worker.ask(line)
         failed = not found
-        reply = {"signal": worker.close()} if failed else {**json.loads(found), "base": base}
+        reply = {"signal": worker.close()} if failed else json.loads(found)
         if not failed and (worker.count >= INPUTS_OF_A_WORKER or _is_spent(reply)):
             worker.close()
             failed = True
