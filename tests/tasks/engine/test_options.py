@@ -4,7 +4,6 @@ from collections import Counter
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import zoo
 from tasks import config as cfg
@@ -12,6 +11,7 @@ from tasks.engine import Trainer
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.commands import on_two_processes
+from tests.helpers.operations import recorded, waiting
 from tests.helpers.training import assert_resume_is_exact, config, draw_as_ranks, fit, weights_of
 
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
@@ -19,25 +19,6 @@ CHANGES = {"agc": 0.02, "centralize": True, "clip_norm": 1.0}
 MUON = {"name": "muon", "lr": 0.02, "weight_decay": 0.01, "rest": {"name": "adamw", "lr": 0.003}}
 OPTIONS = {"sgd": {**SGD, **CHANGES}, "muon": {**MUON, **CHANGES}}
 WARM = {"name": "ema", "decay": 0.9, "warmup": True}
-
-
-class Recorder(TorchDispatchMode):
-    """The names of the operations while it is entered."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def recorded(function):
-    """The operations of a function, of backward on this thread too."""
-    with torch.autograd.set_multithreading_enabled(False), Recorder() as recorder:
-        function()
-    return recorder.names
 
 
 def operations(images, folder, **settings):
@@ -87,8 +68,7 @@ def test_no_option_waits_for_the_device(images, tmp_path, name):
     """torch's AdamW reads its number of steps, a tensor on the CPU; beside it Muon would hide among these reads."""
     optimizer = {**OPTIONS[name], "rest": {"name": "sgd", "lr": 0.05}} if name == "muon" else OPTIONS[name]
     names = operations(images, tmp_path / "run", optimizer=optimizer, average=WARM)[1]
-    waits = ("_local_scalar_dense", "is_nonzero", "aten.equal", "aten.nonzero")
-    assert not [operation for operation in names if any(wait in operation for wait in waits)]
+    assert not waiting(names)
 
 
 @pytest.mark.gpu

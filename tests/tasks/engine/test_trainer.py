@@ -1,9 +1,12 @@
 """The training loop: several processes, accumulation, fine-tuning, and how it fails."""
 
+import copy
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import zoo
 from tasks import config as cfg
@@ -95,6 +98,45 @@ def test_compiled_training_equals_eager(images, tmp_path):
     eager, compiled = weights_of(tmp_path / "False"), weights_of(tmp_path / "True")
     for key in eager:
         torch.testing.assert_close(eager[key], compiled[key], rtol=1e-9, atol=1e-10)
+
+
+def test_a_run_equals_a_loop_in_plain_torch(images, tmp_path, monkeypatch):
+    """The steps, the rates and the groups in full, in float64; only the order of the pictures is the engine's."""
+    schedule = {"name": "cosine", "warmup_epochs": 0.5, "final": 0.1}
+    optimizer = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+    optimizer |= {"clip_norm": 0.5, "multiplier_lr": 0.3}
+    settings = {"precision": "fp64", "optimizer": optimizer, "schedule": schedule}
+    data = {"augment": {"crop": {"name": "pad", "padding": 0}, "flip": 0.0}}
+    trainer = Trainer(make_task(config(images, tmp_path / "run", data=data, **settings)))
+    model = copy.deepcopy(trainer.bare)  # calibrated
+    losses, batches = trainer.task.losses, []
+    monkeypatch.setattr(trainer.task, "losses", lambda net, *rest: batches.append(rest[0]) or losses(net, *rest))
+    trainer.fit()
+    assert len(batches) == 12  # two epochs of 48 pictures
+
+    def group(name, parameter):
+        if name.endswith("multiplier"):
+            return {"params": [parameter], "weight_decay": 0, "scale": 0.3}
+        return {"params": [parameter], "weight_decay": 0.01 if parameter.ndim > 1 else 0, "scale": 1}
+
+    sgd = torch.optim.SGD([group(*named) for named in model.named_parameters()], lr=0, momentum=0.9, nesterov=True)
+    transform = trainer.task.transform
+    mean, std = (torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (transform.mean, transform.std))
+    model.train()
+    for step, (pixels, labels) in enumerate(batches):
+        epoch = step / 6
+        factor = epoch / 0.5 if epoch < 0.5 else 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (epoch - 0.5) / 1.5))
+        for group in sgd.param_groups:
+            group["lr"] = 0.05 * factor * group["scale"]
+        logits = model((pixels.double() / 255 - mean) / std)
+        F.cross_entropy(logits, labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        sgd.step()
+        sgd.zero_grad()
+    for (name, found), expected in zip(trainer.bare.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(
+            found, expected, rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_groups_have_their_own_rates(images, tmp_path):

@@ -378,10 +378,11 @@ def test_compiled_is_eager():
     torch.compiler.reset()
     model, (source, target) = make().float(), batch()
     labels = target.roll(-1, 1)
-    compiled = torch.compile(model)
-    torch.testing.assert_close(
-        compiled(source, target, labels)[0], model(source, target, labels)[0], rtol=1e-4, atol=1e-4
-    )
+    losses = [net(source, target, labels)[0] for net in (torch.compile(model), model)]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
+    for (name, _), found, expected in zip(model.named_parameters(), *gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item(), msg=name)
 
 
 # -- around the net -------------------------------------------------------------------------------------
