@@ -41,6 +41,10 @@ class Vocabulary:
                 f"{source}: its <s>, padding, </s> and unknown have ids {ids}, not {(BOS, PAD, EOS, UNK)}; train it "
                 "with bos_id=0 pad_id=1 eos_id=2 unk_id=3"
             )
+        try:
+            self.pieces(range(len(self)))
+        except UnicodeDecodeError as error:
+            raise ZooError(f"{source}: a piece of it is not UTF-8 ({error}); get the model again") from None
 
     def __len__(self) -> int:
         return self._processor.get_piece_size()

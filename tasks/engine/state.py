@@ -23,6 +23,7 @@ from tasks.locks import take_folder
 from tasks.progress import print_line
 from zoo.errors import one_line
 from zoo.files import atomic_write, write_text
+from zoo.torchfiles import load_torch
 
 _PARTS = {"model", "optimizer", "average", "scaler", "position", "ranks"}  # of every training state
 _ADDED = {"net", "data"}  # of those that are not of the first version
@@ -181,7 +182,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     Raises:
         Exception: a file that torch cannot read, or content of another form.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = load_torch(path)
     if not isinstance(state, dict) or not _PARTS <= state.keys() <= _PARTS | _ADDED:
         raise ValueError("its parts are not those of a training state")
     for name in ("model", "optimizer", "position"):

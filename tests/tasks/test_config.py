@@ -8,6 +8,7 @@ import yaml
 
 import zoo
 from tasks import config as cfg
+from tasks.config import check_size
 from tasks.errors import ConfigError
 from tasks.spec import resolve
 from tests.helpers.paths import ROOT
@@ -33,6 +34,20 @@ def test_recipes_are_valid_and_name_real_nets(recipe):
         zoo.param_groups(model, 0.1, layer_decay=optimizer.layer_decay, head_lr=optimizer.head_lr)
     again = yaml.safe_load(cfg.dump(config))
     assert cfg.check(again, type(config), "dump") == config
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.parts[0] in ("classification", "video")], ids=str)
+def test_the_input_of_a_recipe_fits_its_net(recipe):
+    """The recipe's sizes, else the net's own."""
+    config = resolve(str(Path("configs") / recipe))
+    section, info = config.model, zoo.model_info(config.model.name)
+    size = config.data.size or info.input_size
+    check_size(size, info)
+    assert config.data.resize is None or config.data.resize >= size
+    frames = () if config.task == "classification" else (config.data.clip.frames if config.data.clip else 8,)
+    with torch.device("meta"):
+        model = zoo.create_model(section.name, scheme=section.scheme, num_classes=3, **section.options)
+        assert model(torch.empty(2, model.in_chans, *frames, size, size)).shape == (2, 3)
 
 
 def named_by_torchvision():

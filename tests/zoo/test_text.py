@@ -3,6 +3,8 @@
 import pytest
 
 import zoo
+from tasks.translation.vocabulary import train_vocabulary
+from zoo.text import Vocabulary
 
 
 def test_a_vocabulary_that_is_none():
@@ -11,3 +13,9 @@ def test_a_vocabulary_that_is_none():
     for model in ("%%%", "QUJé", "A"):
         with pytest.raises(zoo.ZooError, match="vocabulary: not base64"):
             zoo.TextTransform("en", "de", model, None).build()
+
+
+def test_a_piece_that_is_no_text():
+    model = train_vocabulary(["one two three", "ein zwei drei"] * 20, 40, "bpe").model
+    with pytest.raises(zoo.ZooError, match=r"m: a piece of it is not UTF-8 .*; get the model again"):
+        Vocabulary(model.replace("▁".encode(), b"\xe0\x96\x81"), "m")

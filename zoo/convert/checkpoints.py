@@ -8,13 +8,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zoo.convert.pickles import read_pickle, shown
 from zoo.convert.unwrapping import state_inside
 from zoo.errors import WeightsError
+from zoo.torchfiles import load_torch
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def _read_torch(path: Path) -> Any:
     """Return the content of a file that ``torch.save`` wrote; tensors of new files are mapped, not read."""
     zipped = zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        return load_torch(path, mmap=zipped)
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL (\S+)", str(error)):
             raise WeightsError(

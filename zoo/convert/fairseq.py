@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from zoo.arguments import file_path
 from zoo.building import WithoutInit, planned
@@ -29,6 +28,7 @@ from zoo.registry import build_model
 from zoo.specs import MODELS
 from zoo.states import check_shapes, load_state, shapes_of
 from zoo.text import Vocabulary
+from zoo.torchfiles import load_torch
 
 log = logging.getLogger("rescalenet")
 
@@ -218,9 +218,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ZooError: a file that is not a checkpoint of fairseq.
     """
     try:
-        stubs: list[Any] = [(Namespace, name) for name in get_unsafe_globals_in_checkpoint(path)]
-        with safe_globals(stubs):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch(path, stand_in=Namespace)
     except Exception as error:  # unpickling another kind of file raises anything
         raise ZooError(f"{path}: not a checkpoint that can be read safely ({' '.join(str(error).split())})") from None
     if (
