@@ -60,7 +60,31 @@ def narrow(name, **more):
         for parameter in model.parameters():
             if parameter.ndim < 2:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    measure_(model, kind)
     return model.eval()
+
+
+def measure_(model, kind):
+    """Give BatchNorm the statistics of a batch, and maps for detection values up to 1.
+
+    With the statistics of init the values of a deep net are not finite; where a map is large, no box has a size.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if norms and kind != "text":
+        rates = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+        with torch.no_grad():
+            net = (model.backbone if kind == "image_lists" else model).train()
+            net(torch.rand(4, model.config.in_chans, *((3,) if kind == "clips" else ()), 64, 64))
+        for norm, rate in zip(norms, rates, strict=True):
+            norm.momentum = rate
+    if kind == "image_lists":
+        with torch.no_grad():
+            maps = model.eval().backbone(torch.rand(2, 3, 64, 64))
+            for output, found in zip(model.backbone.fpn.outputs, maps.values(), strict=False):
+                for parameter in output.parameters():
+                    parameter.div_(found.abs().max())
 
 
 def outputs(model):
