@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from tasks.errors import Interrupted, UserError, dead_worker, out_of_memory
+from tasks.files import input_path, name_or_path, output_path
 from tasks.launch import is_first_process, process_count
 from tasks.options import Device, OutputFormat, Overwrite, Workers, takes_task_options
 from tasks.parent import end_with_parent
@@ -119,7 +120,9 @@ def list_(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
+    config: Annotated[
+        str, typer.Argument(parser=name_or_path, help="A YAML file, or the name of a recipe that ships.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
     changed_data: Annotated[
@@ -167,7 +170,7 @@ def train(
 
 @app.command("fit-loss")
 def fit_loss(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(parser=input_path, help="Folder of a run.")],
     batches: Annotated[int, typer.Option(min=1, help="Number of training batches.")] = 80,
     device: Device = None,
 ) -> None:
@@ -182,9 +185,14 @@ def fit_loss(
 
 @app.command()
 def study(
-    file: Annotated[str, typer.Argument(metavar="STUDY", help="A YAML file, or the name of a study that ships.")],
+    file: Annotated[
+        str,
+        typer.Argument(parser=name_or_path, metavar="STUDY", help="A YAML file, or the name of a study that ships."),
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value of every run ...")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs and tables; default: the study's.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=output_path, help="Folder of the runs and tables; default: the study's.")
+    ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: one for each GPU.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of a run; default: an equal share.")] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Print what the study costs, and stop.")] = False,
@@ -217,7 +225,9 @@ def study(
 
 @app.command()
 def prepare(
-    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that ships.")],
+    config: Annotated[
+        str, typer.Argument(parser=name_or_path, help="A YAML file, or the name of a recipe that ships.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
 ) -> None:
     """Translation: clean the text, train the vocabulary and write the corpus that ``train`` reads."""
@@ -288,9 +298,12 @@ def _net_info(name: str) -> dict[str, Any]:
 def eval_(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
     data: Annotated[
-        Path, typer.Argument(help="A folder for each class, a COCO JSON file, a list of videos, parallel text.")
+        Path,
+        typer.Argument(
+            parser=input_path, help="A folder for each class, a COCO JSON file, a list of videos, parallel text."
+        ),
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and more.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=output_path, help="Folder for metrics.json and more.")] = None,
     overwrite: Overwrite = False,
     format: OutputFormat = "text",
     workers: Workers = 0,
@@ -328,7 +341,10 @@ def predict(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for JSON and pictures; default: out/predict, out/predict_2 ..., of text none."),
+        typer.Option(
+            parser=output_path,
+            help="Folder for JSON and pictures; default: out/predict, out/predict_2 ..., of text none.",
+        ),
     ] = None,
     no_files: Annotated[bool, typer.Option("--no-files", help="Write no files.")] = False,
     device: Device = None,
@@ -359,9 +375,12 @@ def predict(
 @app.command()
 @takes_task_options("check")
 def check(
-    data: Annotated[str, typer.Argument(help="A config, the name of a recipe that ships, or a folder of images.")],
+    data: Annotated[
+        str,
+        typer.Argument(parser=name_or_path, help="A config, the name of a recipe that ships, or a folder of images."),
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for check.json and samples.png.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=output_path, help="Folder for check.json and samples.png.")] = None,
     **options: Any,
 ) -> None:
     """Look at data before training: counts, sizes, damaged files, duplicates. Exit code 1 if training would stop."""
@@ -376,7 +395,9 @@ def check(
 def export(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
     to: Annotated[str | None, typer.Option(help=f"Target, with the input it takes: {describe_targets()}.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File or folder to write; default: NAME.TARGET.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=output_path, help="File or folder to write; default: NAME.TARGET.")
+    ] = None,
     fold: Annotated[bool, typer.Option(help="Export the deployment form (zoo.fold), not the net as trained.")] = True,
     overwrite: Overwrite = False,
     **options: Any,
@@ -406,11 +427,12 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
+            parser=name_or_path,
             help="torchvision:BUILDER:TAG, timm:ARCHITECTURE.TAG, https://...#sha256=HEX, weights of this zoo with "
-            "scheme bn, or a checkpoint: .safetensors, .pth, .pt, .pkl, .pyth."
+            "scheme bn, or a checkpoint: .safetensors, .pth, .pt, .pkl, .pyth.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
+    out: Annotated[Path, typer.Argument(parser=output_path, help="Safetensors file to write.")],
     more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     name: Annotated[str | None, typer.Option(help="Net, e.g. rescalenet50; default: the one that fits.")] = None,
     form: Annotated[str, typer.Option(help="Form of the converted net: gained, folded or balanced.")] = "gained",
@@ -443,14 +465,17 @@ def convert(
         raise UserError(f"--option {own[0]}: has an argument of its own; see rescalenet convert --help")
     names: str | list[str] | None = classes
     if classes not in (None, "all", "coco"):
-        names = [name.strip() for name in read_names(Path(str(classes)), repeated=("N/A",))]  # as in COCO's list
+        names = [name.strip() for name in read_names(input_path(str(classes)), repeated=("N/A",))]  # as in COCO's list
     entry = zoo.sources.convert(source, out, name=name, form=cast(Any, form), eps=eps, classes=names, **options)
     typer.echo(f"{out}: {entry.config.name}, {entry.config.num_classes} classes")
 
 
 @app.command()
 def push(
-    source: Annotated[str, typer.Argument(help="Folder of a run, or weights: name.tag or a safetensors file.")],
+    source: Annotated[
+        str,
+        typer.Argument(parser=name_or_path, help="Folder of a run, or weights: name.tag or a safetensors file."),
+    ],
     repository: Annotated[str, typer.Argument(help="OWNER/NAME on the hub.")],
     public: Annotated[bool, typer.Option("--public", help="A public repository, not a private one.")] = False,
     checkpoint: Annotated[str, typer.Option(help="Weights of the run: last, or best on the evaluation set.")] = "last",
@@ -467,11 +492,16 @@ def push(
 
 @app.command("convert-fairseq")
 def convert_fairseq(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of fairseq's transformer or of the plug-in (.pt).")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(parser=input_path, help="Checkpoint of fairseq's transformer or of the plug-in (.pt)."),
+    ],
     languages: Annotated[str, typer.Argument(help="Source and target, as in en-de.")],
-    out: Annotated[Path, typer.Argument(help="Safetensors file to write.")],
-    dictionary: Annotated[list[Path], typer.Option(help="dict.txt; twice for a source's and a target's.")],
-    sentencepiece: Annotated[list[Path], typer.Option(help="Sentencepiece model; twice for two.")],
+    out: Annotated[Path, typer.Argument(parser=output_path, help="Safetensors file to write.")],
+    dictionary: Annotated[
+        list[Path], typer.Option(parser=input_path, help="dict.txt; twice for a source's and a target's.")
+    ],
+    sentencepiece: Annotated[list[Path], typer.Option(parser=input_path, help="Sentencepiece model; twice for two.")],
 ) -> None:
     """Convert a checkpoint of fairseq, trained on sentencepiece tokens, to weights of this zoo."""
     import zoo
@@ -496,7 +526,9 @@ def convert_fairseq(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for pictures, curves and the report.")] = Path("out/demo"),
+    out: Annotated[Path, typer.Option(parser=output_path, help="Folder for pictures, curves and the report.")] = Path(
+        "out/demo"
+    ),
 ) -> None:
     """Run seven small jobs: photographs, fine-tuning beside BatchNorm, ONNX, cell nuclei, a video, captions."""
     from tasks.demo import run

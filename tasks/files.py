@@ -14,6 +14,8 @@ from typing import NamedTuple
 from tasks.errors import DataError, UserError
 from tasks.printing import printable
 from tasks.textfiles import read_text
+from zoo.errors import ZooError
+from zoo.files import expand_path, is_address
 
 
 def configs_dir() -> Path:
@@ -32,6 +34,41 @@ def find_file(name: str, shipped: str | None = None) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def output_path(text: str | Path) -> Path:
+    """Return the path of an output that the command line names, with ``~`` and variables replaced as in configs.
+
+    A shell replaces them too, but not in ``--out=~/runs`` or between quotes, and no shell stands between a scheduler
+    or an editor and the command.
+
+    Raises:
+        UserError: an empty path, as of an unset variable, or an unknown variable or user (``zoo.files.expand_path``).
+    """
+    try:
+        return Path(expand_path(str(text)))
+    except ZooError as error:
+        raise UserError(str(error)) from None
+
+
+def input_path(text: str | Path) -> Path:
+    """Return the path of an input that the command line names: as ``output_path``, unless it exists as it is written.
+
+    A shell gives the names of files as they are, which may have a dollar sign: ``rescalenet predict WEIGHTS *.png``.
+
+    Raises:
+        UserError: see ``output_path``.
+    """
+    return Path(text) if os.path.lexists(text) else output_path(text)
+
+
+def name_or_path(text: str) -> str:
+    """Return the name of a recipe, weights or an address as it is, and a path as ``input_path`` does.
+
+    Raises:
+        UserError: see ``output_path``.
+    """
+    return text if is_address(text) else str(input_path(text))
 
 
 # Names, in lower case, of what systems and programs leave among a user's files; they count as hidden.
@@ -189,15 +226,14 @@ def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> Found
         what: plural noun of the files, for messages.
 
     Raises:
-        UserError: no path is given.
+        UserError: no path is given, or one with an unknown variable or user (``input_path``).
         DataError: a path does not exist, or there are no files.
     """
     if not paths:
         raise UserError("no input: give pictures or videos, or folders of them")
     found: list[Path] = []
     left_out = LeftOut()
-    for name in paths:
-        path = Path(name)
+    for path in map(input_path, paths):
         if path.is_dir():
             files, more = find_below(path, endings, keep_empty=True)
             found += files

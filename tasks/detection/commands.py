@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tasks.errors import UserError
+from tasks.files import input_path
 from tasks.options import BatchSize, ClassFilter, PredictOptions, Threshold, chosen_classes
 from tasks.spec import load_model
 
@@ -26,7 +27,7 @@ class DetectionEvalOptions:
     """Options of ``rescalenet eval``."""
 
     batch_size: BatchSize = 1
-    images: Annotated[Path | None, typer.Option(help="Folder or zip file of the images.")] = None
+    images: Annotated[Path | None, typer.Option(parser=input_path, help="Folder or zip file of the images.")] = None
     fast: Annotated[bool, typer.Option(help="Compute the metrics with faster-coco-eval.")] = False
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tasks.errors import UserError
+from tasks.files import input_path
 from tasks.options import BatchSize, PredictOptions
 from tasks.progress import print_line
 
@@ -131,7 +132,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     inputs = inputs or ["-"]
     if options.attention and out is None:
         raise UserError("--attention writes pictures: give their folder with --out FOLDER")
-    sources = [Path(argument) for argument in inputs if os.path.isfile(argument)]
+    sources = [path for argument in inputs if (path := _text_file(argument)) is not None]
     folder = None if out is None else OutputFolder(out, [FILE], sources, overwrite=options.overwrite)
     print_line(describe_run(process_state(), "fp32"))
     model, coder = load_folded(entry)
@@ -166,10 +167,19 @@ def _lines(inputs: list[str]) -> Iterator[str]:
     for argument in inputs:
         if argument == "-":
             yield from decode_lines(sys.stdin.buffer, "standard input")
-        elif os.path.isfile(argument):  # Path.is_file raises an error if a sentence is too long for a file name
-            yield from read_lines(Path(argument))
+        elif (path := _text_file(argument)) is not None:
+            yield from read_lines(path)
         else:
             yield argument
+
+
+def _text_file(argument: str) -> Path | None:
+    """Return the path of the file that an argument names; None for a sentence."""
+    try:
+        path = input_path(argument)
+    except UserError:  # a sentence with a dollar sign, or an empty one
+        return None
+    return path if os.path.isfile(path) else None  # Path.is_file raises an error for a name that is too long
 
 
 @dataclass(frozen=True)

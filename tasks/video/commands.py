@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tasks.errors import UserError
+from tasks.files import input_path, name_or_path, output_path
 from tasks.options import BatchSize, Clips, PredictOptions, Side, Top
 from tasks.spec import load_model
 
@@ -25,9 +26,15 @@ class VideoEvalOptions:
     """Options of ``rescalenet eval``."""
 
     batch_size: BatchSize = 8
-    videos: Annotated[Path | None, typer.Option(help="Folder of the videos that a file lists.")] = None
-    subset: Annotated[str | None, typer.Option(help="File with the names of the videos to evaluate.")] = None
-    index: Annotated[Path | None, typer.Option(help="Default: video_index.json beside the videos.")] = None
+    videos: Annotated[Path | None, typer.Option(parser=input_path, help="Folder of the videos that a file lists.")] = (
+        None
+    )
+    subset: Annotated[
+        str | None, typer.Option(parser=name_or_path, help="File with the names of the videos to evaluate.")
+    ] = None
+    index: Annotated[
+        Path | None, typer.Option(parser=output_path, help="Default: video_index.json beside the videos.")
+    ] = None
     clips: Clips = 1
     crops: Annotated[int, typer.Option(min=1, max=3, help="Crops of each clip, 1 or 3.")] = 1
 

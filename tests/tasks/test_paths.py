@@ -1,16 +1,24 @@
-"""Paths in configs: ``~`` and variables are replaced in every field, and nowhere else."""
+"""Paths in configs and on the command line: ``~`` and variables are replaced in every one, and nowhere else."""
+
+import inspect
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
 
+from tasks import cli
 from tasks import config as cfg
 from tasks.classification.config import ClassificationConfig
 from tasks.detection.config import DetectionConfig
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, UserError
+from tasks.files import find_files, input_path, name_or_path, output_path
 from tasks.spec import resolve
 from tasks.study.config import StudyConfig, read_study
 from tasks.translation.config import TranslationConfig
 from tasks.video.config import VideoConfig
+from tests.helpers.classification import picture
+from tests.helpers.commands import call
 
 # Fields whose text is no path; the overrides of a study are checked in the configs of its runs.
 NO_PATHS = {
@@ -134,3 +142,68 @@ def test_paths_of_a_study(tmp_path):
         "recipe: classification/cifar10/rescalenet20\noutput: ~/s\nschemes: {rescale: {}}\n"
     )
     assert read_study(str(tmp_path / "s.yaml")).output == f"{tmp_path}/home/s"
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+# Arguments and options whose text is no path; weights are expanded by zoo.get_weights, inputs of predict one by one.
+NO_PATHS_OF_COMMANDS = {
+    *("filter", "input_kind", "overrides", "device", "format", "to", "form", "option", "name", "more", "languages"),
+    *("repository", "checkpoint", "licence", "tta", "weights", "model", "inputs"),
+    "classes",  # of eval and predict names, of convert a path or a word
+}
+PARSERS = (input_path, output_path, name_or_path)
+
+
+def parameters():
+    """Command, name, type and parser of every argument and option of the command line."""
+    for command in cli.app.registered_commands:
+        for parameter in inspect.signature(command.callback, eval_str=True).parameters.values():
+            kind, info = get_args(parameter.annotation)[:2]
+            yield command.callback.__name__, parameter.name, str(kind), info.parser
+
+
+def test_every_path_of_the_command_line_is_expanded():
+    """An argument or option that is added later must have one of the parsers, or be listed as one that is no path."""
+    found = list(parameters())
+    assert [name for command, name, *_ in found if command == "predict"][:4] == ["weights", "inputs", "out", "no_files"]
+    plain = [(command, name) for command, name, kind, parser in found if "Path" in kind and parser not in PARSERS]
+    assert plain == []
+    texts = {name for _, name, kind, parser in found if "str" in kind and parser not in PARSERS}
+    assert texts <= NO_PATHS_OF_COMMANDS, texts - NO_PATHS_OF_COMMANDS
+    assert all(parser is output_path for _, name, _, parser in found if name in ("out", "index"))
+
+
+def test_outputs_are_expanded_always_and_inputs_unless_they_exist(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    picture(tmp_path / "$DISK.png")
+    picture(tmp_path / "~/a.png")
+    assert output_path("~/a.png") == tmp_path / "home/a.png"
+    assert input_path("~/a.png") == Path("~/a.png")
+    assert input_path("~/b.png") == tmp_path / "home/b.png"
+    assert (output_path("$DISK.png"), input_path("$DISK.png")) == (Path("/disk of $X.png"), Path("$DISK.png"))
+    assert find_files(["$DISK.png"], [".png"], "images").files == [Path("$DISK.png")]
+    assert name_or_path("torchvision:a$b:c") == "torchvision:a$b:c"
+    assert name_or_path("${DISK}/c.yaml") == "/disk of $X/c.yaml"
+    for text, reason in (
+        ("", "the path is empty"),
+        ("$NOWHERE/a", "'NOWHERE' is not set"),
+        ("~nobody", "no user"),
+    ):
+        for parse in PARSERS:
+            with pytest.raises(UserError, match=reason):
+                parse(text)
+
+
+def test_commands_expand_paths(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "val"):
+        for n, name in enumerate(("ant", "bee")):
+            picture(tmp_path / "home/data" / split / name / "0.png", seed=10 * n + len(split))
+    assert call(capsys, monkeypatch, "check", "~/data", "--out=$HOME/found")[0] == 0
+    assert (tmp_path / "home/found/check.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    for out in ("--out=$NOWHERE/a", "--out="):
+        code, _, err = call(capsys, monkeypatch, "check", "~/data", out)
+        assert (code, len(err.splitlines())) == (1, 1)
+    assert "error: no config file" in call(capsys, monkeypatch, "train", "~/c.yaml")[2]
