@@ -16,7 +16,7 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-14s%s\n' "$$name" "$$text"; done
 
 demo: $(STAMP)  ## run small examples of every task, write out/demo/report.md (a few minutes)
-	$(BIN)/rescalenet demo --out out/demo
+	$(BIN)/rescalenet demo --out out/demo --overwrite
 
 test: $(STAMP)  ## run the tests and the examples in docstrings, without the slow ones
 	$(PYTEST) -m "not slow"

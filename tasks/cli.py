@@ -325,7 +325,7 @@ def eval_(
     spec = spec_of(entry)
     given = spec.options("eval", options, entry.name)
     if out is not None:
-        OutputFolder(out, ["metrics.json"], [data], overwrite=overwrite)
+        OutputFolder(out, ["metrics.json", *spec.eval.files], [data], overwrite=overwrite)
     found = spec.eval.run(entry, data, out, workers, given)
     if process_state().is_main_process:
         print_evaluation(found, entry.name, str(data), chosen)
@@ -448,6 +448,7 @@ def convert(
         list[str] | None,
         typer.Option(help="KEY=VALUE that a checkpoint's keys do not show, e.g. stride_in_1x1=true; more than once."),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert weights with BatchNorm, or of the authors' RescaleNet code, to weights of this zoo."""
     import zoo
@@ -459,7 +460,7 @@ def convert(
             f"convert takes SOURCE and OUT, and the net's name as an option: rescalenet convert {source} {more[-1]} "
             f"--name {out}"
         )
-    check_target(out, overwrite=True, source=Path(source))
+    check_target(out, overwrite=overwrite, source=Path(source))
     options = cfg.apply_overrides({}, option or [])
     if own := sorted({"name", "form", "eps", "classes", "source", "out"} & options.keys()):
         raise UserError(f"--option {own[0]}: has an argument of its own; see rescalenet convert --help")
@@ -502,9 +503,11 @@ def convert_fairseq(
         list[Path], typer.Option(parser=input_path, help="dict.txt; twice for a source's and a target's.")
     ],
     sentencepiece: Annotated[list[Path], typer.Option(parser=input_path, help="Sentencepiece model; twice for two.")],
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert a checkpoint of fairseq, trained on sentencepiece tokens, to weights of this zoo."""
     import zoo
+    from tasks.outputs import check_target
     from zoo.convert.fairseq import from_fairseq, read_dictionary, with_vocabularies
     from zoo.text import Vocabulary
 
@@ -513,6 +516,8 @@ def convert_fairseq(
         raise UserError(f"languages {languages!r}: must be source-target, as in en-de")
     if max(len(dictionary), len(sentencepiece)) > 2:
         raise UserError("--dictionary and --sentencepiece: give one for both languages, or source and target")
+    for path in (checkpoint, *dictionary, *sentencepiece):
+        check_target(out, overwrite=overwrite, source=path)
     # Given one file, both languages share it.
     vocabularies = [Vocabulary(path.read_bytes(), str(path)) for path in sentencepiece]
     symbols = [read_dictionary(path) for path in dictionary]
@@ -526,14 +531,20 @@ def convert_fairseq(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(parser=output_path, help="Folder for pictures, curves and the report.")] = Path(
-        "out/demo"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            parser=output_path,
+            help="Folder for pictures, curves and the report; default: out/demo, out/demo_2 ...",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Run seven small jobs: photographs, fine-tuning beside BatchNorm, ONNX, cell nuclei, a video, captions."""
     from tasks.demo import run
+    from tasks.outputs import next_folder
 
-    run(out)
+    run(next_folder(Path("out/demo")) if out is None else out, overwrite=overwrite)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from tasks.classification.data import folder_images
 from tasks.classification.evaluate import evaluate_weights
 from tasks.classification.predict import FILES as photo_files
 from tasks.classification.predict import classify_images
+from tasks.config import read_yaml
 from tasks.detection.coco import load_coco
 from tasks.detection.compare import compare, draw_comparison
 from tasks.detection.evaluate import categories_of, detect
@@ -49,15 +50,25 @@ CLASSIFIER = f"{NET}.cifar10_v2"
 BASELINES = {"rescale": f"{NET}.cifar10", "bn": f"{NET}.cifar10_bn"}  # trained alike, so that one rate serves both
 
 
-def run(out: Path) -> None:
+# what the jobs write into the folder of the demo
+RESULTS = ("report.md", "curves.png", "rescalenet20_digits.onnx", "digits", *BASELINES)
+RESULTS += ("photographs", "nuclei", "video", "translation")
+
+
+def run(out: Path, *, overwrite: bool = False) -> None:
     """Run the main job of each task on real input, and write all results and ``report.md`` into ``out``.
 
     The jobs are photographs, fine-tuning at batch size 2 beside BatchNorm, export, cell nuclei, a video, captions.
 
+    Args:
+        out: folder of the results.
+        overwrite: whether the results of an earlier demo are replaced.
+
     Raises:
-        UserError: the extra ``demo`` is not installed.
+        UserError: the extra ``demo`` is not installed; the folder has results, or a run of something else.
     """
     begin = time.monotonic()
+    OutputFolder(out, RESULTS, overwrite=overwrite)
     digits = out / "digits"
     counts = write_digits(digits)
     digits_job = f"fine-tuning on {counts['train']} handwritten digits at batch size 2, rescale and bn"
@@ -127,7 +138,7 @@ def classify_photographs(out: Path) -> list[str]:
 
 
 def fine_tune(digits: Path, counts: Mapping[str, int], out: Path) -> list[str]:
-    """Fine-tune the CIFAR-10 nets on digits, a run for each scheme in ``out/SCHEME``; earlier runs are removed.
+    """Fine-tune the CIFAR-10 nets on digits, a run for each scheme in ``out/SCHEME``; those of a demo are removed.
 
     Args:
         digits: folder of the digits.
@@ -136,11 +147,16 @@ def fine_tune(digits: Path, counts: Mapping[str, int], out: Path) -> list[str]:
 
     Returns:
         Lines of the report.
+
+    Raises:
+        UserError: a folder of these names with a run of something else.
     """
     times = []
     for scheme, name in BASELINES.items():
         folder = out / scheme
-        if (folder / "config.yaml").exists():  # the run of an earlier demo, and no other folder
+        if (stored := folder / "config.yaml").exists():
+            if Path(str(read_yaml(stored).get("data", {}).get("root"))).resolve() != digits.resolve():
+                raise UserError(f"{folder}: is no run of an earlier demo; choose another folder with --out")
             shutil.rmtree(folder)
         config = resolve(
             "classification/digits/rescalenet20",

@@ -51,6 +51,14 @@ class PredictOptions:
     overwrite: Overwrite = False
 
 
+@dataclasses.dataclass(frozen=True)
+class CheckOptions:
+    """Options of ``rescalenet check`` in every task."""
+
+    limit: Limit | None = None
+    overwrite: Overwrite = False
+
+
 def chosen_classes(option: str | None, classes: Sequence[str], source: str) -> frozenset[str] | None:
     """Return the classes that ``--classes`` names; None, which is all of them, without the option.
 

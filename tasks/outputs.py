@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -79,7 +80,7 @@ class OutputFolder:
     def __init__(
         self, path: Path, names: Iterable[str], inputs: Iterable[Path] = (), *, overwrite: bool = False
     ) -> None:
-        self.path, self.overwrite = path, overwrite
+        self.path, self.overwrite, self._inputs = path, overwrite, inputs
         # 1. Prove that the folder can be written, before anything is computed for it.
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,6 @@ class OutputFolder:
             reason = "is a file" if isinstance(error, FileExistsError) else error.strerror
             raise UserError(f"{path}: cannot be written ({reason}); choose another folder with --out") from None
         # 2. Refuse what would replace an input or earlier results.
-        self.inputs = {identity for file in inputs if (identity := _identity(file)) is not None}
         for name in names:
             if self._is_input(path / name):
                 raise UserError(f"{path / name}: is an input and would be replaced; choose another folder with --out")
@@ -127,7 +127,13 @@ class OutputFolder:
 
     def _is_input(self, path: Path) -> bool:
         """Return whether a path is one of the inputs, by whatever name."""
-        return _identity(path) in self.inputs
+        identity = _identity(path)
+        return identity is not None and identity in self.inputs
+
+    @functools.cached_property
+    def inputs(self) -> frozenset[tuple[int, int]]:
+        """What identifies the inputs, which is asked only where a file of the same name exists: there may be many."""
+        return frozenset(identity for file in self._inputs if (identity := _identity(file)) is not None)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

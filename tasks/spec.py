@@ -38,10 +38,12 @@ class Command:
     Attributes:
         run: function of the command; its last argument is an instance of ``options``.
         options: dataclass of the options that the task adds to the command (``tasks.options``).
+        files: names of the files that ``eval`` writes besides ``metrics.json``.
     """
 
     run: Callable[..., Any]
     options: type
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

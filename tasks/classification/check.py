@@ -29,7 +29,7 @@ from tasks.classification.model import Classification
 from tasks.devices import available_cpus
 from tasks.errors import DataError, UserError
 from tasks.images import Exposure, exposure, to_pixels, to_rgb, value_counts
-from tasks.outputs import try_to_draw
+from tasks.outputs import OutputFolder, try_to_draw
 from tasks.printing import printable
 from tasks.progress import Progress
 from tasks.shards import chunks
@@ -40,6 +40,8 @@ SAMPLES, COLUMNS = 8, 5  # rows and columns of the sheet: as in evaluation, then
 TILE = 224  # side of a picture on the sheet, in pixels
 FAR_MEAN, FAR_STD = 1.0, 2.0  # distance of the means in stds of the input, and ratio of the stds, that are warned of
 UNEVEN = 10  # ratio of the largest class to the smallest that is warned of
+
+FILES = ("check.json", "samples.png")  # what is written
 
 
 @dataclass(frozen=True)
@@ -143,17 +145,20 @@ def look_at_all(name: str, images: Images, limit: int | None) -> CheckedSet:
     return checked
 
 
-def check_data(data: ClassificationConfig | Path, out: Path | None, limit: int | None) -> bool:
+def check_data(
+    data: ClassificationConfig | Path, out: Path | None, limit: int | None, *, overwrite: bool = False
+) -> bool:
     """Check the data of a config or the images of a folder, print the report, and return whether training would run.
 
     Args:
         data: config; or a folder of class folders, or one with such trees in ``train`` and ``val``.
-        out: folder for ``check.json`` and ``samples.png``.
+        out: folder for ``FILES``.
         limit: number of images of each set to look at; None: all.
+        overwrite: whether earlier results in the folder are replaced.
 
     Raises:
         UserError, ZooError: a set that cannot be found, settings that do not go together, a folder that cannot be
-            written.
+            written or has earlier results.
     """
     report = Report()
     # 1. Find the images and the input of the net.
@@ -171,8 +176,10 @@ def check_data(data: ClassificationConfig | Path, out: Path | None, limit: int |
         section, transform = task.config.data, task.transform
         sets = {"train": task.train_images, "val": task.val_images}
         report.stops += _stops(task)
-    if out is not None:
-        report.write(out)  # so that a folder that cannot be written is known before the work
+    folder = None
+    if out is not None:  # so that a folder that cannot be written is known before the work
+        inputs = [Path(path) for images in sets.values() for path in images.paths or ()]
+        folder = OutputFolder(out, FILES, inputs, overwrite=overwrite)
     # 2. Look at the images, and describe them.
     report.lines += describe_sets(*sets.values()) if len(sets) == 2 else describe_set(sets["train"])
     checked = [look_at_all(name, images, limit) for name, images in sets.items()]
@@ -182,9 +189,9 @@ def check_data(data: ClassificationConfig | Path, out: Path | None, limit: int |
     _describe_classes(checked, report)
     _describe_duplicates(checked, report)
     # 3. Write the results.
-    if out is not None:
-        report.write(out)
-        sheet = out / "samples.png"
+    if folder is not None:
+        report.write(folder.path)
+        sheet = folder.path / "samples.png"
         try_to_draw(lambda: draw_samples(checked[0], section, transform, sheet), sheet)
     return report.show()
 

@@ -13,8 +13,8 @@ from tasks.errors import DataError
 from tasks.options import (
     Augmentation,
     BatchSize,
+    CheckOptions,
     ClassFilter,
-    Limit,
     PredictOptions,
     Side,
     Threshold,
@@ -42,12 +42,15 @@ def run_eval(
 ) -> Evaluation:
     """Evaluate weights on a folder or list of images; writes ``metrics.json`` and ``confusion.png`` into ``out``."""
     from tasks.classification.data import describe_set, look_at_sample, read_set
-    from tasks.classification.evaluate import evaluate_weights, with_failures
+    from tasks.classification.evaluate import FILES, evaluate_weights, with_failures
     from tasks.devices import process_state
+    from tasks.outputs import OutputFolder
     from tasks.progress import print_line
     from tasks.report import Evaluation, class_lines
 
     flip, images = flips(options.tta), read_set(data, entry.config.in_chans)
+    if out is not None:  # the command line has asked for earlier results, but knows no images
+        OutputFolder(out, FILES, map(Path, images.paths or ()), overwrite=True)
     if process_state().is_main_process:
         for line in [*describe_set(images), *look_at_sample(images)]:
             print_line(line)
@@ -115,17 +118,15 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
 
 
 @dataclass(frozen=True)
-class ClassificationCheckOptions:
+class ClassificationCheckOptions(CheckOptions):
     """Options of ``rescalenet check``."""
-
-    limit: Limit | None = None
 
 
 def run_check(data: Any, out: Path | None, options: ClassificationCheckOptions) -> bool:
     """Check the images of a config or folder; writes ``check.json`` and ``samples.png`` into ``out``."""
     from tasks.classification.check import check_data
 
-    return check_data(data, out, options.limit)
+    return check_data(data, out, options.limit, overwrite=options.overwrite)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from tasks.shards import gather_in_order, own_batch_size, own_loader
 from zoo.files import write_json
 from zoo.modules import evaluating
 
+FILES = ("metrics.json", "confusion.png")  # what ``write_report`` writes
+
 
 def separated(samples: list[Any]) -> tuple[Tensor, Tensor, list[Unreadable]]:
     """Return the images (N, 3, size, size) and labels (N,) of the samples that could be read, and those that could not.

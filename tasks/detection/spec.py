@@ -11,7 +11,7 @@ SPEC = TaskSpec(
     config="tasks.detection.config:DetectionConfig",
     task="tasks.detection.model:Detection",
     transform="zoo:DetectionTransform",
-    eval=Command(commands.run_eval, commands.DetectionEvalOptions),
+    eval=Command(commands.run_eval, commands.DetectionEvalOptions, ("results_bbox.json", "results_segm.json")),
     predict=Command(commands.run_predict, commands.DetectionPredictOptions),
     export=Command(commands.example_inputs, commands.DetectionExportOptions),
 )

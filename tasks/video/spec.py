@@ -11,7 +11,7 @@ SPEC = TaskSpec(
     config="tasks.video.config:VideoConfig",
     task="tasks.video.model:VideoClassification",
     transform="zoo:VideoTransform",
-    eval=Command(commands.run_eval, commands.VideoEvalOptions),
+    eval=Command(commands.run_eval, commands.VideoEvalOptions, ("confusion.png", "predictions.npz")),
     predict=Command(commands.run_predict, commands.VideoPredictOptions),
     export=Command(commands.example_inputs, commands.VideoExportOptions),
 )

@@ -79,7 +79,7 @@ def test_convert(capsys, monkeypatch, tmp_path):
     assert code == 0
     assert zoo.create_model("rescalenet50", str(target)).num_classes == 10
     torch.save({"state_dict": CliRunner()}, tmp_path / "evil.pth")  # a pickle of more than tensors is refused
-    code, _, err = call(capsys, monkeypatch, "convert", tmp_path / "evil.pth", target)
+    code, _, err = call(capsys, monkeypatch, "convert", tmp_path / "evil.pth", target, "--overwrite")
     assert code == 1
     assert "evil.pth: contains typer.testing.CliRunner, and nothing of it was executed" in err
 

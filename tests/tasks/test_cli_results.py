@@ -198,6 +198,30 @@ def test_an_export_stays(run, files):
     assert (code, "is the input and would be replaced" in err) == (1, True)
 
 
+def test_each_command_asks_before_it_replaces_its_results(run, files):
+    """One rule for check, eval, convert and convert-fairseq, for each file that they write."""
+    Path("mine").write_text("mine")
+    vocabulary = ("--dictionary", files / "none", "--sentencepiece", files / "none")
+    for name, *command in (
+        ("check.json", "check", files / "val"),
+        ("samples.png", "check", files / "val"),
+        ("metrics.json", "eval", files / "w.safetensors", files / "val"),
+        ("confusion.png", "eval", files / "w.safetensors", files / "val"),
+    ):
+        folder = Path(f"before {name}")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        code, out, err = run(*command, "--out", folder)
+        assert (code, out) == (1, "")
+        assert err.splitlines()[-1].startswith(f"error: {folder}: has earlier results ({name}); choose another folder")
+        assert (folder / name).read_text() == "mine"
+        assert run(*command, "--out", folder, "--overwrite")[0] == 0
+        assert (folder / name).read_bytes() != b"mine"
+    for command in (("convert", "net.pth", "mine"), ("convert-fairseq", "net.pt", "en-de", "mine", *vocabulary)):
+        code, _, err = run(*command)
+        assert (code, err) == (1, "error: mine: exists; choose another name, or give --overwrite\n")
+
+
 def test_inputs_are_never_written(run, files, tmp_path):
     names = ("contact_sheet.png", "a/x.png", "b/x.png", "x_2.png")
     for name in names:
@@ -209,6 +233,14 @@ def test_inputs_are_never_written(run, files, tmp_path):
         assert code == 1
         assert "contact_sheet.png: is an input and would be replaced" in err
     assert {name: (tmp_path / "photos" / name).read_bytes() for name in names} == before
+    # the images of a set, which are known by the folder that they are in
+    for command, name in ((("eval", files / "w.safetensors"), "confusion.png"), (("check",), "samples.png")):
+        picture(tmp_path / "val/bee" / name)
+        picture(tmp_path / "val/$_$/0.png")
+        before = (tmp_path / "val/bee" / name).read_bytes()
+        code, _, err = run(*command, tmp_path / "val", "--out", tmp_path / "val/bee", "--overwrite")
+        assert (code, f"{name}: is an input and would be replaced" in err) == (1, True)
+        assert (tmp_path / "val/bee" / name).read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_net_runs(run, files, monkeypatch):

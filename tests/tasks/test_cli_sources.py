@@ -144,7 +144,7 @@ def test_an_option_that_keys_do_not_show(capsys, monkeypatch, tmp_path):
     code, _, _ = call(capsys, monkeypatch, *convert, "--option", "stride_in_1x1=true")
     assert code == 0
     assert zoo.get_weights(str(tmp_path / "net.safetensors")).config.options["stride_in_1x1"] is True
-    code, _, err = call(capsys, monkeypatch, *convert, "--option", "strides=1")
+    code, _, err = call(capsys, monkeypatch, *convert, "--option", "strides=1", "--overwrite")
     assert code == 1
     assert "'strides'" in err
 
@@ -184,8 +184,9 @@ def test_class_names_of_a_detector(capsys, monkeypatch, tmp_path):
     names = [f"part {i}" for i in range(90)]
     (tmp_path / "names.txt").write_text("\n".join(names) + "\n\n")
     target = tmp_path / "net.safetensors"
+    convert = ("convert", tmp_path / "net.pth", target, "--overwrite", "--classes")
     for given, classes in ((tmp_path / "names.txt", names), ("all", [str(i) for i in range(90)])):
-        code, _, err = call(capsys, monkeypatch, "convert", tmp_path / "net.pth", target, "--classes", given)
+        code, _, err = call(capsys, monkeypatch, *convert, given)
         assert code == 0, err
         assert zoo.get_weights(target).classes == tuple(classes)
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 import zoo
 from tasks import demo
+from tasks.errors import UserError
 from tasks.files import pictures_dir
 from tests.helpers.paths import ROOT, shared
 from tools.demo_nuclei import choose
@@ -120,6 +121,18 @@ def test_readme_has_the_classes_that_the_demo_prints(tmp_path):
     assert f"{right} of {len(printed)}" in README
 
 
+def test_runs_of_others_stay(tmp_path, monkeypatch):
+    """Folders of runs are often called bn."""
+    (tmp_path / "bn").mkdir()
+    (tmp_path / "bn/config.yaml").write_text("data: {root: data/flowers}\n")
+    with pytest.raises(UserError, match="has earlier results"):
+        demo.run(tmp_path)
+    monkeypatch.setattr(demo, "BASELINES", {"bn": demo.BASELINES["bn"]})
+    with pytest.raises(UserError, match="bn: is no run of an earlier demo"):
+        demo.fine_tune(tmp_path / "digits", {}, tmp_path)
+    assert (tmp_path / "bn/config.yaml").exists()
+
+
 def test_each_job_is_timed_by_itself(tmp_path, monkeypatch, capsys):
     """Seven jobs that take a known time: the report's times are theirs."""
     jobs = ("classify_photographs", "fine_tune", "compare_schemes", "export_digits")
@@ -128,7 +141,10 @@ def test_each_job_is_timed_by_itself(tmp_path, monkeypatch, capsys):
         pause = 0.02 if number != 4 else 0.5
         monkeypatch.setattr(demo, name, lambda *_, name=name, pause=pause: time.sleep(pause) or [f"# {name}", ""])
     monkeypatch.setattr(demo, "write_digits", lambda root: {"train": 1437, "val": 360})
-    demo.run(tmp_path)
+    (tmp_path / "photographs").mkdir()
+    with pytest.raises(UserError, match=r"has earlier results \(photographs\); choose another folder with --out"):
+        demo.run(tmp_path)
+    demo.run(tmp_path, overwrite=True)
     report = (tmp_path / "report.md").read_text().splitlines()
     times = rows(report, 2)
     assert len(times) == 7

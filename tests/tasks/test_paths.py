@@ -188,7 +188,7 @@ def test_outputs_are_expanded_always_and_inputs_unless_they_exist(monkeypatch, t
     for text, reason in (
         ("", "the path is empty"),
         ("$NOWHERE/a", "'NOWHERE' is not set"),
-        ("~nobody", "no user"),
+        ("~no-such", "no user"),
     ):
         for parse in PARSERS:
             with pytest.raises(UserError, match=reason):
