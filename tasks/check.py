@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,9 +43,3 @@ class Report:
     def write(self, folder: Path) -> None:
         """Write ``check.json`` into a folder."""
         write_json({**self.content, "warnings": self.warnings, "stops": self.stops}, folder / "check.json")
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names for a line: the first of them, and how many follow."""
-    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tasks.errors import DataError
 from tasks.files import text_lines
+from tasks.printing import listed
 
 PATH_COLUMNS = ("path", "image", "image_path", "video", "video_path", "filename", "fname", "file", "file_name", "name")
 LABEL_COLUMNS = ("label", "class", "category", "action")
@@ -96,7 +97,5 @@ def class_number(numbers: dict[str, int], name: str, place: str) -> int:
         DataError: the class is unknown.
     """
     if name not in numbers:
-        known = [*numbers]
-        more = ", ..." if len(known) > 5 else ""
-        raise DataError(f"{place}: class {name!r} is not one of {', '.join(known[:5])}{more}")
+        raise DataError(f"{place}: class {name!r} is not one of {listed([*numbers], 5)}")
     return numbers[name]

@@ -38,6 +38,16 @@ def printable(text: str, *, lines: bool = False) -> str:
     return hidden.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), encodable(text))
 
 
+def listed(names: Sequence[str], limit: int) -> str:
+    """Return names for a line: at most ``limit`` of them, and how many follow.
+
+    >>> listed(["ant", "bee", "cat"], 2)
+    'ant, bee and 1 more'
+    """
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 def print_out(text: str) -> None:
     """Print a result of one or more lines on stdout, see ``printable``."""
     typer.echo(printable(text, lines=True))

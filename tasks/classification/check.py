@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import zoo
-from tasks.check import SHOWN, Report, listed
+from tasks.check import SHOWN, Report
 from tasks.classification.config import ClassificationConfig, DataSection
 from tasks.classification.data import (
     Images,
@@ -30,7 +30,7 @@ from tasks.devices import available_cpus
 from tasks.errors import DataError, UserError
 from tasks.images import Exposure, exposure, to_pixels, to_rgb, value_counts
 from tasks.outputs import OutputFolder, try_to_draw
-from tasks.printing import printable
+from tasks.printing import listed, printable
 from tasks.progress import Progress
 from tasks.shards import chunks
 from zoo.errors import ZooError
@@ -170,7 +170,7 @@ def check_data(
             report.stops.append(f"{data}: one class only; training needs two folders of images or more")
         if len(sets) == 2 and sets["train"].classes != sets["val"].classes:
             odd = sorted(set(sets["train"].classes) ^ set(sets["val"].classes))
-            report.stops.append(f"train and val have different classes: {listed(odd)}")
+            report.stops.append(f"train and val have different classes: {listed(odd, SHOWN)}")
     else:
         task = Classification(data)  # which prints what it found
         section, transform = task.config.data, task.transform
@@ -254,7 +254,7 @@ def _describe(checked: CheckedSet, transform: zoo.InputTransform, report: Report
         names = [checked.images.names[i] for i, look in checked.looks.items() if look.exposure == kind]
         content[f"nearly_{kind}"] = names
         if names:
-            shown = listed([printable(each) for each in names])
+            shown = listed([printable(each) for each in names], SHOWN)
             report.warnings.append(f"{name}: images that are nearly {kind}: {len(names)} of {len(looks)}: {shown}")
     _compare_statistics(name, looks, transform, content, report)
 
@@ -322,7 +322,7 @@ def _describe_duplicates(checked: Sequence[CheckedSet], report: Report) -> None:
     }
     for kind, found_groups in kinds.items():
         if found_groups:
-            names = listed([printable(" = ".join(group)) for group in found_groups])
+            names = listed([printable(" = ".join(group)) for group in found_groups], SHOWN)
             report.warnings.append(words[kind].format(len(found_groups)) + names)
 
 

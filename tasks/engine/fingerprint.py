@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import pydantic
 
 from tasks.errors import TrainingError
+from tasks.printing import listed
 
 _SHOWN = 3  # names in a message
 
@@ -83,8 +84,9 @@ class Fingerprint:
         if self.classes == stored.classes:
             return
         before, now = set(stored.classes), set(self.classes)
-        gone, new = ([n for n in stored.classes if n not in now], [n for n in self.classes if n not in before])
-        changes = [f"{_listed(names)} {verb}" for names, verb in ((gone, "gone"), (new, "new")) if names]
+        gone = [repr(name) for name in stored.classes if name not in now]
+        new = [repr(name) for name in self.classes if name not in before]
+        changes = [f"{listed(names, _SHOWN)} {verb}" for names, verb in ((gone, "gone"), (new, "new")) if names]
         raise TrainingError(
             f"{source}: the classes of the data have changed ({', '.join(changes) or 'their order'}); restore them, or "
             "start a new run from the weights beside it by model.weights"
@@ -100,8 +102,3 @@ class Fingerprint:
             elif old != new:
                 found.append(f"{name} has other {self.unit}, or the same in another order")
         return found
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more

@@ -7,8 +7,13 @@ import json
 import pytest
 
 from tasks.errors import UserError
-from tasks.printing import Results, checked_format, json_line, print_out, printable
+from tasks.printing import Results, checked_format, json_line, listed, print_out, printable
 from tasks.progress import print_line
+
+
+def test_names_for_a_line():
+    assert [listed(["ant", "bee", "cat"], limit) for limit in (2, 3)] == ["ant, bee and 1 more", "ant, bee, cat"]
+    assert listed([], 2) == ""
 
 
 def test_what_a_terminal_would_act_on_is_escaped(capsys):
