@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from tasks.errors import DataError
 from tasks.progress import Progress, print_line
 
+SHOWN = 10  # samples of which ``report_new`` prints the reasons
 Item = TypeVar("Item")
 Content = TypeVar("Content")
 
@@ -110,15 +111,30 @@ def read_each(
             progress.step(number + 1)
 
 
-def report_unread(failed: Mapping[str, str], total: int, what: str = "files") -> None:
+def report_unread(failed: Mapping[str, str], total: int, what: str = "files", *, limit: int | None = None) -> None:
     """Print the reason for each file that could not be read, and their number.
 
     Args:
         failed: mapping from file to reason.
         total: number of files that were to be read.
         what: plural noun of the files.
+        limit: number of files whose reasons are printed; None: all.
     """
-    for reason in failed.values():
+    for reason in list(failed.values())[:limit]:
         print_line(f"skipped: {reason}")
+    more = f"; {len(failed) - limit} more are not shown" if limit is not None and len(failed) > limit else ""
     if failed:
-        print_line(f"{len(failed)} of {total} {what} could not be read")
+        print_line(f"{len(failed)} of {total} {what} could not be read{more}")
+
+
+def report_new(failed: Mapping[str, str], known: dict[str, str], total: int, what: str) -> None:
+    """Report the samples that an evaluation in training cannot read, and none of them again in later epochs.
+
+    Args:
+        failed: mapping from sample to reason.
+        known: mapping of those that have been reported, to which the new ones are added.
+        total: number of samples that were to be read.
+        what: plural noun of the samples.
+    """
+    report_unread({name: reason for name, reason in failed.items() if name not in known}, total, what, limit=SHOWN)
+    known |= failed

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 import zoo
 from tasks.classification.data import EvalSet, Images
@@ -39,11 +39,6 @@ def separated(samples: list[Any]) -> tuple[Tensor, Tensor, list[Unreadable]]:
     return images, labels, unread
 
 
-def eval_loader(data: Dataset[Any], accelerator: Accelerator, batch_size: int, workers: int = 0) -> DataLoader[Any]:
-    """Load this rank's part of ``data`` (image, label); ``batch_size`` counts the images of all ranks together."""
-    return own_loader(data, accelerator, own_batch_size(batch_size, accelerator), workers=workers)
-
-
 def class_scores(model: nn.Module, images: Tensor, *, flip: bool) -> Tensor:
     """Return the softmax of the logits (N, classes); with ``flip`` its mean over the images and their mirror images."""
     scores: Tensor = model(images).softmax(1)
@@ -63,7 +58,7 @@ def evaluate(
 
     Args:
         model: classifier, on the device.
-        loader: batches, as from ``eval_loader``.
+        loader: batches of this rank, whose second part is the labels.
         classes: number of classes.
         accelerator: processes of the run.
         inputs: function from a batch on the device to the model's input.
@@ -83,6 +78,46 @@ def sum_over_ranks(counts: ClassCounts, accelerator: Accelerator) -> ClassCounts
     flat = torch.cat([counts.confusion.flatten(), torch.tensor([counts.top5])]).to(accelerator.device)
     flat = accelerator.reduce(flat, "sum").cpu()
     return ClassCounts(flat[:-1].view_as(counts.confusion), int(flat[-1]))
+
+
+def evaluate_images(
+    model: nn.Module,
+    images: Images,
+    transform: Callable[[Tensor], Tensor],
+    accelerator: Accelerator,
+    *,
+    inputs: Callable[[Any], Tensor],
+    batch_size: int,
+    workers: int = 0,
+    flip: bool = False,
+) -> tuple[ClassCounts, dict[str, str]]:
+    """Count the model's predictions on images, each once on any number of ranks; what cannot be read is skipped.
+
+    Args:
+        model: classifier of the images' classes, on the device.
+        images: set of images.
+        transform: function from an image (C, H, W) to what a batch contains.
+        accelerator: processes of the run.
+        inputs: function from a batch on the device to the model's input.
+        batch_size: images of a forward on all ranks together.
+        workers: number of data loading processes.
+        flip: whether scores are means over the image and its mirror image.
+
+    Returns:
+        Counts, and the reason for each image that cannot be read; the same on every rank.
+
+    Raises:
+        DataError: no image can be read.
+    """
+    share = own_batch_size(batch_size, accelerator)
+    loader = own_loader(Readable(EvalSet(images, transform)), accelerator, share, workers=workers, collate=separated)
+    unread: dict[int, str] = {}
+    batches = _read_batches(loader, unread)
+    counts = evaluate(model, batches, len(images.classes), accelerator, inputs=inputs, flip=flip)
+    found = gather_in_order({number: (images.names[number], reason) for number, reason in unread.items()})
+    if len(found) == len(images):
+        raise DataError(f"none of the {len(images)} images can be read; the first: {found[0][1]}")
+    return counts, dict(found)
 
 
 def evaluate_weights(
@@ -114,24 +149,24 @@ def evaluate_weights(
     # 1. The set's labels, as numbers of the weights' classes.
     numbers = class_numbers(images.classes, weights)
     labels = [numbers[label] for label in images.labels]
-    data = EvalSet(Images(weights.classes, labels, images.names, images.read), weights.transforms())
-    # 2. Count the predictions; each rank collects what it cannot read.
+    numbered = Images(weights.classes, labels, images.names, images.read)
+    # 2. Count the predictions.
     accelerator = make_accelerator()
     if accelerator.is_main_process:
         print_line(describe_run(accelerator, "fp32"))
-    model.to(accelerator.device)
-    share = own_batch_size(batch_size, accelerator)
-    loader = own_loader(Readable(data), accelerator, share, workers=workers, collate=separated)
-    unread: dict[int, str] = {}
-    batches = _read_batches(loader, unread)
-    counts = evaluate(model, batches, len(weights.classes), accelerator, inputs=lambda batch: batch[0], flip=flip)
+    counts, found = evaluate_images(
+        model.to(accelerator.device),
+        numbered,
+        weights.transforms(),
+        accelerator,
+        inputs=lambda batch: batch[0],
+        batch_size=batch_size,
+        workers=workers,
+        flip=flip,
+    )
     # 3. Report what is missing, and write the files on one rank.
-    missing = gather_in_order({number: (images.names[number], reason) for number, reason in unread.items()})
-    found = dict(missing)
     if failed is not None:
         failed.update(found)
-    if len(found) == len(images):
-        raise DataError(f"none of the {len(images)} images can be read; the first: {missing[0][1]}")
     if accelerator.is_main_process:
         report_unread(found, len(images), "images")
         if out is not None:

@@ -19,14 +19,15 @@ from tasks.augment import check_augment, make_mixing
 from tasks.classes import order_last_layer
 from tasks.classification.balance import balanced_repeats, class_weights, weights_on
 from tasks.classification.config import ClassificationConfig
-from tasks.classification.data import EvalSet, TrainSet, describe_sets, eval_transform, load_images, look_at_sample
-from tasks.classification.evaluate import eval_loader, evaluate
+from tasks.classification.data import TrainSet, describe_sets, eval_transform, load_images, look_at_sample
+from tasks.classification.evaluate import evaluate_images, with_failures
 from tasks.config import check_size, net_info
 from tasks.devices import process_state
 from tasks.engine import BaseTask, EpochBatches, Fingerprint, SetPrint
 from tasks.errors import ConfigError
 from tasks.inputs import choose, standardise
 from tasks.progress import print_line
+from tasks.reading import report_new
 
 INPUT_FIELDS = ("size", "resize", "mean", "std")  # of the input transform, which a config may set
 
@@ -132,7 +133,7 @@ class Classification(BaseTask):
             looks = [] if config.data.source.startswith("cifar") else look_at_sample(self.train_images, self.val_images)
             for line in [*describe_sets(self.train_images, self.val_images), *looks]:
                 print_line(line)
-        self.eval_loader: Any = None  # made at the first evaluation
+        self.unread: dict[str, str] = {}  # evaluation images that could not be read so far, with reasons
 
     def build_model(self) -> zoo.Backbone:
         section = self.config.model
@@ -210,13 +211,17 @@ class Classification(BaseTask):
         return {"loss": total / len(x)}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
-        if self.eval_loader is None:
-            data = EvalSet(self.val_images, eval_transform(self.transform))
-            batch_size, workers = self.config.data.eval_batch_size, self.config.train.workers
-            self.eval_loader = eval_loader(data, accelerator, batch_size, workers)
-        return evaluate(
-            model, self.eval_loader, len(self.classes), accelerator, inputs=lambda batch: self.inputs(batch, dtype)
-        ).metrics()
+        counts, failed = evaluate_images(
+            model,
+            self.val_images,
+            eval_transform(self.transform),
+            accelerator,
+            inputs=lambda batch: self.inputs(batch, dtype),
+            batch_size=self.config.data.eval_batch_size,
+            workers=self.config.train.workers,
+        )
+        report_new(failed, self.unread, len(self.val_images), "evaluation images")
+        return with_failures(counts.metrics(), failed)
 
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         assert isinstance(model, zoo.Backbone)

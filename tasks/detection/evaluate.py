@@ -168,6 +168,23 @@ def detect(
     return [result for results in gather_in_order(found) for result in results]
 
 
+def readable_part(data: Coco, unread: Mapping[int, str]) -> tuple[Coco, dict[str, str]]:
+    """Return the set of the images that could be read, and the reason for each of the others by its name.
+
+    Args:
+        data: set of images.
+        unread: mapping from an image's position in the set to the reason.
+
+    Raises:
+        DataError: no image can be read.
+    """
+    if len(unread) == len(data):
+        raise DataError(f"none of the {len(data)} images can be read; the first: {unread[min(unread)]}")
+    missing = {data.images[number].id for number in unread}
+    names = {data.images[number].file_name: reason for number, reason in unread.items()}
+    return data.subset(lambda image: image.id not in missing), names
+
+
 def coco_metrics(
     data: Coco, results: list[CocoResult], kinds: Sequence[Kind], *, fast: bool = False
 ) -> dict[Kind, CocoReport]:
@@ -281,11 +298,7 @@ def evaluate_weights(
         failed=unread,
     )
     # 2. Leave out the images that cannot be read.
-    missing = {data.images[number].id: data.images[number].file_name for number in unread}
-    if len(missing) == len(data):
-        raise DataError(f"none of the {len(data)} images can be read; the first: {unread[min(unread)]}")
-    names = {missing[data.images[number].id]: reason for number, reason in unread.items()}
-    data = data.subset(lambda image: image.id not in missing)
+    data, names = readable_part(data, unread)
     if accelerator.is_main_process:
         report_unread(names, len(data) + len(names), "images")
     if failed is not None:

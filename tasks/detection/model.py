@@ -16,9 +16,11 @@ from tasks.detection.coco import repeat_factors
 from tasks.detection.config import DetectionConfig
 from tasks.detection.data import TrainSet, aspect_groups, load_sets
 from tasks.detection.detector import Detector, Target, create_detector
-from tasks.detection.evaluate import all_metrics, coco_metrics, detect, kinds_of
+from tasks.detection.evaluate import all_metrics, coco_metrics, detect, kinds_of, readable_part
 from tasks.detection.predict import draw_results
 from tasks.engine import BaseTask, EpochBatches, Fingerprint, SetPrint
+from tasks.outputs import try_to_draw
+from tasks.reading import report_new
 from zoo.modules import evaluating
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -37,6 +39,7 @@ class Detection(BaseTask):
         self.config = config
         self.masks = config.has_masks
         self.train_data, self.val_data = load_sets(config.data, masks=self.masks)
+        self.unread: dict[str, str] = {}  # evaluation images that could not be read so far, with reasons
 
     def build_model(self) -> Detector:
         section, data = self.config.model, self.config.data
@@ -103,6 +106,7 @@ class Detection(BaseTask):
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         assert isinstance(model, Detector)
         data = self.config.data
+        unread: dict[int, str] = {}
         results = detect(
             model,
             self.val_data,
@@ -110,11 +114,15 @@ class Detection(BaseTask):
             batch_size=data.eval_batch_size,
             workers=self.config.train.workers,
             dtype=dtype,
+            failed=unread,
         )
+        readable, failed = readable_part(self.val_data, unread)
+        report_new(failed, self.unread, len(self.val_data), "evaluation images")
         if accelerator.is_main_process:
-            draw_results(self.val_data, results, Path(self.config.output) / "pictures")
-        reports = coco_metrics(self.val_data, results, kinds_of(masks=self.masks), fast=data.fast_eval)
-        return all_metrics(reports)
+            folder = Path(self.config.output) / "pictures"
+            try_to_draw(lambda: draw_results(readable, results, folder), folder)
+        reports = coco_metrics(readable, results, kinds_of(masks=self.masks), fast=data.fast_eval)
+        return {**all_metrics(reports), "images": len(readable), "failed": len(failed)}
 
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         assert isinstance(model, Detector)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import DataError
-from tasks.reading import Unreadable, read_each, read_in_order, report_unread
+from tasks.reading import Unreadable, read_each, read_in_order, report_new, report_unread
 
 
 def read(path: Path) -> str:
@@ -34,3 +34,13 @@ def test_nothing_to_read():
 
 def test_the_reason_is_the_content_of_what_cannot_be_read():
     assert list(read_in_order([Path("c.txt")], read)) == [Unreadable(0, "c.txt: no")]
+
+
+def test_what_fails_again_is_not_reported_again(capsys):
+    known: dict[str, str] = {}
+    failed = {f"{n}.png": f"{n}.png: no" for n in range(12)}
+    for found in (failed, failed, {**failed, "x.png": "x.png: no"}):
+        report_new(found, known, 20, "images")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[9:11] == ["skipped: 9.png: no", "12 of 20 images could not be read; 2 more are not shown"]
+    assert lines[11:] == ["skipped: x.png: no", "1 of 20 images could not be read"]

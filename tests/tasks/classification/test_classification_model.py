@@ -1,6 +1,7 @@
 """Fine-tuning image nets: the input is that of the weights."""
 
 import hashlib
+import shutil
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ import yaml
 from torchvision.models import ResNet18_Weights, get_model
 
 import zoo
+from tasks.devices import make_accelerator
 from tasks.engine import Trainer
-from tasks.errors import ConfigError, TrainingError
+from tasks.errors import ConfigError, DataError, TrainingError
 from tasks.images import read_image
+from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.training import config
 
@@ -102,3 +105,27 @@ def test_contradictions(images, tmp_path, section):
     zoo.save_weights(grey, path, transform=clips, classes=list("abc"))
     with pytest.raises(ConfigError, match=r"model.weights=.*grey.*: expects VideoTransform.*, not images"):
         make_task(config(images, tmp_path / "run", model={**section, "weights": str(path)}))
+
+
+def test_evaluation_images_that_cannot_be_read_are_counted(images, tmp_path, capsys):
+    """In each epoch; their reasons are printed once, and those that are damaged later when they are met."""
+    shutil.copytree(images, tmp_path / "data")
+    (tmp_path / "data/val/red/3.png").write_bytes(b"no picture")
+    task = make_task(config(tmp_path / "data", tmp_path / "run", workers=2))
+    metrics = Trainer(task).fit()
+    assert (metrics["images"], metrics["failed"]) == (14, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines if "3.png" in line] == ["skipped"]
+    assert lines.count("1 of 15 evaluation images could not be read") == 1
+    epochs = [record for record in read_log(tmp_path / "run/log.jsonl") if record["event"] == "epoch"]
+    assert [(record["images"], record["failed"]) for record in epochs] == [(14, 1), (14, 1)]
+    meta = zoo.get_weights(str(tmp_path / "run/checkpoints/best.safetensors")).meta
+    assert meta["metrics"]["failed"] == 1
+    # another one, and then all of them
+    model, accelerator = task.build_model(), make_accelerator()
+    (tmp_path / "data/val/red/0.png").unlink()
+    assert task.evaluate(model, accelerator, torch.float32)["failed"] == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if "3.png" in line] == []
+    shutil.rmtree(tmp_path / "data/val")
+    with pytest.raises(DataError, match="none of the 15 images can be read; the first: .*no such file"):
+        task.evaluate(model, accelerator, torch.float32)

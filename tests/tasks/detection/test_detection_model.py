@@ -15,6 +15,7 @@ from tasks.engine import Trainer, training_loss
 from tasks.errors import ConfigError
 from tasks.plots import read_log
 from tasks.spec import check, make_task, resolve
+from tests.helpers.coco import Builder
 from tests.helpers.commands import on_two_processes
 from tests.helpers.detection import config, real
 from tests.helpers.paths import shared
@@ -170,3 +171,24 @@ def test_the_training_loss_in_evaluation_mode(sample_config, scheme):
     with task.loss_mode(model):
         assert all(part.training for part in (model, model.rpn, model.roi_heads))
         assert not any(module.training for module in model.backbone.modules())
+
+
+def test_evaluation_images_that_cannot_be_read_are_counted(tmp_path, capsys, monkeypatch):
+    """As of image classification; and a drawing that fails costs a line, not the metrics."""
+    built = Builder(tmp_path)
+    (tmp_path / "instances.json").write_text(json.dumps(built.content))
+    task = make_task(check(config(tmp_path / "run", tmp_path / "images", tmp_path / "instances.json"), "test"))
+    (tmp_path / "images/b.jpg").write_bytes(b"no picture")
+
+    def broken(*arguments):
+        raise OSError("no fonts")
+
+    monkeypatch.setattr("tasks.detection.model.draw_results", broken)
+    model, accelerator = task.build_model(), make_accelerator()
+    for _ in range(2):
+        metrics = task.evaluate(model, accelerator, torch.float32)
+        assert (metrics["images"], metrics["failed"]) == (2, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("b.jpg" in line for line in lines) == 1
+    assert lines.count("1 of 3 evaluation images could not be read") == 1
+    assert sum("pictures: cannot be drawn (no fonts)" in line for line in lines) == 2
