@@ -12,6 +12,7 @@ from tasks.files import text_lines
 from tasks.printing import listed
 
 PATH_COLUMNS = ("path", "image", "image_path", "video", "video_path", "filename", "fname", "file", "file_name", "name")
+LONGEST_NUMBER = 20  # digits of a label that is a number; Python converts no text of thousands
 LABEL_COLUMNS = ("label", "class", "category", "action")
 
 
@@ -27,7 +28,7 @@ def read_labels(file: Path) -> list[Row]:
     """Read a text file of 'path label' lines, or a CSV file with such columns; other columns are ignored.
 
     Without a header, the last field of a line is the label and everything before it the path. Fields are separated by
-    commas, semicolons, tabs or spaces.
+    commas, semicolons, tabs or spaces, and may be in quotes but between spaces.
 
     Args:
         file: path of the list.
@@ -54,7 +55,11 @@ def read_labels(file: Path) -> list[Row]:
                 raise DataError(f"{file}, line {number}: the {missing} is empty")
     else:
         for number, line in lines:
-            path, _, label = line.rstrip().rpartition(separator or " ")
+            if separator and '"' in line:
+                *parts, label = _fields(line.strip(), separator, f"{file}, line {number}")
+                path = separator.join(parts)
+            else:
+                path, _, label = line.rstrip().rpartition(separator or " ")
             if not path.strip() or not label.strip():
                 raise DataError(f"{file}, line {number}: must be 'path label', not {line!r}")
             rows.append(Row(number, path.strip(), label.strip()))
@@ -81,7 +86,9 @@ def number_classes(labels: Sequence[str], classes: Sequence[str] | None) -> tupl
     """
     if classes is None:
         found = set(labels)
-        classes = sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
+        by_number = all(label.isdecimal() and len(label) < LONGEST_NUMBER for label in found)
+        # 1 and 01 are two classes, whose order must not be that of a set, which differs between processes
+        classes = sorted(found, key=lambda label: (int(label), label)) if by_number else sorted(found)
     return tuple(classes), {name: i for i, name in enumerate(classes)}
 
 

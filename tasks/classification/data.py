@@ -141,6 +141,8 @@ def list_images(file: Path, root: Path, classes: Sequence[str] | None = None, ch
             missing.append(row)
     if missing:
         more = f" ({len(missing)} such lines)" if len(missing) > 1 else ""
+        if missing[0].line == 1:  # a header with other names is read as a row
+            more += "; if this line is a header, call its columns path and label"
         raise DataError(f"{file}, line {missing[0].line}: {root / missing[0].path}: no such file{more}")
     chosen = list(first.values())
     paths = [str(root / row.path) for row in chosen]

@@ -36,6 +36,13 @@ def test_without_a_header_the_label_is_last(tmp_path):
     assert rows(tmp_path / "l.txt", "a b.png 3\nc.png 4\n") == [(1, "a b.png", "3"), (2, "c.png", "4")]
 
 
+def test_quotes_without_a_header(tmp_path):
+    """As csv.writer and pandas write paths and labels with commas."""
+    content = '"a, b.png",walk\nc.png,"run, fast"\n5" d.png,x\n'
+    found = [(1, "a, b.png", "walk"), (2, "c.png", "run, fast"), (3, '5" d.png', "x")]
+    assert rows(tmp_path / "l.csv", content) == found
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -46,6 +53,8 @@ def test_without_a_header_the_label_is_last(tmp_path):
         ("path,label\n\n", "has a header and no rows"),
         ("", "is empty"),
         ("a.png\n", "line 1: must be 'path label'"),
+        ('"a.png,x\n', "line 1: not CSV"),
+        ('"a.png, b"\n', "line 1: must be 'path label'"),
     ],
 )
 def test_mistakes_name_file_and_line(tmp_path, content, message):
@@ -56,6 +65,8 @@ def test_mistakes_name_file_and_line(tmp_path, content, message):
 def test_classes_are_numbered_by_number_or_name():
     assert number_classes(["10", "9", "10"], None)[0] == ("9", "10")
     assert number_classes(["b", "a", "10"], None) == (("10", "a", "b"), {"10": 0, "a": 1, "b": 2})
+    assert number_classes(["2", "01", "1", "001"], None)[0] == ("001", "01", "1", "2")
+    assert number_classes(["9" * 5000, "8"], None)[0] == ("8", "9" * 5000)
     numbers = number_classes([], ["x", "y"])[1]
     assert class_number(numbers, "y", "l.csv, line 3") == 1
     with pytest.raises(DataError, match="l.csv, line 3: class 'z' is not one of x, y$"):

@@ -52,7 +52,11 @@ def test_mistakes_in_lists_have_a_line(tree):
     for content, message in (
         (
             "path,label\ntrain/ant/0.png,ant\ngone.png,bee\nx.png,bee",
-            r"line 3: .*gone\.png: no such file \(2 such lines",
+            r"line 3: .*gone\.png: no such file \(2 such lines\)$",
+        ),
+        (
+            "image_id,label\ntrain/ant/0.png,ant\n",
+            r"line 1: .*image_id: no such file; if this line is a header, call its columns path and label$",
         ),
         ("path,label\ntrain/ant/0.png,ant\ntrain/ant/0.png,bee", r"line 3: 'train/ant/0.png' has the label 'bee', in"),
     ):
