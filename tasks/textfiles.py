@@ -11,7 +11,23 @@ from tasks.errors import DataError, UserError
 
 LONGEST = 2**28  # bytes of a file; a list of a million names takes a tenth of it
 
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+LATIN1 = "if it is Latin-1, convert it: iconv -f latin1 -t utf-8"  # advice where nothing else is recognised
+_BEGIN = 1000  # bytes from which an encoding is guessed
+# Marks of encodings with several bytes for each character; that of UTF-32 begins like that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# What decompresses files that begin with these bytes.
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip -dc",
+    b"BZh": "bzip2 -dc",
+    b"\xfd7zXZ\0": "xz -dc",
+    b"\x28\xb5\x2f\xfd": "zstd -dc",
+    b"PK\x03\x04": "unzip -p",
+}
 _BREAKING = ("Cc", "Cs", "Zl", "Zp")  # categories of characters that no name has: controls, line separators
 
 
@@ -39,24 +55,40 @@ def read_text(path: Path, error: type[UserError] = DataError) -> str:
     except UnicodeDecodeError as reason:
         text, wrong = "", reason.start
     if wrong >= 0:
-        raise error(f"{path}: not a text file in UTF-8 ({_describe_encoding(content, wrong)})")
+        line = content.count(b"\n", 0, wrong) + 1
+        unknown = f"line {line} has bytes that are no text" if b"\0" in content else f"line {line}; {LATIN1}"
+        raise error(f"{path}: not a text file in UTF-8 ({describe_other(content) or unknown})")
     return text
 
 
-def _describe_encoding(content: bytes, wrong: int) -> str:
-    """Return what bytes that are not UTF-8 seem to be, and how to convert them.
+def describe_other(begin: bytes) -> str | None:
+    """Return what a file that is not UTF-8 is by its first bytes, and how to convert it; None if that is unknown.
 
     Args:
-        content: bytes of the file.
-        wrong: number of the first byte that is not UTF-8.
+        begin: content, or the first line.
     """
-    begin = content[:1000]
-    if begin.startswith(_UTF16) or begin[1::2].count(0) > len(begin) // 4 or begin[::2].count(0) > len(begin) // 4:
-        return "it is UTF-16; convert it: iconv -f utf-16 -t utf-8"
-    line = content.count(b"\n", 0, wrong) + 1
-    if b"\0" in content:
-        return f"line {line} has bytes that are no text"
-    return f"line {line}; if it is Latin-1, convert it: iconv -f latin1 -t utf-8"
+    if (wide := wide_encoding(begin)) is not None:
+        return f"it is {wide[:6].upper()}; convert it: iconv -f {wide} -t utf-8"
+    command = next((command for mark, command in _COMPRESSED.items() if begin.startswith(mark)), None)
+    return None if command is None else f"it is compressed; decompress it: {command}"
+
+
+def wide_encoding(begin: bytes) -> str | None:
+    """Return the name of the encoding of a text that has several bytes for each character; None for other texts.
+
+    Without a mark at the beginning, such a text can be valid UTF-8 with many zeros.
+
+    Args:
+        begin: content, or the first line.
+    """
+    begin = begin[:_BEGIN]
+    for mark, name in _MARKS.items():
+        if begin.startswith(mark):
+            return name
+    for name, high in (("utf-16le", begin[1::2]), ("utf-16be", begin[::2])):  # the high bytes are 0 in Latin script
+        if high.count(0) > len(begin) // 4:
+            return name
+    return None
 
 
 def read_names(path: Path, *, repeated: Collection[str] = ()) -> list[str]:

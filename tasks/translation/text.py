@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 from xml.etree import ElementTree
 
 from tasks.errors import DataError
+from tasks.textfiles import LATIN1, describe_other, wide_encoding
 
 
 class Pair(NamedTuple):
@@ -60,16 +61,19 @@ def decode_lines(file: gzip.GzipFile | IO[bytes], name: str) -> Iterator[str]:
         file: file opened for reading bytes.
         name: name of the file in messages.
     """
-    number = 0
+    number, begin = 0, b""
     try:
         for number, raw in enumerate(file, 1):
             if number == 1:
+                begin = raw
+                if wide_encoding(begin) is not None:
+                    raise DataError(f"{name}: not UTF-8; {describe_other(begin)}")
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             yield raw.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{name}, line {number}: not UTF-8 ({error.reason} at byte {error.start + 1}); "
-            "convert it: iconv -f latin1 -t utf-8"
+            f"{describe_other(begin) or LATIN1}"
         ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{name}, after line {number}: damaged ({error}); get it again") from None

@@ -1,5 +1,9 @@
 """Text files of users: encodings, and lists of names."""
 
+import bz2
+import gzip
+import lzma
+
 import pytest
 
 from tasks.errors import ConfigError, DataError
@@ -25,8 +29,12 @@ def test_utf8_with_and_without_a_mark(tmp_path, mark, end):
     ("content", "reason"),
     [
         ("Käse\n".encode("utf-16"), "it is UTF-16; convert it: iconv -f utf-16 -t utf-8"),
-        ("Käse\n".encode("utf-16-be"), "it is UTF-16; convert it: iconv -f utf-16 -t utf-8"),
-        ("Brot\n".encode("utf-16-le"), "it is UTF-16; convert it: iconv -f utf-16 -t utf-8"),
+        ("Käse\n".encode("utf-16-be"), "it is UTF-16; convert it: iconv -f utf-16be -t utf-8"),
+        ("Brot\n".encode("utf-16-le"), "it is UTF-16; convert it: iconv -f utf-16le -t utf-8"),
+        ("Käse\n".encode("utf-32"), "it is UTF-32; convert it: iconv -f utf-32 -t utf-8"),
+        (gzip.compress(b"Brot\n"), "it is compressed; decompress it: gzip -dc"),
+        (bz2.compress(b"Brot\n"), "it is compressed; decompress it: bzip2 -dc"),
+        (lzma.compress(b"Brot\n"), "it is compressed; decompress it: xz -dc"),
         ("Brot\nKäse\n".encode("latin1"), "line 2; if it is Latin-1, convert it: iconv -f latin1 -t utf-8"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(range(128, 256)) * 9, "line 1 has bytes that are no text"),
     ],
