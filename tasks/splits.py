@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, TypeVar
 
 from tasks.errors import DataError
-from tasks.files import find_file
+from tasks.files import LeftOut, find_file
 from tasks.textfiles import read_names
 
 Samples = TypeVar("Samples")
@@ -119,3 +119,35 @@ def require_same_classes(train: Sequence[str], val: Sequence[str], where: str) -
     if tuple(train) != tuple(val):
         odd = sorted(set(train) ^ set(val))
         raise DataError(f"{where} have different classes, e.g. {odd[0]!r}")
+
+
+def describe_sets(
+    train: int, val: int, unit: str, *, classes: int | None = None, left_out: Sequence[LeftOut] = ()
+) -> list[str]:
+    """Return lines about what a run trains on and evaluates, and what the search for the samples left out.
+
+    Args:
+        train: number of training samples.
+        val: number of evaluation samples; 0: unknown.
+        unit: plural noun of the samples.
+        classes: number of classes; None: there are none.
+        left_out: counts of the files that were left out for each set; those of one search for both count once.
+    """
+    evaluated = f"; val: {val} {unit}" if val else ""
+    return [f"train: {_count(train, unit, classes)}{evaluated}", *_left_out_lines(left_out)]
+
+
+def describe_set(samples: int, unit: str, *, classes: int | None = None, left_out: Sequence[LeftOut] = ()) -> list[str]:
+    """Return lines about one set, as that of an evaluation; see ``describe_sets``."""
+    return [_count(samples, unit, classes), *_left_out_lines(left_out)]
+
+
+def _count(samples: int, unit: str, classes: int | None) -> str:
+    if classes is None:
+        return f"{samples} {unit}"
+    return f"{samples} {unit} in {classes} {'class' if classes == 1 else 'classes'}"
+
+
+def _left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
+    total = sum({id(counts): counts for counts in left_out}.values(), LeftOut())
+    return [f"left out: {total}"] if total else []

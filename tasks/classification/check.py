@@ -19,8 +19,7 @@ from tasks.classification.config import ClassificationConfig, DataSection
 from tasks.classification.data import (
     Images,
     TrainSet,
-    describe_set,
-    describe_sets,
+    describe_images,
     eval_transform,
     folder_images,
     spread,
@@ -33,6 +32,7 @@ from tasks.outputs import OutputFolder, try_to_draw
 from tasks.printing import listed, printable
 from tasks.progress import Progress
 from tasks.shards import chunks
+from tasks.splits import describe_set
 from zoo.errors import ZooError
 from zoo.files import atomic_write
 
@@ -172,7 +172,7 @@ def check_data(
             odd = sorted(set(sets["train"].classes) ^ set(sets["val"].classes))
             report.stops.append(f"train and val have different classes: {listed(odd, SHOWN)}")
     else:
-        task = Classification(data)  # which prints what it found
+        task = Classification(data)
         section, transform = task.config.data, task.transform
         sets = {"train": task.train_images, "val": task.val_images}
         report.stops += _stops(task)
@@ -181,7 +181,11 @@ def check_data(
         inputs = [Path(path) for images in sets.values() for path in images.paths or ()]
         folder = OutputFolder(out, FILES, inputs, overwrite=overwrite)
     # 2. Look at the images, and describe them.
-    report.lines += describe_sets(*sets.values()) if len(sets) == 2 else describe_set(sets["train"])
+    if len(sets) == 2:
+        report.lines += describe_images(*sets.values())
+    else:
+        (images,) = sets.values()
+        report.lines += describe_set(len(images), "images", classes=len(images.classes), left_out=[images.left_out])
     checked = [look_at_all(name, images, limit) for name, images in sets.items()]
     report.content |= {"input": asdict(transform), "sets": {}}
     for found in checked:

@@ -41,18 +41,20 @@ def run_eval(
     entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: ClassificationEvalOptions
 ) -> Evaluation:
     """Evaluate weights on a folder or list of images; writes ``metrics.json`` and ``confusion.png`` into ``out``."""
-    from tasks.classification.data import describe_set, look_at_sample, read_set
+    from tasks.classification.data import look_at_sample, read_set
     from tasks.classification.evaluate import FILES, evaluate_weights, with_failures
     from tasks.devices import process_state
     from tasks.outputs import OutputFolder
     from tasks.progress import print_line
     from tasks.report import Evaluation, class_lines
+    from tasks.splits import describe_set
 
     flip, images = flips(options.tta), read_set(data, entry.config.in_chans)
     if out is not None:  # the command line has asked for earlier results, but knows no images
         OutputFolder(out, FILES, map(Path, images.paths or ()), overwrite=True)
     if process_state().is_main_process:
-        for line in [*describe_set(images), *look_at_sample(images)]:
+        lines = describe_set(len(images), "images", classes=len(images.classes), left_out=[images.left_out])
+        for line in [*lines, *look_at_sample(images)]:
             print_line(line)
     failed: dict[str, str] = {}
     counts = evaluate_weights(

@@ -25,7 +25,7 @@ from tasks.images import Exposures, Picture, Pixels, endings_for, read_picture, 
 from tasks.lists import Row, class_number, number_classes, read_labels
 from tasks.locks import in_turn
 from tasks.printing import printable
-from tasks.splits import choose_share, require_same_classes, split_sets
+from tasks.splits import choose_share, describe_sets, require_same_classes, split_sets
 from zoo.transforms import InputTransform
 
 SETS = frozenset(("train", "training", "val", "valid", "validation", "eval", "test", "testing"))
@@ -238,21 +238,14 @@ def _classes_without_images(images: Images) -> list[str]:
     return [name for name, count in zip(images.classes, images.class_counts(), strict=True) if not count]
 
 
-def describe_sets(train: Images, val: Images) -> list[str]:
-    """Return lines about what a run trains on and evaluates, and what was left out."""
-    lines = [f"train: {len(train)} images in {len(train.classes)} classes; val: {len(val)} images"]
+def describe_images(train: Images, val: Images) -> list[str]:
+    """Return lines about what a run trains on and evaluates (``tasks.splits.describe_sets``)."""
+    left_out = (train.left_out, val.left_out)
+    lines = describe_sets(len(train), len(val), "images", classes=len(train.classes), left_out=left_out)
     if missing := _classes_without_images(val):
         example = printable(missing[0])
-        lines.append(f"val has no images of {len(missing)} of {len(val.classes)} classes, e.g. {example!r}")
-    left_out = train.left_out if val.left_out is train.left_out else train.left_out + val.left_out
-    return [*lines, f"left out: {left_out}"] if left_out else lines
-
-
-def describe_set(images: Images) -> list[str]:
-    """Return lines about the images of an evaluation, and what was left out."""
-    count = len(images.classes)
-    lines = [f"{len(images)} images in {count} {'class' if count == 1 else 'classes'}"]
-    return [*lines, f"left out: {images.left_out}"] if images.left_out else lines
+        lines.insert(1, f"val has no images of {len(missing)} of {len(val.classes)} classes, e.g. {example!r}")
+    return lines
 
 
 def look_at_sample(*sets: Images, limit: int = 32) -> list[str]:

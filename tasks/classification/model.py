@@ -19,14 +19,13 @@ from tasks.augment import check_augment, make_mixing
 from tasks.classes import order_last_layer
 from tasks.classification.balance import balanced_repeats, class_weights, weights_on
 from tasks.classification.config import ClassificationConfig
-from tasks.classification.data import TrainSet, describe_sets, eval_transform, load_images, look_at_sample
+from tasks.classification.data import TrainSet, describe_images, eval_transform, load_images, look_at_sample
 from tasks.classification.evaluate import evaluate_images, with_failures
 from tasks.config import check_size, net_info
 from tasks.devices import process_state
 from tasks.engine import BaseTask, EpochBatches, Fingerprint, SetPrint
 from tasks.errors import ConfigError
 from tasks.inputs import choose, standardise
-from tasks.progress import print_line
 from tasks.reading import report_new
 
 INPUT_FIELDS = ("size", "resize", "mean", "std")  # of the input transform, which a config may set
@@ -129,11 +128,13 @@ class Classification(BaseTask):
         self.classes = self.train_images.classes
         self.mixing = make_mixing(config.data.augment, len(self.classes), config.train.batch_size, self.ranks)
         self.class_weights = class_weights(config.class_weights, self.train_images)
-        if process_state().is_main_process:
-            looks = [] if config.data.source.startswith("cifar") else look_at_sample(self.train_images, self.val_images)
-            for line in [*describe_sets(self.train_images, self.val_images), *looks]:
-                print_line(line)
         self.unread: dict[str, str] = {}  # evaluation images that could not be read so far, with reasons
+
+    def describe_data(self, data: Fingerprint) -> list[str]:
+        lines = describe_images(self.train_images, self.val_images)
+        if self.config.data.source.startswith("cifar"):
+            return lines
+        return [*lines, *look_at_sample(self.train_images, self.val_images)]
 
     def build_model(self) -> zoo.Backbone:
         section = self.config.model

@@ -40,13 +40,14 @@ def run_eval(
     from tasks.devices import process_state
     from tasks.progress import print_line
     from tasks.report import Evaluation
+    from tasks.splits import describe_set
 
     if options.images is None:
         raise UserError("a detector's evaluation needs --images FOLDER or --images FILE.zip, which has the images")
     model = load_model(entry)
     coco = load_coco(data, options.images, masks=model.has_masks, check="header")
     if process_state().is_main_process:
-        for line in coco.report():
+        for line in [*describe_set(len(coco), "images", classes=len(coco.names)), *coco.report()]:
             print_line(line)
     failed: dict[str, str] = {}
     reports = evaluate_weights(

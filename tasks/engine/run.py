@@ -95,6 +95,9 @@ class Run:
                 print_line(warning)
         self.at = Position() if state is None else state["position"]
         self.fingerprint = self.task.fingerprint()
+        if self.main:
+            for line in self.task.describe_data(self.fingerprint):
+                print_line(line)
         if state is not None:
             self._check_data(state, changed_data)
         self.dtype = dtype_of(self.train.precision)

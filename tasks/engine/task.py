@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from tasks.engine.fingerprint import Fingerprint, SetPrint
 from tasks.engine.sampler import EpochSampler
+from tasks.splits import describe_sets
 from zoo.calibration import merge_batches
 from zoo.modules import evaluating
 
@@ -33,6 +34,13 @@ class Task(Protocol):
 
     def fingerprint(self) -> Fingerprint:
         """Return what identifies the data, which a run compares when it resumes."""
+
+    def describe_data(self, data: Fingerprint) -> list[str]:
+        """Return lines about what the run trains on and evaluates, which the engine prints at the start of the run.
+
+        Args:
+            data: what ``fingerprint`` returned.
+        """
 
     def train_set(self) -> Dataset[Any]:
         """Return the training set: map-style, with keys (draw, index); see ``tasks.engine.Key``."""
@@ -81,6 +89,9 @@ class BaseTask(Task):
         """Return the number of the training samples, all that is known of a task without classes and names."""
         data: Any = self.train_set()
         return Fingerprint((), SetPrint(len(data), ""), SetPrint(0, ""), self.unit)
+
+    def describe_data(self, data: Fingerprint) -> list[str]:
+        return describe_sets(data.train.samples, data.val.samples, data.unit, classes=len(data.classes) or None)
 
     def merge(self, batches: list[Any]) -> list[Any]:
         return merge_batches(batches)

@@ -19,6 +19,7 @@ from tasks.engine import BaseTask, Fingerprint, SetPrint
 from tasks.errors import ConfigError, DataError
 from tasks.progress import print_line
 from tasks.shards import chunks, own_batch_size, own_part
+from tasks.splits import describe_sets
 from tasks.translation.config import TranslationConfig
 from tasks.translation.corpus import Corpus
 from tasks.translation.data import Batch, Pairs, TokenBatches, collate, merge
@@ -84,6 +85,9 @@ class Translation(BaseTask):
         train = SetPrint.of(zip(self.chosen.tolist(), *self.lengths.tolist(), strict=True))
         vocabularies = tuple(hashlib.sha256(v.model).hexdigest() for v in self.corpus.vocabularies)
         return Fingerprint(vocabularies, train, SetPrint.of(self.corpus.text("val")), "pairs")
+
+    def describe_data(self, data: Fingerprint) -> list[str]:
+        return describe_sets(data.train.samples, data.val.samples, data.unit)  # its classes are the vocabularies
 
     def train_set(self) -> Pairs:
         return Pairs(self.source, self.target, self.chosen)

@@ -42,12 +42,17 @@ class VideoEvalOptions:
 def run_eval(entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: VideoEvalOptions) -> Evaluation:
     """Evaluate weights on a set of videos; see ``tasks.video.evaluate.evaluate_weights`` for metrics and files."""
     from tasks.devices import process_state
+    from tasks.progress import print_line
     from tasks.report import Evaluation, class_lines
+    from tasks.splits import describe_set
     from tasks.video.data import read_set, report_failures
     from tasks.video.evaluate import evaluate_weights
     from tasks.video.index import Index
 
     videos, root = read_set(data, options.videos, options.subset)
+    if process_state().is_main_process:
+        for line in describe_set(len(videos), "videos", classes=len(videos.classes), left_out=[videos.left_out]):
+            print_line(line)
     result = evaluate_weights(
         load_model(entry),
         entry,

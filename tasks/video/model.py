@@ -19,6 +19,7 @@ from tasks.devices import process_state
 from tasks.engine import BaseTask, EpochBatches, Fingerprint, SetPrint
 from tasks.errors import ConfigError, DataError, TrainingError
 from tasks.progress import print_line
+from tasks.splits import describe_sets
 from tasks.video.config import VideoConfig
 from tasks.video.data import Batch, EvalSet, Sample, TrainSet, collate, index_videos, load_videos, report_failures
 from tasks.video.evaluate import evaluate, standardised, write_report
@@ -50,6 +51,7 @@ class VideoClassification(BaseTask):
         self.train_videos = index_videos(train, index, workers=config.train.workers)
         self.val_videos = index_videos(val, index, workers=config.train.workers)
         self.classes = train.classes
+        self.left_out = (train.left_out, val.left_out)
         ranks = process_state().num_processes
         self.mixing = make_mixing(data.augment, len(self.classes), config.train.batch_size, ranks)
         # 3. Report the videos that cannot be read.
@@ -128,6 +130,10 @@ class VideoClassification(BaseTask):
             for videos in (self.train_videos, self.val_videos)
         )
         return Fingerprint(self.classes, train, val, "videos")
+
+    def describe_data(self, data: Fingerprint) -> list[str]:
+        train, val = data.train.samples, data.val.samples
+        return describe_sets(train, val, data.unit, classes=len(data.classes), left_out=self.left_out)
 
     def train_set(self) -> TrainSet:
         return TrainSet(self.train_videos, self.config.data, self.transform, self.config.train.seed)

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from tasks.errors import DataError
-from tasks.splits import choose_share, read_holdout, split_sets
+from tasks.files import LeftOut
+from tasks.splits import choose_share, describe_set, describe_sets, read_holdout, split_sets
 
 NAMES = [f"{c}/{i}.png" for c, count in (("a", 100), ("b", 15), ("c", 2), ("d", 1)) for i in range(count)]
 LABELS = ["abcd".index(name[0]) for name in NAMES]
@@ -54,3 +55,15 @@ def test_lists_of_windows_and_lists_of_all_or_nothing(tmp_path):
     listed.write_text("\n".join(NAMES))
     with pytest.raises(DataError, match=r"data.holdout=.*held.txt: has all 118 samples, none is left to train on"):
         split_sets(Section(), NAMES, NAMES, load_val=list, select=lambda chosen: list(filter(chosen, NAMES)))
+
+
+def test_what_a_run_trains_on():
+    hidden, empty = LeftOut(hidden=2), LeftOut(empty=1)
+    assert describe_sets(8, 2, "images", classes=1) == ["train: 8 images in 1 class; val: 2 images"]
+    assert describe_sets(8, 0, "pairs") == ["train: 8 pairs"]
+    assert describe_sets(8, 2, "images", left_out=[hidden, empty])[1:] == ["left out: 2 hidden, 1 empty"]
+    assert describe_sets(8, 2, "images", left_out=[hidden, hidden])[1:] == ["left out: 2 hidden"]
+    assert describe_set(3, "videos", classes=2, left_out=[empty, LeftOut()]) == [
+        "3 videos in 2 classes",
+        "left out: 1 empty",
+    ]

@@ -101,20 +101,22 @@ def test_sets_from_which_nothing_can_be_learned(tree):
         load_images(section(tree, split="share"))
 
 
-def test_what_is_trained_on_is_told(tree, tmp_path, capsys):
+def test_what_is_trained_on_is_told(tree, tmp_path):
+    def told(**changes):
+        task = make_task(config(tree, tmp_path / "run", **changes))
+        return task.describe_data(task.fingerprint())
+
     for name in ("train/ant/.x.png", "train/.cache/0.png", "val/bee/._0.png", "val/bee/a.heic", "val/bee/a.txt"):
         (tree / name).parent.mkdir(exist_ok=True)
         (tree / name).write_text("x")
     Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(tree / "train/ant/12bit.png")
-    make_task(config(tree, tmp_path / "run"))
-    first, second, third = capsys.readouterr().err.splitlines()
+    first, second, third = told()
     assert first == "train: 9 images in 2 classes; val: 4 images"
     assert second == "left out: 3 hidden, 2 with other endings (.heic, .txt)"
     assert third.startswith("pictures that are nearly black as they are read: 1 of 13, e.g. ant/12bit.png;")
     held = tree / "held.txt"
     held.write_text("ant/1.png\n")
-    make_task(config(tree, tmp_path / "run", data={"split": "holdout", "holdout": str(held)}))
-    assert capsys.readouterr().err.splitlines()[:3] == [
+    assert told(data={"split": "holdout", "holdout": str(held)})[:3] == [
         "train: 8 images in 2 classes; val: 1 images",
         "val has no images of 1 of 2 classes, e.g. 'bee'",
         "left out: 2 hidden",

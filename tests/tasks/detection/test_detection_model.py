@@ -192,3 +192,10 @@ def test_evaluation_images_that_cannot_be_read_are_counted(tmp_path, capsys, mon
     assert sum("b.jpg" in line for line in lines) == 1
     assert lines.count("1 of 3 evaluation images could not be read") == 1
     assert sum("pictures: cannot be drawn (no fonts)" in line for line in lines) == 2
+
+
+def test_what_a_run_trains_on_is_told(tmp_path):
+    built = Builder(tmp_path)
+    (tmp_path / "instances.json").write_text(json.dumps(built.content))
+    task = make_task(check(config(tmp_path / "run", tmp_path / "images", tmp_path / "instances.json"), "test"))
+    assert task.describe_data(task.fingerprint()) == ["train: 3 images in 2 classes; val: 3 images"]

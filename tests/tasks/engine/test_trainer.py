@@ -178,3 +178,10 @@ def test_fine_tuning_calibrates_only_the_new_head(images, tmp_path, capsys):
     data = {"size": 32, "resize": 32}
     Trainer(make_task(config(images, tmp_path / "run", model=section, data=data, epochs=1)))
     assert "1 biases initialised from data, 14 kept from a checkpoint" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_a_run_trains_on_is_told(images, tmp_path, capsys):
+    fit(images, tmp_path / "run", epochs=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("device cpu, ")
+    assert lines[1] == "train: 48 images in 3 classes; val: 15 images"

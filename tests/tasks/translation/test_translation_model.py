@@ -201,3 +201,9 @@ def test_the_training_loss_in_evaluation_mode(prepared, tmp_path):
         count += batch.tokens
     # batches of several ranks may leave out the last pairs of an epoch
     assert found == pytest.approx(total / count, rel=0.02)
+
+
+def test_what_a_run_trains_on_is_told(prepared, tmp_path):
+    task = make_task(config(prepared, tmp_path / "run"))
+    val = len(task.corpus.text("val"))
+    assert task.describe_data(task.fingerprint()) == [f"train: {len(task.chosen)} pairs; val: {val} pairs"]

@@ -138,3 +138,13 @@ def test_the_training_loss_in_evaluation_mode(moving, tmp_path):
     first, second = (measure_fit_loss(tmp_path / "run", batches=3) for _ in range(2))
     assert first == second
     assert 0 < first < 3
+
+
+def test_what_a_run_trains_on_is_told(moving, tmp_path):
+    shutil.copytree(moving, tmp_path / "data")
+    (tmp_path / "data/val/down/notes.txt").write_text("x")
+    task = make_task(config(tmp_path / "data", tmp_path / "run"))
+    assert task.describe_data(task.fingerprint()) == [
+        "train: 24 videos in 3 classes; val: 9 videos",
+        "left out: 1 with another ending (.txt)",
+    ]
