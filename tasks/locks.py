@@ -55,10 +55,33 @@ def in_turn(path: Path) -> Iterator[None]:
     Args:
         path: file, or folder, that is read or made.
     """
-    # in the folder for temporary files, because that of the data may be read-only
-    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
-    with filelock.FileLock(Path(tempfile.gettempdir()) / f"rescalenet-{_user()}-{name}.lock"):
+    with filelock.FileLock(_lock_of(path)):
         yield
+
+
+_reserved: dict[Path, filelock.BaseFileLock] = {}  # paths of this process
+
+
+def reserve(path: Path) -> bool:
+    """Reserve a path for this process until it ends; return whether no other process of this machine has it.
+
+    Nothing is written there. It is for names that several processes might choose at the same time.
+    """
+    path = path.absolute()
+    if path not in _reserved:
+        lock = filelock.FileLock(_lock_of(path), thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            return False
+        _reserved[path] = lock
+    return True
+
+
+def _lock_of(path: Path) -> Path:
+    """Return the lock file of a path: in the folder for temporary files, because that of the data may be read-only."""
+    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:32]
+    return Path(tempfile.gettempdir()) / f"rescalenet-{_user()}-{name}.lock"
 
 
 def _user() -> int:

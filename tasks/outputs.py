@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import UserError
+from tasks.locks import reserve
 from tasks.printing import printable
 from tasks.progress import print_line
 from zoo.files import write_json
@@ -146,9 +147,14 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def next_folder(path: Path) -> Path:
-    """Return the folder, or the one with the lowest number behind its name that is not there or is empty."""
+    """Return the folder, or the one with the lowest number behind its name that is not there or is empty.
+
+    It is reserved for this process: the folder of a command stays empty until its results are complete, and another
+    command that began meanwhile would replace them.
+    """
     for candidate in itertools.chain([path], (path.with_name(f"{path.name}_{n}") for n in itertools.count(2))):
-        if not candidate.exists() or (candidate.is_dir() and not any(candidate.iterdir())):
+        free = not candidate.exists() or (candidate.is_dir() and not any(candidate.iterdir()))
+        if free and reserve(candidate):
             return candidate
     raise AssertionError("there is always a next number")
 

@@ -1,6 +1,8 @@
 """The folder of results: proven before any work, names that meet neither an input nor earlier results."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,21 @@ def test_a_picture_that_fails_costs_a_line(capsys):
 
     try_to_draw(draw, "sheet.png")
     assert capsys.readouterr().err == "sheet.png: cannot be drawn (no font); the results are complete without it\n"
+
+
+def test_two_commands_at_once_get_two_folders(tmp_path, monkeypatch):
+    """Each folder is empty until its results are complete."""
+    code = "import sys; from pathlib import Path; from tasks.outputs import next_folder\n"
+    code += "print(next_folder(Path(sys.argv[1])), flush=True); sys.stdin.read()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "p")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert other.stdout.readline().strip() == str(tmp_path / "p")
+    monkeypatch.chdir(tmp_path)
+    assert next_folder(Path("p")) == Path("p_2")
+    other.stdin.close()
+    other.wait(timeout=60)
+    assert next_folder(Path("p")) == Path("p")
+    assert not list(tmp_path.iterdir())
