@@ -17,6 +17,7 @@ import zoo
 from tasks.check import SHOWN, Report
 from tasks.classification.config import ClassificationConfig, DataSection
 from tasks.classification.data import (
+    SETS,
     Images,
     TrainSet,
     describe_images,
@@ -164,7 +165,7 @@ def check_data(
     # 1. Find the images and the input of the net.
     if isinstance(data, Path):
         section, transform = DataSection(root=str(data)), zoo.InputTransform.imagenet()
-        sets = _folder_sets(data)
+        sets = _folder_sets(data, report)
         classes = [images.class_counts() for images in sets.values()]
         if len(classes[0]) < 2:
             report.stops.append(f"{data}: one class only; training needs two folders of images or more")
@@ -200,11 +201,21 @@ def check_data(
     return report.show()
 
 
-def _folder_sets(folder: Path) -> dict[str, Images]:
-    """Return the images of ``train`` and ``val`` in a folder, or of the class folders in it."""
+def _folder_sets(folder: Path, report: Report) -> dict[str, Images]:
+    """Return the images of ``train`` and ``val`` in a folder, or of the class folders in it.
+
+    Args:
+        folder: folder to look at.
+        report: report, to which other sets in the folder are added.
+    """
     if not (folder / "train").is_dir():
         return {"train": folder_images(folder)}
     names = [name for name in ("train", "val") if (folder / name).is_dir()]
+    others = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name.lower() in SETS - {*names})
+    if others:
+        report.lines.append(
+            f"{folder}: not looked at: {', '.join(others)}; a config with data.val={others[0]} checks it beside train"
+        )
     return {name: folder_images(folder / name) for name in names}
 
 

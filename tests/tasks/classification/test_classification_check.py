@@ -138,3 +138,13 @@ def test_what_cannot_be_checked(tree, capsys, monkeypatch):
     picture(tree / "val/cow/0.png")
     assert not check_data(tree, None, None)
     assert "stops training: train and val have different classes: cow" in capsys.readouterr().out
+
+
+def test_sets_of_other_names_are_told(tree, capsys):
+    """As Roboflow and Kaggle name them: not as a part of train, and not left out without a word."""
+    (tree / "val").rename(tree / "valid")
+    picture(tree / "Test/ant/0.png")
+    assert check_data(tree, None, None)
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first == f"{tree}: not looked at: Test, valid; a config with data.val=Test checks it beside train"
+    assert second == "8 images in 2 classes"
