@@ -76,13 +76,22 @@ def _print_version(given: bool) -> None:
         raise typer.Exit
 
 
+SEVERAL = ("train", "eval", "study")  # commands that know of several processes; a study refuses them itself
+
+
 @app.callback()
 def _program(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     """Deep networks without normalization layers: train, evaluate, predict, export."""
+    if (count := process_count()) > 1 and context.invoked_subcommand not in SEVERAL:
+        raise UserError(
+            f"rescalenet {context.invoked_subcommand} runs in one process, each of {count} (WORLD_SIZE) would do the "
+            "same: run it without torchrun"
+        )
 
 
 @app.command("list")
@@ -158,7 +167,8 @@ def train(
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(make_task(resolved.model_copy(update={"output": f"{folder}/run"})))
             pace = trainer.measure(measure)
-        typer.echo(json.dumps({**dataclasses.asdict(pace), "seconds": pace.seconds}))
+        if trainer.accelerator.is_main_process:
+            typer.echo(json.dumps({**dataclasses.asdict(pace), "seconds": pace.seconds}))
         return
     with Signals():  # around fit too, which has its own: a signal between the two would kill the process
         trainer = Trainer(make_task(resolved), resume=resume, changed_data=changed_data)
@@ -614,6 +624,8 @@ def _short(value: Any) -> Any:
 def _last_line(error: BaseException) -> str:
     """Return the message of an error, without the traceback in front if a data loading process raised it."""
     text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:  # not [Errno 17] File exists: 'a'
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
     return text

@@ -300,6 +300,28 @@ def test_a_device_that_is_not_there(run, files):
         assert len(err.splitlines()) == 1
 
 
+def test_commands_of_one_process_are_refused_under_torchrun(run, files, monkeypatch):
+    """Each process would print the same and write into the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in (("predict", files / "w.safetensors", files / "val"), ("check", files / "val"), ("demo",)):
+        code, out, err = run(*command)
+        assert (code, out) == (1, "")
+        assert err == (
+            f"error: rescalenet {command[0]} runs in one process, each of 2 (WORLD_SIZE) would do the same: run it "
+            "without torchrun\n"
+        )
+    assert not list(Path().iterdir())
+
+
+def test_errors_of_the_system_are_sentences(run, files):
+    Path("file").write_text("")
+    code, _, err = run("train", "classification/cifar10/rescalenet20", f"data.root={files}", "output=file/x")
+    assert code == 1
+    assert "Errno" not in err
+    assert cli._last_line(FileExistsError(17, "File exists", "a b")) == "a b: File exists"
+    assert cli._last_line(OSError("of a library")) == "of a library"
+
+
 def test_the_old_order_of_convert_is_answered(run, files):
     code, _, err = run("convert", "net.pth", "rescalenet50", "o.safetensors")
     assert code == 1
