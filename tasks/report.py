@@ -19,7 +19,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         metrics: metrics by name.
-        lines: lines that report it.
+        lines: lines that report it; a line break in one of them, as in a class's name, is escaped.
         per_class: row for each class.
     """
 

@@ -54,7 +54,7 @@ def run_eval(
         model, entry, coco, out=out, fast=options.fast, batch_size=options.batch_size, workers=workers, failed=failed
     )
     # The lines of pycocotools, then a table with a row for each category and a column for each kind.
-    lines = [f"{kind}\n{report.text}" for kind, report in reports.items()]
+    lines = [line for kind, report in reports.items() for line in (kind, *report.text.splitlines())]
     lines.append(f"{'category':<24}" + "".join(f"{kind:>8}" for kind in reports))
     rows = []
     for name in coco.names:
