@@ -475,7 +475,7 @@ class RunConfig(Strict):
     @property
     def evaluates_held_out(self) -> bool:
         """Whether evaluation is on a part of the training data that is kept apart, not on the test set."""
-        return getattr(getattr(self, "data", None), "split", "official") == "holdout"
+        return getattr(getattr(self, "data", None), "split", "official") != "official"
 
     def without_augmentation(self) -> Self:
         """Return the config without augmentation and label smoothing, to measure the loss of training samples.

@@ -150,7 +150,15 @@ def test_what_the_weights_of_a_run_chose_is_no_difference(make_study):
     check_folders([run])
 
 
-@pytest.mark.parametrize("finals", [{}, {"overrides": {"data.split": "holdout"}}])
+def test_a_share_of_the_training_set_is_held_out(make_study):
+    """It chooses settings as a list of held-out images does, and is no test set."""
+    runs = screening_runs(make_study(screening={"overrides": {"data.split": "share"}}))
+    assert {run.config.data.split for run in runs} == {"share"}
+
+
+@pytest.mark.parametrize(
+    "finals", [{}, {"overrides": {"data.split": "holdout"}}, {"overrides": {"data.split": "share"}}]
+)
 def test_final_runs_that_would_evaluate_held_out_samples_are_refused(make_study, finals):
     study = make_study("data.split=holdout", finals={"seeds": [0], **finals})
     with pytest.raises(ConfigError, match="finals/rescale/base/seed0 would evaluate training samples"):
