@@ -39,7 +39,7 @@ class Task(Protocol):
         """Return lines about what the run trains on and evaluates, which the engine prints at the start of the run.
 
         Args:
-            data: what ``fingerprint`` returned.
+            data: fingerprint of the data, as the task made it.
         """
 
     def train_set(self) -> Dataset[Any]:
