@@ -85,6 +85,31 @@ def to_pixels(picture: Picture) -> Tensor:
     return picture if isinstance(picture, Tensor) else pil_to_tensor(picture)
 
 
+def require_shape(picture: Picture, short_side: int, name: str) -> Picture:
+    """Return a picture, unless it would have too many pixels once its short side is resized: 1 x 5000 gets millions.
+
+    Args:
+        picture: picture as it is read.
+        short_side: length of its short side after the resize, in pixels.
+        name: name of the picture in the error.
+
+    Raises:
+        DataError: more pixels than the limit for one picture.
+    """
+    width, height = picture.size if isinstance(picture, Image.Image) else (picture.shape[2], picture.shape[1])
+    if _too_many(short_side * short_side * max(width, height) // min(width, height)):
+        raise DataError(
+            f"{name}: {width} x {height} pixels, which have more than the limit for one picture once the short side is "
+            f"resized to {short_side}; crop or remove it"
+        )
+    return picture
+
+
+def _too_many(pixels: int) -> bool:
+    """Return whether these are more pixels than Pillow decodes."""
+    return Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS
+
+
 def to_rgb(picture: Picture) -> Image.Image:
     """Return a picture for people: its first three channels, or its first alone in grey."""
     if isinstance(picture, Image.Image):
@@ -257,7 +282,7 @@ def _read_array(path: Path, channels: int) -> Picture:
         raise DataError(
             f"{path}: an array {values.shape} of {values.dtype}; must be (H, W, {channels}) of uint8 or uint16"
         )
-    if shape[0] * shape[1] > 2 * (Image.MAX_IMAGE_PIXELS or shape[0] * shape[1]):
+    if _too_many(shape[0] * shape[1]):
         raise DataError(f"{path}: {shape[0]} x {shape[1]} pixels are more than the limit for one picture; divide it")
     if values.dtype == np.uint16:
         values = (np.asarray(values) / 257).round()  # as of 16-bit pictures: 65535 is white

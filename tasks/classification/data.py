@@ -21,7 +21,7 @@ from tasks.classification.config import Augment, CentreCrop, DataSection, PadCro
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.files import LeftOut, class_files
-from tasks.images import Exposures, Picture, Pixels, endings_for, read_picture, to_pixels
+from tasks.images import Exposures, Picture, Pixels, endings_for, read_picture, require_shape, to_pixels
 from tasks.lists import Row, class_number, number_classes, read_labels
 from tasks.locks import in_turn
 from tasks.printing import printable
@@ -69,6 +69,13 @@ class Images:
             None if self.paths is None else [self.paths[i] for i in indices],
         )
 
+    def resizable(self, short_side: int) -> Images:
+        """Return the images, of which files that are too long for a short side of this length cannot be read."""
+        if self.paths is None:
+            return self
+        read = partial(_read_resizable, self.read, self.names, short_side)
+        return Images(self.classes, self.labels, self.names, read, self.left_out, self.paths)
+
     def class_counts(self) -> list[int]:
         """Return the number of images of each class."""
         counts = Counter(self.labels)
@@ -79,6 +86,10 @@ class Images:
 # cannot contain a lambda.
 def _read_chosen(read: Callable[[int], Picture], indices: Sequence[int], i: int) -> Picture:
     return read(indices[i])
+
+
+def _read_resizable(read: Callable[[int], Picture], names: Sequence[str], short_side: int, i: int) -> Picture:
+    return require_shape(read(i), short_side, names[i])
 
 
 def _read_path(paths: Sequence[str], channels: int, i: int) -> Picture:

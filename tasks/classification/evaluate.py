@@ -149,7 +149,8 @@ def evaluate_weights(
     # 1. The set's labels, as numbers of the weights' classes.
     numbers = class_numbers(images.classes, weights)
     labels = [numbers[label] for label in images.labels]
-    numbered = Images(weights.classes, labels, images.names, images.read)
+    assert isinstance(weights.transform, zoo.InputTransform)
+    numbered = Images(weights.classes, labels, images.names, images.resizable(weights.transform.resize).read)
     # 2. Count the predictions.
     accelerator = make_accelerator()
     if accelerator.is_main_process:

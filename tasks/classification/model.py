@@ -18,7 +18,7 @@ import zoo
 from tasks.augment import check_augment, make_mixing
 from tasks.classes import order_last_layer
 from tasks.classification.balance import balanced_repeats, class_weights, weights_on
-from tasks.classification.config import ClassificationConfig
+from tasks.classification.config import ClassificationConfig, RandomResizedCrop
 from tasks.classification.data import TrainSet, describe_images, eval_transform, load_images, look_at_sample
 from tasks.classification.evaluate import evaluate_images, with_failures
 from tasks.config import check_size, net_info
@@ -124,7 +124,10 @@ class Classification(BaseTask):
         # settings that do not go together are refused before the search for images, which can take long
         self.channels, self.ranks = len(self.transform.mean), process_state().num_processes
         check_augment(config.data.augment, self.channels)
-        self.train_images, self.val_images = load_images(config.data, self.channels)
+        train, val = load_images(config.data, self.channels)
+        resized = not isinstance(config.data.augment.crop, RandomResizedCrop)  # which crops before it resizes
+        self.train_images = train.resizable(self.transform.resize) if resized else train
+        self.val_images = val.resizable(self.transform.resize)
         self.classes = self.train_images.classes
         self.mixing = make_mixing(config.data.augment, len(self.classes), config.train.batch_size, self.ranks)
         self.class_weights = class_weights(config.class_weights, self.train_images)

@@ -13,7 +13,7 @@ from torch import Tensor
 import zoo
 from tasks.classification.evaluate import class_scores
 from tasks.devices import best_device
-from tasks.images import Exposures, read_picture, to_rgb
+from tasks.images import Exposures, read_picture, require_shape, to_rgb
 from tasks.outputs import OutputFolder, try_to_draw
 from tasks.progress import print_line
 from tasks.reading import read_each, report_unread
@@ -40,10 +40,12 @@ class Reader:
     """
 
     def __init__(self, weights: zoo.Weights) -> None:
+        assert isinstance(weights.transform, zoo.InputTransform)
         self.transform, self.channels = weights.transforms(), weights.config.in_chans
+        self.short_side = weights.transform.resize
 
     def __call__(self, path: Path) -> tuple[Tensor, Image.Image]:
-        picture = read_picture(path, self.channels)
+        picture = require_shape(read_picture(path, self.channels), self.short_side, str(path))
         pixels = self.transform(picture)
         small = to_rgb(picture)
         small.thumbnail((360, 360))  # a batch of large pictures would not fit into memory

@@ -11,10 +11,13 @@ from torch import nn
 import zoo
 from tasks.classification.data import folder_images
 from tasks.classification.evaluate import evaluate, evaluate_weights, write_report
+from tasks.classification.predict import classify_images
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tasks.metrics import ClassCounts
 from tasks.shards import own_loader
+from tasks.spec import make_task
+from tests.helpers.training import config
 
 
 class Table(nn.Module):
@@ -75,3 +78,27 @@ def test_evaluating_weights_matches_classes_by_name(tree, weights):
     (tree / "val" / "cow").rename(tree / "val" / "antt")
     with pytest.raises(DataError, match=r"class 'antt' is not one of .* \(did you mean ant\?\)"):
         evaluate_weights(model, weights, folder_images(tree / "val"))
+
+
+def test_a_line_of_pixels_is_not_resized_to_gigabytes(tree, weights):
+    """1 x 800000 pixels would be 16 x 12800000; in evaluation, prediction and training, by name."""
+    Image.new("RGB", (800_000, 1)).save(tree / "val/ant/line.png")
+    model, failed = zoo.create_model("rescalenet20_cifar", weights.name), {}
+    images = folder_images(tree / "val")
+    assert evaluate_weights(model, weights, images, failed=failed).metrics()["images"] == 4
+    assert list(failed) == ["ant/line.png"]
+    assert failed["ant/line.png"].endswith(
+        "800000 x 1 pixels, which have more than the limit for one picture once the short side is resized to 16; "
+        "crop or remove it"
+    )
+    files = [tree / "val/ant/line.png", tree / "val/ant/0.png"]
+    predictions, unread = classify_images(model, weights, files)
+    assert ([p.file for p in predictions], list(unread)) == ([str(files[1])], [str(files[0])])
+    content = {"size": 16, "resize": 16, "augment": {"crop": {"name": "pad"}}, "train": "val"}
+    task = make_task(config(tree, tree / "run", data=content))
+    with pytest.raises(DataError, match="ant/line.png: 800000 x 1 pixels"):
+        task.train_set()[0, task.train_images.names.index("ant/line.png")]
+    assert task.evaluate(model, make_accelerator(), torch.float32)["failed"] == 1
+    content["augment"] = {"crop": {"name": "random_resized"}}
+    task = make_task(config(tree, tree / "run", data=content))
+    assert task.train_set()[0, task.train_images.names.index("ant/line.png")][0].shape == (3, 16, 16)
