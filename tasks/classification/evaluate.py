@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 import zoo
 from tasks.classification.data import EvalSet, Images
@@ -39,6 +39,11 @@ def separated(samples: list[Any]) -> tuple[Tensor, Tensor, list[Unreadable]]:
     return images, labels, unread
 
 
+def eval_loader(data: Dataset[Any], accelerator: Accelerator, batch_size: int, workers: int = 0) -> DataLoader[Any]:
+    """Load this rank's part of ``data`` (image, label); ``batch_size`` counts the images of all ranks together."""
+    return own_loader(data, accelerator, own_batch_size(batch_size, accelerator), workers=workers)
+
+
 def class_scores(model: nn.Module, images: Tensor, *, flip: bool) -> Tensor:
     """Return the softmax of the logits (N, classes); with ``flip`` its mean over the images and their mirror images."""
     scores: Tensor = model(images).softmax(1)
@@ -58,7 +63,7 @@ def evaluate(
 
     Args:
         model: classifier, on the device.
-        loader: batches of this rank, whose second part is the labels.
+        loader: batches of this rank, as from ``eval_loader``.
         classes: number of classes.
         accelerator: processes of the run.
         inputs: function from a batch on the device to the model's input.

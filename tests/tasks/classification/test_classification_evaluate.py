@@ -10,12 +10,11 @@ from torch import nn
 
 import zoo
 from tasks.classification.data import folder_images
-from tasks.classification.evaluate import evaluate, evaluate_weights, write_report
+from tasks.classification.evaluate import eval_loader, evaluate, evaluate_weights, write_report
 from tasks.classification.predict import classify_images
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tasks.metrics import ClassCounts
-from tasks.shards import own_loader
 from tasks.spec import make_task
 from tests.helpers.training import config
 
@@ -39,7 +38,7 @@ def test_metrics_equal_scikit_learns(classes):
     logits, labels = torch.randn(53, classes), torch.randint(0, classes, (53,))
     data = [(i, int(labels[i])) for i in range(53)]
     accelerator = make_accelerator()
-    loader = own_loader(data, accelerator, 7)
+    loader = eval_loader(data, accelerator, 7)
     result = evaluate(Table(logits), loader, classes, accelerator, inputs=lambda batch: batch[0])
     predictions = logits.argmax(1)
     assert np.array_equal(result.confusion, metrics.confusion_matrix(labels, predictions, labels=range(classes)))
