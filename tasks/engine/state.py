@@ -68,6 +68,7 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock: Any = None
+        self._damaged = False  # whether ``last.pt`` could not be read
         self.config, self.log, self.curves = root / "config.yaml", root / "log.jsonl", root / "curves.png"
         self.checkpoints = root / "checkpoints"
         self.state, self.previous = self.checkpoints / "last.pt", self.checkpoints / "previous.pt"
@@ -142,6 +143,7 @@ class RunFolder:
                 # torch's own text advises to read such files without its checks
                 reason = one_line(error)[:200] if isinstance(error, ValueError) else type(error).__name__
                 failures.append(f"{path}: not a complete checkpoint ({reason})")
+                self._damaged |= path == self.state
                 continue
             if path == self.previous:
                 reason = failures[0] if failures else f"{self.state} is missing"
@@ -152,10 +154,11 @@ class RunFolder:
         return None
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Write the training state atomically; the one before it becomes ``previous.pt``."""
-        if self.state.exists():
+        """Write the training state atomically; the one before it becomes ``previous.pt``, if it could be read."""
+        if self.state.exists() and not self._damaged:  # otherwise ``previous.pt`` is the only good one
             self._keep_previous()
         atomic_write(self.state, lambda path: _save(state, path))
+        self._damaged = False
 
     def _keep_previous(self) -> None:
         """Give the present state the second name ``previous.pt``; on file systems without links, only that name."""

@@ -117,6 +117,31 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(images, tmp_path, monkeypa
     assert torch.load(folder / "last.pt", weights_only=True)["position"]["step"] == 2
 
 
+def test_a_damaged_state_does_not_replace_the_one_before_it(images, tmp_path, monkeypatch, capsys):
+    """Resumed from ``previous.pt``, a run whose next save fails still has it."""
+    trainer = Trainer(make_task(config(images, tmp_path / "run")))
+    crash_after_step(trainer, 4, monkeypatch)
+    with pytest.raises(Crash):
+        trainer.fit()
+    monkeypatch.undo()
+    folder = tmp_path / "run/checkpoints"
+    (folder / "last.pt").write_bytes(b"PK half a file")
+    trainer = Trainer(make_task(config(images, tmp_path / "run")), resume=True)
+    assert trainer.at.step == 2
+
+    def full(state, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError, match="No space left on device"):
+        trainer.fit()
+    monkeypatch.undo()
+    assert torch.load(folder / "previous.pt", weights_only=True)["position"]["step"] == 2
+    fit(images, tmp_path / "run", resume=True)
+    fit(images, tmp_path / "whole")
+    assert (tmp_path / "whole/log.jsonl").read_text() == (tmp_path / "run/log.jsonl").read_text()
+
+
 def test_a_run_goes_on_on_another_machine(images, tmp_path, monkeypatch):
     """From another folder, and with data loading processes: the same weights."""
     fit(images, tmp_path / "whole")
