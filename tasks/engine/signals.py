@@ -25,8 +25,8 @@ _AFTER_SIGTERM = 15  # seconds that a data loading process works on
 class Signals:
     """Handlers of the signals, as a context.
 
-    Between steps a signal is noted in ``requested``. Everywhere else it raises ``Interrupted`` at once: what is on the
-    disk is complete at every moment. A second signal ends the process; those within a second of the first do not count,
+    Where signals are ``deferred`` one is noted in ``requested``, as in a step whose state is not saved. Everywhere else
+    it raises ``Interrupted`` at once: what is on the disk is complete at every moment. A second signal ends the process; those within a second of the first do not count,
     because Ctrl+C reaches a process directly and through torchrun.
 
     Args:
@@ -66,6 +66,21 @@ class Signals:
             yield
         finally:
             self._deferred -= 1
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Raise ``Interrupted`` at a signal inside of this context, or if one has arrived, where signals are deferred."""
+        self.stop_if_requested()
+        deferred, self._deferred = self._deferred, 0
+        try:
+            yield
+        finally:
+            self._deferred = deferred
+
+    def stop_if_requested(self) -> None:
+        """Raise ``Interrupted`` if a signal has arrived."""
+        if self.requested:
+            raise Interrupted(self.requested)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:  # the thread below decides

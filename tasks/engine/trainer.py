@@ -12,6 +12,7 @@ import errno
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -104,7 +105,11 @@ class Trainer(Run):
         patience = _PATIENCE if self.accelerator.num_processes > 1 else None
         try:
             with Signals(patience) as self.signals:
-                return self._fit()
+                try:
+                    return self._fit()
+                finally:
+                    with self.signals.deferred():  # a signal that comes again changes nothing any more
+                        self.close()
         except Interrupted as stop:
             where = f"{stop.name}: stopped at {self.describe_position()}"
             raise Interrupted(stop.number, f"{where}; {self._how_to_go_on()}") from None
@@ -112,14 +117,14 @@ class Trainer(Run):
             if (explained := self._explain(error)) is None:
                 raise
             raise explained from None
-        finally:
-            self.close()
 
     def close(self) -> None:
         """Close the log, end the data loading processes and give the folder free, as ``fit`` does at its end."""
-        self.log.close()
-        self.loader = None  # whose processes end with it
-        self.files.release()
+        try:
+            self.log.close()
+        finally:
+            self.loader = None  # whose processes end with it
+            self.files.release()
 
     def _how_to_go_on(self) -> str:
         return f"continue with --resume; {self.files.describe_state()}"
@@ -127,12 +132,15 @@ class Trainer(Run):
     def _explain(self, error: Exception) -> TrainingError | None:
         """Return the error that names the reason and what to do; None for an error of the program."""
         where, go_on = self.describe_position(), self._how_to_go_on()
-        if isinstance(error, OSError):
-            if error.errno not in _NO_SPACE:
-                return None
-            return TrainingError(
-                f"{self.files.root}: cannot be written ({error.strerror}); free some space and {go_on}"
-            )
+        if isinstance(error, OSError) and error.errno is not None:
+            name = error.filename if isinstance(error.filename, str) else None
+            if error.errno in _NO_SPACE:
+                root = self.files.root
+                place = root if name is None or root in Path(name).parents else name
+                return TrainingError(f"{place}: cannot be written ({error.strerror}); free some space and {go_on}")
+            if name is None:  # its own message has no place
+                return TrainingError(f"{where}: {error.strerror}; {go_on}")
+            return None
         if (reason := dead_worker(error)) is not None:
             return TrainingError(f"{where}: {reason}; {go_on}")
         if (reason := out_of_memory(error)) is not None:
@@ -176,7 +184,9 @@ class Trainer(Run):
         at, train = self.at, self.train
         total = train.epochs * self.steps_per_epoch
         items = self.batches.per_batch * self.shards * train.accumulate
-        with Progress(total, at.step, items, unit=self.task.unit, enabled=self.main) as progress:
+        shown = Progress(total, at.step, items, unit=self.task.unit, enabled=self.main)
+        # From here on a signal waits until what was trained is saved.
+        with shown as progress, self.signals.deferred():
             while at.epoch < train.epochs and not self._is_stale():
                 self._epoch(progress)
                 self._end_of_epoch(progress)
@@ -206,25 +216,24 @@ class Trainer(Run):
         self.batches.seek(at.epoch, at.batch * self.shards)
         self.model.train()
         forwards: list[Any] = []  # batches of the step
-        with self.signals.deferred():
-            for batch in self.loader:
-                if at.batch >= usable:
-                    break
-                # Collect the batches of an optimizer step.
-                forwards.append(batch)
-                if len(forwards) < train.accumulate:
-                    continue
-                terms = self._step(forwards)
-                forwards = []
-                at.batch += train.accumulate
-                at.step += 1
-                self.average.after_step()
-                # Log the loss, show progress, and store the state from time to time.
-                if at.step % train.log_every == 0 or at.batch == usable:
-                    self._log_step(terms)
-                mean = {"loss": at.loss_sum / at.loss_count} if at.loss_count else {}
-                progress.step(at.step, epoch=f"{at.epoch + 1}/{train.epochs}", **mean)
-                self._save_or_stop()
+        for batch in self.loader:
+            if at.batch >= usable:
+                break
+            # Collect the batches of an optimizer step.
+            forwards.append(batch)
+            if len(forwards) < train.accumulate:
+                continue
+            terms = self._step(forwards)
+            forwards = []
+            at.batch += train.accumulate
+            at.step += 1
+            self.average.after_step()
+            # Log the loss, show progress, and store the state from time to time.
+            if at.step % train.log_every == 0 or at.batch == usable:
+                self._log_step(terms)
+            mean = {"loss": at.loss_sum / at.loss_count} if at.loss_count else {}
+            progress.step(at.step, epoch=f"{at.epoch + 1}/{train.epochs}", **mean)
+            self._save_or_stop()
 
     def _step(self, forwards: list[Any]) -> dict[str, Tensor]:
         """Make one optimizer step.
@@ -290,31 +299,28 @@ class Trainer(Run):
         at, train = self.at, self.train
         evaluated = (at.epoch + 1) % train.eval_every == 0 or at.epoch + 1 == train.epochs
         # Store what was trained. The state is at the end of this epoch: resumed, it is evaluated.
-        with self.signals.deferred():
-            if evaluated and self.saved_step != at.step:
-                self._save()
-            else:
-                self.check_weights()
-            model = self.average.after_epoch(at.epoch)
-            share_buffers(self.accelerator, model)
-            meta: dict[str, Any] = {"epochs": at.epoch + 1, "config": self.config.model_dump(mode="json")}
-            if self.main:
-                self.task.save_weights(model, self.files.last, meta)
-        self._stop_if_asked()
+        if evaluated and self.saved_step != at.step:
+            self._save()
+        else:
+            self.check_weights()
+        model = self.average.after_epoch(at.epoch)
+        share_buffers(self.accelerator, model)
+        meta: dict[str, Any] = {"epochs": at.epoch + 1, "config": self.config.model_dump(mode="json")}
+        if self.main:
+            self.task.save_weights(model, self.files.last, meta)
         # Evaluate.
         train_loss = at.loss_sum / at.loss_count
         metrics = self.task.end_of_epoch(self.accelerator)
         if evaluated and self._evaluate(model, meta):
             metrics = {**metrics, **at.metrics}
         # Log, and store the state.
-        with self.signals.deferred():
-            self.log.write(EpochRecord(step=at.step, epoch=at.epoch, train_loss=train_loss, metrics=metrics))
-            self.log.write(BlocksRecord(step=at.step, epoch=at.epoch, blocks=branch_statistics(self.bare)))
-            shown = "  ".join(f"{key} {value:.4g}" for key, value in {"train_loss": train_loss, **metrics}.items())
-            progress.message(f"epoch {at.epoch + 1}/{train.epochs}  {shown}")
-            at.epoch, at.batch, at.loss_sum, at.loss_count = at.epoch + 1, 0, 0.0, 0
-            self._save()
-        self._stop_if_asked()
+        self.log.write(EpochRecord(step=at.step, epoch=at.epoch, train_loss=train_loss, metrics=metrics))
+        self.log.write(BlocksRecord(step=at.step, epoch=at.epoch, blocks=branch_statistics(self.bare)))
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in {"train_loss": train_loss, **metrics}.items())
+        progress.message(f"epoch {at.epoch + 1}/{train.epochs}  {shown}")
+        at.epoch, at.batch, at.loss_sum, at.loss_count = at.epoch + 1, 0, 0.0, 0
+        self._save()
+        self.signals.stop_if_requested()
 
     def _evaluate(self, model: nn.Module, meta: dict[str, Any]) -> bool:
         """Evaluate, store the best weights, and add the metrics to the last weights.
@@ -331,7 +337,8 @@ class Trainer(Run):
         """
         at = self.at
         try:
-            at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)
+            with self.signals.immediate():
+                at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _NO_SPACE:
                 raise
@@ -349,15 +356,14 @@ class Trainer(Run):
         # a header has no NaN: a class without samples has no accuracy
         meta["metrics"] = {key: value if math.isfinite(value) else None for key, value in at.metrics.items()}
         value, rule = at.metrics[self.task.metric], self.train.early_stopping
-        with self.signals.deferred():
-            at.stale = 0 if value > at.best + (rule.min_delta if rule else 0.0) else at.stale + 1
-            better = value > at.best  # not NaN
+        at.stale = 0 if value > at.best + (rule.min_delta if rule else 0.0) else at.stale + 1
+        better = value > at.best  # not NaN
+        if better:
+            at.best = value
+        if self.main:
             if better:
-                at.best = value
-            if self.main:
-                if better:
-                    self.task.save_weights(model, self.files.best, meta)
-                self.task.save_weights(model, self.files.last, meta)
+                self.task.save_weights(model, self.files.best, meta)
+            self.task.save_weights(model, self.files.last, meta)
         return True
 
     def _save_or_stop(self) -> None:
@@ -392,8 +398,3 @@ class Trainer(Run):
         saves, stops, steps = self.accelerator.gather(own).amax(0).tolist()
         self.asked, self.next_question = (now, self.at.step), self.at.step - steps
         return bool(saves), stops
-
-    def _stop_if_asked(self) -> None:
-        """Stop the run, whose state is saved, if a signal arrived meanwhile."""
-        if self.signals.requested:
-            raise Interrupted(self.signals.requested)

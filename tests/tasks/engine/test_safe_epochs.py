@@ -18,6 +18,7 @@ from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.commands import environment
 from tests.helpers.training import config, fit, weights_of
+from zoo.method import branch_statistics
 
 
 class PowerCut(BaseException):
@@ -183,6 +184,59 @@ def test_a_signal_lets_the_step_end_and_saves_it(images, tmp_path, monkeypatch, 
     fit(images, tmp_path / "whole", checkpoint_minutes=10)
     whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "run")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("place", ["check_weights", "save_weights", "end_of_epoch", "branch_statistics"])
+def test_a_signal_at_the_end_of_an_epoch_loses_no_step(images, tmp_path, monkeypatch, place):
+    """Of an epoch without an evaluation, before which the state would have been saved."""
+    trainer = Trainer(make_task(config(images, tmp_path / "run", checkpoint_minutes=10, eval_every=2)))
+    owner = {"check_weights": trainer, "branch_statistics": "tasks.engine.trainer"}.get(place, trainer.task)
+    function = branch_statistics if place == "branch_statistics" else getattr(owner, place)
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return function(*arguments)
+
+    if isinstance(owner, str):
+        monkeypatch.setattr(f"{owner}.{place}", interrupted)
+    else:
+        monkeypatch.setattr(owner, place, interrupted)
+    with pytest.raises(Interrupted, match=r"stopped at epoch 2, step 6; continue with --resume; the last good"):
+        trainer.fit()
+    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["position"]["step"] == 6
+
+
+def test_a_signal_stops_an_evaluation_at_once(images, tmp_path, monkeypatch):
+    trainer = Trainer(make_task(config(images, tmp_path / "run", checkpoint_minutes=10)))
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr(trainer.task, "evaluate", interrupted)
+    with pytest.raises(Interrupted, match=r"stopped at epoch 1, step 6"):
+        trainer.fit()
+    assert torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["position"]["step"] == 6
+
+
+def test_a_signal_that_comes_again_while_the_run_closes_changes_nothing(images, tmp_path, monkeypatch):
+    """As Ctrl+C does, which reaches a process directly and through torchrun."""
+    trainer = Trainer(make_task(config(images, tmp_path / "run", checkpoint_minutes=10)))
+    step, close = trainer._step, trainer.close
+
+    def interrupted(forwards):
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(forwards)
+
+    def again():
+        os.kill(os.getpid(), signal.SIGTERM)
+        close()
+
+    monkeypatch.setattr(trainer, "_step", interrupted)
+    monkeypatch.setattr(trainer, "close", again)
+    with pytest.raises(Interrupted, match="SIGINT: stopped at epoch 1, step 1; continue"), Signals():
+        trainer.fit()
+    assert Trainer(make_task(config(images, tmp_path / "run", checkpoint_minutes=10)), resume=True).at.step == 1
 
 
 def test_a_signal_outside_of_a_step_stops_at_once():
