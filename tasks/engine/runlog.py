@@ -64,17 +64,19 @@ class JsonlSink:
     def __init__(self, path: Path, keep_bytes: int) -> None:
         path.touch()
         flush_folder(path.parent)
-        self._file = path.open("r+b")
+        # Without a buffer: what a full disk did not take would be written again when the file is closed.
+        self._file = path.open("r+b", buffering=0)  # and users watch the file
         # A file that is shorter, or was deleted, must not be filled with zeros up to that length.
         self.size = self._file.truncate(min(keep_bytes, path.stat().st_size))
         self._file.seek(self.size)
 
     def write(self, record: Record) -> None:
-        self.size += self._file.write((json.dumps(record.as_dict()) + "\n").encode())
-        self._file.flush()  # users watch the file
+        rest = (json.dumps(record.as_dict()) + "\n").encode()
+        while rest:  # a disk that becomes full takes a part
+            written = self._file.write(rest)
+            self.size, rest = self.size + written, rest[written:]
 
     def flush(self) -> None:
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -122,8 +124,11 @@ class RunLog:
         return sum(sink.size for sink in self.sinks if isinstance(sink, JsonlSink))
 
     def close(self) -> None:
-        """Close every sink."""
-        self._of_each(lambda sink: sink.close())
+        """Close every sink, once."""
+        try:
+            self._of_each(lambda sink: sink.close())
+        finally:
+            self.sinks = []
 
     def _of_each(self, function: Callable[[Sink], None]) -> None:
         """Call a function of every sink, and leave out from now on those that fail."""

@@ -26,8 +26,9 @@ class Signals:
     """Handlers of the signals, as a context.
 
     Where signals are ``deferred`` one is noted in ``requested``, as in a step whose state is not saved. Everywhere else
-    it raises ``Interrupted`` at once: what is on the disk is complete at every moment. A second signal ends the process; those within a second of the first do not count,
-    because Ctrl+C reaches a process directly and through torchrun.
+    it raises ``Interrupted`` at once: what is on the disk is complete at every moment. A second signal ends the
+    process; those within a second of the first do not count, because Ctrl+C reaches a process directly and through
+    torchrun.
 
     Args:
         patience: seconds after which the process ends even if its step does not, as when it waits for a process that
@@ -69,7 +70,7 @@ class Signals:
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Raise ``Interrupted`` at a signal inside of this context, or if one has arrived, where signals are deferred."""
+        """Raise ``Interrupted`` at a signal inside of this context, and if one has arrived before it."""
         self.stop_if_requested()
         deferred, self._deferred = self._deferred, 0
         try:

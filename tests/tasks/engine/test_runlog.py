@@ -1,13 +1,17 @@
 """What a run logs and leaves on disk."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
 
 import zoo
 from tasks.engine import Trainer
-from tasks.engine.runlog import SINKS
+from tasks.engine.records import StepRecord
+from tasks.engine.runlog import SINKS, JsonlSink
+from tasks.errors import TrainingError
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.training import config, fit, weights_of
@@ -86,3 +90,63 @@ def test_a_sink_that_fails_is_reported_and_left_out(images, tmp_path, monkeypatc
     assert len(read_log(tmp_path / "run/log.jsonl")) == 8
     shown = " ".join(capsys.readouterr().err.split())
     assert shown.count("Server failed and gets no more records of this run (ConnectionError: no answer from the") == 1
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_with_what_to_do(images, tmp_path):
+    """A disk that is full; the folder is free afterwards."""
+    trainer = Trainer(make_task(config(images, tmp_path / "run", sinks=())))
+    (sink,) = trainer.log.sinks
+    full = os.open("/dev/full", os.O_RDWR)
+    os.dup2(full, sink._file.fileno())
+    os.close(full)
+    with pytest.raises(TrainingError, match=r"run: cannot be written \(No space left on device\); free some space and"):
+        trainer.fit()
+    assert fit(images, tmp_path / "run", sinks=(), resume=True)["images"] == 15
+
+
+def test_an_error_of_a_disk_names_the_place_of_the_run(images, tmp_path, monkeypatch):
+    """Where the system names no file."""
+    trainer = Trainer(make_task(config(images, tmp_path / "run", sinks=())))
+
+    def fail(record):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(trainer.log.sinks[0], "write", fail)
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1: Input/output error; continue with --resume; no check"):
+        trainer.fit()
+
+
+def test_lines_are_written_whole_where_the_system_takes_parts(tmp_path):
+    sink = JsonlSink(tmp_path / "log.jsonl", 0)
+    file = sink._file
+
+    class Slow:
+        def write(self, content):
+            return file.write(content[:7])
+
+    sink._file = Slow()
+    sink.write(StepRecord(step=1, epoch=0, loss=0.5, lr=0.1))
+    written = (tmp_path / "log.jsonl").read_bytes()
+    assert json.loads(written)["loss"] == 0.5
+    assert sink.size == len(written)
+
+
+def test_a_sink_is_closed_once(images, tmp_path, monkeypatch):
+    closed = []
+
+    class Server:
+        def __init__(self, folder, step):
+            pass
+
+        def write(self, record):
+            pass
+
+        def flush(self):
+            pass
+
+        def close(self):
+            closed.append(1)
+
+    monkeypatch.setitem(SINKS, "server", Server)
+    fit(images, tmp_path / "run", epochs=1, sinks=("server",))
+    assert closed == [1]
