@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
-from tasks.errors import UserError
+from tasks.engine.fingerprint import Fingerprint
+from tasks.errors import TrainingError, UserError
 
 Result = TypeVar("Result")
 _STORE_SECONDS = 3.0  # time to reach torchrun
@@ -59,6 +60,31 @@ def share_state(accelerator: Accelerator, state: dict[str, Any] | None) -> dict[
     for tensor in _tensors(state):  # one by one: they need not fit on a device together
         tensor.copy_(broadcast(tensor.to(accelerator.device)))
     return state
+
+
+def require_same_data(accelerator: Accelerator, fingerprint: Fingerprint) -> None:
+    """Refuse data that are not the same on all processes, as where machines have copies of their own.
+
+    Every process raises the error, so that none waits for the others.
+
+    Args:
+        accelerator: processes of the run.
+        fingerprint: data that this process reads.
+
+    Raises:
+        TrainingError: classes, training or evaluation samples of a process are not those of the first one.
+    """
+    if accelerator.num_processes == 1:
+        return
+    first, *others = gather_object([fingerprint])
+    for rank, other in enumerate(others, 1):
+        if other != first:
+            names = {"classes": "classes", "train": "training samples", "val": "evaluation samples"}
+            parts = [shown for name, shown in names.items() if getattr(other, name) != getattr(first, name)]
+            raise TrainingError(
+                f"data: the {' and '.join(parts)} of process {rank} are not those of process 0; give every machine the "
+                "same data"
+            )
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:

@@ -25,7 +25,7 @@ from tasks.engine.fingerprint import Fingerprint
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.graphs import PINS_BESIDE, GraphedNet
 from tasks.engine.optimizer import describe_levels, load_optimizer, make_optimizer
-from tasks.engine.ranks import lost_peer, on_main, share_state
+from tasks.engine.ranks import lost_peer, on_main, require_same_data, share_state
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
@@ -64,8 +64,8 @@ class Run:
         log: log of the run; without sinks on all ranks but the first.
 
     Raises:
-        TrainingError: the folder contains another run or is used by another process, its data have changed, or a batch
-            size or epoch length does not fit the settings.
+        TrainingError: the folder contains another run or is used by another process, its data have changed or differ
+            between the processes, or a batch size or epoch length does not fit the settings.
         ConfigError: the folder's config is not valid any more, a sink is unknown, or graphs cannot be used.
     """
 
@@ -95,6 +95,7 @@ class Run:
                 print_line(warning)
         self.at = Position() if state is None else state["position"]
         self.fingerprint = self.task.fingerprint()
+        require_same_data(self.accelerator, self.fingerprint)
         if self.main:
             for line in self.task.describe_data(self.fingerprint):
                 print_line(line)
@@ -219,11 +220,15 @@ class Run:
         """Load a part of a training state.
 
         Raises:
-            TrainingError: a part of another form.
+            TrainingError: a part of another form, or too little memory for it.
         """
         try:
             load(part)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            if (reason := out_of_memory(error)) is not None:
+                raise TrainingError(
+                    f"{self.files.state}: {reason} while it was loaded; free memory and continue with --resume"
+                ) from None
             raise TrainingError(
                 f"{self.files.state}: does not fit the run of its folder ({one_line(error)[:300]}); start a new run"
             ) from None

@@ -340,7 +340,8 @@ class Trainer(Run):
             with self.signals.immediate():
                 at.metrics = self.task.evaluate(model, self.accelerator, self.dtype)
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            no_space = isinstance(error, OSError) and error.errno in _NO_SPACE
+            if no_space or (self.accelerator.num_processes > 1 and lost_peer(error)):  # ``fit`` explains these
                 raise
             reason = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
             if (memory := out_of_memory(error)) is not None:

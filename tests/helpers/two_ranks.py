@@ -7,7 +7,8 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from tasks.devices import make_accelerator
-from tasks.engine.ranks import on_main, share_buffers, share_state
+from tasks.engine.fingerprint import Fingerprint, SetPrint
+from tasks.engine.ranks import on_main, require_same_data, share_buffers, share_state
 from tasks.errors import TrainingError
 from tasks.progress import print_line
 
@@ -43,6 +44,12 @@ def main():
     share_buffers(accelerator, model)
     found["mean"] = model[1].running_mean.tolist()
     found["count"] = int(model[1].num_batches_tracked)
+    # data, which each process reads by itself
+    require_same_data(accelerator, Fingerprint(("a",), SetPrint.of("xy"), SetPrint.of("z"), "images"))
+    try:
+        require_same_data(accelerator, Fingerprint(("a",), SetPrint.of("xy"[rank:]), SetPrint.of("z"), "images"))
+    except TrainingError as error:
+        found["data"] = str(error)
     everything = gather_object([found])
     if accelerator.is_main_process:
         print(json.dumps(everything))

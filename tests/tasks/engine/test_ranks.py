@@ -30,6 +30,9 @@ def test_decisions_states_and_statistics_are_the_main_process_s():
         assert found["types"]
         assert found["rest"] == [7, [1.5, None, "text"], None]
         assert found["count"] == 1
+        assert found["data"].startswith(
+            "data: the training samples of process 1 are not those of process 0; give every"
+        )
         assert found["mean"] == main["own"]
     assert main["own"] != other["own"]
 
@@ -97,6 +100,18 @@ def test_batchnorm_is_evaluated_with_the_statistics_that_are_saved(images, tmp_p
     found = json.loads((out / "metrics.json").read_text())["metrics"]
     assert found.pop("failed") == 0
     assert found == {key: logged[key] for key in found}
+
+
+def test_an_evaluation_that_lost_another_process_is_no_failure_of_its_own(images, tmp_path, monkeypatch):
+    trainer = Trainer(make_task(config(images, tmp_path / "run")))
+
+    def lost(*arguments):
+        monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)  # the end of the run has no collectives
+        raise RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+
+    monkeypatch.setattr(trainer.task, "evaluate", lost)
+    with pytest.raises(TrainingError, match="epoch 1, step 6: another process of the run ended or does not answer; co"):
+        trainer.fit()
 
 
 def test_errors_of_a_process_that_lost_another():

@@ -360,6 +360,17 @@ def test_a_state_of_another_optimizer_is_refused_in_one_line(images, tmp_path, c
     assert "\n" not in str(refused.value)
 
 
+def test_too_little_memory_for_a_state_is_no_damage(images, tmp_path, monkeypatch):
+    fit(images, tmp_path / "run", epochs=1)
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr("tasks.engine.run.load_optimizer", full)
+    with pytest.raises(TrainingError, match=r"last.pt: out of memory \(CUDA out of memory\) while it was loaded; free"):
+        fit(images, tmp_path / "run", epochs=1, resume=True)
+
+
 def test_file_systems_without_links_keep_a_state_too(images, tmp_path, monkeypatch):
     def unsupported(*arguments):
         raise OSError(errno.EPERM, "Operation not permitted")
