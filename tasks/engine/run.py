@@ -138,8 +138,10 @@ class Run:
             return state
         # the run becomes longer or shorter
         done = 0 if state is None else state["position"].epoch
-        if epochs < done:
-            raise TrainingError(f"{self.files.root}: train.epochs={epochs}: must be at least {done}, which are trained")
+        if epochs <= done:  # the last epoch of a run is always evaluated, and one that is done may not be
+            raise TrainingError(
+                f"{self.files.root}: train.epochs={epochs}: must be at least {done + 1}, as {done} are trained"
+            )
         print_line(
             f"train.epochs was {before}, is {epochs}: from epoch {done + 1} on the rate follows the new schedule"
         )

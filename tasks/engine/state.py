@@ -109,16 +109,26 @@ class RunFolder:
         Fields that do not bind a run (``tasks.config.FREE``) may differ, so that a run can go on on another machine.
 
         Raises:
-            TrainingError: there is a run and ``resume`` is False, or its config is another one.
+            TrainingError: there is a run and ``resume`` is False, or its config is another one, or is missing.
             ConfigError: the stored config is not valid any more.
         """
         stored = self.read_config(type(config))
         if stored is None:
+            if left := self._files_of_a_run():  # the config is written before them
+                raise TrainingError(
+                    f"{self.root} has {left[0].relative_to(self.root)} but no {self.config.name}: restore that, or "
+                    "choose another output=FOLDER"
+                )
             return
         if not resume:
             raise TrainingError(f"{self.root} contains a run already: add --resume, or choose another output=FOLDER")
         if changed := differences(cfg.binding(stored), cfg.binding(config)):
             raise TrainingError(f"{self.root} was started with another config: {changed}; resume with the same")
+
+    def _files_of_a_run(self) -> list[Path]:
+        """Return the files that a new run would replace. A run that ended before its first step has an empty log."""
+        files = (self.state, self.previous, self.best, self.last, self.log)
+        return [path for path in files if path.exists() and path.stat().st_size]
 
     def write_config(self, config: cfg.RunConfig) -> None:
         """Write the resolved config, and remove files that a killed run left half-written."""
@@ -131,7 +141,7 @@ class RunFolder:
         """Read the training state onto the CPU, or the one before it if that is damaged; None if there is none.
 
         Raises:
-            TrainingError: no file is a complete checkpoint.
+            TrainingError: no file is a complete checkpoint, or there are only weights, which a new run would replace.
         """
         failures = []
         for path in (self.state, self.previous):
@@ -151,6 +161,12 @@ class RunFolder:
             return state
         if failures:
             raise TrainingError(f"{'; '.join(failures)}; start a new run, from {self.last} if it is there")
+        for weights in (self.last, self.best):
+            if weights.exists():  # the state is written before them
+                raise TrainingError(
+                    f"{self.state} is missing, though {weights} is there: restore it, or start a new run in another "
+                    f"output=FOLDER, from {weights} by model.weights"
+                )
         return None
 
     def save_state(self, state: dict[str, Any]) -> None:

@@ -75,6 +75,7 @@ class Trainer(Run):
             store the state and the last weights
             evaluate; store the best weights, and the last ones with their metrics
             log metrics, multipliers and weight norms; store the state
+            (an epoch without an evaluation stores the state and the last weights here)
         draw the curves
 
     The state is on the disk before the evaluation, so that an evaluation that fails costs no training: it is reported,
@@ -306,7 +307,7 @@ class Trainer(Run):
         model = self.average.after_epoch(at.epoch)
         share_buffers(self.accelerator, model)
         meta: dict[str, Any] = {"epochs": at.epoch + 1, "config": self.config.model_dump(mode="json")}
-        if self.main:
+        if self.main and evaluated:
             self.task.save_weights(model, self.files.last, meta)
         # Evaluate.
         train_loss = at.loss_sum / at.loss_count
@@ -320,6 +321,8 @@ class Trainer(Run):
         progress.message(f"epoch {at.epoch + 1}/{train.epochs}  {shown}")
         at.epoch, at.batch, at.loss_sum, at.loss_count = at.epoch + 1, 0, 0.0, 0
         self._save()
+        if self.main and not evaluated:  # never before the state: without it a resumed run would replace them
+            self.task.save_weights(model, self.files.last, meta)
         self.signals.stop_if_requested()
 
     def _evaluate(self, model: nn.Module, meta: dict[str, Any]) -> bool:

@@ -171,8 +171,15 @@ def test_a_finished_run_gets_more_epochs(data, tmp_path, capsys):
     factors = [cfg.Cosine().factor(2 + i / 6, 3, 6) for i in range(6)]
     assert [r["lr"] for r in last] == pytest.approx([0.05 * factor for factor in factors])
     assert metrics["images"] == 15
-    with pytest.raises(TrainingError, match=r"train.epochs=2: must be at least 3, which are trained"):
+    with pytest.raises(TrainingError, match=r"train.epochs=2: must be at least 4, as 3 are trained"):
         fit(data, tmp_path / "run", epochs=2, resume=True)
+
+
+def test_a_run_is_not_cut_off_at_an_epoch_that_was_not_evaluated(data, tmp_path, monkeypatch):
+    """It would have ended without metrics."""
+    begun(data, tmp_path / "run", monkeypatch, eval_every=2)
+    with pytest.raises(TrainingError, match=r"train.epochs=1: must be at least 2, as 1 are trained"):
+        fit(data, tmp_path / "run", epochs=1, eval_every=2, resume=True)
 
 
 def test_the_average_of_the_last_epochs_begins_anew_in_a_longer_run(data, tmp_path):

@@ -46,6 +46,24 @@ def test_state_and_weights_are_on_the_disk_before_the_evaluation(images, tmp_pat
     assert (tmp_path / "run/log.jsonl").read_text() == (tmp_path / "whole/log.jsonl").read_text()
 
 
+def test_no_weights_are_on_the_disk_without_a_state(images, tmp_path, monkeypatch):
+    """Also where the first epoch is not evaluated: the run goes on."""
+    settings = {"checkpoint_minutes": 10, "eval_every": 2}
+    task = make_task(config(images, tmp_path / "run", **settings))
+    save = task.save_weights
+
+    def cut(*arguments):
+        save(*arguments)
+        raise PowerCut
+
+    monkeypatch.setattr(task, "save_weights", cut)
+    with pytest.raises(PowerCut):
+        Trainer(task).fit()
+    fit(images, tmp_path / "run", resume=True, **settings)
+    fit(images, tmp_path / "whole", **settings)
+    assert (tmp_path / "run/log.jsonl").read_text() == (tmp_path / "whole/log.jsonl").read_text()
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [

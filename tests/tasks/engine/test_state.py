@@ -187,3 +187,30 @@ def test_half_written_files_of_a_killed_run_are_cleared(images, tmp_path):
 
 def test_resuming_nothing_starts_anew(images, tmp_path):
     assert fit(images, tmp_path / "run", epochs=1, resume=True)["images"] == 15
+
+
+def test_what_is_left_of_a_run_is_not_replaced(images, tmp_path):
+    """Without its config, and without its state."""
+    run = tmp_path / "run"
+    fit(images, run, epochs=1)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "config.yaml"}
+    content = (run / "config.yaml").read_bytes()
+    (run / "config.yaml").unlink()
+    for resume in (False, True):
+        with pytest.raises(TrainingError, match=r"has checkpoints/last.pt but no config.yaml: restore that, or choose"):
+            fit(images, run, epochs=1, resume=resume)
+    (run / "config.yaml").write_bytes(content)
+    for name in ("last.pt", "previous.pt"):
+        (run / "checkpoints" / name).rename(tmp_path / name)
+    with pytest.raises(TrainingError, match=r"last.pt is missing, though .*last.safetensors is there: restore it, or"):
+        fit(images, run, epochs=1, resume=True)
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / name).rename(run / "checkpoints" / name)
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_log_of_another_program_is_not_replaced(images, tmp_path):
+    (tmp_path / "log.jsonl").write_text("{}\n")
+    with pytest.raises(TrainingError, match=r"has log.jsonl but no config.yaml"):
+        fit(images, tmp_path, epochs=1)
+    assert (tmp_path / "log.jsonl").read_text() == "{}\n"
