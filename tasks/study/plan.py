@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.config import RunConfig, read_yaml
+from tasks.config import RunConfig, binding, read_yaml
 from tasks.engine.state import RunFolder
 from tasks.errors import ConfigError
 from tasks.spec import check, resolve
 from tasks.study.config import Overrides, StudyConfig, Variants
 from tasks.yamltext import dump_yaml
 
-# What may differ between two names of the same run.
-_SAME_RUN: Any = {"output": True, "train": {"compile", "graphs", "workers"}}
 SCREENING, FINALS = "trials", "finals"  # stages of a study, and their folders
 
 
@@ -236,7 +235,9 @@ def _check_different(runs: list[StudyRun]) -> None:
     """Refuse two runs with the same config, which would count as two trials."""
     seen: dict[str, StudyRun] = {}
     for run in runs:
-        content = run.config.model_dump_json(exclude=_SAME_RUN)
+        # settings of the engine that do not bind a run make no other one; paths of data may
+        sections = {**run.config.model_dump(mode="json", exclude={"output"}), "train": binding(run.config.train)}
+        content = json.dumps(sections)
         if content in seen:
             raise ConfigError(f"{run.label} and {seen[content].label} are the same run; remove one")
         seen[content] = run

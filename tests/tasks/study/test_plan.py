@@ -83,6 +83,7 @@ BN = {"trials": {"one": {"label_smoothing": 0.1}, "two": {"label_smoothing": 0.2
         ),
         ({"trials": {"a": {}, "b": {"label_smoothing": 0.0}}}, "rescale/b/seed0 and .*/a/seed0 are the same run"),
         ({"trials": {"a": {}, "b": {"train.workers": 2}}}, "rescale/b/seed0 and .*/a/seed0 are the same run"),
+        ({"trials": {"a": {}, "b": {"train.log_every": 7}}}, "rescale/b/seed0 and .*/a/seed0 are the same run"),
         (
             {"trials": {"base": {"train.optimizer.rl": 1}}},
             r"trials/rescale/base: .*unknown key 'train.optimizer.rl' \(did you mean lr",
