@@ -102,14 +102,20 @@ class Study:
             trials_only: whether to stop before the final runs.
 
         Raises:
-            UserError: runs failed, or the trials choose another setting than that which was evaluated on the test set.
+            UserError: runs failed, the trials choose another setting than that which was evaluated on the test set, or
+                the report cannot be written.
         """
         write_text(cfg.dump(self.config), self.folder / "study.yaml")
         self._execute(self.screening)
         self._choose()
         if not trials_only and not self.runner.failed:
             self._execute(self.finals)
-        lines = self._write()
+        try:
+            lines = self._write()
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: the report cannot be written ({error.strerror}); the same command tries it again"
+            ) from None
         if self.runner.failed:
             label, reason = next(iter(self.runner.failed.items()))
             raise UserError(
@@ -165,7 +171,10 @@ class Study:
             count = sum(is_complete(self._result(run)) for run in runs)
             what = f"{run.label}: failed, {ended.failure}" if ended.failure else describe(ended.result, self.metric)
             print_line(f"[{count}/{total}] {what}  ({clock(ended.seconds)})")
-            self._write()
+            try:
+                self._write()
+            except OSError as error:  # a full disk must not end the runs, which may have space to go on
+                print_line(f"{self.folder}: the report cannot be written ({error.strerror})")
 
         def on_poll(active: Sequence[StudyRun]) -> None:
             if status.due():
@@ -200,13 +209,9 @@ class Study:
         return f"{ended}/{len(runs)} runs; {', '.join(at)}; ETA {clock(seconds / self.slots.jobs)}"
 
     def _write(self) -> list[str]:
-        """Write the report. A full disk must not end the runs, which may have space to go on."""
+        """Write the report of the present results, and return its lines."""
         results = [[self._result(run) for run in runs] for runs in (self.screening, self.finals)]
-        try:
-            return write_reports(self.config, self.metric, results[0], results[1], self.runner.failed)
-        except OSError as error:
-            print_line(f"{self.folder}: the report cannot be written ({error.strerror})")
-            return []
+        return write_reports(self.config, self.metric, results[0], results[1], self.runner.failed)
 
 
 def describe(result: Result, metric: str) -> str:

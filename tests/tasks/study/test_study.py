@@ -1,5 +1,6 @@
 """A whole study by the command line: killed in the middle it goes on, and gives the same tables."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -131,6 +132,19 @@ def test_a_study_of_another_recipe_is_refused(make_study, tmp_path):
     write_text("recipe: other.yaml\n", tmp_path / "study/study.yaml")
     with pytest.raises(ConfigError, match=r"has a study of other.yaml, not of .*; choose another output"):
         Study(study, Slots(1, 1))
+
+
+def test_a_report_that_cannot_be_written_is_an_error_at_the_end(make_study, monkeypatch):
+    """And costs a line while runs end."""
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    study = Study(make_study(trials=None, schemes={"bn": {}}), Slots(1, 1))
+    monkeypatch.setattr("tasks.study.study.write_reports", full)
+    monkeypatch.setattr(study.runner, "execute", lambda runs, on_end, on_poll: None)
+    with pytest.raises(UserError, match=r"study: the report cannot be written \(No space left on device\); the same"):
+        study.run()
 
 
 def test_torchrun_is_refused(make_study, monkeypatch, capsys):
