@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from tasks.progress import print_line
 from zoo.files import make_folder
 
 LOCK_FILE = ".lock"  # in a folder that is taken
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems without locks
 
 
 def take_folder(folder: Path, what: str) -> filelock.BaseFileLock | None:
@@ -35,15 +38,22 @@ def take_folder(folder: Path, what: str) -> filelock.BaseFileLock | None:
     make_folder(folder)
     lock = filelock.FileLock(folder / LOCK_FILE, thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        with warnings.catch_warnings(action="ignore"):
+            lock.acquire(timeout=0)
     except filelock.Timeout:
         raise UserError(
             f"{folder}: another process has a {what} in it; wait for it, stop it, or choose another folder"
         ) from None
-    except NotImplementedError:
-        print_line(f"{folder}: its file system has no locks; do not start two {what}s in it")
-        return None
-    return lock
+    except (NotImplementedError, OSError) as error:  # the first from older versions of filelock
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+    else:
+        if not isinstance(lock, filelock.SoftFileLock):
+            return lock
+        # newer versions take a file that exists for a lock, which a process that was killed would leave
+        lock.release()
+    print_line(f"{folder}: its file system has no locks; do not start two {what}s in it")
+    return None
 
 
 @contextmanager
