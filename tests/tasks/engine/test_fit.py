@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import zoo
+from tasks import config as cfg
 from tasks.classification.data import EvalSet, eval_transform
 from tasks.devices import make_accelerator
 from tasks.engine import Trainer, training_loss
@@ -16,6 +17,7 @@ from tasks.errors import DataError
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tasks.study.fit import measure_fit_loss
+from tests.helpers.commands import on_two_processes
 from tests.helpers.training import config, fit
 
 AUGMENT = {"crop": {"name": "pad", "padding": 4}, "flip": 0.5, "mixup": 0.4}
@@ -80,3 +82,10 @@ def test_the_pace_is_that_of_the_steps(images, tmp_path, monkeypatch):
     files = RunFolder(tmp_path / "run")
     assert not files.last.exists()
     assert not files.state.exists()
+
+
+@pytest.mark.slow
+def test_two_processes_print_one_pace(images, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump(config(images, tmp_path / "run")))
+    assert json.loads(on_two_processes("train", path, "--measure", 1))["steps_per_epoch"] == 6
