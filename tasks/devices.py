@@ -135,8 +135,20 @@ def make_accelerator(
             **settings,
         )
     except ValueError as error:  # a precision that the device does not have
-        raise TrainingError(str(error)) from None
+        raise TrainingError(f"train.precision={precision}: {error}") from None
+    _require_precision(accelerator)
     launched = process_count()
     if accelerator.num_processes != launched:
         raise TrainingError(f"{launched} processes were launched, but Accelerate sees {accelerator.num_processes}")
     return accelerator
+
+
+def _require_precision(accelerator: Accelerator) -> None:
+    """Refuse a precision that Accelerate leaves out on this device without an error, as fp16 on the CPU.
+
+    Raises:
+        TrainingError: the device lacks the precision.
+    """
+    precision, device = accelerator.mixed_precision, accelerator.device.type
+    if precision != "no" and not accelerator.native_amp:
+        raise TrainingError(f"train.precision={precision}: not on this device, {device}; use fp32, or bf16 on a CPU")

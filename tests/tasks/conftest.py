@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
@@ -19,3 +20,16 @@ def images(tmp_path_factory):
                 pixels[..., 2 - i] //= 2
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{n}.png")
     return root
+
+
+@pytest.fixture
+def half_on_cpu():
+    """Let the CPU have fp16 and a scale of the loss, which Accelerate does not give it."""
+
+    def enable(accelerator):
+        if accelerator.mixed_precision == "fp16" and not accelerator.native_amp:
+            accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler(accelerator.device.type)
+
+    with pytest.MonkeyPatch.context() as patch:  # of its own, which no test undoes
+        patch.setattr("tasks.devices._require_precision", enable)
+        yield

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tasks import devices
-from tasks.errors import UserError, out_of_memory
+from tasks.errors import TrainingError, UserError, out_of_memory
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,14 @@ def test_a_numbered_device_becomes_the_current_one(monkeypatch):
     devices.choose_device("cuda:1")
     assert chosen == [1]
     assert devices.best_device() == torch.device("cuda:1")
+
+
+def test_a_precision_that_the_device_lacks_is_refused():
+    """Accelerate would train in fp32 without a word."""
+    devices.choose_device("cpu")
+    with pytest.raises(TrainingError, match=r"train.precision=fp16: not on this device, cpu; use fp32, or bf16 on a C"):
+        devices.make_accelerator(precision="fp16")
+    assert devices.make_accelerator(precision="bf16").native_amp
 
 
 def test_memory_runs_out_on_devices_and_on_the_cpu():

@@ -49,7 +49,7 @@ def frozen(state, levels):
 
 @pytest.mark.parametrize("scheme", ["rescale", "bn"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_frozen_levels_stay_to_the_bit(images, tmp_path, scheme, precision):
+def test_frozen_levels_stay_to_the_bit(images, tmp_path, half_on_cpu, scheme, precision):
     """With dropout, an average of the weights and mixed precision; statistics included."""
     model = section(tmp_path, 2, scheme, branch_drop_rate=0.2)
     settings = {"precision": precision, "average": {"name": "ema", "decay": 0.5}, "optimizer": SGD, "model": model}

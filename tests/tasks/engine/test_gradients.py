@@ -176,7 +176,7 @@ def test_the_last_layers_of_detectors(detector):
     }
 
 
-def test_half_precision_has_gradients_without_the_scale(images, tmp_path):
+def test_half_precision_has_gradients_without_the_scale(images, tmp_path, half_on_cpu):
     """One step in fp16 with a huge scale of the loss clips as much as one in fp32."""
     moved = {}
     for precision in ("fp32", "fp16"):

@@ -89,7 +89,7 @@ def test_a_step_does_not_wait_for_the_gpu(images, tmp_path, settings):
 
 
 @pytest.mark.parametrize(("name", "precision"), [("sgd", "fp32"), ("muon", "fp16")])
-def test_resume_repeats_the_run_to_the_bit(images, tmp_path, monkeypatch, name, precision):
+def test_resume_repeats_the_run_to_the_bit(images, tmp_path, monkeypatch, half_on_cpu, name, precision):
     settings = {"optimizer": OPTIONS[name], "average": WARM, "precision": precision}
     assert_resume_is_exact(images, tmp_path, monkeypatch, 4, **settings)
 

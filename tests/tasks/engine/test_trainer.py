@@ -84,7 +84,7 @@ def test_a_remainder_that_fills_no_step_is_left_out(images, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_it_learns(images, tmp_path, precision):
+def test_it_learns(images, tmp_path, half_on_cpu, precision):
     optimizer = {"name": "adamw", "lr": 3e-3, "clip_norm": 1.0}
     metrics = fit(images, tmp_path / "run", epochs=8, precision=precision, optimizer=optimizer, checkpoint_minutes=10)
     assert metrics["top1"] > 60  # a third by chance
