@@ -409,7 +409,7 @@ class TrainSection(Strict):
         description="replay forward and backward of the net as CUDA graphs: for small nets on a GPU, whose kernels "
         "take less time than their launch",
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)  # numpy's range
     average: Average | None = Field(None, description="average of the weights, which is evaluated and stored")
     calibration_batches: int = Field(8, ge=1, description="batches whose means initialise biases before products")
     calibration_samples: int = Field(
@@ -427,7 +427,7 @@ class TrainSection(Strict):
         10.0, ge=0, description="minutes between checkpoints within an epoch; 0: one after each step"
     )
     timeout_minutes: Annotated[float, FREE] = Field(
-        30.0, gt=0, description="minutes that a process waits for the others before the run ends"
+        30.0, gt=0, le=525_600, description="minutes that a process waits for the others before the run ends"
     )
     log_every: Annotated[int, FREE] = Field(
         50, ge=1, description="optimizer steps between records of the loss; an epoch ends with one"
@@ -451,7 +451,7 @@ class RunConfig(Strict):
 
     task: str
     output: Annotated[PathText, FREE] = Field(description="the run's folder")
-    config_version: int = Field(
+    config_version: Annotated[int, FREE] = Field(
         VERSION, ge=1, description="version of the format; a config without it is of version 1, the first"
     )
     train: TrainSection
@@ -581,19 +581,26 @@ def _explain(error: Any, schema: type[Strict]) -> str:
     *parents, key = error["loc"] or ("",)
     keys: list[str] = []
     sections: list[type[Strict]] = [schema]  # the section at this place, or the variants of a union
+
+    def tagged(part: Any) -> list[type[Strict]]:
+        return [s for s in sections if len(sections) > 1 and s.model_fields["name"].default == part]
+
     for part in parents:
-        tagged = [s for s in sections if len(sections) > 1 and s.model_fields["name"].default == part]
-        if not tagged:
+        if not tagged(part):
             keys.append(str(part))
-        sections = tagged or [v for s in sections if part in s.model_fields for v in _variants(s, part)]
-    dotted = ".".join([*keys, str(key)])
+        sections = tagged(part) or [v for s in sections if part in s.model_fields for v in _variants(s, part)]
+    dotted = ".".join(keys if tagged(key) else [*keys, str(key)])
     if error["type"] == "extra_forbidden":
         return f"unknown key {dotted!r}{suggestion(str(key), [field for s in sections for field in s.model_fields])}"
     if error["type"] == "missing":
         return f"key {dotted!r} is missing"
     message = reason_of(error)
-    if error["type"].startswith("union_tag"):
-        return f"{dotted}: {message}"
+    if error["type"].startswith("union_tag"):  # the key that chooses a variant
+        context = error["ctx"]
+        chooser = f"{dotted}.{context['discriminator'].strip(chr(39))}"
+        if "expected_tags" in context:
+            return f"{chooser}={context['tag']!r}: must be one of {context['expected_tags']}"
+        return f"key {chooser!r} is missing"
     if error["type"] == "value_error" and isinstance(error["input"], dict):  # keys of a section that do not go together
         return f"{dotted}: {message}" if dotted else message
     return f"{dotted}={error['input']!r}: {message}"

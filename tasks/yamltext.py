@@ -99,7 +99,7 @@ def fit(value: Any, annotation: Any, sections: type, key: str) -> Any:
         key: name of the field, for messages.
 
     Raises:
-        ValueError: an integer beyond 64 bits in a field that is not for text.
+        ValueError: an integer beyond 64 bits in a field that is not for text, or true or false in one for a number.
     """
     choices = list(_alternatives(annotation))
     if Written in choices:
@@ -119,6 +119,8 @@ def fit(value: Any, annotation: Any, sections: type, key: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if number and str in choices and not {int, float} & {*choices}:
         return value.text if isinstance(value, WrittenInt | WrittenFloat) else repr(value)
+    if isinstance(value, bool) and {int, float} & {*choices} and not {bool, Any} & {*choices}:
+        raise ValueError(f"{key}: must be a number, not {str(value).lower()}")  # pydantic takes true for 1
     try:
         return as_number(value)
     except ValueError as error:

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from tasks import config as cfg
-from tasks.engine import Fingerprint, SetPrint, Trainer
+from tasks.engine import Fingerprint, RunFolder, SetPrint, Trainer
 from tasks.errors import ConfigError, TrainingError
 from tasks.plots import read_log
 from tasks.spec import make_task, task_specs
@@ -157,6 +157,15 @@ def test_a_config_of_a_newer_version_is_refused(data, tmp_path):
         ConfigError, match=r"config_version=2: made by a newer rescalenet-zoo, this one reads up to ver"
     ):
         fit(data, tmp_path / "run", epochs=1, resume=True)
+
+
+def test_a_newer_version_of_the_format_resumes_what_an_earlier_one_began(data, tmp_path):
+    """What changes between versions changes where a config is read; the number itself binds no run."""
+    fit(data, tmp_path / "run", epochs=1)
+    newer = make_task(config(data, tmp_path / "run", epochs=1)).config.model_copy(
+        update={"config_version": cfg.VERSION + 1}
+    )
+    RunFolder(tmp_path / "run").check_config(newer, resume=True)
 
 
 def test_a_finished_run_gets_more_epochs(data, tmp_path, capsys):
