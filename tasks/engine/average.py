@@ -79,9 +79,17 @@ class WeightAverage:
         return {"n_averaged": torch.tensor(self.updates), **state}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Load what ``state_dict`` returned in a run with the same config."""
+        """Load what ``state_dict`` returned in a run with the same config.
+
+        Raises:
+            ValueError: a state without an average where there is one, or with one where there is none.
+        """
+        if (self.average is None) != (state is None):
+            raise ValueError(f"it has {'no' if state is None else 'an'} average of the weights")
         if self.average is not None and state is not None:
             self.updates = int(state["n_averaged"])
+            if self.updates < 0:
+                raise ValueError(f"n_averaged is {self.updates}")
             self.average.load_state_dict({k.removeprefix(_PREFIX): v for k, v in state.items() if k != "n_averaged"})
 
 

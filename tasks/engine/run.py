@@ -109,6 +109,7 @@ class Run:
         else:
             self._check_net(state)
             self._check_ranks(state)
+            self._check_position()
             self._load(self.bare.load_state_dict, state["model"])
         self._prepare_training(state)
         self.log = self._open_log()
@@ -191,6 +192,19 @@ class Run:
                 f"on {before}, or start a new run from {self.files.last} by model.weights"
             )
         print_line(f"resuming a run of {before} processes on {now}")
+
+    def _check_position(self) -> None:
+        """Refuse a position that is not one of this run.
+
+        Raises:
+            TrainingError: more forwards than an epoch has, or an epoch at its end without a loss.
+        """
+        usable = self.steps_per_epoch * self.train.accumulate
+        if self.at.batch > usable or (self.at.batch == usable and not self.at.loss_count):
+            raise TrainingError(
+                f"{self.files.state}: its position, batch {self.at.batch} of {usable}, is not one of this run; start a "
+                "new run"
+            )
 
     def _check_data(self, state: dict[str, Any], changed_data: bool) -> None:
         """Refuse data other than those that the run has seen, unless only the samples differ and that is expected.

@@ -11,7 +11,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 import torch
@@ -23,10 +23,16 @@ from tasks.locks import take_folder
 from tasks.progress import print_line
 from zoo.errors import one_line
 from zoo.files import atomic_write, write_text
+from zoo.jsontext import first_error
 from zoo.torchfiles import load_torch
 
 _PARTS = {"model", "optimizer", "average", "scaler", "position", "ranks"}  # of every training state
 _ADDED = {"net", "data"}  # of those that are not of the first version
+_OPTIONAL = {"average", "scaler"}  # None in runs without them
+_MAPPINGS = {"model", "optimizer", "position", "net", *_OPTIONAL}
+
+
+_Count = Annotated[int, pydantic.Field(ge=0, le=2**53)]
 
 
 @dataclass
@@ -47,15 +53,15 @@ class Position:
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
-    epoch: pydantic.NonNegativeInt = 0
-    batch: pydantic.NonNegativeInt = 0
-    step: pydantic.NonNegativeInt = 0
-    log_bytes: pydantic.NonNegativeInt = 0
+    epoch: _Count = 0
+    batch: _Count = 0
+    step: _Count = 0
+    log_bytes: _Count = 0
     loss_sum: float = 0.0
-    loss_count: pydantic.NonNegativeInt = 0
+    loss_count: _Count = 0
     best: float = -math.inf
     metrics: dict[str, float] = field(default_factory=dict)
-    stale: pydantic.NonNegativeInt = 0
+    stale: _Count = 0
 
 
 class RunFolder:
@@ -204,14 +210,19 @@ def _read_state(path: Path) -> dict[str, Any]:
     state = load_torch(path)
     if not isinstance(state, dict) or not _PARTS <= state.keys() <= _PARTS | _ADDED:
         raise ValueError("its parts are not those of a training state")
-    for name in ("model", "optimizer", "position"):
-        if not isinstance(state[name], dict):
+    for name in state.keys() & _MAPPINGS:
+        if not isinstance(state[name], dict) and (state[name] is not None or name not in _OPTIONAL):
             raise ValueError(f"{name} is no mapping")
+    if type(state["ranks"]) is not int or state["ranks"] < 1:
+        raise ValueError("ranks is no number of processes")
     if not all(isinstance(value, torch.Tensor) for value in state["model"].values()):
         raise ValueError("model has values that are no tensors")
-    state["position"] = pydantic.TypeAdapter(Position).validate_python(state["position"])
-    if "data" in state:
-        state["data"] = Fingerprint.from_dict(state["data"])
+    try:
+        state["position"] = pydantic.TypeAdapter(Position).validate_python(state["position"])
+        if "data" in state:
+            state["data"] = Fingerprint.from_dict(state["data"])
+    except pydantic.ValidationError as error:
+        raise ValueError(first_error(error, "a training state")) from None
     return state
 
 

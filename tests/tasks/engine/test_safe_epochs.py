@@ -337,10 +337,14 @@ def test_a_damaged_state_falls_back_to_the_one_before(images, tmp_path, capsys):
         (lambda state: state.pop("optimizer"), "its parts are not those of a training state"),
         (lambda state: state.update(model=3), "model is no mapping"),
         (lambda state: state["model"].update(a=3), "model has values that are no tensors"),
-        (lambda state: state["position"].update(step=-1), "step"),
+        (lambda state: state["position"].update(step=-1), r"step=-1: .*greater than or equal to 0\)"),
+        (lambda state: state["position"].update(step=2**64), "step"),
+        (lambda state: state.update(net=None), "net is no mapping"),
+        (lambda state: state.update(average=3), "average is no mapping"),
+        (lambda state: state.update(ranks=True), "ranks is no number of processes"),
         (lambda state: state["position"].update(future=1), "future"),
         (lambda state: state["position"].update(metrics=[]), "metrics"),
-        (lambda state: state.update(data=[]), "Fingerprint"),
+        (lambda state: state.update(data=[]), "Input should be a dictionary"),
         (lambda state: state["data"]["train"].update(samples="many"), "train.samples"),
     ],
 )
@@ -387,6 +391,32 @@ def test_too_little_memory_for_a_state_is_no_damage(images, tmp_path, monkeypatc
     monkeypatch.setattr("tasks.engine.run.load_optimizer", full)
     with pytest.raises(TrainingError, match=r"last.pt: out of memory \(CUDA out of memory\) while it was loaded; free"):
         fit(images, tmp_path / "run", epochs=1, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state.update(average=None), "does not fit the run of its folder .it has no average of the we"),
+        (lambda state: state["average"].update(n_averaged=-1), "does not fit the run of its folder .n_averaged is -1"),
+        (
+            lambda state: state["position"].update(batch=7, epoch=0),
+            "its position, batch 7 of 6, is not one of this",
+        ),
+        (
+            lambda state: state["position"].update(batch=6, epoch=0),
+            "its position, batch 6 of 6, is not one of this",
+        ),
+    ],
+)
+def test_a_state_of_another_run_is_refused(images, tmp_path, change, reason):
+    settings = {"epochs": 1, "average": {"name": "ema", "decay": 0.5}}
+    fit(images, tmp_path / "run", **settings)
+    path = tmp_path / "run/checkpoints/last.pt"
+    state = torch.load(path, weights_only=True)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(TrainingError, match=f"last.pt: {reason}"):
+        fit(images, tmp_path / "run", resume=True, **settings)
 
 
 def test_file_systems_without_links_keep_a_state_too(images, tmp_path, monkeypatch):
