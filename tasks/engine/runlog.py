@@ -11,7 +11,7 @@ from typing import Protocol
 from torch.utils.tensorboard import SummaryWriter
 
 from tasks.engine.records import Record
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, TrainingError
 from tasks.progress import print_line
 from zoo.errors import one_line, suggestion
 from zoo.files import flush_folder
@@ -104,8 +104,8 @@ class TensorBoardSink:
 class RunLog:
     """The log of a run, which passes each record to every sink. It has no sinks on all ranks but the first.
 
-    A sink that fails, as where its server does not answer, is reported and gets no more records. ``log.jsonl`` must not
-    fail: a run goes on from it.
+    A sink that fails during a run, as where its server does not answer, is reported and gets no more records.
+    ``log.jsonl`` must not fail: a run goes on from it.
 
     Args:
         sinks: destinations of the records.
@@ -144,11 +144,13 @@ class RunLog:
 
 
 def check_sinks(names: Sequence[str]) -> None:
-    """Refuse sinks that are not registered.
+    """Refuse sinks that are not registered, and those that would write each record twice.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or one that occurs twice.
     """
+    if len(set(names)) < len(names):
+        raise ConfigError(f"train.sinks={list(names)}: a name occurs twice; remove one")
     for name in names:
         if name not in SINKS:
             raise ConfigError(f"train.sinks: unknown sink {name!r}{suggestion(name, SINKS)}")
@@ -162,5 +164,19 @@ def open_log(folder: Path, names: Sequence[str], *, keep_bytes: int, step: int) 
         names: registered sinks.
         keep_bytes: bytes of ``log.jsonl`` to keep, see ``JsonlSink``.
         step: optimizer steps done.
+
+    Raises:
+        TrainingError: a named sink cannot be opened.
+        OSError: the same of ``log.jsonl``.
     """
-    return RunLog([JsonlSink(folder / "log.jsonl", keep_bytes), *(SINKS[name](folder, step) for name in names)])
+    log = RunLog([JsonlSink(folder / "log.jsonl", keep_bytes)])
+    for name in names:
+        try:
+            log.sinks.append(SINKS[name](folder, step))
+        except Exception as error:
+            log.close()
+            what = f"{type(error).__name__}: {one_line(error)}"
+            raise TrainingError(
+                f"train.sinks: {name} cannot be opened ({what}); correct that, or leave it out"
+            ) from None
+    return log

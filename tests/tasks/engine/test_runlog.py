@@ -11,7 +11,7 @@ import zoo
 from tasks.engine import Trainer
 from tasks.engine.records import StepRecord
 from tasks.engine.runlog import SINKS, JsonlSink
-from tasks.errors import TrainingError
+from tasks.errors import ConfigError, TrainingError
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.training import config, fit, weights_of
@@ -150,3 +150,32 @@ def test_a_sink_is_closed_once(images, tmp_path, monkeypatch):
     monkeypatch.setitem(SINKS, "server", Server)
     fit(images, tmp_path / "run", epochs=1, sinks=("server",))
     assert closed == [1]
+
+
+def test_a_sink_that_cannot_be_opened_ends_the_run_before_it_begins(images, tmp_path, monkeypatch):
+    """And closes those that were opened; the run begins without it."""
+    opened = []
+
+    class Server:
+        def __init__(self, folder, step):
+            if opened:
+                raise RuntimeError("no answer\nfrom the server")
+            opened.append(self)
+
+        def write(self, record):
+            pass
+
+        def flush(self):
+            pass
+
+        def close(self):
+            opened.append("closed")
+
+    for name in ("first", "second"):
+        monkeypatch.setitem(SINKS, name, Server)
+    with pytest.raises(TrainingError, match=r"train.sinks: second cannot be opened \(RuntimeError: no answer from the"):
+        fit(images, tmp_path / "run", epochs=1, sinks=("first", "second"))
+    assert opened[1:] == ["closed"]
+    with pytest.raises(ConfigError, match="a name occurs twice"):
+        fit(images, tmp_path / "run", epochs=1, sinks=("first", "first"), resume=True)
+    assert fit(images, tmp_path / "run", epochs=1, sinks=(), resume=True)["images"] == 15
