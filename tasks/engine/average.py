@@ -27,6 +27,16 @@ def ema_decay(rule: cfg.EMA, updates: int) -> float:
     return min(rule.decay, updates / (9 + updates)) if rule.warmup else rule.decay
 
 
+def first_averaged(rule: cfg.LastEpochs, epochs: int) -> int:
+    """Return the first epoch, from 0, of the mean over the last epochs of a run.
+
+    Args:
+        rule: section of the config.
+        epochs: epochs of the run.
+    """
+    return max(0, epochs - rule.epochs)
+
+
 class WeightAverage:
     """The average of weights and buffers that ``train.average`` chooses. Integer buffers are copied.
 
@@ -51,7 +61,7 @@ class WeightAverage:
         if self.average is None:
             return self.model
         if isinstance(self.rule, cfg.LastEpochs):
-            first = max(0, self.epochs - self.rule.epochs)
+            first = first_averaged(self.rule, self.epochs)
             if epoch < first:
                 return self.model
             if epoch == first:  # a run that became longer had an average before

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 import zoo
 from tasks import config as cfg
 from tasks.devices import crowded, describe_run, dtype_of, make_accelerator
-from tasks.engine.average import WeightAverage
+from tasks.engine.average import WeightAverage, first_averaged
 from tasks.engine.fingerprint import Fingerprint
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.graphs import PINS_BESIDE, GraphedNet
@@ -143,6 +143,14 @@ class Run:
             raise TrainingError(
                 f"{self.files.root}: train.epochs={epochs}: must be at least {done + 1}, as {done} are trained"
             )
+        rule = self.train.average
+        if isinstance(rule, cfg.LastEpochs):
+            first = first_averaged(rule, epochs)
+            if first < done and first != first_averaged(rule, before):
+                raise TrainingError(
+                    f"{self.files.root}: train.epochs={epochs}: the mean of the last {rule.epochs} epochs would begin "
+                    f"with the weights of epoch {first + 1}, which are not kept; give at least {done + rule.epochs}"
+                )
         print_line(
             f"train.epochs was {before}, is {epochs}: from epoch {done + 1} on the rate follows the new schedule"
         )

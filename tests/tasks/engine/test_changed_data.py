@@ -191,6 +191,19 @@ def test_a_run_is_not_cut_off_at_an_epoch_that_was_not_evaluated(data, tmp_path,
         fit(data, tmp_path / "run", epochs=1, eval_every=2, resume=True)
 
 
+def test_an_average_of_the_last_epochs_that_cannot_be_right_is_refused(data, tmp_path):
+    """The weights of the epochs before are in one mean, of another length."""
+    settings = {"average": {"name": "last_epochs", "epochs": 2}}
+    fit(data, tmp_path / "run", epochs=3, **settings)
+    with pytest.raises(TrainingError, match=r"train.epochs=4: the mean of the last 2 epochs would begin with the wei"):
+        fit(data, tmp_path / "run", epochs=4, resume=True, **settings)
+    # a mean of all epochs goes on
+    settings = {"average": {"name": "last_epochs", "epochs": 9}}
+    fit(data, tmp_path / "all", **settings)
+    fit(data, tmp_path / "all", epochs=3, resume=True, **settings)
+    assert torch.load(tmp_path / "all/checkpoints/last.pt", weights_only=True)["average"]["n_averaged"] == 3
+
+
 def test_the_average_of_the_last_epochs_begins_anew_in_a_longer_run(data, tmp_path):
     average = {"name": "last_epochs", "epochs": 1}
     fit(data, tmp_path / "run", average=average)
