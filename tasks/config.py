@@ -437,6 +437,15 @@ class TrainSection(Strict):
         description="destinations of records besides log.jsonl, by names of tasks.engine.register_sink",
     )
 
+    @model_validator(mode="after")
+    def _average_of_the_end(self) -> Self:
+        if self.early_stopping is not None and isinstance(self.average, LastEpochs):
+            raise ValueError(
+                "early_stopping may end the run before the epochs that average=last_epochs takes: use the average ema, "
+                "or leave one of them out"
+            )
+        return self
+
 
 class RunConfig(Strict):
     """Base of the tasks' configs, which add their model and data sections.

@@ -109,6 +109,10 @@ def test_overrides():
         (["train.optimizer={name: adamw, lr: 0.1, betas: [1.0, 0.9]}"], r"train.optimizer.betas.0=1.0: .*less than 1"),
         (["train.optimizer.name=sdg"], r"train.optimizer.name='sdg': must be one of 'sgd', 'adamw'"),
         (["train.average={decay: 0.9}"], r"key 'train.average.name' is missing"),
+        (
+            ["train.early_stopping={patience: 1}", "train.average={name: last_epochs}"],
+            r": train: early_stopping may end the run before the epochs that average=last_epochs takes",
+        ),
         (["train.epochs=true"], r"train: epochs: must be a number, not true"),
         (["train.optimizer.lr=false"], r"train.optimizer: lr: must be a number, not false"),
         (["train.average={name: ema, decay: true}"], r"train.average: decay: must be a number, not true"),
