@@ -13,11 +13,13 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from tasks.errors import Interrupted
+from tasks.launch import process_count
 from tasks.progress import print_line
 
 # Ctrl+C, the end of a job, and the warning that SLURM sends before a job's end; Windows lacks the last.
 HANDLED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
+PATIENCE = 20.0  # seconds that one of several processes waits for its step after a signal; torchrun kills it after 30
 _SAME = 1.0  # seconds within which several signals count as one
 _AFTER_SIGTERM = 15  # seconds that a data loading process works on
 
@@ -32,14 +34,14 @@ class Signals:
 
     Args:
         patience: seconds after which the process ends even if its step does not, as when it waits for a process that
-            has ended; None: it waits.
+            has ended; by default ``PATIENCE`` for one of several processes, while one alone waits.
 
     Attributes:
         requested: number of the signal that arrived, 0 before.
     """
 
     def __init__(self, patience: float | None = None) -> None:
-        self.patience = patience
+        self.patience = PATIENCE if patience is None and process_count() > 1 else patience
         self.requested = 0
         self._deferred = 0
         self._before: dict[int, Any] = {}

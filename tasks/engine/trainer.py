@@ -32,7 +32,6 @@ from zoo.calibration import sum_dtype
 from zoo.errors import one_line
 from zoo.method import branch_statistics
 
-_PATIENCE = 20.0  # seconds that a process waits for its step after a signal; torchrun kills it after 30
 _ASK_EVERY = 5.0  # seconds between two questions of several processes whether to save or to stop
 # errors of writing that end with more space: disk full, quota, file size limit, read-only
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -103,9 +102,8 @@ class Trainer(Run):
                 stays.
             Interrupted: SIGINT, SIGTERM or SIGUSR1; the state is saved.
         """
-        patience = _PATIENCE if self.accelerator.num_processes > 1 else None
         try:
-            with Signals(patience) as self.signals:
+            with Signals() as self.signals:
                 try:
                     return self._fit()
                 finally:

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from tasks import config as cfg
 from tasks.engine import RunFolder, Trainer
 from tasks.engine.signals import Signals
 from tasks.errors import DataError, Interrupted, TrainingError, out_of_memory
@@ -306,6 +307,32 @@ with Signals(patience=0.2) as signals, signals.deferred():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=50)
     assert done.returncode == 128 + signal.SIGTERM
     assert done.stderr.startswith("SIGTERM: the step did not end within 0.2 s; what is on the disk is complete")
+
+
+def test_one_of_several_processes_does_not_wait_for_ever_before_the_training_either(images, tmp_path):
+    """As when the others have ended while it waits for them in a library."""
+    code = """
+import os, signal, sys, time
+import tasks.cli, tasks.devices, tasks.engine.trainer, tasks.spec
+from tasks.engine import signals
+
+def wait(config):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that no Python code of this thread runs
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+signals.PATIENCE = 0.2
+os.environ["WORLD_SIZE"] = "2"
+tasks.devices.start_processes = lambda minutes: None
+tasks.spec.make_task = wait
+tasks.cli.main()
+"""
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump(config(images, tmp_path / "run")))
+    command = [sys.executable, "-c", code, "train", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=50)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "SIGTERM: the step did not end within 0.2 s; what is on the disk is complete" in done.stderr
 
 
 def test_a_folder_is_for_one_run_at_a_time(images, tmp_path):
