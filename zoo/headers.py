@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pydantic
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, FailFast, Field
 
 from zoo.errors import WeightsError, ZooError, one_line
 from zoo.files import safe_name
-from zoo.jsontext import check_json, first_error, parse_json
+from zoo.jsontext import check_json, count_values, first_error, parse_json
 from zoo.nets.base import ModelConfig
 from zoo.transforms import AnyTransform, read_transform
 
 HEADER_KEY = "rescalenet"
 LONGEST = 2**26  # characters of the entry, and bytes of the whole header; a vocabulary takes up to a few million
+MOST_VALUES = 2**22  # in the entry, counted as ``parse_json`` counts; a million class names have a few million commas
+MOST_OTHERS = 2**18  # values beside the class names; pydantic keeps a kilobyte for each key that it does not know
 
 _Name = Annotated[str, AfterValidator(lambda name: safe_name(name, "name"))]
 
@@ -40,13 +42,16 @@ class _Config(pydantic.BaseModel):
 
 
 class _Entry(pydantic.BaseModel):
-    """JSON form of the whole entry. The transform is an object of one of several kinds (``read_transform``)."""
+    """JSON form of the whole entry. The transform is an object of one of several kinds (``read_transform``).
+
+    The first class name that is not valid ends the check: pydantic keeps a kilobyte for each error.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     config: _Config
     transform: dict[str, Any]
-    classes: list[Annotated[str, Field(max_length=1000)]]
+    classes: Annotated[list[Annotated[str, Field(max_length=1000)]], FailFast()]
     meta: dict[str, Any]
 
 
@@ -118,7 +123,11 @@ def _read(text: str) -> Header:
     """Return the content of an entry; see ``read_header`` for its errors."""
     if len(text) > LONGEST:
         raise ZooError(f"{len(text)} characters: must be at most {LONGEST}")
-    entry = _Entry.model_validate(parse_json(text))
+    content = parse_json(text, most=MOST_VALUES)
+    others = content if not isinstance(content, dict) else {k: v for k, v in content.items() if k != "classes"}
+    if (count := count_values(others)) > MOST_OTHERS:
+        raise ZooError(f"{count} values beside the class names: must be at most {MOST_OTHERS}")
+    entry = _Entry.model_validate(content)
     config = ModelConfig(**entry.config.model_dump())
     transform, classes = read_transform(entry.transform), tuple(entry.classes)
     # what must agree with each other

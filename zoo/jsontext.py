@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,20 @@ def first_error(error: pydantic.ValidationError, what: str) -> str:
     return one_line(f"{key[:80]}={reprlib.repr(first['input'])}: {message}" if key else message)
 
 
-def parse_json(text: str, *, finite: bool = True) -> Any:
+def parse_json(text: str, *, finite: bool = True, most: int | None = None) -> Any:
     """Return the value of a JSON text whose numbers, depth and keys are within bounds.
 
     Args:
         text: the text.
         finite: whether NaN and infinities are refused.
+        most: largest number of commas and opening brackets, which no text has fewer of than values: an empty object of
+            two characters takes 64 bytes of memory. None for any number.
 
     Raises:
         ZooError: a text that is not JSON, or beyond the bounds.
     """
+    if most is not None and (count := sum(map(text.count, ",[{"))) > most:
+        raise ZooError(f"{count} commas and brackets: must be at most {most}")
     try:
         value = json.loads(
             text,
@@ -80,13 +84,23 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
         raise ZooError(f"nested deeper than {DEEPEST} levels") from None
     except json.JSONDecodeError as error:
         raise ZooError(f"not JSON: {error}") from None
-    # level by level, as a function that calls itself would meet Python's limit
-    level, depth = [value], 0
-    while level := [inner for outer in level for inner in _inside(outer)]:
-        depth += 1
+    for depth, _ in enumerate(_levels(value)):
         if depth > DEEPEST:
             raise ZooError(f"nested deeper than {DEEPEST} levels")
     return value
+
+
+def count_values(value: Any) -> int:
+    """Return the number of values in a value of JSON, itself among them."""
+    return sum(map(len, _levels(value)))
+
+
+def _levels(value: Any) -> Iterator[Sequence[Any]]:
+    """Yield the values of each level of nesting: a function that calls itself would meet Python's limit."""
+    level: Sequence[Any] = [value]
+    while level:
+        yield level
+        level = [inner for outer in level for inner in _inside(outer)]
 
 
 def _inside(value: Any) -> Sequence[Any]:
@@ -114,8 +128,8 @@ def _integer(digits: str) -> int:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        left = iter(value)  # the first key out of place is one that occurs before
+        twice = next(key for key, _ in pairs if key != next(left, None))
         raise ZooError(f"key {reprlib.repr(twice)} occurs twice in one object")
     return value
 

@@ -3,6 +3,8 @@
 import copy
 import json
 import math
+import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,29 @@ def test_length_and_double_keys_are_refused(monkeypatch):
     monkeypatch.setattr(headers, "LONGEST", 100)
     with pytest.raises(zoo.WeightsError, match="characters: must be at most 100"):
         read_header(json.dumps(VALID), PATH)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("classes", "[" + "0," * 300_000 + "0]", "classes.0=0: Input should be a valid string"),
+        ("classes", "[" + "{}," * 2_200_000 + "0]", "commas and brackets: must be at most"),
+        ("meta", "[" + "0," * 300_000 + "0]", "values beside the class names: must be at most"),
+        ("transform.mean", "[" + '"a",' * 300_000 + "0]", "values beside the class names: must be at most"),
+        (
+            "config",
+            "{" + ",".join(f'"k{number}":0' for number in range(300_000)) + "}",
+            "values beside the class names: must be at most",
+        ),
+    ],
+)
+def test_many_wrong_values_take_little_time_and_memory(key, value, message):
+    text = json.dumps(changed(key, "HERE")).replace('"HERE"', value)
+    before, peak = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(zoo.WeightsError, match=message):
+        read_header(text, PATH)
+    assert time.process_time() - before < 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100 * 2**10  # KiB
 
 
 def test_a_header_of_hundreds_of_megabytes_is_not_read(tmp_path):

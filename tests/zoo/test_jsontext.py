@@ -2,11 +2,12 @@
 
 import json
 import math
+import time
 
 import pytest
 
 from zoo.errors import ZooError
-from zoo.jsontext import DEEPEST, check_json, parse_json, read_json
+from zoo.jsontext import DEEPEST, check_json, count_values, parse_json, read_json
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,21 @@ def test_texts_that_are_refused(text, reason):
     with pytest.raises(ZooError, match=reason) as caught:
         parse_json(text)
     assert len(str(caught.value)) < 300
+
+
+def test_a_key_twice_among_many_is_found_at_once():
+    keys = ", ".join(f'"k{number}": 0' for number in range(200_000))
+    before = time.process_time()
+    with pytest.raises(ZooError, match="key 'k199999' occurs twice"):
+        parse_json(f'{{{keys}, "k199999": 0}}')
+    assert time.process_time() - before < 5  # a look through all keys for each of them took ten minutes
+
+
+def test_the_number_of_values_is_bounded():
+    assert parse_json("[1, [2, {}]]", most=5) == [1, [2, {}]]
+    with pytest.raises(ZooError, match="5 commas and brackets: must be at most 4"):
+        parse_json("[1, [2, {}]]", most=4)
+    assert count_values([1, [2, {"a": None}]]) == 6
 
 
 def test_numbers_that_are_not_finite_where_they_are_allowed():
