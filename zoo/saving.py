@@ -21,7 +21,7 @@ from zoo.modules import without_wrappers
 from zoo.nets.base import ModelConfig, Net
 from zoo.registry import skeleton
 from zoo.states import check_shapes, shapes_of
-from zoo.structure import first_difference, structure_of
+from zoo.structure import first_difference
 from zoo.transforms import AnyTransform
 
 log = logging.getLogger("rescalenet")
@@ -101,7 +101,7 @@ def save_weights(
     # its tensors
     state = {key: _stored(key, value, dtype, path) for key, value in model.state_dict().items()}
     _check_built_again(model, state, path)
-    content = serialize(state, metadata={HEADER_KEY: text, "format": "pt"})
+    content = serialize(_apart(state), metadata={HEADER_KEY: text, "format": "pt"})
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(content)
@@ -191,6 +191,17 @@ def _stored(key: str, value: Tensor, dtype: torch.dtype | None, path: Path) -> T
     return converted
 
 
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors that share no memory, which a safetensors file cannot express: layers may have one weight."""
+    seen: set[int] = set()
+    apart = {}
+    for key, value in state.items():
+        address = value.untyped_storage().data_ptr()
+        apart[key] = value.clone() if address in seen else value
+        seen.add(address)
+    return apart
+
+
 def _check_built_again(model: Any, state: Mapping[str, Tensor], path: Path) -> None:
     """Check that a model is the one which ``create_model`` would build and load its state into.
 
@@ -203,11 +214,11 @@ def _check_built_again(model: Any, state: Mapping[str, Tensor], path: Path) -> N
         return
     try:
         check_shapes(shapes_of(expected.state_dict()), shapes_of(state), str(path))
-        reason = first_difference(structure_of(expected), structure_of(model))
+        reason = first_difference(expected, model)
     except WeightsError as error:
         reason = str(error).removeprefix(f"{path}: ")
     if reason is not None:
         raise ZooError(
-            f"{path}: {reason}: parts of the model were replaced, wrapped or removed, so create_model would not build "
-            "it again; save its state_dict with torch.save instead"
+            f"{path}: {reason}: parts of the model were replaced, wrapped, removed or changed by hand, so create_model "
+            "would not build it again; save its state_dict with torch.save instead"
         )
