@@ -24,6 +24,7 @@ from zoo.options import checked, free_options, refuse_contradictions
 from zoo.pretrained_cfg import set_pretrained_cfg
 from zoo.specs import MODELS, TASKS, InputKind, ModelInfo, ModelSpec, get_spec, register_model
 from zoo.states import adapt, load_state
+from zoo.transforms import check_input
 from zoo.weights import Name, get_weights, list_weights, weight_tags, weights_name
 
 __all__ = [
@@ -365,6 +366,7 @@ def _pretrained(
         stored.in_chans if in_chans is None else in_chans,
         options_with_weights(stored, options, entry.name),
     )
+    check_input(entry.transform, spec.input_kind, entry.name)
     entry.check(lambda: build_model(stored))
     # the net; a new last layer needs its random init
     fresh = ("fc.",) if config.num_classes != stored.num_classes else ()

@@ -19,12 +19,14 @@ from zoo.files import atomic_write
 from zoo.headers import HEADER_KEY, Header, write_header
 from zoo.modules import without_wrappers
 from zoo.nets.base import ModelConfig, Net
-from zoo.registry import skeleton
+from zoo.registry import model_info, skeleton
 from zoo.states import check_shapes, shapes_of
 from zoo.structure import first_difference
-from zoo.transforms import AnyTransform
+from zoo.transforms import AnyTransform, check_input
 
 log = logging.getLogger("rescalenet")
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # that weights may be stored in
 
 
 class Named(Protocol):
@@ -69,9 +71,10 @@ def save_weights(
         The file's sha256.
 
     Raises:
-        ZooError: wrong ending; class names that are not text, occur twice or are too few or many; a folded net, or one
-            whose tensors or modules are not those of its config; values that are not finite in ``dtype``; ``meta`` that
-            JSON does not take. Nothing is written then.
+        ZooError: wrong ending; class names that are not text, occur twice or are too few or many; a transform to
+            another kind of input than the model's; a folded net, or one whose tensors, modules or settings are not
+            those of its config; values that are not finite in ``dtype``; ``meta`` that JSON does not take. Nothing is
+            written then.
 
     >>> import tempfile, zoo
     >>> model = zoo.create_model("rescalenet20_cifar", num_classes=2, width=0.25)
@@ -87,8 +90,8 @@ def save_weights(
     # check before anything is written: name, model, classes, header
     path = file_path(path, "path")
     check_ending(path)
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise ZooError(f"{path}: dtype={shown(dtype)}: must be a dtype of torch, such as torch.float16")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in DTYPES):
+        raise ZooError(f"{path}: dtype={shown(dtype)}: must be one of {', '.join(map(str, DTYPES))}, or None")
     if not (dataclasses.is_dataclass(transform) and isinstance(getattr(transform, "kind", None), str)):
         raise ZooError(
             f"{path}: transform={shown(transform)}: must be a transform, such as zoo.InputTransform.imagenet()"
@@ -97,6 +100,7 @@ def save_weights(
         raise ZooError(f"{path}: meta={shown(meta)}: must be a dict or None")
     model = _unwrapped(model, path)
     _check_classes(classes, model, path)
+    check_input(transform, model_info(model.config.name).input_kind, str(path))
     text = write_header(Header(model.config, transform, tuple(classes), dict(meta or {})), path)
     # its tensors
     state = {key: _stored(key, value, dtype, path) for key, value in model.state_dict().items()}
@@ -175,8 +179,6 @@ def _stored(key: str, value: Tensor, dtype: torch.dtype | None, path: Path) -> T
     stored = value.detach().cpu()
     if not stored.is_floating_point():
         return stored.contiguous()
-    if dtype is not None and not dtype.is_floating_point:
-        raise ZooError(f"{path}: dtype={dtype}: must be a floating-point type")
     if not bool(stored.isfinite().all()):
         raise ZooError(f"{path}: {key} has NaN or infinite values; a net with such weights has no outputs")
     if dtype is None or dtype == stored.dtype:

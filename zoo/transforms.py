@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.arguments import real_number, shown, text, whole_number
-from zoo.errors import ZooError, one_line, reason_of, suggestion
+from zoo.errors import WeightsError, ZooError, one_line, reason_of, suggestion
 from zoo.files import safe_name
 from zoo.text import Tokenizer, Vocabulary
 
@@ -301,6 +301,30 @@ AnyTransform = InputTransform | DetectionTransform | VideoTransform | TextTransf
 KINDS: dict[str, type[AnyTransform]] = {
     cls.kind: cls for cls in (InputTransform, DetectionTransform, VideoTransform, TextTransform)
 }
+
+
+# the kinds of input (``zoo.ModelInfo``) that a kind of transform makes; those of other packages are not restricted
+_INPUT_KINDS = {
+    "image": ("images", "image_lists"),
+    "detection": ("image_lists",),
+    "video": ("clips",),
+    "text": ("text",),
+}
+
+
+def check_input(transform: AnyTransform, input_kind: str, source: str) -> None:
+    """Check that a transform makes the input that a net takes.
+
+    Args:
+        transform: transform of weights.
+        input_kind: kind of input of their net.
+        source: name of the weights, for the message.
+
+    Raises:
+        WeightsError: a transform of the project that makes another kind of input.
+    """
+    if input_kind not in _INPUT_KINDS.get(transform.kind, (input_kind,)):
+        raise WeightsError(f"{source}: a transform of kind {transform.kind!r}, and a net that takes {input_kind}")
 
 
 def register_transform(cls: type[Any]) -> type[Any]:

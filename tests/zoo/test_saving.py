@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import zoo
 from tests.helpers.nets import narrow
 from tests.helpers.weights import TRANSFORM
+from zoo.headers import HEADER_KEY, Header, write_header
 
 
 def save(model, path, classes="abcde", **more):
@@ -108,7 +110,8 @@ def test_overflow_of_half_precision_is_refused(path):
         r"fc\.weight has values up to 1e\+06, the largest of torch.float16 is 6.55e\+04",
         dtype=torch.float16,
     )
-    refused(model, path, "dtype=torch.int8: must be a floating-point type", dtype=torch.int8)
+    for dtype in (torch.int8, torch.complex64, torch.float8_e4m3fn, torch.float8_e8m0fnu):
+        refused(model, path, f"dtype={dtype}: must be one of torch.float16, torch.bfloat16", dtype=dtype)
     save(model, path, dtype=torch.bfloat16)
     assert zoo.create_model("rescalenet20_cifar", path).fc.weight[0, 0] == -999424  # the nearest bfloat16
 
@@ -130,3 +133,24 @@ def test_names_of_weights_may_be_path_objects(path):
     for name in (True, 3, b"w.safetensors"):
         with pytest.raises(zoo.WeightsError, match="must be a name such as .* or the path of a file"):
             zoo.create_model("rescalenet20_cifar", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "transform", "kind"),
+    [
+        ("rescalenet20_cifar", zoo.VideoTransform(3, 1.0, None, 32, 32, (0.5,) * 3, (0.3,) * 3), "video"),
+        ("rescalenet20_cifar", zoo.DetectionTransform(32, 32, (0.5,) * 3, (0.3,) * 3), "detection"),
+        ("rescale_r3d_10", TRANSFORM, "image"),
+    ],
+)
+def test_a_transform_to_another_kind_of_input_is_refused(name, transform, kind, path):
+    model = zoo.create_model(name, num_classes=5, width=0.0625)
+    message = f"a transform of kind '{kind}', and a net that takes {zoo.model_info(name).input_kind}"
+    with pytest.raises(zoo.ZooError, match=message):
+        zoo.save_weights(model, path, transform=transform, classes=list("abcde"))
+    assert not path.exists()
+    # a file of other origin: no model is made, which would end in a traceback at its first input
+    text = write_header(Header(model.config, transform, tuple("abcde"), {}), path)
+    save_file(model.state_dict(), path, metadata={HEADER_KEY: text})
+    with pytest.raises(zoo.WeightsError, match=message):
+        zoo.create_model(name, path)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import zoo
 from zoo import files, transforms, weights
+from zoo.headers import Header, write_header
 
 TRANSFORMS = [
     zoo.InputTransform.imagenet(32, 36),
@@ -34,8 +35,14 @@ def model():
     return zoo.create_model("rescalenet20_cifar", num_classes=2, width=0.25).eval()
 
 
-def save(model, path, transform=TRANSFORMS[0]):
-    return zoo.save_weights(model, path, transform=transform, classes=["a", "b"])
+def save(model, path):
+    return zoo.save_weights(model, path, transform=TRANSFORMS[0], classes=["a", "b"])
+
+
+def write(model, path, transform):
+    """A file with any transform, also one that is not of the model's input."""
+    text = write_header(Header(model.config, transform, ("a", "b"), {}), path)
+    save_file(model.state_dict(), path, metadata={"rescalenet": text, "format": "pt"})
 
 
 # -- sources ----------------------------------------------------------------------------------------
@@ -99,7 +106,7 @@ def test_names_of_models_are_not_names_of_weights(name):
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: t.kind)
 def test_the_header_names_the_kind(transform, model, tmp_path):
     path = tmp_path / "w.safetensors"
-    save(model, path, transform)
+    write(model, path, transform)
     entry = header(path)
     assert entry["transform"]["kind"] == transform.kind
     assert zoo.get_weights(str(path)).transform == transform
@@ -111,7 +118,7 @@ def test_the_header_names_the_kind(transform, model, tmp_path):
 
 def test_the_kind_decides_and_other_fields_are_errors(model, tmp_path):
     path = tmp_path / "w.safetensors"
-    save(model, path, TRANSFORMS[2])
+    write(model, path, TRANSFORMS[2])
     entry = header(path)
     entry["transform"]["kind"] = "detection"
     rewrite(path, entry)

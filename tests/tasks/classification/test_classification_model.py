@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights, get_model
 
 import zoo
@@ -16,6 +17,7 @@ from tasks.images import read_image
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.training import config
+from zoo.headers import HEADER_KEY, Header, write_header
 
 STORED = zoo.InputTransform(14, 16, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7), "bicubic", "BGR")
 WITHOUT_SIZES = {"size": None, "resize": None}
@@ -102,7 +104,8 @@ def test_contradictions(images, tmp_path, section):
     with pytest.raises(ConfigError, match=r"data.mean=\[0.5, 0.5, 0.5\]: must have 1, a value for each input channel"):
         make_task(config(images, tmp_path / "run", model={**section, "weights": str(path)}, data=rgb))
     clips = zoo.VideoTransform(4, None, None, 16, 16, (0.5,), (0.5,))
-    zoo.save_weights(grey, path, transform=clips, classes=list("abc"))
+    text = write_header(Header(grey.config, clips, tuple("abc"), {}), path)  # of other origin: save_weights refuses it
+    save_file(grey.state_dict(), path, metadata={HEADER_KEY: text})
     with pytest.raises(ConfigError, match=r"model.weights=.*grey.*: expects VideoTransform.*, not images"):
         make_task(config(images, tmp_path / "run", model={**section, "weights": str(path)}))
 
