@@ -112,7 +112,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fr
     required = {key: value for key, value in own.items() if key not in kept}
     check_shapes(shapes_of(required), shapes_of(state), source)
     for key, value in required.items():
-        if value.is_floating_point() and not state[key].is_floating_point():
+        if state[key].is_complex() or (value.is_floating_point() and not state[key].is_floating_point()):
             raise WeightsError(f"{source}: {key} has type {state[key].dtype}, the model {value.dtype}")
     model.load_state_dict({**kept, **state})
     # loading marks every bias as calibrated; those that kept their own initialization are not

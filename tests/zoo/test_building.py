@@ -189,6 +189,18 @@ def test_numbers_of_another_kind_are_refused(tmp_path):
         zoo.create_model("rescalenet20_cifar", path)
 
 
+def test_complex_counts_are_refused(tmp_path):
+    model, path = narrow("cifar", scheme="bn"), tmp_path / "w.safetensors"
+    zoo.save_weights(model, path, transform=TRANSFORM, classes=list("abcde"))
+    with safe_open(path, framework="pt") as file:
+        text = file.metadata()["rescalenet"]
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    state["stem.norm1.num_batches_tracked"] = torch.tensor(1j)
+    save_file(state, path, metadata={"rescalenet": text})
+    with pytest.raises(zoo.WeightsError, match="num_batches_tracked has type torch.complex64, the model torch.int64"):
+        zoo.create_model("rescalenet20_cifar", path)
+
+
 def test_errors_of_any_class_name_the_file():
     def broken():
         raise RuntimeError("two\nlines")

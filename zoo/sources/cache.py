@@ -26,6 +26,7 @@ import filelock
 
 from zoo.errors import one_line
 from zoo.files import write_json
+from zoo.jsontext import read_json
 
 if TYPE_CHECKING:
     from zoo.convert.rescaled import Form
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rescalenet")
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+LONGEST_RECORD = 2**16  # bytes
 _TRUE = ("1", "on", "true", "yes")
 
 
@@ -111,8 +113,10 @@ def find_converted(request: Request, *, report: bool = True) -> tuple[Path, str]
         report: whether damage is logged.
     """
     path = _record_path(request)
+    if not path.exists():
+        return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, longest=LONGEST_RECORD)
         source_sha256, sha256, key = (record[name] for name in ("source_sha256", "sha256", "key"))
         if not (is_sha256(source_sha256) and is_sha256(sha256) and is_sha256(key)):
             raise ValueError("not a sha256")
@@ -120,10 +124,10 @@ def find_converted(request: Request, *, report: bool = True) -> tuple[Path, str]
         if (found := sha256_of(file)) != sha256:
             raise ValueError(f"the sha256 of {file} is {found[:12]}..., not {sha256[:12]}...")
     except FileNotFoundError as error:
-        if path.is_file() and report:
+        if report:
             log.warning("%s: %s is missing; converted again", request.source, error.filename)
         return None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         if report:
             log.warning("%s: %s is damaged (%s); converted again", request.source, path, one_line(error))
         return None

@@ -8,7 +8,6 @@ sha256 in ``config.json``, or with the name that the hub gave to the file.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -26,7 +25,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from zoo.errors import WeightsError, one_line
+from zoo.errors import WeightsError, ZooError, one_line
+from zoo.jsontext import read_json
 from zoo.sources.cache import is_sha256, offline, sha256_of
 from zoo.sources.conversion import log_licence
 from zoo.weights import Weights, get_weights
@@ -37,6 +37,7 @@ PREFIX = "hf-hub:"
 LIBRARY = "rescalenet-zoo"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 FORMAT = 1  # of config.json
+LONGEST_CONFIG = 2**24  # bytes of config.json; names of 20,000 classes take a tenth of it
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
@@ -84,9 +85,9 @@ def read_config(name: str, path: Path) -> dict[str, Any]:
         WeightsError: a repository of another library, or of a later format.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{name}: {CONFIG} is not JSON ({one_line(error)})") from None
+        content = read_json(path, longest=LONGEST_CONFIG)
+    except ZooError as error:
+        raise WeightsError(f"{name}: {CONFIG} cannot be read ({one_line(error)})") from None
     if not isinstance(content, dict) or content.get("library_name") != LIBRARY:
         repository = parse(name)[0]
         hint = f"; timm's weights are named timm:{repository[5:]}" if repository.startswith("timm/") else ""

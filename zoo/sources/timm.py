@@ -6,7 +6,6 @@ read from there, so timm need not be installed; only the list of its names comes
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -20,9 +19,10 @@ from safetensors.torch import load_file
 from torchvision.models import ResNet50_Weights
 
 from zoo.errors import WeightsError, ZooError, one_line
+from zoo.jsontext import read_json
 from zoo.sources.cache import sha256_of
 from zoo.sources.conversion import Original, open_converted
-from zoo.sources.hub import CARD, CONFIG, WEIGHTS, download, download_checked
+from zoo.sources.hub import CARD, CONFIG, LONGEST_CONFIG, WEIGHTS, download, download_checked
 from zoo.sources.tables import DEFAULT_EPS, TIMM, net_of, split_name
 from zoo.transforms import InputTransform
 from zoo.weights import Weights
@@ -128,9 +128,9 @@ def _read_config(name: str, path: Path) -> dict[str, Any]:
         WeightsError: a file of another form.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, longest=LONGEST_CONFIG)
         return {**content.pop("pretrained_cfg", {}), **content}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ZooError, TypeError, AttributeError) as error:
         raise WeightsError(f"{name}: {CONFIG} is not of timm ({one_line(error)})") from None
 
 
@@ -153,10 +153,19 @@ def input_transform(name: str, config: dict[str, Any]) -> InputTransform:
         raise WeightsError(f"{name}: {CONFIG} has no valid input transform ({error!r})") from None
 
 
-def _licence_of_card(name: str, card: Path) -> Any:
+def _licence(value: Any) -> str | None:
+    """Return a licence as metadata states it, one name or several; None for anything else.
+
+    YAML can state a value of a few hundred bytes whose text would fill the memory.
+    """
+    names = value if isinstance(value, list) else [value]
+    return ", ".join(names) or None if all(isinstance(name, str) for name in names) else None
+
+
+def _licence_of_card(name: str, card: Path) -> str | None:
     """Return the licence in the front matter of a card; None if there is none, or none that can be read."""
     try:
-        return (metadata_load(card) or {}).get("license")
+        return _licence((metadata_load(card) or {}).get("license"))
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         log.warning("%s: the front matter of its card cannot be read (%s)", name, one_line(error))
         return None
@@ -179,8 +188,8 @@ def _classes(config: dict[str, Any], tag: str) -> tuple[str, ...] | None:
 
 def _stated(name: str, repository: str, config: dict[str, Any], revision: str | None) -> dict[str, Any]:
     """Return licence and addresses from timm's metadata; the licence may be in the card only."""
-    licence = config.get("license") or _licence_of_card(name, download(name, repository, CARD, revision))
-    meta: dict[str, Any] = {"url": f"https://huggingface.co/{repository}", "licence": str(licence or "unknown")}
+    licence = _licence(config.get("license")) or _licence_of_card(name, download(name, repository, CARD, revision))
+    meta: dict[str, Any] = {"url": f"https://huggingface.co/{repository}", "licence": licence or "unknown"}
     if revision is not None:
         meta["revision"] = revision
     for key in ("origin_url", "paper_ids"):

@@ -64,7 +64,8 @@ def test_a_damaged_conversion_is_made_again(source, lines):
 
 
 @pytest.mark.parametrize(
-    "record", ["", "[]", "{}", "\0", '{"source_sha256": "../x", "sha256": "..", "key": "a"}', '{"key": ' * 5000]
+    "record",
+    ["", "[]", "{}", "\0", '{"source_sha256": "../x", "sha256": "..", "key": "a"}', '{"key": ' * 5000, " " * 2**17],
 )
 def test_a_damaged_record_is_made_again(source, home, record, lines):
     fetch, fetched = source

@@ -54,8 +54,11 @@ def test_revisions(hub, files):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config.json": b"no"}, "config.json is not JSON"),
-        ({"config.json": b"[" * 100_000}, "config.json is not JSON"),
+        ({"config.json": b"no"}, r"config.json cannot be read \(not JSON"),
+        ({"config.json": b"[" * 100_000}, r"config.json cannot be read \(nested deeper than 32 levels"),
+        ({"config.json": b" " * (2**24 + 1)}, r"config.json cannot be read \(more than 16777216 bytes"),
+        ({"config.json": b'{"format": 2, "format": 1}'}, r"config.json cannot be read \(key 'format' occurs twice"),
+        ({"config.json": "ü".encode("latin1")}, r"config.json cannot be read \(not UTF-8"),
         ({"config.json": b"[]"}, "the repository has no weights of this zoo$"),
         ({"config.json": b'{"library_name": "rescalenet-zoo"}'}, "must have format=1 and a sha256"),
         ({"config.json": b'{"library_name": "rescalenet-zoo", "format": 2}'}, "must have format=1 and a sha256"),

@@ -87,10 +87,24 @@ def test_the_licence_is_in_the_metadata_or_in_the_card(hub, licence, expected):
     assert source.describe(NAME)["meta"]["licence"] == expected
 
 
-@pytest.mark.parametrize("card", ["# card\n", "---\n- a\n---\n", "---\na: [\n---\n", "---\nlicense:\n---\n"])
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(40))  # 2**40 words
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        *("# card\n", "---\n- a\n---\n", "---\na: [\n---\n", "---\nlicense:\n---\n", "---\nlicense: {a: b}\n---\n"),
+        f"---\n{BOMB}license: *a40\n---\n",
+    ],
+)
 def test_an_unknown_licence(hub, card):
     hub.add(REPOSITORY, {**files_of(SMALL, "resnet18.a1_in1k", license=None), "README.md": card.encode()})
     assert source.describe(NAME)["meta"]["licence"] == "unknown"
+
+
+def test_several_licences(hub):
+    hub.add(REPOSITORY, files_of(SMALL, "resnet18.a1_in1k", license=["mit", "cc-by-4.0"]))
+    assert source.describe(NAME)["meta"]["licence"] == "mit, cc-by-4.0"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +116,9 @@ def test_an_unknown_licence(hub, card):
         (b"{}", "config.json has no valid input transform"),
         (b'{"pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 0}}', "no valid input transform"),
         (json.dumps(config_of("resnet18.a1_in1k", crop_mode="border")).encode(), "crop_mode='border'"),
-        (b'{"pretrained_cfg": {"input_size": [3, 1e999, 224], "crop_pct": 0.9}}', "no valid input transform"),
+        (b'{"pretrained_cfg": {"input_size": [3, 1e999, 224], "crop_pct": 0.9}}', "numbers must be finite"),
+        (b'{"a": 1, "a": 2}', "config.json is not of timm .key 'a' occurs twice"),
+        (b" " * (2**24 + 1), "config.json is not of timm .more than 16777216 bytes"),
         (json.dumps(config_of("resnet18.a1_in1k", label_names=5)).encode(), "label_names of type int"),
         (json.dumps(config_of("resnet18.a1_in1k", interpolation="random")).encode(), "interpolation='random'"),
         (json.dumps(config_of("resnet18.a1_in1k", mean="abc")).encode(), "no valid input transform"),
