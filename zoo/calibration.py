@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from zoo.arguments import instance_of
-from zoo.errors import ZooError
-from zoo.modules import evaluating
+from zoo.arguments import flag, instance_of, shown
+from zoo.errors import ZooError, one_line
+from zoo.modules import evaluating, without_wrappers
 from zoo.precision import lacks_float64, precise
 
 
@@ -201,7 +201,8 @@ def calibrate(
     Args:
         model: any module; its layers with data-initialised biases are found by type.
         batches: inputs of the model, at least one.
-        forward: function that runs the model on a batch; by default ``model(batch)``. It must do the same each time.
+        forward: function that runs the model on a batch; by default ``model(batch)``, without wrappers of torch. It
+            must do the same each time. For batches of images and labels: ``lambda model, batch: model(batch[0])``.
         reduce: sum of a float64 tensor over ranks (``accelerator.reduce``), called each time a layer is set.
         force: whether to reset biases that a checkpoint supplied, too.
 
@@ -211,20 +212,43 @@ def calibrate(
     """
     # one batch if possible: it takes the fewest forwards
     instance_of(model, "calibrate")
+    force = flag(force, "force")
+    for name, function in {"forward": forward, "reduce": reduce}.items():
+        if function is not None and not callable(function):
+            raise ZooError(f"calibrate: {name}={shown(function)}: must be a function")
     batches = list_of_batches(batches, "calibrate", tensors=forward is None)
     if not batches:
         raise ZooError("calibrate: no batches; give at least one")
+    if forward is None:
+        model = without_wrappers(model)  # of torch.compile, which would compile the net again with each hook
     if forward is None and all(isinstance(batch, Tensor) for batch in batches):
         batches = merge_batches(batches)
     # the layers to set, and those that keep the bias of a checkpoint
     names = {module: name for name, module in model.named_modules() if isinstance(module, HasDataBias)}
     pending = {m for m in names if force or not m.calibrated}
     supplied = [name for m, name in names.items() if m not in pending]
-    passes = _Passes(names, pending, lambda batch: forward(model, batch) if forward else model(batch), reduce)
+    passes = _Passes(names, pending, lambda batch: (forward or _run)(model, batch), reduce)
     # the forwards, in eval mode
     with evaluating(model), torch.no_grad():
         passes.run(batches)
     return CalibrationReport([names[m] for m in passes.done], supplied, [names[m] for m in names if m in pending])
+
+
+def _run(model: nn.Module, batch: Any) -> Any:
+    """Run a model on a batch.
+
+    Raises:
+        ZooError: a batch that is no tensor and that the model does not take, as images with their labels.
+    """
+    try:
+        return model(batch)
+    except (TypeError, AttributeError) as error:
+        if isinstance(batch, Tensor):
+            raise
+        raise ZooError(
+            f"calibrate: the model does not take a batch of type {type(batch).__name__} ({one_line(error)[:80]}); give "
+            "its inputs alone, or forward=lambda model, batch: model(batch[0])"
+        ) from error
 
 
 class _Stop(BaseException):

@@ -1,5 +1,6 @@
 """Arguments at the door: each public function takes numbers of numpy, and refuses anything else in one line."""
 
+import functools
 import math
 from collections import OrderedDict
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import zoo
 from tests.helpers.weights import TRANSFORM
 from zoo import arguments
+from zoo.sources import convert, describe, list_convertible
 
 NAME = "rescalenet20_cifar"
 WIDTH = {"width": 0.0625}
@@ -52,6 +54,11 @@ def made(tmp_path_factory):
 
 def net(**options):
     return zoo.create_model(NAME, **{"num_classes": 5, **WIDTH, **options})
+
+
+@functools.cache
+def wide():
+    return zoo.create_model("rescalenet50", num_classes=2, **WIDTH)
 
 
 def detector(**options):
@@ -141,13 +148,32 @@ CALLS = {
     "calibrate model": (lambda made, v: zoo.calibrate(v, [X]), NOT),
     "calibrate batches": (lambda made, v: zoo.calibrate(net(), v), NOT),
     "calibrate batch": (lambda made, v: isinstance(v, torch.Tensor) or zoo.calibrate(net(), [v]), TENSORS),
+    "calibrate force": (lambda made, v: zoo.calibrate(net(), [X], force=v), FLAGS),
+    "calibrate forward": (lambda made, v: zoo.calibrate(net(), [X], forward=v), (None,)),
+    "calibrate reduce": (lambda made, v: zoo.calibrate(net(), [X], reduce=v), (None,)),
     "center_inputs_ batches": (lambda made, v: zoo.convert.center_inputs_(net(post_bias=True), v), NOT),
     "inflate": (lambda made, v: zoo.convert.inflate(v), NOT),
     "inflate name": (lambda made, v: zoo.convert.inflate(made[0], v), NOT),
     "inflate kernel": (lambda made, v: zoo.convert.inflate(made[0], "rescale_slowonly_r20_cifar", kernel=v), NOT),
+    "inflate scheme": (lambda made, v: zoo.convert.inflate(wide(), scheme=v), NOT),
+    "inflate num_classes": (lambda made, v: zoo.convert.inflate(wide(), num_classes=v), NOT),
+    "inflate weights": (lambda made, v: zoo.convert.inflate(wide(), weights=v), NOT),
     "rescaled": (lambda made, v: zoo.convert.rescaled(v), NOT),
     "from_batchnorm": (lambda made, v: zoo.convert.from_batchnorm(v), NOT),
     "from_batchnorm name": (lambda made, v: zoo.convert.from_batchnorm(OrderedDict(), v), NOT),
+    "from_batchnorm classes": (
+        lambda made, v: zoo.convert.from_batchnorm(net(scheme="bn", num_classes=1), classes=v),
+        (None,),
+    ),
+    "convert source": (lambda made, v: convert(v, made[1].with_name("y.safetensors")), NOT),
+    "convert out": (lambda made, v: convert(made[1], v), NOT),
+    "describe": (lambda made, v: describe(v), ("5", "a")),
+    "list_convertible": (lambda made, v: list_convertible(v), ("5", "a")),
+    "push source": (lambda made, v: zoo.push(v, "a/b"), NOT),
+    "push repository": (lambda made, v: zoo.push(made[1], v), NOT),
+    "push private": (lambda made, v: zoo.push(made[1], "a/b", private=v), NOT),
+    "push checkpoint": (lambda made, v: zoo.push(made[1], "a/b", checkpoint=v), NOT),
+    "push licence": (lambda made, v: zoo.push(made[1], "a/b", licence=v), NOT),
     "from_fairseq": (lambda made, v: zoo.convert.from_fairseq(v), NOT),
     "from_reference": (lambda made, v: zoo.convert.from_reference(v, NAME), NOT),
     "param_groups model": (lambda made, v: zoo.param_groups(v, 0.1), NOT),
@@ -194,6 +220,7 @@ def taken(value, values):
 @pytest.mark.parametrize("argument", CALLS)
 def test_values_are_taken_or_refused_in_one_line(argument, made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RESCALENET_OFFLINE", "1")
     call, expected = CALLS[argument]
     for value in VALUES:
         if taken(value, expected):
@@ -237,6 +264,11 @@ def test_lists_are_taken_for_tuples():
         (lambda: net(num_classes="5"), r"num_classes='5': must be a whole number"),
         (lambda: net(in_chans=0), r"in_chans=0: must be a whole number from 1 to 10000"),
         (lambda: zoo.list_models(task="detecton"), r"task='detecton': unknown \(did you mean detection\?\)"),
+        (lambda: zoo.calibrate(net(), [[X, torch.zeros(1)]]), "does not take a batch of type list .*; give its inputs"),
+        (
+            lambda: zoo.convert.inflate(wide(), scheme="bn"),
+            "rescale_i3d_r50 with .* has no option 'scheme'",
+        ),
         (lambda: zoo.calibrate(net(), X), r"batches is a Tensor: must be a list of batches"),
         (lambda: zoo.create_model(3), r"name of a model=3: must be text, not int"),
         (lambda: net(width=1e20), r"option width=1e\+20: must be below 2\*\*31"),

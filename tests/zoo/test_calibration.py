@@ -188,3 +188,11 @@ def test_calibration_leaves_padding_out():
         if isinstance(module, BiasedProjections | BiasedLinear | FeatureBias):
             for part in module.data_bias.view(-1, means[name].numel()):
                 torch.testing.assert_close(part, -means[name], rtol=1e-9, atol=1e-9)
+
+
+def test_a_compiled_net_is_calibrated_without_its_wrapper():
+    model = TwoLayers()
+    compiled = torch.compile(model, backend="eager")
+    report = zoo.calibrate(compiled, [torch.randn(2, 3, 5, 5) + 1])
+    assert report.calibrated == ["first", "second"]  # not _orig_mod.first
+    assert bool(model.first.pre_bias.any())

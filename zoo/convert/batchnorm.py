@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoo.arguments import shown
 from zoo.building import WithoutInit, planned
 from zoo.convert.layouts import LAYOUTS, Imported
 from zoo.convert.layouts.facts import module_facts
@@ -170,13 +171,15 @@ def checked_classes(classes: str | Sequence[str] | None, count: int) -> tuple[st
     """Return the class names of a net as they were given.
 
     Raises:
-        ZooError: a word.
+        ZooError: a word, or something else than a list of texts.
         WeightsError: another number of names than of classes.
     """
     if classes is None:
         return None
     if isinstance(classes, str):
         raise ZooError(f"classes={classes!r}: is for detectors; a net takes a list of names")
+    if not isinstance(classes, Sequence) or not all(isinstance(name, str) for name in classes):
+        raise ZooError(f"classes={shown(classes)}: must be a list of names, as text")
     if len(classes) != count:
         raise WeightsError(f"{len(classes)} class names for a net with {count} classes")
     return tuple(classes)

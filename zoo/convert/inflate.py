@@ -9,8 +9,8 @@ from torch import Tensor
 
 from zoo.arguments import instance_of, shown
 from zoo.errors import ZooError
-from zoo.nets.base import Backbone
-from zoo.registry import create_model, model_info
+from zoo.nets.base import Backbone, ModelConfig
+from zoo.registry import build_model, model_info
 from zoo.specs import MODELS
 from zoo.states import load_state
 
@@ -54,13 +54,10 @@ def inflate(model: Backbone, name: str | None = None, *, kernel: Kernel = "centr
         named = ", ".join(f"{key}={config.options[key]!r}" for key in left_out)
         raise ZooError(f"inflate: {name} does not have the options {named} of this {config.name}; choose another net")
     # the video net, in the image net's place and type; frozen statistics become trained ones again
-    clips = create_model(
-        name,
-        scheme="bn" if config.scheme == "frozen_bn" else config.scheme,
-        num_classes=config.num_classes,
-        in_chans=config.in_chans,
-        **{**config.options, **options},
-    )
+    scheme = "bn" if config.scheme == "frozen_bn" else config.scheme
+    merged = {**config.options, **options}
+    clips = build_model(ModelConfig(name, scheme, config.num_classes, config.in_chans, merged))
+    assert isinstance(clips, Backbone)
     like = next(model.parameters())
     clips.to(like.device, like.dtype)
     own, state = clips.state_dict(), dict(model.state_dict())

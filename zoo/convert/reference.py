@@ -12,8 +12,8 @@ from torch import Tensor
 from zoo.building import WithoutInit
 from zoo.convert.unwrapping import state_inside
 from zoo.errors import WeightsError
-from zoo.nets.base import Backbone
-from zoo.registry import create_model
+from zoo.nets.base import Backbone, ModelConfig
+from zoo.registry import build_model
 from zoo.specs import get_spec
 from zoo.states import load_state
 
@@ -91,7 +91,8 @@ def from_reference(state_dict: Mapping[str, Any], name: str, **options: Any) -> 
     if family == "ResNet":
         options = {"first_index": 0, **options}
     with WithoutInit():
-        model = create_model(name, num_classes=out["fc.bias"].numel(), **options)
+        model = build_model(ModelConfig(name, "rescale", out["fc.bias"].numel(), 3, options))
+    assert isinstance(model, Backbone)
     model.to(out["fc.bias"].dtype if out["fc.bias"].is_floating_point() else torch.float32)
     load_state(model, out, "reference checkpoint")
     return model

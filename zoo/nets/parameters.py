@@ -107,7 +107,12 @@ def parameters_by_level(model: nn.Module) -> dict[str, list[str]]:
     Args:
         model: a net of the zoo, a module around one, or any other module, which has a head alone.
     """
-    nets = [(name, module) for name, module in model.named_modules() if isinstance(module, HasLevels)]
+    # the class decides: a wrapper of torch.compile has the attributes of the net inside, but other names of parameters
+    nets = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, HasLevels) and hasattr(type(module), "level_modules")
+    ]
     prefixes: dict[str, str] = {}  # level by the beginning of its parameters' names
     for name, net in nets[:1]:
         for level, modules in net.level_modules().items():

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from zoo.arguments import file_path, text
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError, ZooError
-from zoo.files import expand_path
 from zoo.registry import create_model, list_models
 from zoo.saving import check_ending
 from zoo.sources import https, local, timm, torchvision
@@ -46,7 +46,7 @@ def list_convertible(filter: str = "*") -> list[Convertible]:
     Raises:
         ZooError: nothing; without timm its rows are missing, which is logged.
     """
-    here = set(list_models())
+    filter, here = text(filter, "filter"), set(list_models())
     rows = [(ours, f"{torchvision.PREFIX}{builder}:{tag}") for ours, builder, tag in torchvision.tags()]
     try:
         rows += [(ours, f"{timm.PREFIX}{architecture}.{tag}") for ours, architecture, tag in timm.tags()]
@@ -73,6 +73,7 @@ def describe(name: str) -> dict[str, Any] | None:
     Raises:
         WeightsError: a name that the source does not know.
     """
+    name = text(name, "name of weights")
     module = next((module for module in STATED if name.startswith(module.PREFIX)), None)
     return None if module is None else module.describe(name)
 
@@ -107,7 +108,7 @@ def convert(
         ZooError: an output of another ending, or that is the source.
         WeightsError: a source that cannot be read, or that the converter does not take.
     """
-    source, out = weights_name(source), Path(expand_path(str(out)))
+    source, out = weights_name(source), file_path(out, "out")
     check_ending(out)
     if out.exists() and Path(source).exists() and out.samefile(source):
         raise ZooError(f"{out}: is the source itself, which would be lost; give the result another name")

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
+from zoo.arguments import choice, flag, text
 from zoo.errors import WeightsError, ZooError, one_line
 from zoo.files import write_json, write_text
 from zoo.headers import HEADER_KEY, Header, write_header
@@ -58,8 +59,12 @@ def push(
         ZooError: no such run, a wrong name, a licence that contradicts the inherited one, or offline mode.
         WeightsError: weights that cannot be read, or a hub that refuses.
     """
-    if not check_repository(repository):
+    if not check_repository(text(repository, "repository")):
         raise ZooError(f"repository {repository!r}: must be OWNER/NAME")
+    choice(checkpoint, "checkpoint", get_args(Checkpoint))
+    licence = None if licence is None else text(licence, "licence")
+    source = source if isinstance(source, Path) else text(source, "source")
+    private = flag(private, "private")
     if setting := offline():
         raise ZooError(f"push: {setting} forbids it; unset it")
     with tempfile.TemporaryDirectory() as temporary:

@@ -111,3 +111,14 @@ def test_converted_nets_leave_their_fixed_scales_out():
             continue
         for key in (name, post_bias):
             assert (found[key]["group"], found[key]["weight_decay"], found[key]["lr_scale"]) == ("others", 0.0, 1.0)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_levels_of_a_wrapped_net(wrap):
+    """The wrapper of torch.compile has the attributes of the net inside, which is no net with levels by itself."""
+    model = narrow("basic")
+    sizes = {level: len(names) for level, names in parameters_by_level(model).items()}
+    assert {level: len(names) for level, names in parameters_by_level(wrap(model)).items()} == sizes
+    plain, wrapped = (zoo.param_groups(net, 0.1, layer_decay=0.5) for net in (model, wrap(model)))
+    assert [group["lr_scale"] for group in wrapped] == [group["lr_scale"] for group in plain]
+    assert [list(map(id, group["params"])) for group in wrapped] == [list(map(id, group["params"])) for group in plain]
