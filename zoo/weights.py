@@ -99,7 +99,7 @@ class Weights:
         """Return the state dict in float32 (integers unchanged), after a check of the file's hash.
 
         Raises:
-            WeightsError: a file that is missing, damaged or has another hash.
+            WeightsError: a file that is missing, damaged or has another hash, or values that are not finite.
         """
         # the file is the one that the index lists
         if self.sha256 is not None:
@@ -113,7 +113,13 @@ class Weights:
         # its tensors, of which many are stored in half precision
         with _opened(self.path) as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return {k: v.float() if v.is_floating_point() and v.dtype != torch.float64 else v for k, v in state.items()}
+        state = {k: v.float() if v.is_floating_point() and v.dtype != torch.float64 else v for k, v in state.items()}
+        for key, value in state.items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise WeightsError(
+                    f"{self.name}: {key} has NaN or infinite values; a net with such weights has no outputs"
+                )
+        return state
 
 
 # -- entries from files ------------------------------------------------------------------------------

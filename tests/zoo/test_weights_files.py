@@ -1,6 +1,7 @@
 """Weights files: what loads, and one clear error for what does not."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -220,3 +221,22 @@ def test_save_weights_refuses_wrong_names_and_leaves_nothing_behind(tmp_path, mo
     with pytest.raises(OSError, match="No space left"):
         zoo.save_weights(model, tmp_path / "a.safetensors", transform=TRANSFORM, classes=list("abcde"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2])
+def test_values_that_are_not_finite_are_refused(saved, tmp_path, value, dtype):
+    """The net would have no outputs: its logits are NaN, from which no class follows."""
+    _, path = saved
+    content = path.read_bytes()
+    copied = tmp_path / "copied.safetensors"
+    copied.write_bytes(content)
+
+    def change(state, header):
+        bias = state["fc.bias"].clone()
+        bias[-1] = value
+        state["fc.bias"] = bias.to(dtype)
+
+    rewrite(copied, change)
+    with pytest.raises(zoo.WeightsError, match=r"copied.safetensors: fc.bias has NaN or infinite values"):
+        zoo.create_model("rescalenet20_cifar", copied)
