@@ -7,7 +7,7 @@ import os
 
 def process_count() -> int:
     """Return the number of processes of a run: those that torchrun started, or 1."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def is_first_process() -> bool:

@@ -237,7 +237,7 @@ class Run:
         at = self.at
         at.batch, at.loss_sum, at.loss_count = 0, 0.0, 0
         if self.fingerprint.val != stored.val:
-            at.best, at.stale = -math.inf, 0
+            at.best, at.counted, at.stale = -math.inf, -math.inf, 0
         print_line(f"the data have changed: {listed}; epoch {at.epoch + 1} begins anew")
 
     def _load(self, load: Callable[[Any], object], part: Any) -> None:

@@ -49,6 +49,7 @@ class Position:
         best: best value of the task's metric.
         metrics: metrics of the last evaluation.
         stale: evaluations in a row without a better metric, for ``train.early_stopping``.
+        counted: value of the metric that last counted as better there.
     """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
@@ -62,6 +63,7 @@ class Position:
     best: float = -math.inf
     metrics: dict[str, float] = field(default_factory=dict)
     stale: _Count = 0
+    counted: float = -math.inf
 
 
 class RunFolder:

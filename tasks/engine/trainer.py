@@ -136,7 +136,8 @@ class Trainer(Run):
             if error.errno in _NO_SPACE:
                 root = self.files.root
                 place = root if name is None or root in Path(name).parents else name
-                return TrainingError(f"{place}: cannot be written ({error.strerror}); free some space and {go_on}")
+                remedy = "make it writable" if error.errno == errno.EROFS else "free some space"
+                return TrainingError(f"{place}: cannot be written ({error.strerror}); {remedy} and {go_on}")
             if name is None:  # its own message has no place
                 return TrainingError(f"{where}: {error.strerror}; {go_on}")
             return None
@@ -358,7 +359,10 @@ class Trainer(Run):
         # a header has no NaN: a class without samples has no accuracy
         meta["metrics"] = {key: value if math.isfinite(value) else None for key, value in at.metrics.items()}
         value, rule = at.metrics[self.task.metric], self.train.early_stopping
-        at.stale = 0 if value > at.best + (rule.min_delta if rule else 0.0) else at.stale + 1
+        if value > at.counted + (rule.min_delta if rule else 0.0):
+            at.counted, at.stale = value, 0
+        else:
+            at.stale += 1
         better = value > at.best  # not NaN
         if better:
             at.best = value

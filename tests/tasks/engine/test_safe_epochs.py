@@ -152,6 +152,17 @@ def test_early_stopping_counts_evaluations_without_a_better_metric(images, tmp_p
     assert RunFolder(tmp_path / "run").load_state()["position"].epoch == 5
 
 
+def test_small_increases_count_when_they_add_up(images, tmp_path, monkeypatch):
+    """The value that counts is compared with the last one that counted, as in Keras and Lightning."""
+    values = iter([20.0, 20.3, 20.6, 20.7, 20.8])
+    rule = {"patience": 2, "min_delta": 0.5}
+    task = make_task(config(images, tmp_path / "run", epochs=9, checkpoint_minutes=10, early_stopping=rule))
+    monkeypatch.setattr(task, "evaluate", lambda *a: {"top1": next(values), "images": 15})
+    trainer = Trainer(task)
+    trainer.fit()
+    assert (trainer.at.epoch, trainer.at.best, trainer.at.counted, trainer.at.stale) == (5, 20.8, 20.6, 2)
+
+
 def test_too_little_memory_names_the_key(images, tmp_path, monkeypatch):
     task = make_task(config(images, tmp_path / "run"))
 
