@@ -390,7 +390,7 @@ class EarlyStopping(Strict):
     """The end of a run whose metric has not improved for some time."""
 
     patience: int = Field(ge=1, description="evaluations in a row without a better metric after which the run ends")
-    min_delta: float = Field(0.0, ge=0, description="increase of the metric, since it last counted as better, that counts as better")
+    min_delta: float = Field(0.0, ge=0, description="increase over the last better value that counts as better")
 
 
 class TrainSection(Strict):

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 import zoo
-from tests.helpers.nets import BASELINES, NARROW, VISION, narrow, pairs, samples, wake_
+from tests.helpers.nets import BASELINES, CLIPS, NARROW, VISION, narrow, pairs, samples, wake_
 from zoo.nets.base import FeatureExtractor
 from zoo.schemes.vision import SCHEMES
 
@@ -202,7 +202,9 @@ def test_features(kind, scheme):
 @matrix
 def test_save_and_load(kind, scheme, tmp_path):
     model = narrow(kind, scheme=scheme).eval()
-    transform = zoo.InputTransform(64, 72, (0.5,) * 3, (0.5,) * 3)
+    grey = (0.5,) * 3
+    clips = zoo.VideoTransform(5, 1.0, None, 64, 72, grey, grey)
+    transform = clips if kind in CLIPS else zoo.InputTransform(64, 72, grey, grey)
     path = tmp_path / "w.safetensors"
     zoo.save_weights(model, path, transform=transform, classes=list("abcde"), meta={"licence": "none"})
     name, _ = NARROW[kind]

@@ -16,7 +16,7 @@ _REMARKS = "Detected pickle protocol|Validating sparse tensor"
 
 @contextmanager
 def _without_remarks() -> Iterator[None]:
-    """Drop torch's remarks on the form of a file, of which an error says what matters."""
+    """Drop torch's remarks on the form of a file: an error reports what matters."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", _REMARKS, UserWarning)
         yield
