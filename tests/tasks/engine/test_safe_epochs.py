@@ -323,13 +323,13 @@ with Signals(patience=0.2) as signals, signals.deferred():
 def test_one_of_several_processes_does_not_wait_for_ever_before_the_training_either(images, tmp_path):
     """As when the others have ended while it waits for them in a library."""
     code = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 import tasks.cli, tasks.devices, tasks.engine.trainer, tasks.spec
 from tasks.engine import signals
 
 def wait(config):
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()  # which receives it, too
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that no Python code of this thread runs
-    os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
 
 signals.PATIENCE = 0.2
