@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from tasks.arrays import reading_arrays
 from tasks.errors import DataError
 from tasks.files import find_files
 from tasks.printing import printable
@@ -272,7 +273,8 @@ def _with_channels(image: Image.Image, name: str, channels: int) -> Image.Image:
 def _read_array(path: Path, channels: int) -> Picture:
     """Read an array (H, W, C), or (H, W) for one channel, of uint8 or uint16 values."""
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        with reading_arrays():
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except Exception as error:  # of numpy's reader, for a file that may contain anything

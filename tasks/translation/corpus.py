@@ -20,6 +20,7 @@ import numpy as np
 import pydantic
 from pydantic import ConfigDict, Field
 
+from tasks.arrays import reading_arrays
 from tasks.config import check
 from tasks.errors import ConfigError, DataError
 from tasks.progress import print_line
@@ -125,7 +126,8 @@ def _load_ends(path: Path, count: int) -> np.ndarray:
         DataError: a file that is missing or is no such array.
     """
     try:
-        ends = np.load(path, mmap_mode="r", allow_pickle=False)
+        with reading_arrays():
+            ends = np.load(path, mmap_mode="r", allow_pickle=False)
     except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); {_again(path.parent)}") from None
     if not isinstance(ends, np.ndarray) or ends.dtype != np.int64 or ends.shape != (count,):

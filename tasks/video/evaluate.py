@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import zoo
+from tasks.arrays import reading_arrays
 from tasks.devices import describe_run, make_accelerator
 from tasks.errors import DataError
 from tasks.inputs import standardise
@@ -114,7 +115,7 @@ def read_predictions(path: Path) -> VideoResult:
         DataError: a missing file, or a file of another kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with reading_arrays(), np.load(path, allow_pickle=False) as content:
             arrays = {key: content[key] for key in content.files}
         _check_arrays(arrays)
         return VideoResult(
