@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tasks.errors import DataError
 from tasks.files import text_lines
-from tasks.printing import listed
+from tasks.printing import brief, listed
 
 PATH_COLUMNS = ("path", "image", "image_path", "video", "video_path", "filename", "fname", "file", "file_name", "name")
 LONGEST_NUMBER = 20  # digits of a label that is a number; Python converts no text of thousands
@@ -61,7 +61,7 @@ def read_labels(file: Path) -> list[Row]:
             else:
                 path, _, label = line.rstrip().rpartition(separator or " ")
             if not path.strip() or not label.strip():
-                raise DataError(f"{file}, line {number}: must be 'path label', not {line!r}")
+                raise DataError(f"{file}, line {number}: must be 'path label', not {brief(line)}")
             rows.append(Row(number, path.strip(), label.strip()))
     if not rows:
         raise DataError(f"{file}: has a header and no rows")

@@ -38,6 +38,15 @@ def printable(text: str, *, lines: bool = False) -> str:
     return hidden.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), encodable(text))
 
 
+def brief(text: str, limit: int = 200) -> str:
+    """Return the representation of a text for a message, of its first characters only where it is longer.
+
+    >>> brief("abcdef", 3)
+    "'abc'..."
+    """
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}..."
+
+
 def listed(names: Sequence[str], limit: int) -> str:
     """Return names for a line: at most ``limit`` of them, and how many follow.
 

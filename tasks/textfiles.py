@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from tasks.errors import DataError, UserError
+from tasks.printing import brief
 
 LONGEST = 2**28  # bytes of a file; a list of a million names takes a tenth of it
 
@@ -108,9 +109,9 @@ def read_names(path: Path, *, repeated: Collection[str] = ()) -> list[str]:
         if not name.strip():
             continue
         if any(unicodedata.category(character) in _BREAKING for character in name):
-            raise DataError(f"{path}, line {number}: {name!r} has a control character; one name on each line")
+            raise DataError(f"{path}, line {number}: {brief(name)} has a control character; one name on each line")
         if name in lines and name not in repeated:
-            raise DataError(f"{path}, line {number}: {name!r} stands in line {lines[name]} already; remove one")
+            raise DataError(f"{path}, line {number}: {brief(name)} stands in line {lines[name]} already; remove one")
         lines[name] = number
         names.append(name)
     if not names:

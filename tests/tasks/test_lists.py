@@ -4,6 +4,7 @@ import pytest
 
 from tasks.errors import DataError
 from tasks.lists import class_number, number_classes, read_labels
+from tasks.textfiles import read_names
 
 
 def rows(path, content, encoding="utf-8"):
@@ -71,3 +72,11 @@ def test_classes_are_numbered_by_number_or_name():
     assert class_number(numbers, "y", "l.csv, line 3") == 1
     with pytest.raises(DataError, match="l.csv, line 3: class 'z' is not one of x, y$"):
         class_number(numbers, "z", "l.csv, line 3")
+
+
+def test_a_message_shows_the_beginning_of_a_long_line(tmp_path):
+    for content in ("x" * 20_000 + "\x01\n", ("x" * 20_000 + "\n") * 2):
+        (tmp_path / "l.txt").write_text(content)
+        with pytest.raises(DataError, match=r"l\.txt, line [12]: 'x{200}'\.\.\. ") as caught:
+            read_names(tmp_path / "l.txt")
+        assert len(str(caught.value)) < 500
