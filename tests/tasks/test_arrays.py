@@ -13,10 +13,11 @@ from tasks.video.evaluate import read_predictions
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A file with another name of a field, for which numpy looks for a header of Python 2."""
+    """A file with a header of Python 2, on which numpy remarks, and with another name of a field."""
     path = tmp_path / "x.npy"
     np.save(path, np.zeros((4, 4, 5), np.uint8))
-    path.write_bytes(path.read_bytes().replace(b"'descr'", b"'decr' "))
+    content = path.read_bytes().replace(b"'descr'", b"'decr' ").replace(b"(4, 4, 5), } ", b"(4L, 4, 5), }")
+    path.write_bytes(content)
     return path
 
 
