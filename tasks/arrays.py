@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+
+from zoo.files import without_remarks
 
 
-@contextmanager
-def reading_arrays() -> Iterator[None]:
-    """Drop numpy's remark on headers of Python 2, which also describes damaged ones: an error reports what matters."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Reading `.npy` or `.npz` file", UserWarning)
-        yield
+def reading_arrays() -> AbstractContextManager[None]:
+    """Drop numpy's remark on headers of Python 2, which also describes damaged ones."""
+    return without_remarks("Reading `.npy` or `.npz` file")

@@ -127,6 +127,21 @@ def report_unread(failed: Mapping[str, str], total: int, what: str = "files", *,
         print_line(f"{len(failed)} of {total} {what} could not be read{more}")
 
 
+def require_readable(reasons: Sequence[str], total: int, what: str) -> None:
+    """Refuse a set of which no sample can be read.
+
+    Args:
+        reasons: reason for each sample that could not be read, in order.
+        total: number of samples.
+        what: plural noun of the samples.
+
+    Raises:
+        DataError: all samples are unreadable.
+    """
+    if len(reasons) == total:
+        raise DataError(f"none of the {total} {what} can be read; the first: {reasons[0]}")
+
+
 def report_new(failed: Mapping[str, str], known: dict[str, str], total: int, what: str) -> None:
     """Report the samples that an evaluation in training cannot read, and none of them again in later epochs.
 

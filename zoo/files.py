@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import unicodedata
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -240,3 +241,15 @@ def expand_path(text: str) -> str:
 def _variables(text: str) -> list[str]:
     """Return the names of the variables in a path."""
     return [plain or braced for plain, braced in _VARIABLE.findall(text)]
+
+
+@contextlib.contextmanager
+def without_remarks(pattern: str) -> Iterator[None]:
+    """Drop the remarks of a library on the form of a file: an error reports what matters.
+
+    Args:
+        pattern: regular expression for the beginning of the warnings.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", pattern, UserWarning)
+        yield

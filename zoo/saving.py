@@ -20,7 +20,7 @@ from zoo.headers import HEADER_KEY, Header, write_header
 from zoo.modules import without_wrappers
 from zoo.nets.base import ModelConfig, Net
 from zoo.registry import model_info, skeleton
-from zoo.states import check_shapes, shapes_of
+from zoo.states import check_shapes, require_finite, shapes_of
 from zoo.structure import first_difference
 from zoo.transforms import AnyTransform, check_input
 
@@ -179,8 +179,7 @@ def _stored(key: str, value: Tensor, dtype: torch.dtype | None, path: Path) -> T
     stored = value.detach().cpu()
     if not stored.is_floating_point():
         return stored.contiguous()
-    if not bool(stored.isfinite().all()):
-        raise ZooError(f"{path}: {key} has NaN or infinite values; a net with such weights has no outputs")
+    require_finite(stored, key, str(path))
     if dtype is None or dtype == stored.dtype:
         return stored.contiguous()
     converted = stored.to(dtype).contiguous()

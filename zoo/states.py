@@ -119,3 +119,18 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str, *, fr
     for name, module in model.named_modules():
         if isinstance(module, HasDataBias) and f"{name}.{module.data_bias_name}" in kept:
             module.calibrated = False
+
+
+def require_finite(value: Tensor, key: str, source: str) -> None:
+    """Refuse a tensor of a state with NaN or infinities; integers have none.
+
+    Args:
+        value: tensor.
+        key: key of the tensor.
+        source: name of the file or weights, for the message.
+
+    Raises:
+        WeightsError: values that are not finite.
+    """
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        raise WeightsError(f"{source}: {key} has NaN or infinite values; a net with such weights has no outputs")

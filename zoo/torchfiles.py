@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from zoo.files import without_remarks
+
 _REMARKS = "Detected pickle protocol|Validating sparse tensor"
-
-
-@contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Drop torch's remarks on the form of a file: an error reports what matters."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", _REMARKS, UserWarning)
-        yield
 
 
 def load_torch(path: Path, *, mmap: bool = False, stand_in: type | None = None) -> Any:
@@ -34,9 +25,9 @@ def load_torch(path: Path, *, mmap: bool = False, stand_in: type | None = None) 
         pickle.UnpicklingError: content of another class.
         Exception: another kind of file, which fails in any way.
     """
-    with _without_remarks():
-        if stand_in is None:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        stubs: list[Any] = [(stand_in, name) for name in get_unsafe_globals_in_checkpoint(path)]
+    with without_remarks(_REMARKS):
+        stubs: list[Any] = []
+        if stand_in is not None:
+            stubs = [(stand_in, name) for name in get_unsafe_globals_in_checkpoint(path)]
         with safe_globals(stubs):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

@@ -31,7 +31,7 @@ from zoo.errors import WeightsError, ZooError, suggestion
 from zoo.files import expand_path, is_address
 from zoo.headers import HEADER_KEY, LONGEST, read_header
 from zoo.nets.base import ModelConfig
-from zoo.states import check_shapes, shapes_of
+from zoo.states import check_shapes, require_finite, shapes_of
 from zoo.transforms import AnyTransform
 
 ENDINGS = (".safetensors", ".pth", ".pt", ".pkl", ".pyth")  # of files with weights, ours and those of other projects
@@ -115,10 +115,7 @@ class Weights:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         state = {k: v.float() if v.is_floating_point() and v.dtype != torch.float64 else v for k, v in state.items()}
         for key, value in state.items():
-            if value.is_floating_point() and not bool(value.isfinite().all()):
-                raise WeightsError(
-                    f"{self.name}: {key} has NaN or infinite values; a net with such weights has no outputs"
-                )
+            require_finite(value, key, self.name)
         return state
 
 

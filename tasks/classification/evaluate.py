@@ -15,12 +15,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 import zoo
 from tasks.classification.data import EvalSet, Images
 from tasks.devices import describe_run, make_accelerator
-from tasks.errors import DataError
 from tasks.metrics import ClassCounts, class_numbers
 from tasks.outputs import try_to_draw
 from tasks.plots import confusion_matrix
 from tasks.progress import print_line
-from tasks.reading import Readable, Unreadable, report_unread
+from tasks.reading import Readable, Unreadable, report_unread, require_readable
 from tasks.shards import gather_in_order, own_batch_size, own_loader
 from zoo.files import write_json
 from zoo.modules import evaluating
@@ -120,8 +119,7 @@ def evaluate_images(
     batches = _read_batches(loader, unread)
     counts = evaluate(model, batches, len(images.classes), accelerator, inputs=inputs, flip=flip)
     found = gather_in_order({number: (images.names[number], reason) for number, reason in unread.items()})
-    if len(found) == len(images):
-        raise DataError(f"none of the {len(images)} images can be read; the first: {found[0][1]}")
+    require_readable([reason for _, reason in found], len(images), "images")
     return counts, dict(found)
 
 

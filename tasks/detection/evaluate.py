@@ -25,7 +25,7 @@ from tasks.detection.detector import Detector
 from tasks.devices import describe_run, make_accelerator
 from tasks.errors import DataError, UserError
 from tasks.progress import Progress, print_line
-from tasks.reading import Readable, Unreadable, report_unread
+from tasks.reading import Readable, Unreadable, report_unread, require_readable
 from tasks.shards import as_list, gather_in_order, own_loader
 from zoo.errors import suggestion
 from zoo.files import write_json
@@ -178,8 +178,7 @@ def readable_part(data: Coco, unread: Mapping[int, str]) -> tuple[Coco, dict[str
     Raises:
         DataError: no image can be read.
     """
-    if len(unread) == len(data):
-        raise DataError(f"none of the {len(data)} images can be read; the first: {unread[min(unread)]}")
+    require_readable([unread[number] for number in sorted(unread)], len(data), "images")
     missing = {data.images[number].id for number in unread}
     names = {data.images[number].file_name: reason for number, reason in unread.items()}
     return data.subset(lambda image: image.id not in missing), names

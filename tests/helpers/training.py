@@ -81,14 +81,19 @@ def weights_of(folder, name="last"):
     return zoo.create_model("rescalenet20_cifar", str(folder / "checkpoints" / f"{name}.safetensors")).state_dict()
 
 
-def assert_resume_is_exact(images, folder, monkeypatch, crash_at, **settings):
-    """Train once whole and once with a crash and a resume: the same log and weights, to the bit."""
-    fit(images, folder / "whole", **settings)
-    trainer = Trainer(make_task(config(images, folder / "broken", **settings)))
-    crash_after_step(trainer, crash_at, monkeypatch)
+def fit_until_crash(images, folder, step, monkeypatch, **settings):
+    """Train a run that crashes when it has logged this step."""
+    trainer = Trainer(make_task(config(images, folder, **settings)))
+    crash_after_step(trainer, step, monkeypatch)
     with pytest.raises(Crash):
         trainer.fit()
     monkeypatch.undo()
+
+
+def assert_resume_is_exact(images, folder, monkeypatch, crash_at, **settings):
+    """Train once whole and once with a crash and a resume: the same log and weights, to the bit."""
+    fit(images, folder / "whole", **settings)
+    fit_until_crash(images, folder / "broken", crash_at, monkeypatch, **settings)
     fit(images, folder / "broken", resume=True, **settings)
     assert (folder / "whole/log.jsonl").read_text() == (folder / "broken/log.jsonl").read_text()
     whole, broken = weights_of(folder / "whole"), weights_of(folder / "broken")

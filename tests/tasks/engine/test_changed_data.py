@@ -11,7 +11,7 @@ from tasks.engine import Fingerprint, RunFolder, SetPrint, Trainer
 from tasks.errors import ConfigError, TrainingError
 from tasks.plots import read_log
 from tasks.spec import make_task, task_specs
-from tests.helpers.training import Crash, config, crash_after_step, fit, weights_of
+from tests.helpers.training import config, fit, fit_until_crash, weights_of
 
 
 @pytest.fixture
@@ -22,11 +22,7 @@ def data(images, tmp_path):
 
 def begun(data, folder, monkeypatch, step=8, **settings):
     """A run that crashed in its second epoch of six steps."""
-    trainer = Trainer(make_task(config(data, folder, **settings)))
-    crash_after_step(trainer, step, monkeypatch)
-    with pytest.raises(Crash):
-        trainer.fit()
-    monkeypatch.undo()
+    fit_until_crash(data, folder, step, monkeypatch, **settings)
 
 
 def printed(names, classes=("a", "b")):

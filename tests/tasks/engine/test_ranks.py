@@ -14,7 +14,7 @@ from tasks.errors import TrainingError
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.commands import environment, on_two_processes
-from tests.helpers.training import Crash, config, crash_after_step, fit, weights_of
+from tests.helpers.training import config, fit, fit_until_crash, weights_of
 
 
 def test_decisions_states_and_statistics_are_the_main_process_s():
@@ -58,11 +58,7 @@ def test_a_run_of_two_processes_goes_on_on_one(images, tmp_path, monkeypatch):
 
 def test_another_number_of_processes_in_an_epoch(images, tmp_path, monkeypatch, capsys):
     """Batches that are divided go on exactly; those of each process are refused."""
-    trainer = Trainer(make_task(config(images, tmp_path / "run")))
-    crash_after_step(trainer, 3, monkeypatch)
-    with pytest.raises(Crash):
-        trainer.fit()
-    monkeypatch.undo()
+    fit_until_crash(images, tmp_path / "run", 3, monkeypatch)
     path = tmp_path / "run/checkpoints/last.pt"
     state = torch.load(path, weights_only=True)
     torch.save({**state, "ranks": 2}, path)

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from tasks import config as cfg
+from tasks.classification.config import ClassificationConfig
 from tasks.engine import RunFolder, Trainer
 from tasks.errors import TrainingError
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.commands import environment, train_and_kill
-from tests.helpers.training import EVERYTHING, Crash, config, crash_after_step, fit, weights_of
+from tests.helpers.training import EVERYTHING, Crash, config, crash_after_step, fit, fit_until_crash, weights_of
 
 
 @pytest.mark.parametrize("crash_at", [2, 6, 9, "evaluation"])
@@ -119,11 +120,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(images, tmp_path, monkeypa
 
 def test_a_damaged_state_does_not_replace_the_one_before_it(images, tmp_path, monkeypatch, capsys):
     """Resumed from ``previous.pt``, a run whose next save fails still has it."""
-    trainer = Trainer(make_task(config(images, tmp_path / "run")))
-    crash_after_step(trainer, 4, monkeypatch)
-    with pytest.raises(Crash):
-        trainer.fit()
-    monkeypatch.undo()
+    fit_until_crash(images, tmp_path / "run", 4, monkeypatch)
     folder = tmp_path / "run/checkpoints"
     (folder / "last.pt").write_bytes(b"PK half a file")
     trainer = Trainer(make_task(config(images, tmp_path / "run")), resume=True)
@@ -145,16 +142,13 @@ def test_a_damaged_state_does_not_replace_the_one_before_it(images, tmp_path, mo
 def test_a_run_goes_on_on_another_machine(images, tmp_path, monkeypatch):
     """From another folder, and with data loading processes: the same weights."""
     fit(images, tmp_path / "whole")
-    trainer = Trainer(make_task(config(images, tmp_path / "begun")))
-    crash_after_step(trainer, 7, monkeypatch)
-    with pytest.raises(Crash):
-        trainer.fit()
+    fit_until_crash(images, tmp_path / "begun", 7, monkeypatch)
     (tmp_path / "begun").rename(tmp_path / "moved")
     fit(images, tmp_path / "moved", workers=1, resume=True)
     whole, moved = weights_of(tmp_path / "whole"), weights_of(tmp_path / "moved")
     assert all(torch.equal(whole[key], moved[key]) for key in whole)
     files = RunFolder(tmp_path / "moved")
-    stored = cfg.check(cfg.read_yaml(files.config), type(trainer.config), "stored")
+    stored = cfg.check(cfg.read_yaml(files.config), ClassificationConfig, "stored")
     changed = {"compile": True, "graphs": True, "workers": 3}
     files.check_config(stored.model_copy(update={"train": stored.train.model_copy(update=changed)}), resume=True)
     other = stored.model_copy(update={"train": stored.train.model_copy(update={"precision": "bf16"})})
