@@ -26,6 +26,11 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PATH_EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
 
 
+def path_of(file: int | str | bytes | os.PathLike[Any]) -> str | bytes:
+    """Return the path of a file that an audit hook is told of, by its path or its descriptor."""
+    return os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.fspath(file)
+
+
 def each_operation(folder: Path, act: Callable[[str, str], None]) -> None:
     """Call a function before each operation that changes a folder.
 
@@ -43,7 +48,7 @@ def each_operation(folder: Path, act: Callable[[str, str], None]) -> None:
             else:
                 return
         elif event in PATH_EVENTS:
-            path = os.fspath(given[0])
+            path = path_of(given[0])
         else:
             return
         removes_nothing = event == "os.remove" and not os.path.lexists(path)

@@ -40,7 +40,7 @@ def test_text_that_cannot_be_read(tmp_path):
         ("A dog.\nTwo men.\n".encode("utf-16-le"), "it is UTF-16; convert it: iconv -f utf-16le -t utf-8"),
         ("A dog.\nTwo men.\n".encode("utf-16-be"), "it is UTF-16; convert it: iconv -f utf-16be -t utf-8"),
         (bz2.compress(b"A dog.\n"), "it is compressed; decompress it: bzip2 -dc"),
-        (gzip.compress(b"A dog.\n"), "it is compressed; decompress it: gzip -dc"),
+        (gzip.compress(b"A dog.\n", mtime=0), "it is compressed; decompress it: gzip -dc"),
     ],
 )
 def test_the_advice_fits_the_file(tmp_path, content, advice):
