@@ -10,7 +10,7 @@ FETCHED := tests/interop/install_detectron2.py tests/interop/fetch_timm_tests.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-lowest test-interop lint clean
+.PHONY: help demo test test-full test-lowest test-gpu test-interop lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-14s%s\n' "$$name" "$$text"; done
@@ -27,6 +27,9 @@ test-full: $(STAMP)  ## run all tests, print which lines they do not reach, then
 
 test-lowest: $(LOWEST)/.installed  ## run the tests of test with the lower bounds of setup.cfg (Python 3.11)
 	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+test-gpu: $(STAMP)  ## run the tests that need a CUDA device, which the other targets do not use
+	RESCALENET_TEST_DEVICE=cuda $(PYTEST) -m gpu
 
 test-interop: $(INTEROP)/.installed  ## run the tests inside detectron2, fairseq, PyTorchVideo and timm (Python 3.11)
 	$(INTEROP)/bin/python -m pytest tests/interop

@@ -1,5 +1,7 @@
-"""Settings of all tests: one thread a worker, one seed, real data where it is there.
+"""Settings of all tests: one thread a worker, one seed, real data where it is there, no GPU.
 
+Tests compare with the CPU to the last bits, so they see no CUDA device; ``RESCALENET_TEST_DEVICE=cuda`` shows them to
+those that are marked ``gpu`` (make test-gpu).
 ``pytest --write-expected`` rewrites the files below ``tests/expected`` with what the tests find; look at the difference
 before you commit it. Helpers are in ``tests/helpers``, fixtures of several files in the nearest ``conftest.py``.
 """
@@ -7,12 +9,15 @@ before you commit it. Helpers are in ``tests/helpers``, fixtures of several file
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+if os.environ.setdefault("RESCALENET_TEST_DEVICE", "cpu") == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the processes that tests start
 torch.set_num_threads(1)
 collect_ignore = [] if importlib.util.find_spec("detectron2") else ["interop"]  # its own environment: test-interop
 
@@ -25,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device: make test-gpu"))
 
 
 @pytest.fixture(autouse=True)
