@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DataLoaderConfiguration
 
 from tasks.errors import TrainingError, UserError
-from tasks.launch import process_count
+from tasks.launch import local_process_count, process_count
 
 _chosen: torch.device | None = None  # the device that ``choose_device`` has set for this process
 
@@ -106,10 +106,28 @@ def start_processes(timeout_minutes: float) -> PartialState:
 
     Args:
         timeout_minutes: time that a process waits for the others in a collective operation.
+
+    Raises:
+        UserError: more processes on this machine than it has devices.
     """
+    _require_device_each()
     # Without ``cpu``, PartialState and Accelerator ignore torchrun on machines without accelerators.
     limit = {} if process_count() == 1 else {"timeout": timedelta(minutes=timeout_minutes)}
     return PartialState(cpu=best_device().type == "cpu", **limit)
+
+
+def _require_device_each() -> None:
+    """Refuse processes that would share an accelerator: NCCL takes one process for each, and ends with a traceback otherwise.
+
+    Raises:
+        UserError: more processes on this machine than it has devices.
+    """
+    kind, processes = best_device().type, local_process_count()
+    if kind != "cpu" and processes > (devices := torch.accelerator.device_count()):
+        raise UserError(
+            f"{processes} processes on a machine with {devices} {kind} device{'s' if devices > 1 else ''}: give "
+            f"torchrun --nproc-per-node {devices}, or this command --device cpu"
+        )
 
 
 def make_accelerator(

@@ -41,6 +41,18 @@ def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result 
     return result
 
 
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Wait until every process has come here.
+
+    On the CPU this is torch's own barrier. Accelerate gives it the number of a GPU also then, which fails where the
+    machine has fewer of them than processes.
+    """
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        torch.distributed.barrier()
+    else:
+        accelerator.wait_for_everyone()
+
+
 def share_state(accelerator: Accelerator, state: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the main process's state on every process, on the CPU.
 

@@ -211,7 +211,7 @@ def read_records(path: Path) -> list[Record]:
         try:
             records.append(_parsed(line))
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: not a record of a run's log ({error})") from None
+            raise DataError(f"{path}, line {number}: not a record of a run's log ({one_line(error)})") from None
     return records
 
 

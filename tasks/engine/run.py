@@ -25,7 +25,7 @@ from tasks.engine.fingerprint import Fingerprint
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.graphs import PINS_BESIDE, GraphedNet
 from tasks.engine.optimizer import describe_levels, load_optimizer, make_optimizer
-from tasks.engine.ranks import lost_peer, on_main, require_same_data, share_state
+from tasks.engine.ranks import lost_peer, on_main, require_same_data, share_state, wait_for_all
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
 from tasks.engine.sampler import EpochSampler
@@ -361,7 +361,7 @@ class Run:
 
     def _open_log(self) -> RunLog:
         """Write the config and open the log, on the main process."""
-        self.accelerator.wait_for_everyone()  # every rank has read the folder
+        wait_for_all(self.accelerator)  # every rank has read the folder
         if not self.main:
             return RunLog()
         self.files.write_config(self.config)

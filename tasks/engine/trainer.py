@@ -19,7 +19,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from tasks.engine.ranks import lost_peer, share_buffers
+from tasks.engine.ranks import lost_peer, share_buffers, wait_for_all
 from tasks.engine.records import BlocksRecord, EpochRecord, FailedRecord, StepRecord
 from tasks.engine.run import Run
 from tasks.engine.sampler import seed_from
@@ -385,7 +385,7 @@ class Trainer(Run):
         if save or stop:
             self._save()
         if stop:
-            self.accelerator.wait_for_everyone()  # torchrun ends the others when the first one ends
+            wait_for_all(self.accelerator)  # torchrun ends the others when the first one ends
             raise Interrupted(stop)
 
     def _agree(self, save: bool, stop: int) -> tuple[bool, int]:

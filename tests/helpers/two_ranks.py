@@ -8,7 +8,7 @@ from torch import nn
 
 from tasks.devices import make_accelerator
 from tasks.engine.fingerprint import Fingerprint, SetPrint
-from tasks.engine.ranks import on_main, require_same_data, share_buffers, share_state
+from tasks.engine.ranks import on_main, require_same_data, share_buffers, share_state, wait_for_all
 from tasks.errors import TrainingError
 from tasks.progress import print_line
 
@@ -50,6 +50,16 @@ def main():
         require_same_data(accelerator, Fingerprint(("a",), SetPrint.of("xy"[rank:]), SetPrint.of("z"), "images"))
     except TrainingError as error:
         found["data"] = str(error)
+    # a barrier that names no device: the machine's GPUs may be fewer than the processes on its CPU
+    barrier, named = torch.distributed.barrier, []
+
+    def recorded(**settings):
+        named.append(settings)
+        barrier(**settings)
+
+    torch.distributed.barrier = recorded
+    wait_for_all(accelerator)
+    found["barriers"] = named
     everything = gather_object([found])
     if accelerator.is_main_process:
         print(json.dumps(everything))

@@ -48,6 +48,17 @@ def test_a_numbered_device_becomes_the_current_one(monkeypatch):
     assert devices.best_device() == torch.device("cuda:1")
 
 
+def test_processes_that_would_share_a_device_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    expected = r"^2 processes on a machine with 1 cuda device: give torchrun --nproc-per-node 1, or .* --device cpu$"
+    for start in (devices.process_state, devices.make_accelerator):
+        with pytest.raises(UserError, match=expected):
+            start()
+
+
 def test_a_precision_that_the_device_lacks_is_refused():
     """Accelerate would train in fp32 without a word."""
     devices.choose_device("cpu")

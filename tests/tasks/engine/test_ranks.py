@@ -34,6 +34,7 @@ def test_decisions_states_and_statistics_are_the_main_process_s():
             "data: the training samples of process 1 are not those of process 0; give every"
         )
         assert found["mean"] == main["own"]
+        assert found["barriers"] == [{}]
     assert main["own"] != other["own"]
 
 
