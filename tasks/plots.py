@@ -159,6 +159,9 @@ def timeline(windows: Sequence[Scored], path: Path, *, limit: int = 6) -> None:
     save_figure(figure, path)
 
 
+_ROWS = 256  # of a picture, drawn at once
+
+
 class Drawable(Protocol):
     """An object found in a picture (``tasks.detection.predict.Instance``)."""
 
@@ -178,20 +181,26 @@ def draw_instances(image: Image.Image, instances: Sequence[Drawable], path: Path
         path: PNG file to write.
     """
     scale = max(1, round(512 / max(image.size)))  # in small pictures the labels would cover the objects
-    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
+    pixels = np.array(image.convert("RGB"))
     colours = [
         tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(i * 0.618 % 1, 0.8, 1.0))
         for i in range(len(instances))
     ]
     worst_first = list(zip(instances, colours, strict=True))[::-1]
-    # Blend the masks into the pixels (H, W, 3).
-    for instance, colour in worst_first:
-        if instance.mask is not None and instance.mask.size:
-            x, y = instance.corner
-            part = pixels[y : y + instance.mask.shape[0], x : x + instance.mask.shape[1]]
-            part[instance.mask] = 0.55 * part[instance.mask] + 0.45 * np.asarray(colour, dtype=np.float32)
+    # Blend the masks into the pixels (H, W, 3), some rows at a time: as floats a photograph takes 300 MB.
+    for first in range(0, len(pixels), _ROWS):
+        rows = pixels[first : first + _ROWS].astype(np.float32)
+        for instance, colour in worst_first:
+            if instance.mask is not None and instance.mask.size:
+                x, y = instance.corner
+                above = max(first - y, 0)  # rows of the mask
+                mask = instance.mask[above : max(first + _ROWS - y, 0)]
+                below = max(y - first, 0)
+                part = rows[below : below + len(mask), x : x + mask.shape[1]]
+                part[mask] = 0.55 * part[mask] + 0.45 * np.asarray(colour, dtype=np.float32)
+        pixels[first : first + _ROWS] = rows.round().astype(np.uint8)
     # Draw boxes and labels into the enlarged copy.
-    drawn = Image.fromarray(pixels.round().astype(np.uint8)).resize((image.width * scale, image.height * scale))
+    drawn = Image.fromarray(pixels).resize((image.width * scale, image.height * scale))
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=11)
     for instance, colour in worst_first:
         box = [scale * value for value in instance.box]

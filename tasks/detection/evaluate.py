@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import Tensor
 from torch.utils.data import Dataset
 
 import zoo
 from tasks.detection.coco import Coco
 from tasks.detection.data import EvalSet
 from tasks.detection.detector import Detector
+from tasks.detection.found import Found
 from tasks.devices import describe_run, make_accelerator
 from tasks.errors import DataError, UserError
 from tasks.progress import Progress, print_line
@@ -95,27 +95,25 @@ def categories_of(data: Coco, classes: Sequence[str], source: str) -> list[int |
     return [ids.get(name) for name in classes]
 
 
-def to_results(output: dict[str, Tensor], image_id: int, categories: Sequence[int | None]) -> list[CocoResult]:
-    """Convert a detector's output for one image to COCO results: boxes as x, y, width, height, masks as compressed RLE.
+def to_results(found: Found, image_id: int, categories: Sequence[int | None]) -> list[CocoResult]:
+    """Convert what a detector found to COCO results: boxes as x, y, width, height, masks as compressed RLE.
 
     Args:
-        output: boxes, labels from 1, scores and, from Mask R-CNN, masks (N, 1, H, W) of probabilities.
-        categories: COCO's id of each label; detections of labels without one are left out.
+        found: objects of one image.
+        image_id: COCO's id of the image.
+        categories: COCO's id of each label; objects of labels without one are left out.
     """
-    known = torch.tensor([category is not None for category in categories])[output["labels"].cpu() - 1]  # (N,)
-    output = {key: value[known.to(value.device)] for key, value in output.items()}
-    corners = output["boxes"].double().cpu()  # (N, 4) as x1, y1, x2, y2
+    corners = found.boxes.double()  # (N, 4) as x1, y1, x2, y2
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-    labels, scores = output["labels"].tolist(), output["scores"].double().tolist()
-    results: list[CocoResult] = [
-        {"image_id": image_id, "category_id": categories[label - 1], "bbox": box, "score": score}
-        for label, box, score in zip(labels, boxes, scores, strict=True)
-    ]
-    if "masks" in output:
-        binary = (output["masks"][:, 0] > 0.5).to(torch.uint8).cpu()  # (N, H, W)
-        encoded = rle.encode(np.asfortranarray(binary.permute(1, 2, 0).numpy()))
-        for result, mask in zip(results, encoded, strict=True):
-            result["segmentation"] = {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")}
+    results: list[CocoResult] = []
+    for i, (label, box) in enumerate(zip(found.labels.tolist(), boxes, strict=True)):
+        category, score = categories[label - 1], float(found.scores[i])
+        if category is None:
+            continue
+        result: CocoResult = {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+        if found.masks is not None:
+            result["segmentation"] = found.rle(i)
+        results.append(result)
     return results
 
 
@@ -157,11 +155,11 @@ def detect(
         for i, batch in enumerate(loader, 1):
             samples = [sample for sample in batch if not isinstance(sample, Unreadable)]
             unread |= {sample.number: sample for sample in batch if isinstance(sample, Unreadable)}
-            images = [image.to(accelerator.device).to(dtype) / 255 for image, _ in samples]  # (3, H, W) each
+            images = [image.to(accelerator.device).to(dtype).div_(255) for image, _ in samples]  # (3, H, W) each
             with accelerator.autocast():
-                outputs = model(images) if images else []
-            for output, (_, image_id) in zip(outputs, samples, strict=True):
-                found[position[image_id]] = to_results(output, image_id, categories)
+                each = model.detect(images) if images else []
+            for one, (_, image_id) in zip(each, samples, strict=True):
+                found[position[image_id]] = to_results(one, image_id, categories)
             bar.step(i)
     if failed is not None:
         failed.update(gather_in_order(unread))

@@ -21,6 +21,7 @@ import zoo
 from tasks.detection.coco import Coco
 from tasks.detection.detector import Detector
 from tasks.detection.evaluate import CocoResult
+from tasks.detection.found import Found, bounding_part, full_rle
 from tasks.devices import best_device
 from tasks.errors import UserError
 from tasks.images import read_image
@@ -74,44 +75,16 @@ class Detections:
         return {"file": self.file, "width": self.width, "height": self.height, "instances": found}
 
 
-def full_rle(mask: np.ndarray, corner: tuple[int, int], width: int, height: int) -> dict[str, Any]:
-    """Encode a picture (height, width) that is empty except for ``mask`` at ``corner`` as compressed RLE."""
-    # RLE counts the pixels of the runs of 0 and 1 in turn, column by column, and begins with 0.
-    columns, rows = np.nonzero(mask.T)
-    positions = (columns + corner[0]) * height + rows + corner[1]  # of the pixels that are 1, in order
-    if not len(positions):
-        counts = [width * height]
-    else:
-        breaks = np.flatnonzero(np.diff(positions) > 1)
-        starts = positions[np.concatenate([[0], breaks + 1])]
-        ends = positions[np.concatenate([breaks, [len(positions) - 1]])] + 1
-        edges = np.stack([starts, ends], 1).flatten()
-        counts = np.diff(np.concatenate([[0], edges, [width * height]])).tolist()
-    encoded = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
-
-
-def to_instances(output: dict[str, Tensor], classes: Sequence[str], threshold: float) -> list[Instance]:
-    """Convert a detector's output for one image or tile to instances with a score of at least ``threshold``."""
-    found = []
-    keep = output["scores"] >= threshold
-    masks = (output["masks"][keep, 0] > 0.5).cpu().numpy() if "masks" in output else None
-    boxes, labels, scores = (output[key][keep].cpu().tolist() for key in ("boxes", "labels", "scores"))
+def to_instances(found: Found, classes: Sequence[str]) -> list[Instance]:
+    """Convert what a detector found in one image or tile to instances."""
+    instances = []
+    boxes, labels, scores = (values.tolist() for values in (found.boxes, found.labels, found.scores))
     for i, (box, label, score) in enumerate(zip(boxes, labels, scores, strict=True)):
         instance = Instance(classes[label - 1], score, tuple(box))
-        if masks is not None:
-            instance.mask, instance.corner = _crop(masks[i])
-        found.append(instance)
-    return found
-
-
-def _crop(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the bounding part of a mask (H, W) that is not empty, and its upper left corner (x, y)."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return np.zeros((0, 0), dtype=bool), (0, 0)
-    y, x = int(rows[0]), int(columns[0])
-    return mask[y : rows[-1] + 1, x : columns[-1] + 1].copy(), (x, y)
+        if found.masks is not None:
+            instance.mask, instance.corner = found.masks[i]
+        instances.append(instance)
+    return instances
 
 
 def tile_corners(length: int, tile: int, overlap: int) -> list[int]:
@@ -190,10 +163,10 @@ def detect_image(
     for batch in chunks(corners, batch_size):
         pieces = [pixels[:, y : y + tile, x : x + tile] for y, x in batch]  # (3, <= tile, <= tile) each
         with torch.inference_mode():
-            outputs = model(pieces)
-        for (y, x), piece, output in zip(batch, pieces, outputs, strict=True):
+            each = model.detect(pieces, threshold)
+        for (y, x), piece, found in zip(batch, pieces, each, strict=True):
             size = piece.shape[-1], piece.shape[-2]
-            parts += [_placed(part, x, y, image.size, size) for part in to_instances(output, classes, threshold)]
+            parts += [_placed(part, x, y, image.size, size) for part in to_instances(found, classes)]
     return merge_tiles(parts)
 
 
@@ -202,8 +175,8 @@ def detect_whole(
 ) -> list[list[Instance]]:
     """Detect the objects in each of some pictures in one forward, see ``detect_image``."""
     with torch.inference_mode():
-        outputs = model([_pixels(model, image) for image in images])
-    return [to_instances(output, classes, threshold) for output in outputs]
+        each = model.detect([_pixels(model, image) for image in images], threshold)
+    return [to_instances(found, classes) for found in each]
 
 
 def checked_overlap(tile: int, overlap: int | None) -> int:
@@ -221,7 +194,7 @@ def checked_overlap(tile: int, overlap: int | None) -> int:
 def _pixels(model: Detector, image: Image.Image) -> Tensor:
     """Return an RGB picture as (3, H, W) in 0..1 on the device of the model."""
     device = next(model.parameters()).device
-    return v2.functional.pil_to_tensor(image).to(device).float() / 255
+    return v2.functional.pil_to_tensor(image).to(device).float().div_(255)
 
 
 def _placed(part: Instance, x: int, y: int, picture: tuple[int, int], tile: tuple[int, int]) -> tuple[Instance, bool]:
@@ -256,7 +229,7 @@ def draw_results(
             label = data.names[data.categories.index(result["category_id"])]
             instance = Instance(label, result["score"], (x, y, x + w, y + h))
             if "segmentation" in result:
-                instance.mask, instance.corner = _crop(rle.decode(result["segmentation"]).astype(bool))
+                instance.mask, instance.corner = bounding_part(rle.decode(result["segmentation"]).astype(bool))
             found.append(instance)
         draw_instances(data.read(record), found, out / f"{stem}.png")
 

@@ -22,6 +22,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 import zoo
 from tasks.detection.conventions import AlignedPool, ExactAnchors, paste_at_centres
+from tasks.detection.found import Found, masks_in_boxes
 from tasks.detection.fpn import BodyWithFPN
 from tasks.detection.heads import ConvsLinear, HeadStyle, TwoLinear, box_predictor, conv_stack, mask_predictor
 from zoo.errors import ZooError
@@ -102,17 +103,25 @@ class Standardize(GeneralizedRCNNTransform):
         size_divisible: number that the padded sides of a batch are multiples of.
         exact_masks: whether masks are sampled at the centres of pixels, as detectron2 does, instead of pasted at whole
             pixels.
+
+    Attributes:
+        whole_masks: whether masks are pasted into images; otherwise ``postprocess`` leaves them in their boxes.
     """
 
     def __init__(self, transform: DetectionTransform, size_divisible: int, *, exact_masks: bool = False) -> None:
         mean, std = list(transform.mean), list(transform.std)
         super().__init__(transform.min_size, transform.max_size, mean, std, size_divisible, _skip_resize=True)
         self.reverse = transform.channel_order == "BGR"
-        self.exact_masks = exact_masks
+        self.exact_masks, self.whole_masks = exact_masks, True
 
     def normalize(self, image: Tensor) -> Tensor:
         """Standardise an RGB image (3, H, W), in the channel order of the transform."""
-        return super().normalize(image.flip(0) if self.reverse else image)
+        image = image.flip(0) if self.reverse else image
+        mean, std = (
+            torch.as_tensor(values, dtype=image.dtype, device=image.device)[:, None, None]
+            for values in (self.image_mean, self.image_std)
+        )
+        return (image - mean).div_(std)  # in place: a copy of a photograph takes 300 MB
 
     def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
         """Resize an image to a short side of ``min_size``, or less where the long side would exceed ``max_size``.
@@ -137,10 +146,12 @@ class Standardize(GeneralizedRCNNTransform):
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
         """Return detections in pixels of the images as they were given, with masks of their size."""
-        masks = [found.pop("masks") for found in result if self.exact_masks and "masks" in found]
+        if self.whole_masks and not self.exact_masks:
+            return super().postprocess(result, image_shapes, original_image_sizes)
+        masks = [found.pop("masks") for found in result if "masks" in found]
         result = super().postprocess(result, image_shapes, original_image_sizes)
         for found, mask, size in zip(result, masks, original_image_sizes, strict=False):
-            found["masks"] = paste_at_centres(mask, found["boxes"], size)
+            found["masks"] = paste_at_centres(mask, found["boxes"], size) if self.whole_masks else mask
         return result
 
 
@@ -260,6 +271,34 @@ class Detector(GeneralizedRCNN):
             indices = [i for i, image in enumerate(images) if image.shape == size]
             for i, result in zip(indices, super().forward([images[i] for i in indices]), strict=True):
                 found[i] = result
+        return found
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor], threshold: float = 0.0) -> list[Found]:
+        """Return the objects with a score of at least ``threshold`` in each image, with masks in their boxes.
+
+        The net must be in eval mode. Memory does not grow with the number of objects times the size of the image, as it
+        does in ``forward``.
+
+        Args:
+            images: float RGB tensors (3, H, W) in 0..1.
+            threshold: lowest score.
+        """
+        self.transform.whole_masks = False
+        try:
+            outputs: list[dict[str, Tensor]] = self(images)
+        finally:
+            self.transform.whole_masks = True
+        found = []
+        for image, output in zip(images, outputs, strict=True):
+            keep = output["scores"] >= threshold
+            boxes, labels, scores = (output[key][keep].cpu() for key in ("boxes", "labels", "scores"))
+            size = int(image.shape[-2]), int(image.shape[-1])
+            masks = None
+            if "masks" in output:
+                inside = output["masks"][keep].float().cpu()  # (N, 1, m, m)
+                masks = masks_in_boxes(inside, boxes.float(), size, at_centres=self.transform.exact_masks)
+            found.append(Found(boxes, labels, scores, size, masks))
         return found
 
     def calibration_pass(self, images: Sequence[Tensor], targets: list[Target]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 
@@ -130,6 +131,18 @@ def test_predictions(harness, fuzz):
     kinds = st.sampled_from(("image", "image", "image", "image_bn", "detection"))
     sets = st.lists(pictures(), min_size=TOGETHER, max_size=TOGETHER)
     fuzz(st.tuples(sets, kinds, st.sampled_from((False, False, True))), run, FAST // TOGETHER)
+
+
+def test_a_photograph_with_objects(harness):
+    """25 million pixels in 14 kB; a mask of the whole picture for each object would take 100 MB."""
+    content = io.BytesIO()
+    Image.new("L", (5000, 5000), 128).save(content, "JPEG", quality=1)
+    weights = f"{harness.fixed}/weights/detection.safetensors"
+    command = ["predict", weights, "a.jpg", "--threshold", "0", "--out", "out/p"]
+    assert harness.check({"a.jpg": content.getvalue()}, command, peak=2**30) == [0]
+    found = json.loads((harness.box / "work/out/p/predictions.json").read_text())["predictions"][0]
+    assert len(found["instances"]) > 20
+    assert (harness.box / "work/out/p/a.objects.png").exists()
 
 
 def test_names(harness, fuzz):

@@ -9,6 +9,7 @@ from torchvision.ops import FrozenBatchNorm2d
 import zoo
 from tasks.detection.coco import decode_mask, load_coco
 from tasks.detection.detector import create_detector
+from tasks.detection.found import Found, bounding_part
 from tests.helpers.nets import IMAGES as NARROW
 from tests.helpers.paths import shared
 
@@ -47,6 +48,16 @@ def calibrated(model, batches=2):
     data = [sample(seed=i) for i in range(2 * batches)]
     pairs = [([image for image, _ in data[i : i + 2]], [t for _, t in data[i : i + 2]]) for i in range(0, len(data), 2)]
     return zoo.calibrate(model, pairs, forward=lambda m, batch: m.calibration_pass(*batch)), pairs
+
+
+def found_of(output, threshold=0.0):
+    """What ``Detector.detect`` makes of an output of ``forward``."""
+    keep = output["scores"] >= threshold
+    masks, size = None, (0, 0)
+    if "masks" in output:
+        masks = [bounding_part(mask.numpy()) for mask in output["masks"][keep, 0] > 0.5]
+        size = tuple(output["masks"].shape[-2:])
+    return Found(output["boxes"][keep], output["labels"][keep], output["scores"][keep], size, masks)
 
 
 def sharpened(model, seed=0):

@@ -236,7 +236,7 @@ def test_evaluation_on_coco(coco_detector, tmp_path):
     ids = categories_of(data, entry.classes, entry.name)
     assert None not in ids
     image = picture()
-    results = to_results(detections(done.model, image), 1, ids)
+    results = to_results(done.model.eval().detect([image])[0], 1, ids)
     unused = [i for i, name in enumerate(CATEGORIES) if name == "N/A"]
     masked = copy.deepcopy(coco_detector)
     with torch.no_grad():

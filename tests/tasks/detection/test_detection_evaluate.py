@@ -16,7 +16,7 @@ from tasks.detection.evaluate import categories_of, coco_metrics, detect, evalua
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tests.helpers.commands import on_two_processes
-from tests.helpers.detection import KINDS, perfect, real
+from tests.helpers.detection import KINDS, found_of, perfect, real
 from tests.helpers.paths import shared
 
 
@@ -94,13 +94,15 @@ def test_results_of_a_detector():
         "scores": torch.tensor([0.75, 0.5]),
         "masks": masks,
     }
-    first, second = to_results(output, 42, (3, 7))
+    first, second = to_results(found_of(output), 42, (3, 7))
     assert (first["image_id"], first["category_id"], first["score"]) == (42, 7, 0.75)
     assert first["bbox"] == [8, 5, 12, 5.5]
     assert np.array_equal(rle.decode(first["segmentation"]), masks[0, 0].numpy() > 0.5)
     assert rle.area(second["segmentation"]) == 0
     empty = {key: value[:0] for key, value in output.items()}
-    assert to_results(empty, 42, (3, 7)) == []
+    assert to_results(found_of(empty), 42, (3, 7)) == []
+    (only,) = to_results(found_of(output), 42, (3, None))
+    assert (only["category_id"], only["score"]) == (3, 0.5)
 
 
 def test_two_processes_evaluate_as_one(weights, tmp_path, capsys):

@@ -15,24 +15,11 @@ from scipy import ndimage
 import zoo
 from tasks.detection.coco import decode_mask
 from tasks.detection.detector import create_detector
-from tasks.detection.predict import FILES, detect_image, draw_results, full_rle, merge_tiles, tile_corners, to_instances
+from tasks.detection.predict import FILES, detect_image, draw_results, merge_tiles, tile_corners, to_instances
 from tasks.detection.predict import detect_objects as predict
 from tasks.errors import UserError
 from tasks.outputs import OutputFolder
-from tests.helpers.detection import perfect, real
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12), st.integers(0, 5), st.integers(0, 5))
-def test_rle_of_a_part_is_that_of_the_whole(seed, height, width, x, y):
-    mask = np.random.RandomState(seed).rand(height, width) < 0.5
-    whole = np.zeros((height + 7, width + 6), dtype=np.uint8)
-    whole[y : y + height, x : x + width] = mask
-    expected = rle.encode(np.asfortranarray(whole))
-    assert full_rle(mask, (x, y), width + 6, height + 7) == {
-        "size": list(expected["size"]),
-        "counts": expected["counts"].decode(),
-    }
+from tests.helpers.detection import found_of, perfect, real
 
 
 @given(st.integers(1, 3000), st.integers(2, 700), st.floats(0, 0.9))
@@ -67,6 +54,9 @@ class Blobs(torch.nn.Module):
                 }
             )
         return outputs
+
+    def detect(self, images, threshold):
+        return [found_of(output, threshold) for output in self(images)]
 
 
 @settings(max_examples=25, deadline=None)
@@ -107,9 +97,9 @@ def test_classes_do_not_suppress_each_other():
         "labels": torch.tensor([1, 2, 1]),
         "scores": torch.tensor([0.9, 0.8, 0.7]),
     }
-    parts = [(instance, False) for instance in to_instances(output, ["a", "b"], 0.5)]
+    parts = [(instance, False) for instance in to_instances(found_of(output, 0.5), ["a", "b"])]
     assert [(i.label, round(i.score, 3)) for i in merge_tiles(parts)] == [("a", 0.9), ("b", 0.8)]
-    assert len(to_instances(output, ["a", "b"], 0.85)) == 1
+    assert len(to_instances(found_of(output, 0.85), ["a", "b"])) == 1
 
 
 def test_drawn_results(tmp_path):

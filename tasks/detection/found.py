@@ -1,0 +1,126 @@
+"""What a detector finds in an image, with masks in their boxes.
+
+A mask of the whole image takes as much memory as the image, and a detector finds up to a hundred objects. Here the
+mask of an object is as large as its box, and those below the threshold are not made at all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
+
+PROBABILITY = 0.5  # above it a pixel belongs to the object
+PIXELS = 2**22  # positions that are sampled at once
+
+Part: TypeAlias = tuple[np.ndarray, tuple[int, int]]  # bool array (h, w), and its upper left corner (x, y) in the image
+
+
+@dataclass
+class Found:
+    """Objects found in one image, best first.
+
+    Attributes:
+        boxes: float tensor (N, 4) as x1, y1, x2, y2 in pixels of the image, on the CPU.
+        labels: integer tensor (N,) from 1, on the CPU.
+        scores: float tensor (N,), on the CPU.
+        size: height and width of the image.
+        masks: the part of the image in which each object is; None from Faster R-CNN.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    size: tuple[int, int]
+    masks: list[Part] | None = None
+
+    def rle(self, number: int) -> dict[str, object]:
+        """Return the mask of an object as compressed RLE of the image."""
+        assert self.masks is not None
+        mask, corner = self.masks[number]
+        return full_rle(mask, corner, self.size[1], self.size[0])
+
+
+def bounding_part(mask: np.ndarray, corner: tuple[int, int] = (0, 0)) -> Part:
+    """Return the bounding part of a mask (H, W) that is not empty, and its upper left corner (x, y).
+
+    Args:
+        mask: bool array (H, W).
+        corner: upper left corner (x, y) of the mask in the image.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return np.zeros((0, 0), dtype=bool), (0, 0)
+    y, x = int(rows[0]), int(columns[0])
+    return mask[y : rows[-1] + 1, x : columns[-1] + 1].copy(), (x + corner[0], y + corner[1])
+
+
+def masks_in_boxes(masks: Tensor, boxes: Tensor, size: tuple[int, int], *, at_centres: bool) -> list[Part]:
+    """Return the part of an image in which each object is: masks (N, 1, m, m) of probabilities in boxes (N, 4).
+
+    The pixels are those at which the masks of the whole image exceed ``PROBABILITY``.
+
+    Args:
+        masks: probabilities, on the CPU.
+        boxes: x1, y1, x2, y2 in pixels of the image, on the CPU.
+        size: height and width of the image.
+        at_centres: whether masks are sampled at the centres of pixels (``conventions.paste_at_centres``), instead of
+            pasted at whole pixels as torchvision does.
+    """
+    if at_centres:
+        return [_sampled(mask[None], box, size) for mask, box in zip(masks, boxes, strict=True)]
+    masks, scale = expand_masks(masks, padding=1)
+    boxes = expand_boxes(boxes, scale).to(torch.int64)
+    return [_resized(mask[None], box.tolist(), size) for mask, box in zip(masks, boxes, strict=True)]
+
+
+def _resized(mask: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Part:
+    """Paste a mask (1, 1, m, m) into a box of whole pixels, both ends included."""
+    x1, y1, x2, y2 = box
+    width, height = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
+    resized = F.interpolate(mask, size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+    left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2 + 1, size[1]), min(y2 + 1, size[0])
+    inside = resized[top - y1 : bottom - y1, left - x1 : right - x1] > PROBABILITY
+    return bounding_part(inside.numpy(), (left, top))
+
+
+def _sampled(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Part:
+    """Sample a mask (1, 1, m, m) at the centres of the pixels of its box: outside, no probability exceeds one half."""
+    x1, y1, x2, y2 = box  # tensors, so that each sum rounds as that of the whole image
+    left, top = max(math.floor(x1) - 1, 0), max(math.floor(y1) - 1, 0)
+    right, bottom = min(math.ceil(x2) + 1, size[1]), min(math.ceil(y2) + 1, size[0])
+    x = (torch.arange(left, right, dtype=box.dtype) + 0.5 - x1) / (x2 - x1) * 2 - 1  # (w,)
+    y = (torch.arange(top, bottom, dtype=box.dtype) + 0.5 - y1) / (y2 - y1) * 2 - 1  # (h,)
+    inside = np.zeros((len(y), len(x)), dtype=bool)
+    rows = max(PIXELS // max(len(x), 1), 1)
+    for first in range(0, len(y), rows):
+        part = y[first : first + rows]
+        grid = torch.stack([x[None].expand(len(part), -1), part[:, None].expand(-1, len(x))], dim=-1)[None]
+        sampled = F.grid_sample(mask, grid.to(mask.dtype), align_corners=False)[0, 0]
+        inside[first : first + rows] = (sampled > PROBABILITY).numpy()
+    return bounding_part(inside, (left, top))
+
+
+def full_rle(mask: np.ndarray, corner: tuple[int, int], width: int, height: int) -> dict[str, object]:
+    """Encode a picture (height, width) that is empty except for ``mask`` at ``corner`` as compressed RLE."""
+    # RLE counts the pixels of the runs of 0 and 1 in turn, column by column, and begins with 0.
+    rows = mask.shape[0] + 2  # of each column, with a pixel that is 0 at each end
+    padded = np.zeros((mask.shape[1], rows), dtype=bool)
+    padded[:, 1:-1] = mask.T
+    changes = np.flatnonzero(np.diff(padded.reshape(-1)))  # before the begin and before the end of each run, in turn
+    columns, places = np.divmod(changes, rows)
+    edges = (columns + corner[0]) * height + places + corner[1]
+    # a run that ends with its column goes on with the next
+    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])
+    edges = np.delete(edges, np.concatenate([2 * joined + 1, 2 * joined + 2]))
+    ends = [] if len(edges) and edges[-1] == width * height else [width * height]
+    counts = np.diff(np.concatenate([[0], edges, ends])).tolist()
+    encoded = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
