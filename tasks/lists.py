@@ -10,6 +10,7 @@ from typing import NamedTuple
 from tasks.errors import DataError
 from tasks.files import text_lines
 from tasks.printing import brief, listed
+from zoo.errors import one_line
 
 PATH_COLUMNS = ("path", "image", "image_path", "video", "video_path", "filename", "fname", "file", "file_name", "name")
 LONGEST_NUMBER = 20  # digits of a label that is a number; Python converts no text of thousands
@@ -73,7 +74,7 @@ def _fields(line: str, separator: str, place: str) -> list[str]:
     try:
         return next(csv.reader([line], delimiter=separator, strict=True))
     except csv.Error as error:
-        raise DataError(f"{place}: not CSV ({error}): {line[:80]!r}") from None
+        raise DataError(f"{place}: not CSV ({one_line(error)}): {line[:80]!r}") from None
 
 
 def number_classes(labels: Sequence[str], classes: Sequence[str] | None) -> tuple[tuple[str, ...], dict[str, int]]:

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+LONGEST = 2000  # characters of another library's message
+
 
 class ZooError(ValueError):
     """Raised for a wrong name, option or argument."""
@@ -44,7 +46,9 @@ def reason_of(error: Mapping[str, Any]) -> str:
 def one_line(error: BaseException | str) -> str:
     """Return the message of an error, or the name of its class if it has none, as one line that a terminal can show.
 
-    Line breaks become spaces, other control characters become replacement characters.
+    Line breaks become spaces, other control characters become replacement characters. Of a message that quotes a whole
+    file only the first ``LONGEST`` characters remain.
     """
     text = " ".join(str(error).split()) or type(error).__name__
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

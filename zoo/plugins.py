@@ -7,7 +7,7 @@ import logging
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, one_line
 
 log = logging.getLogger("rescalenet")
 
@@ -29,7 +29,8 @@ def load_plugin(point: EntryPoint) -> Any:
     except (ImportError, AttributeError) as error:
         package = f"package {point.dist.name}" if point.dist else "its package"
         raise ZooError(
-            f"{point.value} ({point.group}) cannot be imported ({error}); install {package} again or remove it"
+            f"{point.value} ({point.group}) cannot be imported ({one_line(error)}); install {package} again or "
+            "remove it"
         ) from None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo._moved import moved_names
-from zoo.errors import ZooError
+from zoo.errors import ZooError, one_line
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3  # fairseq's ids
 
@@ -33,7 +33,7 @@ class Vocabulary:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, OSError) as error:
-            raise ZooError(f"{source}: not a sentencepiece model ({error})") from None
+            raise ZooError(f"{source}: not a sentencepiece model ({one_line(error)})") from None
         p = self._processor
         ids = (p.bos_id(), p.pad_id(), p.eos_id(), p.unk_id())
         if ids != (BOS, PAD, EOS, UNK):
@@ -44,7 +44,7 @@ class Vocabulary:
         try:
             self.pieces(range(len(self)))
         except UnicodeDecodeError as error:
-            raise ZooError(f"{source}: a piece of it is not UTF-8 ({error}); get the model again") from None
+            raise ZooError(f"{source}: a piece of it is not UTF-8 ({one_line(error)}); get the model again") from None
 
     def __len__(self) -> int:
         return self._processor.get_piece_size()

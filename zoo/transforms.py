@@ -293,7 +293,7 @@ def _vocabulary(model: str) -> Vocabulary:
     try:
         content = base64.b64decode(model, validate=True)
     except (binascii.Error, ValueError) as error:  # ValueError for characters beyond ASCII
-        raise ZooError(f"vocabulary: not base64 ({error})") from None
+        raise ZooError(f"vocabulary: not base64 ({one_line(error)})") from None
     return Vocabulary(content)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from zoo._moved import moved_names
 from zoo.arguments import instance_of, shown, text
 from zoo.building import planned
-from zoo.errors import WeightsError, ZooError, suggestion
+from zoo.errors import WeightsError, ZooError, one_line, suggestion
 from zoo.files import expand_path, is_address
 from zoo.headers import HEADER_KEY, LONGEST, read_header
 from zoo.nets.base import ModelConfig
@@ -146,7 +146,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a complete safetensors file ({error}); get it again") from None
+        raise WeightsError(f"{path}: not a complete safetensors file ({one_line(error)}); get it again") from None
 
 
 def _from_file(path: Path) -> Weights:

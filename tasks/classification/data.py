@@ -26,6 +26,7 @@ from tasks.lists import Row, class_number, number_classes, read_labels
 from tasks.locks import in_turn
 from tasks.printing import printable
 from tasks.splits import choose_share, describe_sets, require_same_classes, split_sets
+from zoo.errors import one_line
 from zoo.transforms import InputTransform
 
 SETS = frozenset(("train", "training", "val", "valid", "validation", "eval", "test", "testing"))
@@ -184,7 +185,7 @@ def _torchvision_images(section: DataSection, train: bool, channels: int) -> Ima
             data = cls(section.root, train=train, download=True)
     except Exception as error:  # torchvision raises URLError, RuntimeError, ...
         raise DataError(
-            f"{section.root}: {section.source} is missing and cannot be downloaded ({error}); "
+            f"{section.root}: {section.source} is missing and cannot be downloaded ({one_line(error)}); "
             "put torchvision's files there, or use data.source=folder"
         ) from None
     names = [f"{i:05}" for i in range(len(data))]

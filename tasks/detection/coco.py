@@ -27,6 +27,7 @@ from tasks.detection.coco_schema import KEYS, wrong_entries
 from tasks.errors import DataError
 from tasks.images import decode_image
 from tasks.progress import Progress
+from zoo.errors import one_line
 
 Check = Literal["none", "header", "decode"]
 
@@ -68,7 +69,7 @@ class ImageFiles:
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)
             except _UNREADABLE as error:
-                raise DataError(f"{self.path}: not a complete zip file ({error})") from None
+                raise DataError(f"{self.path}: not a complete zip file ({one_line(error)})") from None
         return self._opened[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class ImageFiles:
         except (KeyError, FileNotFoundError):
             raise DataError(f"{self.label(name)}: no such file") from None
         except _UNREADABLE as error:
-            raise DataError(f"{self.label(name)}: cannot be read ({error})") from None
+            raise DataError(f"{self.label(name)}: cannot be read ({one_line(error)})") from None
 
 
 @dataclass
@@ -293,7 +294,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise DataError(f"{path}: not a COCO 'instances' file: arrays inside of arrays, too deep to be read") from None
     except (ValueError, OSError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None
+        raise DataError(f"{path}: not valid JSON ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: must be a COCO 'instances' file, an object; found {type(content).__name__}")
     return content

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks.errors import DataError
 from tasks.translation.text import Pair, kind_of, read_pairs
+from zoo.errors import one_line
 
 Source = Callable[[], Iterator[Pair]]
 
@@ -45,7 +46,9 @@ def _sacrebleu(name: str, languages: tuple[str, str]) -> tuple[Path, Path]:
     try:
         return Path(get_source_file(name, pair)), Path(get_reference_files(name, pair)[0])
     except (OSError, SystemExit) as error:  # sacrebleu exits the process if a download fails
-        raise DataError(f"sacrebleu:{name}: cannot be downloaded ({error}); download its files yourself") from None
+        raise DataError(
+            f"sacrebleu:{name}: cannot be downloaded ({one_line(error)}); download its files yourself"
+        ) from None
 
 
 def _hub(name: str, languages: tuple[str, str]) -> Source:

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 from tasks.errors import DataError
 from tasks.textfiles import LATIN1, describe_other, wide_encoding
+from zoo.errors import one_line
 
 
 class Pair(NamedTuple):
@@ -76,7 +77,7 @@ def decode_lines(file: gzip.GzipFile | IO[bytes], name: str) -> Iterator[str]:
             f"{describe_other(begin) or LATIN1}"
         ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{name}, after line {number}: damaged ({error}); get it again") from None
+        raise DataError(f"{name}, after line {number}: damaged ({one_line(error)}); get it again") from None
 
 
 _SEGMENT = re.compile(r"<seg[^>]*>(.*?)</seg>", re.DOTALL | re.IGNORECASE)
@@ -107,7 +108,7 @@ def _xml_segments(path: Path, language: str) -> Iterator[str]:
         with _open(path) as file:
             root = ElementTree.parse(file).getroot()
     except (ElementTree.ParseError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: not XML ({error})") from None
+        raise DataError(f"{path}: not XML ({one_line(error)})") from None
     for number, document in enumerate(root.iter("doc"), 1):
         texts = [node for tag in ("src", "ref") for node in document.iter(tag)]
         chosen = next((node for node in texts if node.get("lang") == language), None)

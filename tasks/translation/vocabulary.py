@@ -9,6 +9,7 @@ from typing import Literal
 import sentencepiece
 
 from tasks.errors import DataError
+from zoo.errors import one_line
 from zoo.text import BOS, EOS, PAD, UNK, Vocabulary
 
 
@@ -47,5 +48,7 @@ def train_vocabulary(
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise DataError(f"vocabulary of {size} {kind} pieces: {error}; lower data.corpus.vocabulary.size") from None
+        raise DataError(
+            f"vocabulary of {size} {kind} pieces: {one_line(error)}; lower data.corpus.vocabulary.size"
+        ) from None
     return Vocabulary(buffer.getvalue())

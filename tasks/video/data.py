@@ -24,6 +24,7 @@ from tasks.video.sampling import ClipSampler
 from tasks.video.sources import Video, Videos, folder_videos, kinetics_videos, list_videos
 from tasks.video.transforms import crops, train_transform
 from zoo import VideoTransform
+from zoo.errors import one_line
 
 SHOWN = 5  # failures that ``report_failures`` prints one by one
 
@@ -112,7 +113,7 @@ def read_set(data: Path, videos: Path | None = None, subset: str | None = None) 
         try:
             heading = data.open(encoding="utf-8-sig").readline()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{data}: must be a folder of videos or a list of videos ({error})") from None
+            raise DataError(f"{data}: must be a folder of videos or a list of videos ({one_line(error)})") from None
         found = (kinetics_videos if "youtube_id" in heading else list_videos)(data, root)
     if subset is not None:
         found = found.subset(read_holdout(subset, found.names()))

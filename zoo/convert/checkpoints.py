@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zoo.convert.pickles import read_pickle, shown
 from zoo.convert.unwrapping import state_inside
-from zoo.errors import WeightsError
+from zoo.errors import WeightsError, one_line
 from zoo.torchfiles import load_torch
 
 
@@ -46,7 +46,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a complete safetensors file ({error}); get it again") from None
+        raise WeightsError(f"{path}: not a complete safetensors file ({one_line(error)}); get it again") from None
 
 
 def _read_torch(path: Path) -> Any:

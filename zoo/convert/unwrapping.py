@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoo.convert.pickles import shown
-from zoo.errors import WeightsError
+from zoo.errors import WeightsError, one_line
 from zoo.modules import without_prefixes
 
 log = logging.getLogger("rescalenet")
@@ -93,7 +93,7 @@ def _tensors(content: Mapping[Any, Any], what: str) -> dict[str, Tensor]:
         try:
             tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value.detach()
         except (TypeError, ValueError) as error:  # text, other byte orders, negative strides
-            raise WeightsError(f"{what}: {key} is an array that is no tensor: {error}") from None
+            raise WeightsError(f"{what}: {key} is an array that is no tensor: {one_line(error)}") from None
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise WeightsError(f"{what}: {key} is a {tensor.layout} tensor on {tensor.device}; must be a plain tensor")
         if tensor.is_complex() or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ExportError
+from zoo.errors import ExportError, one_line
 from zoo.export import Verified
 from zoo.files import atomic_write
 from zoo.modules import evaluating
@@ -206,7 +206,7 @@ def _verified(
         with evaluating(model):
             atomic_write(path, write)
     except (torch.onnx.OnnxExporterError, RuntimeError) as error:
-        raise ExportError(f"{path}: the ONNX exporter failed: {error}") from error
+        raise ExportError(f"{path}: the ONNX exporter failed: {one_line(error)}") from error
     return Verified(path, max(errors), shown, f"onnxruntime {onnxruntime.__version__}")
 
 
