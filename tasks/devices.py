@@ -69,6 +69,8 @@ def describe_run(ranks: Accelerator | PartialState, precision: str) -> str:
     device, count = ranks.device, ranks.num_processes
     if _chosen is not None and _chosen.index is not None:  # which accelerate names cuda
         device = _chosen
+    if device.type == "cpu":  # which accelerate numbers on machines with a GPU
+        device = torch.device("cpu")
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     processes = "1 process" if count == 1 else f"{count} processes"
     return f"device {device}{name}, precision {precision}, {processes}, torch {torch.__version__}"
@@ -117,7 +119,7 @@ def start_processes(timeout_minutes: float) -> PartialState:
 
 
 def _require_device_each() -> None:
-    """Refuse processes that would share an accelerator: NCCL takes one process for each, and ends with a traceback otherwise.
+    """Refuse processes that would share an accelerator, which NCCL ends with a traceback.
 
     Raises:
         UserError: more processes on this machine than it has devices.

@@ -15,6 +15,7 @@ from tasks.detection.data import EvalSet, make_target
 from tasks.errors import DataError
 from tests.helpers.coco import RED, encoded, polygon
 from tests.helpers.paths import shared
+from zoo.errors import LONGEST
 
 # -- reading ----------------------------------------------------------------------------------------
 
@@ -67,6 +68,21 @@ def test_members_of_zip_files_that_cannot_be_read(builder, field, value, reason)
     path.write_bytes(content)
     with pytest.raises(DataError, match=f"1 images that cannot be decoded: a.png .*{reason}"):
         builder.load(images="packed")
+
+
+def test_a_reason_does_not_quote_a_whole_file(builder):
+    """zipfile's message has the name in the header of a member, which is here 30,000 bytes long."""
+    path = builder.root / "packed.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a.png", "b.jpg", "sub/c.png"):
+            archive.write(builder.root / "images" / name, name)
+        archive.writestr("rest", bytes(range(256)) * 120)
+    content = bytearray(path.read_bytes())
+    content[26:28] = (30_000).to_bytes(2, "little")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="images that cannot be decoded: a.png .*File name in directory") as error:
+        builder.load(images="packed")
+    assert len(str(error.value)) < 2 * LONGEST
 
 
 def test_every_form_of_mask_is_the_same(builder):
