@@ -14,6 +14,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from zoo.errors import WeightsError, ZooError, one_line
+from zoo.files import without_remarks
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -47,7 +48,7 @@ def planned(build: Callable[[], Module], source: str) -> Module:
     """
     grad = torch.is_grad_enabled()
     try:
-        with torch.device("meta"), _Counted():
+        with torch.device("meta"), _Counted(), without_remarks("Initializing zero-element tensors"):
             model = build()
     except ZooError as error:
         raise WeightsError(f"{source}: {one_line(error).removeprefix(f'{source}: ')}") from None

@@ -91,6 +91,8 @@ class DetectorOptions:
         for field in ("mask_convs", "aspect_ratios"):
             if not all(value > 0 for value in getattr(self, field) or (0,)):
                 raise ZooError(f"option {field}={getattr(self, field)}: must be one or more values > 0")
+        if not all(value > 0 for value in self.box_convs):
+            raise ZooError(f"option box_convs={self.box_convs}: must be values > 0")
 
 
 class Standardize(GeneralizedRCNNTransform):

@@ -315,6 +315,7 @@ def test_round_trip(scheme, tmp_path, caplog):
         (("mask_rcnn_rescalenet18_fpn", {"fpn_chanels": 3}), "no option 'fpn_chanels' .did you mean fpn_channels"),
         (("mask_rcnn_rescalenet18_fpn", {"heads": "3fc"}), "option heads='3fc'"),
         (("mask_rcnn_rescalenet18_fpn", {"fpn_channels": 0}), "option fpn_channels=0: must be > 0"),
+        (("mask_rcnn_rescalenet18_fpn", {"box_convs": (8, 0)}), r"option box_convs=\(8, 0\): must be values > 0"),
         (("mask_rcnn_rescalenet18_fpn", {"mask_convs": ()}), r"option mask_convs=\(\): must be one or more values > 0"),
         (
             ("mask_rcnn_rescalenet18_fpn", {"aspect_ratios": (1, 0)}),
