@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tasks.augment import CommonAugment, Share
 from tasks.config import FREE, BackboneSection, PathOrEmpty, PathText, RunConfig, Strict
@@ -34,9 +35,6 @@ class Augment(CommonAugment):
     """Training augmentation, seeded by epoch and index of the image; mixup and CutMix by the step."""
 
     crop: Annotated[PadCrop | RandomResizedCrop | CentreCrop, Field(discriminator="name")] = RandomResizedCrop()
-
-
-ClassWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class DataSection(Strict):
@@ -106,11 +104,22 @@ class ClassificationConfig(RunConfig):
     model: ImageModelSection
     data: DataSection
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    class_weights: Literal["balanced"] | dict[str, ClassWeight] | None = Field(
+    class_weights: Literal["balanced"] | dict[str, float] | None = Field(
         None,
         description="factors on the loss of each class, 1 for classes that are not named; balanced: inversely "
         "proportional to the number of training images, with mean 1 over them",
     )
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _check_weights(cls, value: Any) -> Any:
+        """Check the factors here: pydantic's messages of a union name its members, which are no keys of the file."""
+        if value is not None and value != "balanced" and not isinstance(value, dict):
+            raise ValueError("must be balanced, or a factor for each class")
+        for name, factor in value.items() if isinstance(value, dict) else ():
+            if not (isinstance(name, str) and isinstance(factor, int | float) and 0 <= factor < math.inf):
+                raise ValueError(f"{name}={factor!r}: must be a class and a number >= 0")
+        return value
 
     @property
     def metric(self) -> str:

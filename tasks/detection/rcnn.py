@@ -279,8 +279,8 @@ class Detector(GeneralizedRCNN):
     def detect(self, images: Sequence[Tensor], threshold: float = 0.0) -> list[Found]:
         """Return the objects with a score of at least ``threshold`` in each image, with masks in their boxes.
 
-        The net must be in eval mode. Memory does not grow with the number of objects times the size of the image, as it
-        does in ``forward``.
+        The net must be in eval mode. A mask takes a byte for each pixel of its box; in ``forward`` it takes four for
+        each pixel of the image.
 
         Args:
             images: float RGB tensors (3, H, W) in 0..1.

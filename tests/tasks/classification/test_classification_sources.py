@@ -184,6 +184,24 @@ def test_weights_of_the_classes():
         class_weights({"a": 0.0, "b": 0.0, "c": 0.0}, found)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("even", r"class_weights='even': must be balanced, or a factor for each class"),
+        (3, r"class_weights=3: must be balanced, or a factor for each class"),
+        ({"a": 1, "b": -2}, r"class_weights: b=-2: must be a class and a number >= 0"),
+        ({"a": "x"}, r"class_weights: a='x': must be a class and a number >= 0"),
+        ({"a": float("nan")}, r"class_weights: a=nan: must be a class and a number >= 0"),
+        ({"a": True}, r"class_weights: must be a number, not true"),
+        ({3: 1.0}, r"class_weights: 3=1.0: must be a class and a number >= 0"),
+    ],
+)
+def test_class_weights_that_are_no_factors(images, tmp_path, value, message):
+    content = config(images, tmp_path).model_dump(mode="json")
+    with pytest.raises(ConfigError, match=rf"^test: {message}$"):
+        check({**content, "class_weights": value}, "test")
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_weighted_loss(images, tmp_path, smoothing):
     """The mean over images of weight times loss, so that shares of a batch average to the loss of the whole."""
