@@ -323,7 +323,7 @@ def eval_(
     """Evaluate weights: accuracy by class of images or videos, COCO's metrics of detectors, BLEU of translations."""
     import zoo
     from tasks.devices import choose_device, process_state
-    from tasks.outputs import OutputFolder
+    from tasks.outputs import OutputFolder, require_outside
     from tasks.printing import checked_format
     from tasks.report import print_evaluation
     from tasks.spec import spec_of
@@ -335,6 +335,7 @@ def eval_(
     spec = spec_of(entry)
     given = spec.options("eval", options, entry.name)
     if out is not None:
+        require_outside(out, data)
         OutputFolder(out, ["metrics.json", *spec.eval.files], [data], overwrite=overwrite)
     found = spec.eval.run(entry, data, out, workers, given)
     if process_state().is_main_process:

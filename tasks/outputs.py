@@ -137,6 +137,20 @@ class OutputFolder:
         return frozenset(identity for file in self._inputs if (identity := _identity(file)) is not None)
 
 
+def require_outside(out: Path, source: Path) -> None:
+    """Refuse a folder of results inside the folder of the inputs: the next command would take the results for inputs.
+
+    Args:
+        out: folder of results.
+        source: file or folder of inputs.
+
+    Raises:
+        UserError: ``out`` is ``source`` or below it.
+    """
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--out {out}: is inside {source}, whose files are the inputs; choose another folder")
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     """Return what identifies a file under all of its names; None for a file that does not exist."""
     try:

@@ -233,14 +233,35 @@ def test_inputs_are_never_written(run, files, tmp_path):
         assert code == 1
         assert "contact_sheet.png: is an input and would be replaced" in err
     assert {name: (tmp_path / "photos" / name).read_bytes() for name in names} == before
-    # the images of a set, which are known by the folder that they are in
-    for command, name in ((("eval", files / "w.safetensors"), "confusion.png"), (("check",), "samples.png")):
-        picture(tmp_path / "val/bee" / name)
-        picture(tmp_path / "val/$_$/0.png")
-        before = (tmp_path / "val/bee" / name).read_bytes()
-        code, _, err = run(*command, tmp_path / "val", "--out", tmp_path / "val/bee", "--overwrite")
-        assert (code, f"{name}: is an input and would be replaced" in err) == (1, True)
+    # the images of a set, which are known by the folder that they are in, or by a list
+    name = "confusion.png"
+    picture(tmp_path / "val/bee" / name)
+    picture(tmp_path / "val/$_$/0.png")
+    (tmp_path / "list.csv").write_text("path,label\nval/bee/confusion.png,bee\nval/$_$/0.png,$_$\n")
+    before = (tmp_path / "val/bee" / name).read_bytes()
+    evaluate = ("eval", files / "w.safetensors")
+    for command, text in (
+        ((*evaluate, tmp_path / "list.csv"), f"{name}: is an input and would be replaced"),
+        ((*evaluate, tmp_path / "val"), f"--out {tmp_path / 'val/bee'}: is inside {tmp_path / 'val'}, whose files are"),
+    ):
+        code, _, err = run(*command, "--out", tmp_path / "val/bee", "--overwrite")
+        assert (code, text in err) == (1, True), err
         assert (tmp_path / "val/bee" / name).read_bytes() == before
+    picture(tmp_path / "val/bee/samples.png")
+    before = (tmp_path / "val/bee/samples.png").read_bytes()
+    code, _, err = run("check", tmp_path / "val", "--out", tmp_path / "val/bee", "--overwrite")
+    assert (code, "samples.png: is an input and would be replaced" in err) == (1, True)
+    assert (tmp_path / "val/bee/samples.png").read_bytes() == before
+
+
+def test_results_do_not_become_a_class(run, files):
+    """A folder of results below the class folders would be a class in the next evaluation."""
+    before = sorted(files.rglob("*"))
+    for out in (files / "val", files / "val/results", files / "val/../val/a/b"):
+        code, _, err = run("eval", files / "w.safetensors", files / "val", "--out", out)
+        assert (code, "whose files are the inputs; choose another folder" in err) == (1, True)
+    assert sorted(files.rglob("*")) == before
+    assert run("eval", files / "w.safetensors", files / "val", "--out", files / "results")[0] == 0
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_the_net_runs(run, files, monkeypatch):
