@@ -44,7 +44,7 @@ def take_folder(folder: Path, what: str) -> filelock.BaseFileLock | None:
         raise UserError(
             f"{folder}: another process has a {what} in it; wait for it, stop it, or choose another folder"
         ) from None
-    except (NotImplementedError, OSError) as error:  # the first from older versions of filelock
+    except (NotImplementedError, OSError) as error:  # the first where older versions of filelock meet ENOSYS
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
     else:

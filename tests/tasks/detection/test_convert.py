@@ -31,9 +31,25 @@ def detections(model, image):
     return model.eval()([image])[0]
 
 
+def matched(found, expected, tolerance):
+    """For each expected object the found one whose box is nearest, of those not taken with a score as near as this."""
+    left, order = list(range(len(found["scores"]))), []
+    for box, score in zip(expected["boxes"], expected["scores"], strict=True):
+        near = [i for i in left if abs(found["scores"][i] - score) <= tolerance]
+        assert near, f"no object with score {float(score)}"
+        order.append(min(near, key=lambda i: float((found["boxes"][i] - box).abs().max())))
+        left.remove(order[-1])
+    return order
+
+
 def assert_equal_detections(found, expected, *, boxes, scores, masks, least=20):
-    """The same objects in the same order. Masks are compared where their probability is not 0.5 to ``masks``."""
-    assert len(expected["scores"]) >= least
+    """The same objects, in the same order where their scores differ by more than ``scores``.
+
+    Masks are compared where their probability is not 0.5 to ``masks``.
+    """
+    assert len(found["scores"]) == len(expected["scores"]) >= least
+    order = matched(found, expected, scores)
+    found = {key: value[order] for key, value in found.items()}
     assert torch.equal(found["labels"], expected["labels"])
     torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=0, atol=boxes)
     torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=scores)
