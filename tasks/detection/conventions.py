@@ -88,6 +88,16 @@ class AlignedPool(nn.Module):
         return torch.cat(pooled)[torch.cat(places).argsort()]
 
 
+def in_box(pixels: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return where the centres of pixels lie between two sides of a box: -1 at ``low`` and 1 at ``high``.
+
+    Args:
+        pixels: numbers of rows or columns.
+        low, high: places of the sides in pixels of the image; broadcast with ``pixels``.
+    """
+    return (pixels + 0.5 - low) / (high - low) * 2 - 1
+
+
 def paste_at_centres(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Return masks sampled at the centres of an image's pixels: (N, 1, m, m) in boxes (N, 4) -> (N, 1, H, W).
 
@@ -99,8 +109,8 @@ def paste_at_centres(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Ten
 
     def paste(mask: Tensor, box: Tensor) -> Tensor:
         x1, y1, x2, y2 = box[:, :, None].unbind(1)  # (N, 1) each
-        y = (torch.arange(size[0], device=box.device, dtype=box.dtype) + 0.5 - y1) / (y2 - y1) * 2 - 1  # (N, H)
-        x = (torch.arange(size[1], device=box.device, dtype=box.dtype) + 0.5 - x1) / (x2 - x1) * 2 - 1  # (N, W)
+        y = in_box(torch.arange(size[0], device=box.device, dtype=box.dtype), y1, y2)  # (N, H)
+        x = in_box(torch.arange(size[1], device=box.device, dtype=box.dtype), x1, x2)  # (N, W)
         # sums in place of expand: a traced graph keeps the size of the image open
         across, down = x[:, None, :] + 0 * y[:, :, None], y[:, :, None] + 0 * x[:, None, :]  # (N, H, W)
         grid = torch.stack([across, down], dim=-1)

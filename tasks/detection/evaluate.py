@@ -106,8 +106,9 @@ def to_results(found: Found, image_id: int, categories: Sequence[int | None]) ->
     corners = found.boxes.double()  # (N, 4) as x1, y1, x2, y2
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
     results: list[CocoResult] = []
-    for i, (label, box) in enumerate(zip(found.labels.tolist(), boxes, strict=True)):
-        category, score = categories[label - 1], float(found.scores[i])
+    labels, scores = found.labels.tolist(), found.scores.tolist()
+    for i, (label, box, score) in enumerate(zip(labels, boxes, scores, strict=True)):
+        category = categories[label - 1]
         if category is None:
             continue
         result: CocoResult = {"image_id": image_id, "category_id": category, "bbox": box, "score": score}

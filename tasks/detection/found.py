@@ -15,7 +15,9 @@ import torch
 from pycocotools import mask as rle
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.models.detection.roi_heads import expand_boxes, expand_masks
+from torchvision.models.detection.roi_heads import expand_boxes, expand_masks, paste_mask_in_image
+
+from tasks.detection.conventions import in_box
 
 PROBABILITY = 0.5  # above it a pixel belongs to the object
 PIXELS = 2**22  # positions that are sampled at once
@@ -78,16 +80,15 @@ def masks_in_boxes(masks: Tensor, boxes: Tensor, size: tuple[int, int], *, at_ce
         return [_sampled(mask[None], box, size) for mask, box in zip(masks, boxes, strict=True)]
     masks, scale = expand_masks(masks, padding=1)
     boxes = expand_boxes(boxes, scale).to(torch.int64)
-    return [_resized(mask[None], box.tolist(), size) for mask, box in zip(masks, boxes, strict=True)]
+    return [_pasted(mask[0], box.tolist(), size) for mask, box in zip(masks, boxes, strict=True)]
 
 
-def _resized(mask: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Part:
-    """Paste a mask (1, 1, m, m) into a box of whole pixels, both ends included."""
+def _pasted(mask: Tensor, box: tuple[int, int, int, int], size: tuple[int, int]) -> Part:
+    """Paste a mask (m, m) into a box of whole pixels, both ends included, as into an image that ends with the box."""
     x1, y1, x2, y2 = box
-    width, height = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
-    resized = F.interpolate(mask, size=(height, width), mode="bilinear", align_corners=False)[0, 0]
     left, top, right, bottom = max(x1, 0), max(y1, 0), min(x2 + 1, size[1]), min(y2 + 1, size[0])
-    inside = resized[top - y1 : bottom - y1, left - x1 : right - x1] > PROBABILITY
+    moved = (x1 - left, y1 - top, x2 - left, y2 - top)
+    inside = paste_mask_in_image(mask, moved, bottom - top, right - left) > PROBABILITY
     return bounding_part(inside.numpy(), (left, top))
 
 
@@ -96,8 +97,8 @@ def _sampled(mask: Tensor, box: Tensor, size: tuple[int, int]) -> Part:
     x1, y1, x2, y2 = box  # tensors, so that each sum rounds as that of the whole image
     left, top = max(math.floor(x1) - 1, 0), max(math.floor(y1) - 1, 0)
     right, bottom = min(math.ceil(x2) + 1, size[1]), min(math.ceil(y2) + 1, size[0])
-    x = (torch.arange(left, right, dtype=box.dtype) + 0.5 - x1) / (x2 - x1) * 2 - 1  # (w,)
-    y = (torch.arange(top, bottom, dtype=box.dtype) + 0.5 - y1) / (y2 - y1) * 2 - 1  # (h,)
+    x = in_box(torch.arange(left, right, dtype=box.dtype), x1, x2)  # (w,)
+    y = in_box(torch.arange(top, bottom, dtype=box.dtype), y1, y2)  # (h,)
     inside = np.zeros((len(y), len(x)), dtype=bool)
     rows = max(PIXELS // max(len(x), 1), 1)
     for first in range(0, len(y), rows):
