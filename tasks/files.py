@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.errors import DataError, UserError
+from tasks.outputs import is_result
 from tasks.printing import printable
 from tasks.textfiles import read_text
 from zoo.errors import ZooError
@@ -101,6 +102,7 @@ class LeftOut:
         unreadable: folders that may not be read.
         special: pipes, sockets and devices.
         outside: files beside the folders of the classes.
+        results: pictures and videos that an earlier ``predict`` wrote (``tasks.outputs.is_result``).
     """
 
     hidden: int = 0
@@ -110,6 +112,7 @@ class LeftOut:
     unreadable: int = 0
     special: int = 0
     outside: int = 0
+    results: int = 0
 
     def __add__(self, other: LeftOut) -> LeftOut:
         numbers = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "endings"}
@@ -132,6 +135,7 @@ class LeftOut:
             (self.unreadable, "folders that may not be read"),
             (self.special, "that are no ordinary files"),
             (self.outside, "beside the folders of the classes"),
+            (self.results, "of earlier results"),
         ]
         return ", ".join(f"{number} {reason}" for number, reason in parts if number)
 
@@ -218,7 +222,8 @@ def _entries(folder: Path, counts: Counter[str]) -> Iterator[tuple[os.DirEntry[s
 def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> Found:
     """Find the given files, and those with one of the endings below the given folders, in order.
 
-    A file that is given by its own name is found whatever its ending. See ``find_below`` for folders.
+    A file that is given by its own name is found whatever its ending. See ``find_below`` for folders, of which the
+    results of earlier predictions are left out: drawn copies of the inputs are no inputs.
 
     Args:
         paths: files and folders.
@@ -236,8 +241,9 @@ def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> Found
     for path in map(input_path, paths):
         if path.is_dir():
             files, more = find_below(path, endings, keep_empty=True)
-            found += files
-            left_out += more
+            inputs = [file for file in files if not is_result(file)]
+            found += inputs
+            left_out += more + LeftOut(results=len(files) - len(inputs))
         elif path.is_file():
             found.append(path)
         else:

@@ -20,6 +20,10 @@ from zoo.files import write_json
 
 LONGEST = 120  # bytes of a stem, short enough for endings and for the name of a temporary file within 255
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
+# what predictions write for people to look at, beside ``PREDICTIONS``
+PREDICTIONS = "predictions.json"
+CONTACT_SHEET = "contact_sheet.png"
+DRAWN_ENDINGS = (".objects.png", ".timeline.png", ".annotated.mp4")
 # names that Windows keeps for devices, with any ending
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 
@@ -135,6 +139,12 @@ class OutputFolder:
     def inputs(self) -> frozenset[tuple[int, int]]:
         """What identifies the inputs, which is asked only where a file of the same name exists: there may be many."""
         return frozenset(identity for file in self._inputs if (identity := _identity(file)) is not None)
+
+
+def is_result(path: Path) -> bool:
+    """Return whether a picture or video is one that ``rescalenet predict`` wrote into its folder of results."""
+    named = path.name == CONTACT_SHEET or path.name.endswith(DRAWN_ENDINGS)
+    return named and path.with_name(PREDICTIONS).is_file()
 
 
 def require_outside(out: Path, source: Path) -> None:

@@ -5,9 +5,13 @@ import random
 
 import pytest
 
+from tasks.classification import predict as classification
+from tasks.detection import predict as detection
 from tasks.errors import DataError
 from tasks.files import LeftOut, class_files, find_below, find_files, text_lines
 from tasks.images import EXTENSIONS, find_images
+from tasks.outputs import CONTACT_SHEET, DRAWN_ENDINGS, PREDICTIONS
+from tasks.video import predict as video
 from tasks.video.sources import find_videos, folder_videos
 
 PNG = (".png",)
@@ -34,6 +38,21 @@ def test_hidden_files_and_folders_are_left_out_everywhere(tmp_path):
     # given by name, or below a hidden folder that is given by name
     assert find_files([str(tmp_path / "a/._1.png")], PNG, "images").files == [tmp_path / "a/._1.png"]
     assert names(tmp_path, find_below(tmp_path / "a/.cache", PNG).files) == ["a/.cache/2.png"]
+
+
+def test_results_of_earlier_predictions_are_no_inputs(tmp_path):
+    files(tmp_path, "1.png", "out/1.objects.png", "out/contact_sheet.png", "out/2.png", "b/3.objects.png")
+    assert len(find_files([str(tmp_path)], PNG, "images").files) == 5
+    files(tmp_path, "out/predictions.json")
+    found = find_files([str(tmp_path)], PNG, "images")
+    assert names(tmp_path, found.files) == ["1.png", "b/3.objects.png", "out/2.png"]
+    assert str(found.left_out) == "1 with another ending (.json), 2 of earlier results"
+    # a copy that is given by its own name is an input
+    assert len(find_files([str(tmp_path / "out/1.objects.png")], PNG, "images").files) == 1
+    # what the tasks write is known
+    assert detection.FILES == (PREDICTIONS,)
+    assert video.FILES == classification.FILES == (PREDICTIONS, CONTACT_SHEET)
+    assert {detection.DRAWN, video.DRAWN_TIMELINE, video.ANNOTATED} == {*DRAWN_ENDINGS}
 
 
 def test_endings_in_any_case_and_the_others_are_counted(tmp_path):
