@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from torchvision.transforms import v2
 
 from tasks.augment import Flip, distortions
 from tasks.classification.config import Augment, CentreCrop, DataSection, PadCrop
+from tasks.compact import Strings, packed
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.files import LeftOut, class_files
@@ -53,8 +55,10 @@ class Images:
         left_out: LeftOut | None = None,
         paths: Sequence[str] | None = None,
     ) -> None:
-        self.classes, self.labels, self.names, self.read = tuple(classes), list(labels), list(names), read
-        self.left_out, self.paths = left_out or LeftOut(), paths
+        self.classes, self.read, self.left_out = tuple(classes), read, left_out or LeftOut()
+        # A million names are no million objects, which every data loading process would copy.
+        self.labels, self.names = list(labels), packed(names)
+        self.paths = None if paths is None else packed(paths)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,10 +68,10 @@ class Images:
         return Images(
             self.classes,
             [self.labels[i] for i in indices],
-            [self.names[i] for i in indices],
-            partial(_read_chosen, self.read, indices),
+            self.names.select(indices),
+            partial(_read_chosen, self.read, array("l", indices)),
             self.left_out,
-            None if self.paths is None else [self.paths[i] for i in indices],
+            None if self.paths is None else self.paths.select(indices),
         )
 
     def resizable(self, short_side: int) -> Images:
@@ -118,7 +122,7 @@ def folder_images(root: Path, channels: int = 3) -> Images:
             f"{root}: its folders {', '.join(classes)} are sets by their names, not classes; give the folder that has "
             "one folder of images for each class"
         )
-    paths = [str(path) for found in files for path in found]
+    paths = Strings(str(path) for found in files for path in found)
     labels = [label for label, found in enumerate(files) for _ in found]
     names = [Path(path).relative_to(root).as_posix() for path in paths]
     return Images(classes, labels, names, partial(_read_path, paths, channels), left_out, paths)
@@ -157,7 +161,7 @@ def list_images(file: Path, root: Path, classes: Sequence[str] | None = None, ch
             more += "; if this line is a header, call its columns path and label"
         raise DataError(f"{file}, line {missing[0].line}: {root / missing[0].path}: no such file{more}")
     chosen = list(first.values())
-    paths = [str(root / row.path) for row in chosen]
+    paths = Strings(str(root / row.path) for row in chosen)
     labels = [numbers[row.label] for row in chosen]
     read = partial(_read_path, paths, channels)
     return Images(names, labels, [row.path for row in chosen], read, paths=paths)

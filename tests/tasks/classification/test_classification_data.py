@@ -64,7 +64,7 @@ def test_holdout_splits_train_by_a_list(tree):
     train, val = load_images(section(tree, holdout=str(listed), split="holdout"))
     assert val.names == ["ant/1.png", "bee/3.png"]
     assert val.labels == [0, 1]
-    assert sorted(train.names + val.names) == sorted(load_images(section(tree))[0].names)
+    assert sorted([*train.names, *val.names]) == sorted(load_images(section(tree))[0].names)
     assert np.array_equal(np.asarray(val.read(1)), np.asarray(read_image(tree / "train/bee/3.png")))
     listed.write_text("ant/9.png\n")
     with pytest.raises(DataError, match=r"held.txt: 1 names are not in the training set, e.g. 'ant/9.png'"):
