@@ -28,7 +28,7 @@ from tasks.engine.optimizer import describe_levels, load_optimizer, make_optimiz
 from tasks.engine.ranks import lost_peer, on_main, require_same_data, share_state, wait_for_all
 from tasks.engine.records import DivergedRecord
 from tasks.engine.runlog import RunLog, check_sinks, open_log
-from tasks.engine.sampler import EpochSampler
+from tasks.engine.sampler import EpochSampler, share_out
 from tasks.engine.signals import outlive_signals
 from tasks.engine.state import Position, RunFolder, differences
 from tasks.engine.task import Task
@@ -58,7 +58,9 @@ class Run:
         model: the same as Accelerate wraps it for training.
         batches: sampler of the training set.
         loader: this rank's batches.
+        ranks: number of processes that the batches are made for: with ``Task.per_rank`` that of the start of the run.
         shards: batches of the sampler that all ranks together take at a time.
+        forwards: forwards of each rank in an optimizer step.
         gradients: changes of the gradients before the update.
         average: averaged weights.
         log: log of the run; without sinks on all ranks but the first.
@@ -103,12 +105,11 @@ class Run:
             self._check_data(state, changed_data)
         self.dtype = dtype_of(self.train.precision)
         self.bare = self._build_model()
-        self._prepare_data()
+        self._prepare_data(state)
         if state is None:
             self._guard_memory(self._calibrate)
         else:
             self._check_net(state)
-            self._check_ranks(state)
             self._check_position()
             self._load(self.bare.load_state_dict, state["model"])
         self._prepare_training(state)
@@ -119,15 +120,12 @@ class Run:
     def _make_accelerator(self) -> Accelerator:
         """Make the accelerator with the run's precision and gradient accumulation."""
         train = self.train
-        accelerator = make_accelerator(
+        return make_accelerator(
             precision=train.precision,
             timeout_minutes=train.timeout_minutes,
             gradient_accumulation_plugin=GradientAccumulationPlugin(train.accumulate, sync_with_dataloader=False),
             step_scheduler_with_optimizer=False,
         )
-        if train.batch_size % (ranks := accelerator.num_processes):
-            raise TrainingError(f"train.batch_size={train.batch_size} must be a multiple of the {ranks} processes")
-        return accelerator
 
     def _read_folder(self, resume: bool) -> dict[str, Any] | None:
         """Check the run's folder, and return the state to resume from, if any."""
@@ -182,24 +180,6 @@ class Run:
                 f"{self.files.state}: the net has changed: {changed}; model.weights gives another one now: start a new "
                 f"run from {self.files.last}"
             )
-
-    def _check_ranks(self, state: dict[str, Any]) -> None:
-        """Refuse another number of processes where their batches are not parts of common ones.
-
-        Otherwise the run goes on exactly where it was: a batch of the sampler is divided by the new number.
-
-        Raises:
-            TrainingError: each process has batches of its own, and their number has changed.
-        """
-        before, now = state["ranks"], self.accelerator.num_processes
-        if before == now:
-            return
-        if self.batches.per_rank:
-            raise TrainingError(
-                f"{self.files.state}: the run has {before} processes with batches of their own, not {now}: continue it "
-                f"on {before}, or start a new run from {self.files.last} by model.weights"
-            )
-        print_line(f"resuming a run of {before} processes on {now}")
 
     def _check_position(self) -> None:
         """Refuse a position that is not one of this run.
@@ -270,11 +250,35 @@ class Run:
                 raise
             raise TrainingError(f"calibration: {reason}: lower train.calibration_samples or train.batch_size") from None
 
-    def _prepare_data(self) -> None:
-        """Set the sampler, the loader and the number of optimizer steps of an epoch."""
+    def _prepare_data(self, state: dict[str, Any] | None) -> None:
+        """Set the sampler, the loader, and the numbers of steps of an epoch and of forwards of a step.
+
+        A run goes on exactly where it was, also on another number of processes. Batches that all processes share are
+        divided by the new number. Of batches per process, a step takes those that it took at the start of the run,
+        shared out anew: each process takes several, or pieces of them.
+
+        Raises:
+            TrainingError: a batch size that is not a multiple of the processes, or an epoch without a whole step.
+        """
         train, accelerator = self.train, self.accelerator
-        self.batches = self.task.batches(train.batch_size, train.seed)
-        if self.batches.per_rank:
+        ranks = accelerator.num_processes
+        before = ranks if state is None else state["ranks"]
+        if before != ranks:
+            print_line(f"resuming a run of {before} processes on {ranks}")
+        # 1. The batches, which are those of the number of processes at the start of the run.
+        self.ranks: int = before if self.task.per_rank else ranks
+        self.shards = ranks if self.task.per_rank else 1
+        if train.batch_size % self.ranks:
+            raise TrainingError(f"train.batch_size={train.batch_size} must be a multiple of the {self.ranks} processes")
+        batch_size = train.batch_size // self.ranks if self.task.per_rank else train.batch_size
+        self.batches = self.task.batches(batch_size, train.seed)
+        # 2. What each process takes of those of a step.
+        self.forwards = train.accumulate
+        if self.ranks != ranks:
+            self.batches.pieces, self.forwards = share_out(self.ranks * train.accumulate, ranks)
+            accelerator.gradient_accumulation_steps = self.forwards
+        # 3. The loader.
+        if self.task.per_rank:
             accelerator.dataloader_config.split_batches = False
             accelerator.even_batches = False  # there is a batch for each rank
         loader = DataLoader(
@@ -288,10 +292,13 @@ class Run:
             generator=torch.Generator(),
         )
         self.loader: Any = accelerator.prepare(loader)
-        self.shards = accelerator.num_processes if self.batches.per_rank else 1
-        self.steps_per_epoch = len(self.batches) // (train.accumulate * self.shards)
+        self.steps_per_epoch = len(self.batches) // (self.forwards * self.shards)
         if not self.steps_per_epoch:
-            raise TrainingError(f"train.accumulate={train.accumulate}: an epoch has only {len(self.batches)} batches")
+            processes = f" on {self.shards} processes" if self.shards > 1 else ""
+            raise TrainingError(
+                f"train.accumulate={train.accumulate}{processes}: an epoch has only {len(self.batches)} batches; lower "
+                "train.accumulate or train.batch_size"
+            )
 
     def _calibrate(self) -> None:
         """Initialise the biases that no checkpoint supplied, from the first batches of epoch 0.
@@ -384,7 +391,7 @@ class Run:
                 "average": self.average.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "position": dict(vars(self.at)),
-                "ranks": self.accelerator.num_processes,
+                "ranks": self.ranks,
             }
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,16 @@ def mix(*numbers: int) -> int:
     return seed_from(*numbers)
 
 
+def share_out(batches: int, ranks: int) -> tuple[int, int]:
+    """Return how the batches of a step are shared out among ranks: pieces of each batch, and pieces that a rank takes.
+
+    >>> share_out(4, ranks=2), share_out(2, ranks=4), share_out(2, ranks=3)
+    ((1, 2), (2, 1), (3, 2))
+    """
+    common = math.gcd(batches, ranks)
+    return ranks // common, batches // common
+
+
 class EpochSampler(Sampler[list[Key]]):
     """Base of the samplers: batches of keys for a training set, from any batch of any epoch on.
 
@@ -43,11 +54,12 @@ class EpochSampler(Sampler[list[Key]]):
         per_batch: mean number of ``Task.unit`` in a batch, for the display of progress.
 
     Attributes:
-        per_rank: True: the sampler yields one batch per rank. False: each batch is split over all ranks.
+        pieces: number of batches that each batch of ``index_batches`` is cut into, by the engine, where a run of a
+            task with batches per rank goes on with more ranks. A piece of a batch with few samples may be empty.
         copies: number of times that each sample of a batch occurs in it, each time with a key of its own.
     """
 
-    per_rank = False
+    pieces = 1
     copies = 1
     drop_last = True  # Accelerate reads it and ``batch_size`` before it shards the batches
 
@@ -57,7 +69,7 @@ class EpochSampler(Sampler[list[Key]]):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the number of batches of an epoch, the same for every epoch."""
+        """Return the number of batches of an epoch, the same for every epoch; each piece counts."""
 
     @abstractmethod
     def index_batches(self) -> Iterable[list[int]]:
@@ -71,7 +83,8 @@ class EpochSampler(Sampler[list[Key]]):
         self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for batch in islice(self.index_batches(), self.start, len(self)):
+        pieces = (batch[i :: self.pieces] for batch in self.index_batches() for i in range(self.pieces))
+        for batch in islice(pieces, self.start, len(self)):
             yield [(self.copies * self.epoch + copy, index) for copy in range(self.copies) for index in batch]
 
 

@@ -41,7 +41,7 @@ class Position:
 
     Attributes:
         epoch: epoch in progress, from 0.
-        batch: forwards of that epoch that are done.
+        batch: forwards of that epoch that are done, on as many ranks as the run began with.
         step: optimizer steps done since the start of the run.
         log_bytes: length of ``log.jsonl``.
         loss_sum: sum of the losses logged in this epoch.

@@ -23,6 +23,7 @@ class Task(Protocol):
 
     config: Any
     unit: str  # plural noun of the items that the display of progress counts: images, clips, tokens
+    per_rank: bool  # whether each rank has batches of its own; else each batch is split over all ranks
     one_shape: bool  # whether ``losses`` calls the model once, with one tensor, and only its length can differ
 
     @property
@@ -46,7 +47,12 @@ class Task(Protocol):
         """Return the training set: map-style, with keys (draw, index); see ``tasks.engine.Key``."""
 
     def batches(self, batch_size: int, seed: int) -> EpochSampler:
-        """Return the sampler of each epoch's batches of keys."""
+        """Return the sampler of each epoch's batches of keys.
+
+        Args:
+            batch_size: size of a batch in the task's own measure; with ``per_rank``, that of one rank.
+            seed: seed of the run.
+        """
 
     def collate(self, samples: list[Any]) -> Any:
         """Make a batch of tensors from samples."""
@@ -80,6 +86,7 @@ class BaseTask(Task):
     """Defaults of a task: batches weigh the same, differ in shape, and are concatenated for calibration."""
 
     one_shape = False
+    per_rank = False
 
     @property
     def metric(self) -> str:

@@ -167,7 +167,7 @@ class Trainer(Run):
             if number == min(2, count - 1):
                 self._synchronize()
                 begun = time.perf_counter()
-            self._step([next(batches) for _ in range(self.train.accumulate)])
+            self._step([next(batches) for _ in range(self.forwards)])
             self.average.after_step()
             self.at.step += 1
         self._synchronize()
@@ -183,7 +183,7 @@ class Trainer(Run):
     def _fit(self) -> dict[str, float]:
         at, train = self.at, self.train
         total = train.epochs * self.steps_per_epoch
-        items = self.batches.per_batch * self.shards * train.accumulate
+        items = self.batches.per_batch / self.batches.pieces * self.shards * self.forwards
         shown = Progress(total, at.step, items, unit=self.task.unit, enabled=self.main)
         # From here on a signal waits until what was trained is saved.
         with shown as progress, self.signals.deferred():
@@ -213,7 +213,7 @@ class Trainer(Run):
         usable = self.steps_per_epoch * train.accumulate
         if at.batch >= usable:
             return
-        self.batches.seek(at.epoch, at.batch * self.shards)
+        self.batches.seek(at.epoch, at.batch // train.accumulate * self.forwards * self.shards)
         self.model.train()
         forwards: list[Any] = []  # batches of the step
         for batch in self.loader:
@@ -221,7 +221,7 @@ class Trainer(Run):
                 break
             # Collect the batches of an optimizer step.
             forwards.append(batch)
-            if len(forwards) < train.accumulate:
+            if len(forwards) < self.forwards:
                 continue
             terms = self._step(forwards)
             forwards = []

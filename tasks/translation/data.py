@@ -58,7 +58,10 @@ class Pairs(Dataset[tuple[np.ndarray, np.ndarray]]):
 
 
 def collate(pairs: Sequence[tuple[Any, Any]]) -> Batch:
-    """Return the batch of pairs of token ids (lists or arrays)."""
+    """Return the batch of pairs of token ids (lists or arrays); of none it has an empty sentence without labels."""
+    if not pairs:
+        end = torch.tensor([[EOS]])
+        return Batch(end, end, torch.full_like(end, PAD), 0)
     return Batch(
         padded([np.append(s, EOS) for s, _ in pairs]),
         padded([np.insert(t, 0, EOS) for _, t in pairs]),
@@ -90,15 +93,12 @@ class TokenBatches(EpochSampler):
         target: length of each target sentence with </s>.
         budget: number of tokens of a batch.
         seed: seed of the run.
-        ranks: number of batches taken at a time; a smaller rest at the end of an epoch is dropped.
 
     Raises:
-        DataError: a sentence longer than the budget, or fewer batches than ranks.
+        DataError: a sentence longer than the budget.
     """
 
-    per_rank = True
-
-    def __init__(self, source: np.ndarray, target: np.ndarray, budget: int, seed: int, ranks: int) -> None:
+    def __init__(self, source: np.ndarray, target: np.ndarray, budget: int, seed: int) -> None:
         # 1. Sort the pairs by target length, then source length.
         self.keys = np.stack([-(-target // _GRID), -(-source // _GRID)])  # (2, pairs) lengths in steps of the grid
         longest = np.maximum(source, target)
@@ -118,16 +118,10 @@ class TokenBatches(EpochSampler):
                 self.bounds.append(i)
                 widest = width
         self.bounds.append(len(order))
-        self.count = (len(self.bounds) - 1) // ranks * ranks
-        if not self.count:
-            raise DataError(
-                f"{len(order)} pairs make {len(self.bounds) - 1} batches of {budget} tokens, {ranks} processes require "
-                f"at least {ranks}; lower train.batch_size or start fewer processes"
-            )
         super().__init__(seed, batch_size=None, per_batch=float(target.sum()) / (len(self.bounds) - 1))
 
     def __len__(self) -> int:
-        return self.count
+        return (len(self.bounds) - 1) * self.pieces
 
     def index_batches(self) -> Iterator[list[int]]:
         generator = np.random.default_rng(seed_from(self.seed, self.epoch))

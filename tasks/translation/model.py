@@ -38,6 +38,7 @@ class Translation(BaseTask):
     """
 
     unit = "tokens"
+    per_rank = True  # a batch of pairs of one length each
 
     def __init__(self, config: TranslationConfig) -> None:
         self.config = config
@@ -93,9 +94,8 @@ class Translation(BaseTask):
         return Pairs(self.source, self.target, self.chosen)
 
     def batches(self, batch_size: int, seed: int) -> TokenBatches:
-        ranks = process_state().num_processes
         source, target = self.lengths
-        return TokenBatches(source, target, batch_size // ranks, seed, ranks)
+        return TokenBatches(source, target, batch_size, seed)
 
     def collate(self, samples: list[Any]) -> Batch:
         return collate(samples)
@@ -113,7 +113,7 @@ class Translation(BaseTask):
 
     def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
         loss, _ = model(batch.source, batch.target, batch.labels, self.config.label_smoothing)
-        return {"loss": loss / batch.tokens}
+        return {"loss": loss / max(batch.tokens, 1)}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
         """Return BLEU, chrF, the loss of a token without label smoothing, and perplexity of the evaluation set."""

@@ -135,7 +135,7 @@ def test_batches_for_calibration(batches, samples, expected):
 
 def test_samples_for_calibration_are_those_of_all_ranks():
     lengths = np.full(24, 5)
-    sampler = TokenBatches(lengths, lengths, budget=20, seed=0, ranks=2)  # 4 pairs (on the grid of 6: 3) a batch
+    sampler = TokenBatches(lengths, lengths, budget=20, seed=0)  # 4 pairs (on the grid of 6: 3) a batch
     (size,) = {len(batch) for batch in sampler}
     settings = SimpleNamespace(calibration_batches=8, calibration_samples=4 * size)
     assert count_calibration_batches(sampler, settings, 2) == 2

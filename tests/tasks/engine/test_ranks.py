@@ -58,24 +58,11 @@ def test_a_run_of_two_processes_goes_on_on_one(images, tmp_path, monkeypatch):
 
 
 def test_another_number_of_processes_in_an_epoch(images, tmp_path, monkeypatch, capsys):
-    """Batches that are divided go on exactly; those of each process are refused."""
+    """Batches that are divided go on exactly; those of each process: ``test_translation_model.py``."""
     fit_until_crash(images, tmp_path / "run", 3, monkeypatch)
     path = tmp_path / "run/checkpoints/last.pt"
     state = torch.load(path, weights_only=True)
     torch.save({**state, "ranks": 2}, path)
-    task = make_task(config(images, tmp_path / "run"))
-    batches = task.batches
-
-    def of_each(*arguments):
-        sampler = batches(*arguments)
-        sampler.per_rank = True
-        return sampler
-
-    monkeypatch.setattr(task, "batches", of_each)
-    with pytest.raises(
-        TrainingError, match=r"the run has 2 processes with batches of their own, not 1: continue it on 2"
-    ):
-        Trainer(task, resume=True)
     fit(images, tmp_path / "run", resume=True)
     assert "resuming a run of 2 processes on 1" in capsys.readouterr().err
     fit(images, tmp_path / "whole")

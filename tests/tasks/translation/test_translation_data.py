@@ -1,16 +1,22 @@
 """Batches of sentence pairs."""
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from tasks.engine.sampler import share_out
 from tasks.errors import DataError
-from tasks.translation.data import TokenBatches
+from tasks.translation.data import TokenBatches, collate
+from tests.helpers.translation import sharp
 
 
 def test_batches_cover_each_pair_once_within_the_budget():
     random_ = np.random.default_rng(0)
     source, target = random_.integers(2, 40, (2, 1000))
-    batches = TokenBatches(source, target, 160, seed=3, ranks=1)
+    batches = TokenBatches(source, target, 160, seed=3)
     epochs = []
     for epoch in (0, 1):
         batches.seek(epoch, 0)
@@ -27,11 +33,33 @@ def test_batches_cover_each_pair_once_within_the_budget():
         batches.seek(epoch, 7)
         assert list(batches) == found[7:]
     assert {frozenset(b) for b in epochs[0]} != {frozenset(b) for b in epochs[1]}
-    three = TokenBatches(source, target, 160, seed=3, ranks=3)
-    assert len(three) == len(batches) // 3 * 3
     with pytest.raises(
         DataError, match="a training sentence has 39 tokens, a batch of one process 30; raise train.batch_size"
     ):
-        TokenBatches(source, target, 30, 0, 1)
-    with pytest.raises(DataError, match="2 pairs make 1 batches of 160 tokens, 4 processes require"):
-        TokenBatches(source[:2], target[:2], 160, 0, 4)
+        TokenBatches(source, target, 30, 0)
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 6), st.integers(0, 2))
+def test_other_ranks_take_the_same_pairs_in_each_step(before, accumulate, ranks, done):
+    """Steps of a run that began with ``before`` ranks; the batches come to the ranks in turn."""
+    lengths = np.random.default_rng(0).integers(2, 40, (2, 200))
+    batches, pieces = (TokenBatches(*lengths, 160, seed=3) for _ in range(2))
+    taken = before * accumulate
+    pieces.pieces, forwards = share_out(taken, ranks)
+    assert len(pieces) == len(batches) * pieces.pieces
+    assert len(pieces) // (forwards * ranks) == len(batches) // taken  # steps of an epoch
+    batches.seek(1, done * taken)
+    pieces.seek(1, done * forwards * ranks)
+    old, new = list(batches), list(pieces)
+    for step in range(len(batches) // taken - done):
+        own = old[step * taken : (step + 1) * taken]
+        shared = new[step * forwards * ranks : (step + 1) * forwards * ranks]
+        assert sorted(itertools.chain(*own)) == sorted(itertools.chain(*shared))
+
+
+def test_a_batch_without_pairs_weighs_nothing():
+    model = sharp()
+    loss, likelihood = model(*collate([])[:3], 0.1)
+    assert (loss.item(), likelihood.item()) == (0, 0)
+    loss.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import zoo
+from tasks import config as cfg
 from tasks.engine import Trainer
 from tasks.errors import ConfigError, DataError
 from tasks.plots import read_log
@@ -82,8 +83,6 @@ def test_resume_repeats_the_uninterrupted_run_to_the_bit(prepared, tmp_path, mon
 
 @pytest.mark.slow
 def test_kill_9_and_resume(prepared, tmp_path):
-    import tasks.config as cfg
-
     settings = {"epochs": 4, "batch_size": 300, "workers": 1}
     path = tmp_path / "config.yaml"
     path.write_text(cfg.dump(config(prepared, tmp_path / "whole", **settings)))
@@ -121,8 +120,6 @@ def test_two_processes_equal_one_and_steps_are_weighted_by_tokens(prepared, tmp_
     one = {"batch_size": 300, "accumulate": 2, "calibration_batches": 4}
     fit(prepared, tmp_path / "one", **settings, **one)
     path = tmp_path / "config.yaml"
-    import tasks.config as cfg
-
     path.write_text(cfg.dump(config(prepared, tmp_path / "two", **settings, batch_size=600, calibration_batches=2)))
     on_two_processes("train", path)
     first, second = (read_log(tmp_path / run / "log.jsonl") for run in ("one", "two"))
@@ -133,6 +130,53 @@ def test_two_processes_equal_one_and_steps_are_weighted_by_tokens(prepared, tmp_
             assert a[key] == pytest.approx(b[key], rel=1e-10), (a["step"], key)
             compared += 1
     assert compared > 20
+    one_, two_ = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for key in one_:
+        torch.testing.assert_close(one_[key], two_[key], rtol=1e-6, atol=1e-9)  # stored in single precision
+
+
+def test_a_run_of_two_processes_goes_on_on_one_within_an_epoch(prepared, tmp_path, monkeypatch, capsys):
+    """Two batches of 300 tokens a step, accumulated by one process: to the bit."""
+    settings = {"model": {"options": {**TINY, "drop_rate": 0.0}}, "calibration_batches": 4}
+    one = config(prepared, tmp_path / "one", **settings, batch_size=300, accumulate=2)
+    Trainer(make_task(one)).fit()
+    two = config(prepared, tmp_path / "two", **settings, batch_size=600)
+    # What two processes would have left: the run of one until step 3, with their config.
+    broken = Trainer(make_task(config(prepared, tmp_path / "two", **settings, batch_size=300, accumulate=2)))
+    crash_after_step(broken, 4, monkeypatch)
+    with pytest.raises(Crash):
+        broken.fit()
+    path = tmp_path / "two/checkpoints/last.pt"
+    state = torch.load(path, weights_only=True)
+    assert (state["position"]["step"], state["position"]["batch"]) == (3, 6)
+    torch.save({**state, "ranks": 2, "position": {**state["position"], "batch": 3}}, path)
+    (tmp_path / "two/config.yaml").write_text(cfg.dump(two))
+    resumed = Trainer(make_task(two), resume=True)
+    assert "resuming a run of 2 processes on 1" in capsys.readouterr().err
+    resumed.fit()
+    assert (tmp_path / "one/log.jsonl").read_text() == (tmp_path / "two/log.jsonl").read_text()
+    first, second = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    # a state that is written on one process says again for how many its batches are
+    assert torch.load(path, weights_only=True)["ranks"] == 2
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_goes_on_on_two_within_an_epoch(prepared, tmp_path, monkeypatch):
+    """Each takes one half of each batch. float64, to 1e-10."""
+    settings = {"precision": "fp64", "model": {"options": {**TINY, "drop_rate": 0.0}}}
+    Trainer(make_task(config(prepared, tmp_path / "one", **settings))).fit()
+    two = config(prepared, tmp_path / "two", **settings)
+    broken = Trainer(make_task(two))
+    crash_after_step(broken, 4, monkeypatch)
+    with pytest.raises(Crash):
+        broken.fit()
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump(two))
+    on_two_processes("train", path, "--resume")
+    first, second = (read_log(tmp_path / run / "log.jsonl") for run in ("one", "two"))
+    losses = [[record["loss"] for record in log if "loss" in record] for log in (first, second)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)
     one_, two_ = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     for key in one_:
         torch.testing.assert_close(one_[key], two_[key], rtol=1e-6, atol=1e-9)  # stored in single precision
