@@ -95,7 +95,8 @@ class EpochBatches(EpochSampler):
         length: samples of the data set.
         batch_size: samples of a batch, all ranks together.
         seed: seed of the run.
-        groups: group of each sample; the samples of a batch share their group, except in an epoch's last batches.
+        groups: group of each sample; the samples of a batch share their group, except in an epoch's last batches. The
+            remainder that an epoch drops is drawn from all samples, so that small groups are met too.
         repeats: mean number of times that each sample occurs in an epoch; by default 1.
         copies: number of times that each sample of a batch occurs in it, with other augmentations (Berman et al. 2019,
             arXiv:1902.05509). An epoch has as many batches as without copies, and so 1/copies of the samples, drawn
@@ -135,16 +136,22 @@ class EpochBatches(EpochSampler):
         order = self._order()
         if self.groups is None:
             return [order[i : i + self.distinct] for i in range(0, len(order), self.distinct)]
-        # A batch is complete as soon as its group has enough samples; the rest is mixed at the end.
+        # A batch is complete as soon as its group has enough samples; the rest is mixed at the end. What the epoch drops
+        # is chosen before: the rest of the groups would be the same small group in every epoch.
         waiting: dict[int, list[int]] = {}
         batches = []
-        for index in order:
+        for index in order[: len(order) // self.distinct * self.distinct]:
             group = waiting.setdefault(self.groups[index], [])
             group.append(index)
             if len(group) == self.distinct:
                 batches.append(waiting.pop(self.groups[index]))
         rest = [index for group in waiting.values() for index in group]
-        return batches + [rest[i : i + self.distinct] for i in range(0, len(rest), self.distinct)]
+        batches += [rest[i : i + self.distinct] for i in range(0, len(rest), self.distinct)]
+        if self.copies == 1:
+            return batches
+        # An epoch takes the first batches only, among which the mixed ones would never be.
+        generator = torch.Generator().manual_seed(seed_from(self.seed, self.epoch, self.copies))
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def _order(self) -> list[int]:
         """Return the epoch's samples in random order."""

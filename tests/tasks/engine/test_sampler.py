@@ -50,6 +50,21 @@ def test_batches_are_of_one_group():
     assert [[i for _, i in batch] for batch in batches] == epoch(batches, 1)[3:]
 
 
+@pytest.mark.parametrize(("large", "small", "size"), [(64, 7, 8), (100, 1, 2), (95, 3, 16), (5, 4, 8)])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_every_sample_of_a_small_group_is_met(large, small, size, copies):
+    """The remainder that an epoch drops is another one each time; it was always the small group."""
+    batches = EpochBatches(large + small, size, 0, groups=[0] * large + [1] * small, copies=copies)
+    counts = torch.zeros(large + small)
+    for number in range(100):
+        seen = epoch(batches, number)
+        assert [len(batch) for batch in seen] == [size] * len(batches)
+        counts += torch.bincount(torch.tensor([i for batch in seen for i in batch]), minlength=len(counts))
+    share = len(batches) * size / (large + small)  # mean number of times in an epoch
+    assert counts.min() > 0.6 * 100 * share
+    assert counts[large:].mean() == pytest.approx(100 * share, rel=0.25)
+
+
 def test_samples_are_repeated_as_often_as_wanted():
     """Each epoch floor or ceil of the wanted number, and on average that number."""
     repeats = [1.0, 1.0, 2.5, 1.25, 3.25]
