@@ -35,6 +35,10 @@ EXTENSIONS = (*datasets.folder.IMG_EXTENSIONS, ".jpe", ".jfif", ".gif", ".mpo", 
 BACKGROUND = "white"  # colour behind transparent pixels
 DARK, LIGHT = 16, 239  # limits of the 8-bit values of a picture that is nearly black, and nearly white
 MOST = 0.999  # share of the values beyond the limit
+EXPOSURE_HINTS: dict[Exposure, str] = {
+    "black": "16-bit pictures are read on the scale 0..65535, so multiply 12-bit values (0..4095) by 16",
+    "white": "values above the scale are cut off",
+}
 
 
 def endings_for(channels: int) -> tuple[str, ...]:
@@ -171,13 +175,9 @@ class Exposures:
 
     def lines(self) -> list[str]:
         """Return a line for each kind of pictures of which there are any."""
-        hints = {
-            "black": "16-bit pictures are read on the scale 0..65535, so multiply 12-bit values by 16",
-            "white": "values above the scale are cut off",
-        }
         return [
             f"pictures that are nearly {kind} as they are read: {len(names)} of {self.count}, e.g. "
-            f"{printable(names[0])}; look at them: {hints[kind]}"
+            f"{printable(names[0])}; look at them: {EXPOSURE_HINTS[kind]}"
             for kind, names in self.names.items()
             if names
         ]

@@ -1,124 +1,59 @@
 """Reading and checking of COCO JSON annotations and their images.
 
 Defects that would make training or metrics wrong are refused before training starts. Defects that can be handled are
-handled and reported, with counts and examples (``Coco.notes``). Evaluation uses the annotations of the file unchanged.
+handled and reported, with counts and examples (``Coco.notes``). Training and evaluation see the same annotations, those
+that the loader has made of the file.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
-import lzma
+import math
 import os
-import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from tasks.detection.coco_schema import KEYS, wrong_entries
+from tasks.detection.coco_boxes import Boxes
+from tasks.detection.coco_schema import KEYS, checked_entries
+from tasks.detection.image_files import ImageFiles
+from tasks.detection.masks import Extent, broken, decode_mask, encode_mask, polygons, rle_counts
+from tasks.detection.records import ImageId, ImageRecord, Records
 from tasks.errors import DataError
-from tasks.images import decode_image
+from tasks.images import EXPOSURE_HINTS, decode_image, exposure
 from tasks.progress import Progress
+from tasks.textfiles import wide_encoding
 from zoo.errors import one_line
 
+__all__ = [
+    "Coco",
+    "ImageFiles",
+    "ImageRecord",
+    "clipped_box",
+    "decode_mask",
+    "load_coco",
+    "repeat_factors",
+    "rle_counts",
+]
+
 Check = Literal["none", "header", "decode"]
+Found = dict[str, list[str]]  # reason -> examples
 
-LARGEST_FILE = 2**29  # bytes of an image file: more than 16-bit RGB of the largest picture that is decoded
-# what zipfile and its decompressors raise for members that are damaged, encrypted or of an unknown method
-_UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
-
-
-class ImageFiles:
-    """Image files in a folder or a zip file, by the file names of an annotation file.
-
-    In a zip file, names may leave out the top folder if there is only one, as in the files of COCO.
-
-    Args:
-        path: path of the folder, or of the zip file with or without .zip.
-
-    Raises:
-        DataError: a path that does not exist, or a damaged zip file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        zipped = path if path.suffix.lower() == ".zip" else path.with_name(path.name + ".zip")
-        self.path = path if path.is_dir() else zipped
-        self._opened: tuple[int, zipfile.ZipFile] | None = None
-        self._members: dict[str, str] = {}
-        if path.is_dir():
-            return
-        if not zipped.is_file():
-            raise DataError(f"{path}: no such folder, and no zip file {zipped.name} beside it")
-        names = [name for name in self._zip().namelist() if not name.endswith("/")]
-        self._members = {name: name for name in names}
-        tops = {name.partition("/")[0] for name in names}
-        if len(tops) == 1 and all("/" in name for name in names):
-            self._members |= {name.partition("/")[2]: name for name in names}
-
-    def _zip(self) -> zipfile.ZipFile:
-        """Return the open zip file of this process; processes that share a file handle would move its position."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            try:
-                self._opened = os.getpid(), zipfile.ZipFile(self.path)
-            except _UNREADABLE as error:
-                raise DataError(f"{self.path}: not a complete zip file ({one_line(error)})") from None
-        return self._opened[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": None}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._members if self._members else (self.path / name).is_file()
-
-    def label(self, name: str) -> str:
-        """Return the name of an image in messages."""
-        return f"{self.path}/{name}"
-
-    def read(self, name: str) -> bytes:
-        """Return the content of a file.
-
-        Raises:
-            DataError: a file that is missing, too large for an image, or damaged or encrypted in its zip file.
-        """
-        try:
-            if self._members:
-                size = self._zip().getinfo(self._members[name]).file_size
-            else:
-                size = (self.path / name).stat().st_size
-            if size > LARGEST_FILE:
-                raise DataError(f"{self.label(name)}: {size} bytes, an image must have at most {LARGEST_FILE}")
-            return self._zip().read(self._members[name]) if self._members else (self.path / name).read_bytes()
-        except (KeyError, FileNotFoundError):
-            raise DataError(f"{self.label(name)}: no such file") from None
-        except _UNREADABLE as error:
-            raise DataError(f"{self.label(name)}: cannot be read ({one_line(error)})") from None
-
-
-@dataclass
-class ImageRecord:
-    """An image of an annotation file.
-
-    Attributes:
-        id: id of COCO.
-        file_name: name of the image file.
-        width: width in pixels.
-        height: height in pixels.
-        annotations: annotations of the image, as in the file.
-    """
-
-    id: int
-    file_name: str
-    width: int
-    height: int
-    annotations: list[dict[str, Any]] = field(default_factory=list)
+LARGEST_JSON = 2**31  # bytes of an annotation file that is compressed; a small file may unpack to any size
+LOOKED_AT = 16  # images of a set that are decoded to see whether they are nearly black, where not all are
+MOST_CROWDS = 0.5  # share of crowds from which on they are reported
+_FEDERATED = {"neg_category_ids", "not_exhaustive_category_ids"}  # keys of images in LVIS
+BEYOND = 1.0  # pixels of a box outside of its image from which on it is reported
 
 
 @dataclass
@@ -135,19 +70,21 @@ class Coco:
     """
 
     path: Path
-    images: list[ImageRecord]
+    images: Sequence[ImageRecord]
     categories: tuple[int, ...]
     names: tuple[str, ...]
     files: ImageFiles
-    notes: dict[str, list[str]]
+    notes: Found
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, keep: Callable[[ImageRecord], bool]) -> Coco:
         """Return the set of the images for which ``keep`` is true."""
-        images = [image for image in self.images if keep(image)]
-        return Coco(self.path, images, self.categories, self.names, self.files, self.notes)
+        chosen = [number for number, image in enumerate(self.images) if keep(image)]
+        images = self.images
+        kept = images.take(chosen) if isinstance(images, Records) else [images[number] for number in chosen]
+        return replace(self, images=kept)
 
     def read(self, image: ImageRecord) -> Image.Image:
         """Return the image in RGB, turned as its annotations require.
@@ -158,18 +95,45 @@ class Coco:
         content = io.BytesIO(self.files.read(image.file_name))
         return decode_image(content, self.files.label(image.file_name), (image.width, image.height))
 
-    def ground_truth(self) -> dict[str, Any]:
-        """Return the COCO JSON of these images for an evaluator, with crowds; missing areas are those of the boxes."""
-        annotations = []
+    def counts(self) -> dict[str, int]:
+        """Return the number of annotations of each category by its name, without crowds."""
+        name_of = dict(zip(self.categories, self.names, strict=True))
+        found = dict.fromkeys(self.names, 0)
         for image in self.images:
             for annotation in image.annotations:
-                box = annotation["bbox"]
-                area = annotation.get("area", box[2] * box[3])
-                found = {**annotation, "area": area, "iscrowd": annotation.get("iscrowd", 0)}
-                if isinstance(annotation.get("segmentation"), list):
-                    # evaluators cannot rasterise polygons of fewer than three corners, nor no polygons
-                    empty = {"size": [image.height, image.width], "counts": [image.height * image.width]}
-                    found["segmentation"] = polygons(annotation) or empty
+                if annotation["category_id"] in name_of and not annotation["iscrowd"]:
+                    found[name_of[annotation["category_id"]]] += 1
+        return found
+
+    def with_names(self, names: Sequence[str]) -> Coco:
+        """Return the set with the categories of another one in its order, found by name.
+
+        Raises:
+            DataError: annotations of a category that the other set lacks.
+        """
+        if tuple(names) == self.names:
+            return self
+        own = dict(zip(self.names, self.categories, strict=True))
+        if lost := [name for name, count in self.counts().items() if count and name not in set(names)]:
+            raise DataError(f"{self.path}: has annotations of {lost[0]!r}, which the training set does not list")
+        new = iter(range(max([0, *self.categories]) + 1, max([0, *self.categories]) + len(names) + 1))
+        return replace(self, names=tuple(names), categories=tuple(own[n] if n in own else next(new) for n in names))
+
+    def ground_truth(self) -> dict[str, Any]:
+        """Return the COCO JSON of these images for an evaluator: the loader's boxes and masks, crowds too.
+
+        Annotations are numbered from 1: pycocotools takes the id 0 for "not found". Areas are those of the file, of the
+        masks where it has none or others, and of the boxes where there are no masks.
+        """
+        annotations: list[dict[str, Any]] = []
+        for image in self.images:
+            for annotation in image.annotations:
+                found = {**annotation, "id": len(annotations) + 1}
+                if "segmentation" in found:
+                    encoded = encode_mask(found, image.height, image.width)
+                    found["segmentation"] = {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
+                    found.setdefault("area", float(rle.area(encoded)))
+                found.setdefault("area", found["bbox"][2] * found["bbox"][3])
                 annotations.append(found)
         return {
             "info": {},
@@ -181,22 +145,22 @@ class Coco:
         }
 
     def objects(self, image: ImageRecord, *, masks: bool) -> list[dict[str, Any]]:
-        """Return the annotations to train on: without crowds and without boxes or masks that have no area."""
-        return [a for a in image.annotations if not a.get("iscrowd", 0) and not defect(a, image, masks=masks)]
+        """Return the annotations to train on: those of single objects, with ``masks`` those that have one."""
+        return [a for a in image.annotations if not a["iscrowd"] and (not masks or "segmentation" in a)]
 
     def samples(self) -> Iterator[tuple[object, ...]]:
         """Yield what identifies each image and its annotations; masks are not compared."""
         number = {category: i for i, category in enumerate(self.categories)}
         for image in self.images:
-            objects = [(number[a["category_id"]], a["bbox"], a.get("iscrowd", 0)) for a in image.annotations]
+            objects = [(number[a["category_id"]], a["bbox"], a["iscrowd"]) for a in image.annotations]
             yield image.file_name, image.width, image.height, objects
 
     def report(self) -> list[str]:
         """Return a line for each kind of defect that was handled, with its count and the first three examples."""
-        return [f"{self.path}: {line}" for line in _summary(self.notes)]
+        return [f"{self.path}: {line}" for line in summary(self.notes)]
 
 
-def clipped_box(annotation: dict[str, Any], image: ImageRecord) -> tuple[float, float, float, float]:
+def clipped_box(annotation: Mapping[str, Any], image: ImageRecord) -> tuple[float, float, float, float]:
     """Return the part of the box inside the image: x1, y1, x2, y2 in pixels."""
     x, y, w, h = annotation["bbox"]
     return (
@@ -207,260 +171,391 @@ def clipped_box(annotation: dict[str, Any], image: ImageRecord) -> tuple[float, 
     )
 
 
-def defect(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> str | None:
-    """Return why an annotation cannot be trained on, None if it can."""
-    x1, y1, x2, y2 = clipped_box(annotation, image)
-    if not (x2 > x1 and y2 > y1):
-        return "annotations without area inside the image, not trained on"
-    if masks and isinstance(annotation["segmentation"], list) and not polygons(annotation):
-        return "annotations whose polygons have no area, not trained on"
-    return None
-
-
-def polygons(annotation: dict[str, Any]) -> list[list[float]]:
-    """Return the polygons of an annotation that have at least three corners."""
-    return [part for part in annotation["segmentation"] if len(part) >= 6 and len(part) % 2 == 0]
-
-
-def decode_mask(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """Return the mask of an annotation with polygons or RLE (compressed or not): uint8 (height, width), 0 or 1."""
-    segmentation = annotation["segmentation"]
-    if isinstance(segmentation, list):
-        return rle.decode(rle.merge(rle.frPyObjects(polygons(annotation), height, width)))
-    if isinstance(segmentation["counts"], list):
-        return rle.decode(rle.frPyObjects(segmentation, height, width))
-    return rle.decode(segmentation)
-
-
 def load_coco(annotations: Path, images: Path, *, masks: bool, check: Check) -> Coco:
     """Read and check an annotation file and its images.
 
     Args:
-        annotations: path of the COCO JSON ("instances").
+        annotations: path of the COCO JSON ("instances"), which may be compressed by gzip.
         images: path of the folder or the zip file of the images.
         masks: whether annotations must have a segmentation.
         check: check of the image files: none, their headers (existence and size), or also all of their pixels.
 
     Raises:
         DataError: a file that is missing or not COCO JSON, entries without a required key, equal ids, unknown
-            categories, or images that are missing, unreadable or not of the annotated size. The message has counts and
-            the first examples.
+            categories, boxes in another layout, or images that are missing, unreadable or not of the annotated size.
+            The message has counts and the first examples.
     """
-    problems: dict[str, list[str]] = defaultdict(list)
-    notes: dict[str, list[str]] = defaultdict(list)
+    problems: Found = defaultdict(list)
+    notes: Found = defaultdict(list)
 
     # 1. Check the form of the file.
     content = _read_json(annotations)
-    _check_entries(annotations, content, problems)
+    entries = _checked(annotations, content, problems)
     _refuse(annotations, problems)
+    federated = [image for image in content["images"] if _FEDERATED & image.keys()]
+    if federated:
+        notes[
+            "images with LVIS's lists of categories that were looked for, which COCO's metrics do not read (objects of "
+            "other categories count as wrong)"
+        ] = [str(image.get("file_name", f"id {image['id']}")) for image in federated]
+    del content
 
-    # 2. Check each annotation and add it to its image.
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    category_ids = {category["id"] for category in categories}
-    records = {i["id"]: ImageRecord(i["id"], i["file_name"], i["width"], i["height"]) for i in content["images"]}
-    for annotation in content["annotations"]:
-        name = f"id {annotation['id']}"
-        image = records.get(annotation["image_id"])
-        if annotation["category_id"] not in category_ids:
-            problems["annotations of a category that is not listed"].append(name)
-        elif image is None:
-            notes["annotations of images that are not listed, left out"].append(name)
-        elif reason := _broken(annotation, image, masks=masks):
-            problems[reason].append(name)
-        else:
-            image.annotations.append(annotation)
-            if not annotation.get("iscrowd", 0) and (reason := defect(annotation, image, masks=masks)):
-                notes[reason].append(name)
+    # 2. Find the classes.
+    own_id = _classes(entries["categories"], entries["annotations"], notes)
+    names = {entry["id"]: entry["name"] for entry in entries["categories"] if own_id.get(entry["id"]) == entry["id"]}
+
+    # 3. Check each annotation and add it to its image.
+    owners = {image["id"]: image for image in entries["images"]}
+    kept: dict[ImageId, list[dict[str, Any]]] = {id: [] for id in owners}
+    for annotation in _corrected(entries["annotations"], owners, own_id, problems, notes, masks=masks):
+        kept[annotation["image_id"]].append(annotation)
     _refuse(annotations, problems)
+    ids = sorted(names)
+    records = Records.of([(i["id"], i["file_name"], i["width"], i["height"], kept[i["id"]]) for i in owners.values()])
+    del entries, owners, kept
+    found = Coco(annotations, records, tuple(ids), tuple(names[id] for id in ids), ImageFiles(images), notes)
 
-    # 3. Check the image files.
-    files = ImageFiles(images)
-    listed = list(records.values())
+    # 4. Check the image files.
     if check != "none":
-        _check_images(listed, files, check, problems, notes)
+        _check_images(found, check, problems)
         _refuse(annotations, problems)
-    if empty := [image.file_name for image in listed if not image.annotations]:
+    if empty := [image.file_name for image in records if not image.annotations]:
         notes["images without annotations"] = empty
-    ids = tuple(category["id"] for category in categories)
-    return Coco(annotations, listed, ids, tuple(str(category["name"]) for category in categories), files, dict(notes))
+    found.notes = dict(notes)
+    return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file whose top level is an object."""
+    """Return the content of a JSON file whose top level is an object, in UTF-8, UTF-16 or UTF-32, or compressed."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            with gzip.open(io.BytesIO(content)) as unpacked:
+                content = unpacked.read(LARGEST_JSON + 1)
+            if len(content) > LARGEST_JSON:
+                raise DataError(f"{path}: has more than {LARGEST_JSON} bytes when unpacked; unpack it with gzip -d")
+        text = content.decode(wide_encoding(content) or "utf-8-sig")
+        del content
+        value = json.loads(text, object_pairs_hook=_object)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except RecursionError:
         raise DataError(f"{path}: not a COCO 'instances' file: arrays inside of arrays, too deep to be read") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not valid JSON ({one_line(error)})") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: must be a COCO 'instances' file, an object; found {type(content).__name__}")
-    return content
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: must be a COCO 'instances' file, an object; found {type(value).__name__}")
+    return value
 
 
-def _check_entries(path: Path, content: dict[str, Any], problems: dict[str, list[str]]) -> None:
-    """Check that the lists of a COCO file exist, and that their entries follow the schema and have different ids.
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, of which Python would keep the last of two equal keys."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        left = iter(value)  # the first key out of place is one that occurs before
+        twice = next(key for key, _ in pairs if key != next(left, None))
+        raise ValueError(f"key {twice[:80]!r} occurs twice in one object")
+    return value
+
+
+def _checked(path: Path, content: dict[str, Any], problems: Found) -> dict[str, list[dict[str, Any]]]:
+    """Return the lists of a COCO file with what is read of them: entries of the schema with different ids.
 
     Args:
         path: path of the file, for messages.
         content: content of the file.
         problems: reason -> examples, to which problems are added.
     """
+    entries = {}
     for key in KEYS:
         if not isinstance(content.get(key), list):
             raise DataError(f"{path}: has no list {key!r}; must be a COCO 'instances' file")
-        for reason, example in wrong_entries(key, content[key]):
+        entries[key], wrong = checked_entries(key, content[key])
+        for reason, example in wrong:
             problems[reason].append(example)
-        if problems:
-            continue  # entries may have no id
-        seen: set[int] = set()
-        for entry in content[key]:
+        seen: set[ImageId] = set()
+        for entry in entries[key]:
             if entry["id"] in seen:
                 problems[f"{key} with an id that another has"].append(f"id {entry['id']}")
             seen.add(entry["id"])
+    return entries
 
 
-def _broken(annotation: dict[str, Any], image: ImageRecord, *, masks: bool) -> str | None:
-    """Return why an annotation does not follow the COCO format, None if it does."""
-    segmentation = annotation.get("segmentation")
-    if segmentation is None:
-        return "annotations without a segmentation, which Mask R-CNN requires" if masks else None
-    if isinstance(segmentation, list):
-        return _broken_polygons(segmentation, image)
-    if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
-        return "annotations whose segmentation is neither polygons nor RLE"
-    if segmentation["size"] != [image.height, image.width]:
-        return "annotations whose RLE size does not match the image"
-    counts = segmentation["counts"]
-    if isinstance(counts, str):
-        counts = rle_counts(counts)
-    if not isinstance(counts, list) or any(type(count) is not int for count in counts):
-        return "annotations whose RLE counts are neither text nor whole numbers"
-    if sum(counts) != image.height * image.width or min(counts, default=0) < 0:
-        return "annotations whose RLE counts do not fill the image"
+def _classes(categories: list[dict[str, Any]], annotations: list[dict[str, Any]], notes: Found) -> dict[int, int]:
+    """Return the id of the class of each category, without categories that are no classes.
+
+    Args:
+        categories: categories of the file.
+        annotations: annotations of the file.
+        notes: reason -> examples, to which is added.
+    """
+    used = {annotation["category_id"] for annotation in annotations}
+    own_id: dict[int, int] = {}
+    first: dict[str, int] = {}
+    for category in sorted(categories, key=lambda category: category["id"]):
+        id, name = category["id"], category["name"]
+        shown = f"{name} (id {id})"
+        if id not in used and _is_placeholder(category, categories):
+            notes["categories that only name the project (no annotations, above all others), no classes"].append(shown)
+            continue
+        if name in first:
+            notes["categories with the name of another, one class with it"].append(shown)
+        own_id[id] = first.setdefault(name, id)
+    of_classes = {own_id.get(id) for id in used}
+    if unused := [name for name, id in first.items() if id not in of_classes]:
+        notes["classes without annotations"] = unused
+    folded: dict[str, list[str]] = defaultdict(list)
+    for name in first:
+        folded[" ".join(name.casefold().split())].append(name)
+    if alike := [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]:
+        notes["classes whose names differ only in case or spaces"] = alike
+    return own_id
+
+
+def _is_placeholder(category: dict[str, Any], categories: list[dict[str, Any]]) -> bool:
+    """Return whether a category is the root that Roboflow puts above all others under the project's name."""
+    others = [other for other in categories if other is not category]
+    return (
+        category.get("supercategory") in (None, "", "none")
+        and bool(others)
+        and all(other.get("supercategory") == category["name"] for other in others)
+    )
+
+
+def _corrected(
+    annotations: list[dict[str, Any]],
+    owners: Mapping[ImageId, dict[str, Any]],
+    own_id: Mapping[int, int],
+    problems: Found,
+    notes: Found,
+    *,
+    masks: bool,
+) -> Iterator[dict[str, Any]]:
+    """Yield the annotations that can be used, with boxes inside of their images; report the others.
+
+    Args:
+        annotations: annotations of the file.
+        owners: images of the file by id.
+        own_id: id of the class of each category.
+        problems: reason -> examples, to which defects are added for which the file is refused.
+        notes: reason -> examples, to which the other defects are added.
+        masks: whether annotations must have a segmentation.
+    """
+    # 1. Find the annotations that follow the format, and measure their masks.
+    followed: list[dict[str, Any]] = []
+    extents: list[Extent | None] = []
+    boxes = Boxes()
+    for annotation in annotations:
+        name = f"id {annotation['id']}"
+        image = owners.get(annotation["image_id"])
+        segmentation = annotation.get("segmentation")
+        if annotation["category_id"] not in own_id:
+            problems["annotations of a category that is not listed"].append(name)
+            continue
+        if image is None:
+            notes["annotations of images that are not listed, left out"].append(name)
+            continue
+        if segmentation is None and masks:
+            problems["annotations without a segmentation, which Mask R-CNN requires"].append(name)
+            continue
+        if segmentation is not None and (reason := broken(segmentation, image["height"], image["width"])):
+            problems[reason].append(name)
+            continue
+        extent = Extent(annotation, image["height"], image["width"]) if segmentation else None
+        followed.append(annotation)
+        extents.append(extent)
+        boxes.names.append(name)
+        boxes.boxes.append(annotation["bbox"])
+        boxes.sizes.append((image["width"], image["height"]))
+        measured = extent is not None and extent.box is not None and not annotation.get("iscrowd")
+        boxes.extents.append(extent.box if measured else (math.nan,) * 4)  # type: ignore[union-attr,arg-type]
+        area = annotation.get("area")
+        boxes.areas.append(math.nan if area is None else area)
+    if masks and followed and not any(annotation["segmentation"] for annotation in followed):
+        reason = "annotations with an empty segmentation, all of the file (a Faster R-CNN needs boxes only)"
+        problems[reason] = boxes.names
+    # 2. Compare the boxes with the masks and the images.
+    if problems:
+        return
+    found, apart = boxes.examine()
+    problems.update(found)
+    crowds = [name for name, annotation in zip(boxes.names, followed, strict=True) if annotation.get("iscrowd")]
+    if crowds and len(crowds) >= MOST_CROWDS * len(followed):
+        notes[
+            "annotations that are crowds (iscrowd=1), not trained on (CVAT marks masks from its brush so; set it to 0 "
+            "for single objects)"
+        ] = crowds
+    # 3. Correct what can be corrected.
+    for name, annotation, extent, wrong in zip(boxes.names, followed, extents, apart.tolist(), strict=True):
+        image = owners[annotation["image_id"]]
+        if (reason := _defect(annotation, extent, image, masks=masks)) is not None:
+            notes[reason].append(name)
+            continue
+        yield _clean(name, annotation, extent, image, own_id, notes, wrong=wrong, masks=masks)
+
+
+def _defect(annotation: dict[str, Any], extent: Extent | None, image: dict[str, Any], *, masks: bool) -> str | None:
+    """Return why an annotation cannot be used, None if it can."""
+    x, y, w, h = annotation["bbox"]
+    if not (min(x + w, image["width"]) > max(x, 0) and min(y + h, image["height"]) > max(y, 0) and w > 0 and h > 0):
+        return "annotations without area inside the image, left out"
+    if masks and (extent is None or extent.box is None):
+        if isinstance(annotation["segmentation"], list):
+            return "annotations whose polygons have no area inside the image, left out"
+        return "annotations whose RLE has no pixels, left out"
     return None
 
 
-def _broken_polygons(parts: list[Any], image: ImageRecord) -> str | None:
-    """Return why polygons cannot be rasterised, None if they can.
+def _clean(
+    name: str,
+    annotation: dict[str, Any],
+    extent: Extent | None,
+    image: dict[str, Any],
+    own_id: Mapping[int, int],
+    notes: Found,
+    *,
+    wrong: bool,
+    masks: bool,
+) -> dict[str, Any]:
+    """Return an annotation as training and evaluation see it.
 
-    pycocotools does not check polygons, and goes along each edge in steps of a fifth of a pixel. NaN and huge
-    coordinates end the process with a segmentation fault (cocoapi issue 380). Points moderately far outside of the
-    image are accepted, since annotation tools write them.
+    Args:
+        name: name of the annotation in messages.
+        annotation: annotation of the file.
+        extent: box and area of its mask, if it has one.
+        image: its image.
+        own_id: id of the class of each category.
+        notes: reason -> examples, to which corrections are added.
+        wrong: whether the box disagrees with the mask.
+        masks: whether masks are used.
     """
-    reach = 2 * max(image.width, image.height, 1000)  # pixels beyond the image
-    for part in parts:
-        if not isinstance(part, list):
-            return "annotations whose polygons are not lists of numbers"
-        try:
-            values = np.asarray(part)
-        except ValueError:  # numpy refuses lists of unequal length inside a polygon
-            return "annotations whose polygons are not lists of numbers"
-        if not len(part):
-            continue
-        if values.ndim != 1 or values.dtype.kind not in "iuf":
-            return "annotations whose polygons are not lists of numbers"
-        for coordinates, side in ((values[0::2], image.width), (values[1::2], image.height)):
-            if not ((coordinates >= -reach) & (coordinates <= side + reach)).all():  # NaN compares as False
-                return "annotations whose polygons have points that are not finite or far outside of the image"
-    return None
+    x, y, w, h = annotation["bbox"]
+    if wrong and extent is not None and extent.box is not None:
+        used = "the mask's box is used" if masks else "the box is used"
+        notes[f"annotations whose bbox is not that of their mask, {used}"].append(name)
+        if masks:
+            x1, y1, x2, y2 = extent.box
+            x, y, w, h = x1, y1, x2 - x1, y2 - y1
+    beyond = max(-x, -y, x + w - image["width"], y + h - image["height"])
+    if beyond > 0:
+        if beyond > BEYOND:
+            notes["annotations whose bbox reaches beyond the image, cut off"].append(name)
+        x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, image["width"]), min(y + h, image["height"])
+        x, y, w, h = x1, y1, x2 - x1, y2 - y1
+    if min(w, h) < 1:
+        notes["annotations whose bbox is narrower than a pixel"].append(name)
+    if annotation.get("ignore") and not annotation.get("iscrowd"):
+        notes["annotations with a key 'ignore', which COCO's evaluation and this one do not read"].append(name)
+    clean = {
+        "id": annotation["id"],
+        "image_id": annotation["image_id"],
+        "category_id": own_id[annotation["category_id"]],
+        "bbox": [float(x), float(y), float(w), float(h)],
+        "iscrowd": annotation.get("iscrowd", 0),
+    }
+    # The area decides whether an object is small, medium or large. The mask's is exact where the file's is wrong.
+    area = annotation.get("area")
+    measured = w * h if extent is None else extent.area
+    if extent is None and area is not None and 0 < area <= measured + 1:  # of a mask that the file does not have
+        measured = area
+    if area is not None and abs(area - measured) <= 0.15 * measured + 30:
+        clean["area"] = area
+    elif area is not None:
+        notes["annotations whose area is not that of their mask or box, which is used"].append(name)
+    if masks:
+        clean["segmentation"] = annotation["segmentation"]
+        if isinstance(annotation["segmentation"], list) and len(polygons(annotation)) < len(annotation["segmentation"]):
+            notes["annotations with polygons of fewer than three corners beside others, which are used"].append(name)
+    elif extent is not None:
+        clean.setdefault("area", extent.area)
+    return clean
 
 
-_LONGEST_RUN = 40  # bits of a number in compressed RLE, of which masks need 32
-
-
-def rle_counts(text: str) -> list[int]:
-    """Return the run lengths of COCO's compressed RLE, an empty list if the text is not valid.
-
-    pycocotools does not check the text and decodes a damaged one to whatever is in memory. The format (cocoapi,
-    ``rleFrString``): each character has six bits, of which five are the next digits of a number and the sixth is set if
-    the number continues. From the fourth number on, the difference to the last number but one is stored.
-    """
-    counts: list[int] = []
-    number = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            return []
-        number |= (bits & 0x1F) << shift
-        shift += 5
-        if shift > _LONGEST_RUN:
-            return []
-        if bits & 0x20:  # the number continues
-            continue
-        if bits & 0x10:  # the number is negative
-            number -= 1 << shift
-        counts.append(number + counts[-2] if len(counts) > 2 else number)
-        number = shift = 0
-    return [] if shift else counts
-
-
-def _check_images(
-    images: Sequence[ImageRecord],
-    files: ImageFiles,
-    check: Check,
-    problems: dict[str, list[str]],
-    notes: dict[str, list[str]],
-) -> None:
+def _check_images(data: Coco, check: Check, problems: Found) -> None:
     """Check that all image files exist, have the annotated size and, with ``check`` "decode", can be decoded.
 
     Args:
-        images: images to check.
-        files: image files of the set.
+        data: set, to whose notes defects are added that can be handled.
         check: "header" or "decode".
-        problems: reason -> examples, to which defects are added that training cannot handle.
-        notes: reason -> examples, to which the other defects are added.
+        problems: reason -> examples, to which the other defects are added.
     """
-    # 1. Find images that share a file.
-    names: set[str] = set()
-    for image in images:
-        if image.file_name in names:
-            problems["images that share a file"].append(image.file_name)
-        names.add(image.file_name)
+    images, files, notes = data.images, data.files, data.notes
+    step = max(1, -(-len(images) // LOOKED_AT))  # of the images that are decoded in any case
 
-    def inspect(image: ImageRecord) -> tuple[str, str] | str | None:
-        """Return a problem and its example, or the reason of a note, or None."""
-        if image.file_name not in files:
+    def inspect(number: int) -> tuple[str, str] | list[str]:
+        """Return a problem and its example, or the reasons of notes."""
+        image = images[number]
+        place = files.locate(image.file_name)
+        if place is None:
             return "images that are missing", image.file_name
-        label = files.label(image.file_name)
+        reasons = ["images whose leading folders are left out to find them"] if place.shortened else []
+        size = (image.width, image.height)
         try:
             content = files.read(image.file_name)
             with Image.open(io.BytesIO(content)) as opened:
-                mode, orientation = opened.mode, opened.getexif().get(0x0112, 1)
-                # Orientations from 5 on exchange width and height; annotations may be of either picture.
-                sizes = {opened.size, opened.size[::-1]} if orientation >= 5 else {opened.size}
-            if (image.width, image.height) not in sizes:
-                return "images whose size is not the annotations'", f"{image.file_name} ({opened.size})"
+                mode, orientation, stored = opened.mode, opened.getexif().get(0x0112, 1), opened.size
+            # Orientations from 5 on exchange width and height; annotations may be of either picture.
+            turned = stored[::-1] if orientation >= 5 else stored
+            if size not in (stored, turned):
+                return "images whose size is not the annotations'", (
+                    f"{image.file_name} ({' x '.join(map(str, turned))}, annotated {image.width} x {image.height})"
+                )
             if check == "decode":
-                decode_image(io.BytesIO(content), label, (image.width, image.height))
+                reasons += _exposure_notes(decode_image(io.BytesIO(content), files.label(image.file_name), size))
+            elif number % step == 0:
+                with suppress(DataError):  # left to those who need the image
+                    reasons += _exposure_notes(decode_image(io.BytesIO(content), image.file_name, size))
         except (DataError, OSError, SyntaxError, ValueError) as error:
             return "images that cannot be decoded", f"{image.file_name} ({error})"
-        if orientation != 1:
-            return "images turned by their EXIF orientation"
-        return None if mode in ("RGB", "L") else f"images of mode {mode}, converted to RGB"
+        if orientation != 1 and size == turned:
+            reasons.append("images turned by their EXIF orientation")
+        elif orientation != 1:
+            reasons.append("images not turned by their EXIF orientation, as their annotations are of the stored size")
+        elif mode not in ("RGB", "L"):
+            reasons.append(f"images of mode {mode}, converted to RGB")
+        return reasons
 
-    # 2. Inspect the files in threads, which run in parallel because PIL and zlib release Python's global lock.
+    # 1. Inspect the files in threads, which run in parallel because PIL and zlib release Python's global lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, Progress(len(images), 0, 1) as progress:
-        for i, (image, found) in enumerate(zip(images, pool.map(inspect, images), strict=True), 1):
+        for i, found in enumerate(pool.map(inspect, range(len(images)))):
             if isinstance(found, tuple):
                 problems[found[0]].append(found[1])
-            elif found is not None:
-                notes[found].append(image.file_name)
-            progress.step(i)
+            else:
+                for reason in found:
+                    notes[reason].append(images[i].file_name)
+            progress.step(i + 1)
+    # 2. Find images that share a file.
+    seen: set[str] = set()
+    for image in images:
+        place = files.locate(image.file_name)
+        path = image.file_name if place is None else place.path
+        if path in seen:
+            problems["images that share a file"].append(image.file_name)
+        seen.add(path)
+    # 3. Name the folder in which missing images were looked for.
+    if missing := problems.pop("images that are missing", None):
+        other = files.elsewhere(missing[0])
+        hint = f"; {other} is there: is this the right folder?" if other else ""
+        problems["images that are missing"] = missing
+        problems[f"(searched in {files.path}{hint})"] = []
 
 
-def _refuse(path: Path, problems: dict[str, list[str]]) -> None:
+def _exposure_notes(image: Image.Image) -> list[str]:
+    """Return the reason of a note about an image that is nearly black or white."""
+    kind = exposure(image)
+    return [] if kind is None else [f"images that are nearly {kind} as they are read ({EXPOSURE_HINTS[kind]})"]
+
+
+def _refuse(path: Path, problems: Found) -> None:
     """Raise one error for all problems, if there are any."""
     if problems:
-        raise DataError(f"{path}: {'; '.join(_summary(problems))}. Correct or remove them")
+        raise DataError(f"{path}: {'; '.join(summary(problems))}. Correct or remove them")
 
 
-def _summary(found: dict[str, list[str]]) -> list[str]:
+def summary(found: Mapping[str, Sequence[str]]) -> list[str]:
     """Return 'count reason: examples' for each reason, with the first three examples."""
     return [
-        f"{len(names)} {reason}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        f"{len(names)} {reason}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else reason
         for reason, names in found.items()
     ]
 
@@ -475,11 +570,10 @@ def repeat_factors(images: Iterable[ImageRecord], threshold: float) -> list[floa
         images: images of the training set.
         threshold: share of the images below which a category is repeated.
     """
-    images = list(images)
     present = [{annotation["category_id"] for annotation in image.annotations} for image in images]
     counts: dict[int, int] = defaultdict(int)
     for categories in present:
         for category in categories:
             counts[category] += 1
-    factor = {c: max(1.0, (threshold * len(images) / n) ** 0.5) for c, n in counts.items()}
+    factor = {c: max(1.0, (threshold * len(present) / n) ** 0.5) for c, n in counts.items()}
     return [max((factor[c] for c in categories), default=1.0) for categories in present]

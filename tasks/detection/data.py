@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,6 +17,8 @@ from torchvision.transforms import v2
 
 from tasks.detection.coco import Coco, ImageRecord, clipped_box, decode_mask, load_coco
 from tasks.detection.config import Augment, DataSection, LargeScaleJitter
+from tasks.detection.masks import Placement
+from tasks.detection.records import ImageId, Records
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.images import Pixels
@@ -68,24 +72,26 @@ def make_target(data: Coco, image: ImageRecord, *, masks: bool) -> Target:
     """Return the N objects of an image as the target of a detector.
 
     Returns:
-        ``boxes`` (N, 4) as x1, y1, x2, y2, ``labels`` (N,) from 1, ``image_id``, and with ``masks`` also ``masks``
-        (N, H, W) uint8.
+        ``boxes`` (N, 4) as x1, y1, x2, y2, ``labels`` (N,) from 1, and with ``masks`` also ``masks`` (N, H, W) uint8.
     """
     objects = data.objects(image, masks=masks)
-    label = {category: i for i, category in enumerate(data.categories, 1)}
-    size = (image.height, image.width)
-    boxes = torch.tensor([clipped_box(a, image) for a in objects], dtype=torch.float32).reshape(-1, 4)
-    target: Target = {
-        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-        "labels": torch.tensor([label[a["category_id"]] for a in objects], dtype=torch.int64),
-        "image_id": torch.tensor(image.id),
-    }
+    target = _boxes_of(data, image, objects)
     if masks:
-        stacked = torch.zeros(len(objects), *size, dtype=torch.uint8)
-        for i, annotation in enumerate(objects):
-            stacked[i] = torch.from_numpy(decode_mask(annotation, *size))
+        stacked = torch.zeros(len(objects), image.height, image.width, dtype=torch.uint8)
+        for mask, annotation in zip(stacked, objects, strict=True):
+            mask.copy_(torch.from_numpy(decode_mask(annotation, image.height, image.width)))
         target["masks"] = tv_tensors.Mask(stacked)
     return target
+
+
+def _boxes_of(data: Coco, image: ImageRecord, objects: Sequence[Mapping[str, Any]]) -> Target:
+    """Return boxes and labels of these annotations of an image, see ``make_target``."""
+    label = {category: i for i, category in enumerate(data.categories, 1)}
+    boxes = torch.tensor([clipped_box(a, image) for a in objects], dtype=torch.float32).reshape(-1, 4)
+    return {
+        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width)),
+        "labels": torch.tensor([label[a["category_id"]] for a in objects], dtype=torch.int64),
+    }
 
 
 class TrainSet(Dataset[tuple[Tensor, Target]]):
@@ -102,36 +108,63 @@ class TrainSet(Dataset[tuple[Tensor, Target]]):
     def __getitem__(self, key: Key) -> tuple[Tensor, Target]:
         epoch, index = key
         record = self.data.images[index]
+        objects = self.data.objects(record, masks=self.masks)
         image = tv_tensors.Image(self.pixels[index])
-        target = make_target(self.data, record, masks=self.masks)
+        # Masks are made at the size that enters the net. Three points show where the augmentation puts them.
+        corners = torch.tensor([(0, 0), (record.width, 0), (0, record.height)], dtype=torch.float64)
+        points = tv_tensors.KeyPoints(corners, canvas_size=(record.height, record.width))
+        target = {**_boxes_of(self.data, record, objects), "points": points}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_from(self.seed, epoch, index))
             image, target = self.transform(image, target)
-        return image.as_subclass(Tensor), clean_target(target)
+        boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
+        size = (image.shape[-2], image.shape[-1])
+        keep = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)  # (N,)
+        if not self.masks:
+            return image.as_subclass(Tensor), {"boxes": boxes[keep], "labels": labels[keep]}
+        placed = Placement.of(target["points"].as_subclass(Tensor).numpy(), record.width, record.height)
+        masks = _MaskStack(int(keep.sum()), size)
+        for number in torch.nonzero(keep).flatten().tolist():
+            keep[number] = masks.add(placed.mask(objects[number], record.height, record.width, size))
+        return image.as_subclass(Tensor), _with_masks(boxes[keep], labels[keep], masks.tensor)
 
     def _read(self, index: int) -> Image.Image:
         return self.data.read(self.data.images[index])
 
 
-def clean_target(target: Target) -> Target:
-    """Convert to plain tensors, shrink boxes to the cropped masks, drop objects that were cropped away."""
-    boxes = target["boxes"].as_subclass(Tensor)  # (N, 4)
-    keep = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)  # (N,)
-    if "masks" not in target:
-        return {"boxes": boxes[keep], "labels": target["labels"][keep], "image_id": target["image_id"]}
-    masks = target["masks"].as_subclass(Tensor)  # (N, H, W)
-    keep &= masks.flatten(1).amax(1) > 0
-    boxes, masks = boxes[keep], masks[keep]
+class _MaskStack:
+    """Masks of one size that have pixels, (N, H, W) uint8, in memory for the largest possible number."""
+
+    def __init__(self, most: int, size: tuple[int, int]) -> None:
+        self._masks, self._count = torch.zeros(most, *size, dtype=torch.uint8), 0
+
+    def add(self, mask: np.ndarray) -> bool:
+        """Add a mask, and return whether it has pixels."""
+        if not mask.any():
+            return False
+        self._masks[self._count] = torch.from_numpy(mask)
+        self._count += 1
+        return True
+
+    @property
+    def tensor(self) -> Tensor:
+        """All masks that were added."""
+        return self._masks[: self._count]
+
+
+def _with_masks(boxes: Tensor, labels: Tensor, masks: Tensor) -> Target:
+    """Return a target, with boxes that end where cropping left the masks, to a pixel."""
     if len(masks):
         tight = masks_to_boxes(masks)
         tight[:, 2:] += 1  # masks_to_boxes gives the last pixel, boxes end behind it
         low, high = torch.maximum(boxes[:, :2], tight[:, :2] - 1), torch.minimum(boxes[:, 2:], tight[:, 2:] + 1)
-        boxes = torch.cat([low, high], dim=1)
-    return {"boxes": boxes, "labels": target["labels"][keep], "image_id": target["image_id"], "masks": masks}
+        inside = (high > low).all(1, keepdim=True)  # a box that a crop has left beside its mask is the mask's
+        boxes = torch.where(inside, torch.cat([low, high], dim=1), tight)
+    return {"boxes": boxes, "labels": labels, "masks": masks}
 
 
-class EvalSet(Dataset[tuple[Tensor, int]]):
-    """Images by index, as they are: (uint8 (3, H, W), COCO's image id)."""
+class EvalSet(Dataset[tuple[Tensor, ImageId]]):
+    """Images by index, as they are: (uint8 (3, H, W), the image's id in the annotation file)."""
 
     def __init__(self, data: Coco) -> None:
         self.data = data
@@ -139,7 +172,7 @@ class EvalSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, ImageId]:
         record = self.data.images[index]
         return v2.functional.pil_to_tensor(self.data.read(record)), record.id
 
@@ -165,4 +198,6 @@ def train_transform(augment: Augment) -> v2.Transform:
 
 def aspect_groups(data: Coco) -> list[int]:
     """Return 0 for images that are wider than tall, 1 for the others."""
+    if isinstance(data.images, Records):
+        return [int(height >= width) for width, height in data.images.sizes.tolist()]
     return [int(image.height >= image.width) for image in data.images]

@@ -86,16 +86,18 @@ def categories_of(data: Coco, classes: Sequence[str], source: str) -> list[int |
     """Return the set's category id of each class of a detector, found by name; None for classes that the set lacks.
 
     Raises:
-        DataError: the detector lacks a category of the set.
+        DataError: the detector lacks a category of which the set has objects.
     """
     ids = dict(zip(data.names, data.categories, strict=True))
-    for name in data.names:
-        if name not in classes:
-            raise DataError(f"{data.path}: category {name!r} is not one of {source}{suggestion(name, classes)}")
+    missing = {name for name in data.names if name not in set(classes)}
+    for name, count in data.counts().items() if missing else ():
+        if count and name in missing:
+            where = f"{data.path} (images in {data.files.path})"
+            raise DataError(f"{where}: category {name!r} is not one of {source}{suggestion(name, classes)}")
     return [ids.get(name) for name in classes]
 
 
-def to_results(found: Found, image_id: int, categories: Sequence[int | None]) -> list[CocoResult]:
+def to_results(found: Found, image_id: int | str, categories: Sequence[int | None]) -> list[CocoResult]:
     """Convert what a detector found to COCO results: boxes as x, y, width, height, masks as compressed RLE.
 
     Args:
@@ -208,13 +210,14 @@ def coco_metrics(
         coco_class, eval_class = COCO, COCOeval
     # Evaluate each kind; both implementations print, which is not shown.
     reports: dict[Kind, CocoReport] = {}
+    content, results = renumbered(data.ground_truth(), results)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = _indexed(coco_class, data.ground_truth())
+        truth = _indexed(coco_class, content)
     for kind in kinds:
         with contextlib.redirect_stdout(io.StringIO()):
             detections = _indexed(coco_class, {**truth.dataset, "annotations": _as_annotations(results, kind)})
             evaluation = eval_class(truth, detections, kind)
-            evaluation.params.imgIds = [image.id for image in data.images]
+            evaluation.params.imgIds = [image["id"] for image in content["images"]]
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -227,6 +230,27 @@ def coco_metrics(
             per_category[name] = float(values.mean()) if values.size else -1.0
         reports[kind] = CocoReport(kind, [float(value) for value in evaluation.stats[:12]], per_category)
     return reports
+
+
+def renumbered(truth: dict[str, Any], results: Sequence[CocoResult]) -> tuple[dict[str, Any], list[CocoResult]]:
+    """Return ground truth and detections with images numbered from 1, in the order of their ids; ids may be text.
+
+    Args:
+        truth: ground truth (``Coco.ground_truth``).
+        results: detections in COCO's results format.
+
+    Raises:
+        DataError: a detection in an image that the ground truth does not have.
+    """
+    ids = sorted((image["id"] for image in truth["images"]), key=lambda id: (isinstance(id, str), id))
+    number = {id: i for i, id in enumerate(ids, 1)}
+    if unknown := next((r["image_id"] for r in results if r["image_id"] not in number), None):
+        raise DataError(f"results of image {unknown!r}, which the set does not have")
+    return {
+        **truth,
+        "images": [{**image, "id": number[image["id"]]} for image in truth["images"]],
+        "annotations": [{**a, "image_id": number[a["image_id"]]} for a in truth["annotations"]],
+    }, [{**result, "image_id": number[result["image_id"]]} for result in results]
 
 
 def _indexed(coco_class: Any, dataset: dict[str, Any]) -> Any:

@@ -14,7 +14,11 @@ def entry(kind, number=0, **changes):
 
 
 WRONG = {
-    "image ids are text": (entry("images", id="1"), "images whose id is not valid .*: number 0, '1'"),
+    "an image id of nothing": (entry("images", id=None), "images whose id is not valid .*: number 0, None"),
+    "an image id without text": (entry("images", id=""), "images whose id is not valid .*: number 0, ''"),
+    "an image id of 1.5": (entry("images", id=1.5), "images whose id is not valid .*: number 0, 1.5"),
+    "an image id of NaN": (entry("images", id=math.nan), "images whose id is not valid .*: number 0, nan"),
+    "the same id as text": (entry("images", id="2"), "images with an id that another has: id 2"),
     "an image id of 1e30": (entry("images", id=10**30), "images whose id is not valid"),
     "a truth value as id": (entry("annotations", id=True), "annotations whose id is not valid .*number 0, True"),
     "an object as id": (entry("annotations", image_id={}), "annotations whose image_id is not valid .*id 1, {}"),
@@ -27,7 +31,9 @@ WRONG = {
     "a name of nothing": (entry("categories", name=None), "categories whose name is not valid"),
     "a file of numbers": (entry("images", file_name=3), "images whose file_name is not valid"),
     "a file outside": (entry("images", file_name="../a.png"), "images whose file_name is not valid .*without '..'"),
-    "an absolute file": (entry("images", file_name="/a.png"), "images whose file_name is not valid"),
+    "an absolute file outside": (entry("images", file_name="/../a.png"), "images whose file_name is not valid"),
+    "a file outside in Windows": (entry("images", file_name="..\\a.png"), "images whose file_name is not valid"),
+    "a folder": (entry("images", file_name="/"), "images whose file_name is not valid"),
     "no file": (entry("images", file_name=""), "images whose file_name is not valid"),
     "a null character": (entry("images", file_name="a\0b"), "images whose file_name is not valid"),
     "a side of text": (entry("images", 1, width="60"), "width and height are not whole numbers above 0: b.jpg"),
