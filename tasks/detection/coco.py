@@ -423,7 +423,7 @@ def _clean(
         name: name of the annotation in messages.
         annotation: annotation of the file.
         extent: box and area of its mask, if it has one.
-        image: its image.
+        image: image of the annotation.
         own_id: id of the class of each category.
         notes: reason -> examples, to which corrections are added.
         wrong: whether the box disagrees with the mask.

@@ -1,6 +1,6 @@
 """Boxes of a COCO file, compared with the masks and sizes of the file: COCO's are x, y, width, height in pixels.
 
-Other layouts have the same four numbers, and nothing in the file says which. Read as COCO's they train a detector on
+Other layouts have the same four numbers, and nothing in the file shows which. Read as COCO's they train a detector on
 nonsense without an error.
 """
 
@@ -89,10 +89,12 @@ class Boxes:
         masked = ~np.isnan(extents).any(1)
         inside = np.clip(_ends(boxes), 0, np.tile(sizes, 2))  # as masks are
         wrong[masked] = _apart(inside[masked], extents[masked], IOU)
-        if wrong.sum() >= min(3, masked.sum() / 2) and wrong.any():
-            explained = self._explained(boxes[wrong], sizes[wrong], extents[wrong])
+        other = np.zeros(len(boxes), dtype=bool)  # near the upper left corner other layouts overlap with the masks
+        other[masked] = _apart(inside[masked], extents[masked], SAME)
+        if other.any() and other.sum() >= min(3, masked.sum() / 2):
+            explained = self._explained(boxes[other], sizes[other], extents[other])
             if explained is not None:
-                return {explained: self._named(wrong)}, wrong
+                return {explained: self._named(other)}, wrong
         if 2 * wrong.sum() > masked.sum() and wrong.sum() > 1:
             reason = (
                 "annotations whose bbox is not that of their mask, more than half of all (was one of them made for "

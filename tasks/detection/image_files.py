@@ -22,8 +22,9 @@ LOOKED_AT = 20_000  # files below a folder among which a missing one is looked f
 # what zipfile and its decompressors raise for members that are damaged, encrypted or of an unknown method
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError)
 _UTF8, _ENCRYPTED = 0x800, 0x1  # flags of a member of a zip file
-# encodings of names in zip files that do not say theirs; Python takes these names for cp437
+# encodings of names in zip files that do not name theirs; Python takes these names for cp437
 _ENCODINGS = ("utf-8", "cp850", "cp1252", "cp1251", "cp866", "gbk", "cp932", "euc-kr")
+_JUNK = SYSTEM_NAMES | {".ds_store"}
 _DRIVE = re.compile(r"[A-Za-z]:(?=/)")
 
 
@@ -157,7 +158,7 @@ def _members(infos: list[zipfile.ZipInfo]) -> dict[str, str]:
     aliases: dict[str, str] = {}
     for info in infos:
         parts = parts_of(info.filename)
-        junk = not parts or parts[-1].startswith("._") or any(part.lower() in SYSTEM_NAMES for part in parts)
+        junk = not parts or parts[-1].startswith("._") or any(part.lower() in _JUNK for part in parts)
         if junk or info.filename.endswith(("/", "\\")):
             continue
         found["/".join(parts)] = info.filename
