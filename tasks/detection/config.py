@@ -36,8 +36,13 @@ class ShortSide(Strict):
     """Resize the short side to a size drawn from ``sizes``, the long side to at most ``max_size``."""
 
     name: Literal["short_side"] = "short_side"
-    sizes: tuple[int, ...] = Field((640, 672, 704, 736, 768, 800), min_length=1, description="pixels")
-    max_size: int = Field(1333, ge=1, description="pixels")
+    sizes: tuple[int, ...] | None = Field(
+        None, min_length=1, description="pixels; default: data.min_size times the factors"
+    )
+    max_size: int | None = Field(None, ge=1, description="pixels; default: data.max_size")
+    factors: tuple[float, ...] = Field(
+        (0.8, 0.84, 0.88, 0.92, 0.96, 1.0), min_length=1, description="of data.min_size, where there are no sizes"
+    )
 
 
 class LargeScaleJitter(Strict):
@@ -76,15 +81,27 @@ class DataSection(Strict):
     holdout: Annotated[PathText | None, FREE] = Field(
         None, description="file with the names of training images that are held out for tuning"
     )
-    split: Literal["official", "holdout"] = Field(
-        "official", description="official: train on all of train, evaluate val; holdout: neither sees the other"
+    split: Literal["official", "holdout", "share"] = Field(
+        "official",
+        description="official: train on all of train, evaluate val; holdout: the images of a list are held out of "
+        "train and evaluated; share: likewise, a share of the images",
+    )
+    val_share: Annotated[float, FREE] = Field(
+        0.1, gt=0, lt=1, description="share of the images that split=share reserves for evaluation"
+    )
+    val_seed: Annotated[int, FREE] = Field(
+        0, ge=0, description="seed of split=share, which chooses by hashes of seed and file name, not by the order"
     )
     empty: Literal["skip", "keep"] = Field("skip", description="training images without objects")
     check: Annotated[Literal["decode", "header"], FREE] = Field(
         "decode", description="check before training: decode every image, or read sizes only (for large sets)"
     )
-    min_size: int = Field(800, ge=1, description="short side in evaluation, in pixels")
-    max_size: int = Field(1333, ge=1, description="limit of the long side in evaluation, in pixels")
+    min_size: int | None = Field(
+        None, ge=1, description="short side in evaluation, in pixels; default: the weights' or 800"
+    )
+    max_size: int | None = Field(
+        None, ge=1, description="limit of the long side in evaluation, in pixels; default: the weights' or 1333"
+    )
     mean: tuple[float, float, float] | None = Field(None, description="default: the weights' or ImageNet's")
     std: tuple[float, float, float] | None = Field(None, description="default: the weights' or ImageNet's")
     augment: Augment = Augment()
@@ -118,7 +135,5 @@ class DetectionConfig(RunConfig):
         return self.model.name.startswith("mask_")
 
     def without_augmentation(self) -> DetectionConfig:
-        data = self.data
-        resize = ShortSide(sizes=(data.min_size,), max_size=data.max_size)
-        augment = Augment(resize=resize, flip=0.0)
-        return self.model_copy(update={"data": data.model_copy(update={"augment": augment})})
+        augment = Augment(resize=ShortSide(factors=(1.0,)), flip=0.0)
+        return self.model_copy(update={"data": self.data.model_copy(update={"augment": augment})})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,16 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
+from tasks.detection.build import IMAGENET
 from tasks.detection.coco import Coco, ImageRecord, clipped_box, decode_mask, load_coco
-from tasks.detection.config import Augment, DataSection, LargeScaleJitter
+from tasks.detection.config import DataSection, LargeScaleJitter, ShortSide
 from tasks.detection.masks import Placement
 from tasks.detection.records import ImageId, Records
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.images import Pixels
 from tasks.progress import print_line
-from tasks.splits import split_sets
+from tasks.splits import choose_share, split_sets
 
 Target = dict[str, Tensor]
 IMAGENET_GREY = (124, 116, 104)  # ImageNet's mean in 0..255: padding that is about 0 once standardised
@@ -33,8 +34,8 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
     """Load and check the training and evaluation sets that the config names, and print what was corrected.
 
     Raises:
-        DataError: a set cannot be loaded (see ``load_coco``), the sets have different categories, held-out names are
-            not in the training set, or no images are left to train on.
+        DataError: a set cannot be loaded (see ``load_coco``), the evaluation set has objects of a class that the
+            training set does not list, held-out names are not in the training set, or no images are left to train on.
     """
     root = Path(section.root)
 
@@ -44,17 +45,26 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
             print_line(line)
         return loaded
 
-    # Split, and check that both sets mean the same by a category's number.
+    def select(chosen: Callable[[str], bool]) -> Coco:
+        return everything.subset(lambda image: chosen(image.file_name))
+
+    # Split; the classes of both sets are those of the training set, found by name.
     everything = load(section.train_annotations, section.train_images)
-    train, val = split_sets(
-        section,
-        everything,
-        [image.file_name for image in everything.images],
-        load_val=lambda: load(section.val_annotations, section.val_images),
-        select=lambda chosen: everything.subset(lambda image: chosen(image.file_name)),
-    )
-    if (train.categories, train.names) != (val.categories, val.names):
-        raise DataError(f"{train.path} and {val.path} list different categories")
+    names = [image.file_name for image in everything.images]
+    if section.split == "share":
+        held_out = choose_share(names, [0] * len(names), section.val_share, section.val_seed)
+        train, val = select(lambda name: name not in held_out), select(lambda name: name in held_out)
+        if not len(val):
+            raise DataError(f"{train.path}: data.split=share needs two images or more, it has {len(names)}")
+    else:
+        train, val = split_sets(
+            section,
+            everything,
+            names,
+            load_val=lambda: load(section.val_annotations, section.val_images),
+            select=select,
+        )
+    val = val.with_names(train.names)
     # Leave out training images without objects, if the config does.
     if section.empty == "skip":
         count = len(train)
@@ -94,13 +104,26 @@ def _boxes_of(data: Coco, image: ImageRecord, objects: Sequence[Mapping[str, Any
     }
 
 
+def describe_objects(train: Coco, val: Coco) -> list[str]:
+    """Return lines about the objects that a run trains on and evaluates."""
+    counts = [(data.path, data.counts()) for data in (train, val)]
+    (_, of_train), (_, of_val) = counts
+    lines = [f"objects: {sum(of_train.values())} in train, {sum(of_val.values())} in val"]
+    for name, found, other in (("train", of_train, of_val), ("val", of_val, of_train)):
+        if missing := [key for key in train.names if not found[key] and other[key]]:
+            lines.append(
+                f"{name} has no objects of {len(missing)} classes that are in the other set, e.g. {missing[0]!r}"
+            )
+    return lines
+
+
 class TrainSet(Dataset[tuple[Tensor, Target]]):
     """Augmented training images by (epoch, index): (uint8 (3, H, W), target)."""
 
     def __init__(self, data: Coco, section: DataSection, seed: int, *, masks: bool) -> None:
         self.data, self.seed, self.masks = data, seed, masks
         self.pixels = Pixels(self._read, keep=section.cache)
-        self.transform = train_transform(section.augment)
+        self.transform = train_transform(section)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -177,17 +200,29 @@ class EvalSet(Dataset[tuple[Tensor, ImageId]]):
         return v2.functional.pil_to_tensor(self.data.read(record)), record.id
 
 
-def train_transform(augment: Augment) -> v2.Transform:
+def train_sizes(section: DataSection) -> ShortSide | LargeScaleJitter:
+    """Return how training images are resized, with the sizes that the config leaves to those of evaluation."""
+    resize = section.augment.resize
+    if isinstance(resize, LargeScaleJitter):
+        return resize
+    short = IMAGENET.min_size if section.min_size is None else section.min_size
+    sizes = resize.sizes or tuple(max(1, round(short * factor)) for factor in resize.factors)
+    long = IMAGENET.max_size if section.max_size is None else section.max_size
+    return resize.model_copy(update={"sizes": sizes, "max_size": resize.max_size or max(long, *sizes)})
+
+
+def train_transform(section: DataSection) -> v2.Transform:
     """Make the augmentation of (image, target), which ends at the size that enters the net."""
+    augment, resize = section.augment, train_sizes(section)
     steps: list[Any] = []
     if augment.photometric:
         steps.append(v2.RandomPhotometricDistort(p=augment.photometric))
-    resize = augment.resize
     if isinstance(resize, LargeScaleJitter):
         size = (resize.size, resize.size)
         steps.append(v2.ScaleJitter(size, scale_range=resize.scale, antialias=True))
         steps.append(v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: IMAGENET_GREY, "others": 0}))
     else:
+        assert resize.sizes is not None
         steps.append(v2.RandomShortestSize(list(resize.sizes), max_size=resize.max_size, antialias=True))
     if augment.flip:
         steps.append(v2.RandomHorizontalFlip(augment.flip))

@@ -224,8 +224,9 @@ def coco_metrics(
         # The AP of each category is a mean over thresholds and recalls, of all areas and with the largest limit.
         precision = np.asarray(evaluation.eval["precision"])  # (thresholds, recalls, categories, areas, limits)
         per_category = {}
-        for k, name in enumerate(data.names):
-            values = precision[:, :, k, 0, -1]
+        number = {category: k for k, category in enumerate(sorted(data.categories))}  # the evaluator's order
+        for category, name in zip(data.categories, data.names, strict=True):
+            values = precision[:, :, number[category], 0, -1]
             values = values[values > -1]
             per_category[name] = float(values.mean()) if values.size else -1.0
         reports[kind] = CocoReport(kind, [float(value) for value in evaluation.stats[:12]], per_category)

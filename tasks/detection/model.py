@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import zoo
+from tasks.detection.build import IMAGENET
+from tasks.detection.class_rows import follow_names
 from tasks.detection.coco import repeat_factors
 from tasks.detection.config import DetectionConfig
-from tasks.detection.data import TrainSet, aspect_groups, load_sets
+from tasks.detection.data import TrainSet, aspect_groups, describe_objects, load_sets, train_sizes
 from tasks.detection.detector import Detector, Target, create_detector
 from tasks.detection.evaluate import all_metrics, coco_metrics, detect, kinds_of, readable_part
 from tasks.detection.predict import draw_results
@@ -23,7 +26,30 @@ from tasks.outputs import try_to_draw
 from tasks.reading import report_new
 from zoo.modules import evaluating
 
+log = logging.getLogger("rescalenet")
+
 Batch = tuple[list[Tensor], list[Target]]
+
+
+def with_sizes(config: DetectionConfig, entry: zoo.Weights | None) -> DetectionConfig:
+    """Return the config of a run with the sizes that were chosen: its own, the weights', or torchvision's.
+
+    Args:
+        config: config as it is written.
+        entry: weights of the whole detector, if there are any.
+    """
+    of_weights = entry is not None and isinstance(entry.transform, zoo.DetectionTransform)
+    default = entry.transform if entry is not None and of_weights else IMAGENET
+    assert isinstance(default, zoo.DetectionTransform)
+    data = config.data
+    short = default.min_size if data.min_size is None else data.min_size
+    sizes = {"min_size": short, "max_size": max(default.max_size, short) if data.max_size is None else data.max_size}
+    for key, value in sizes.items():
+        if entry is not None and of_weights and value != getattr(default, key):
+            log.info("data.%s=%s: the weights %s have %s", key, value, entry.name, getattr(default, key))
+    data = data.model_copy(update=sizes)
+    augment = data.augment.model_copy(update={"resize": train_sizes(data)})
+    return config.model_copy(update={"data": data.model_copy(update={"augment": augment})})
 
 
 class Detection(BaseTask):
@@ -31,12 +57,15 @@ class Detection(BaseTask):
 
     Raises:
         DataError: see ``load_sets``.
+        zoo.WeightsError: weights that are missing, damaged or of another net.
     """
 
     unit = "images"
 
     def __init__(self, config: DetectionConfig) -> None:
-        self.config = config
+        name = config.model.weights
+        self.entry = None if name is None else zoo.get_weights(name, model=config.model.name)
+        self.config = with_sizes(config, self.entry)
         self.masks = config.has_masks
         self.train_data, self.val_data = load_sets(config.data, masks=self.masks)
         self.unread: dict[str, str] = {}  # evaluation images that could not be read so far, with reasons
@@ -55,8 +84,13 @@ class Detection(BaseTask):
             std=data.std,
             **section.options,
         )
+        if self.entry is not None:
+            follow_names(model, self.entry, self.train_data.names)
         model.freeze(section.freeze)
         return model
+
+    def describe_data(self, data: Fingerprint) -> list[str]:
+        return [*super().describe_data(data), *describe_objects(self.train_data, self.val_data)]
 
     def fingerprint(self) -> Fingerprint:
         train, val = (SetPrint.of(data.samples()) for data in (self.train_data, self.val_data))

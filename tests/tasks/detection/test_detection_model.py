@@ -198,4 +198,7 @@ def test_what_a_run_trains_on_is_told(tmp_path):
     built = Builder(tmp_path)
     (tmp_path / "instances.json").write_text(json.dumps(built.content))
     task = make_task(check(config(tmp_path / "run", tmp_path / "images", tmp_path / "instances.json"), "test"))
-    assert task.describe_data(task.fingerprint()) == ["train: 3 images in 2 classes; val: 3 images"]
+    assert task.describe_data(task.fingerprint()) == [
+        "train: 3 images in 2 classes; val: 3 images",
+        "objects: 6 in train, 6 in val",
+    ]
