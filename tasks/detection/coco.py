@@ -63,8 +63,8 @@ class Coco:
     Attributes:
         path: path of the annotation file.
         images: images in the order of the file.
-        categories: category ids of COCO; label k of the net (from 1) is ``categories[k - 1]``. They rise in the order of
-            the file's ids, but not where another set gives the order of the classes.
+        categories: category ids of COCO; label k of the net (from 1) is ``categories[k - 1]``. They rise, unless the
+            order of the classes is that of another set.
         names: names of the categories, in the same order.
         files: image files.
         notes: defects that were handled: reason -> affected images or annotations.
