@@ -1,8 +1,11 @@
-"""detectron2's conventions for anchors, RoI pooling and masks, where they differ from torchvision's.
+"""Anchors in single precision, and detectron2's conventions where they differ from torchvision's.
 
 A pixel is a square here, whose centre lies at half a pixel: anchors keep their fractions, RoI align shifts boxes by
 half a position and samples each bin about once a position, and a mask is sampled at the centres of the image's pixels.
 torchvision rounds anchors, samples each bin four times without the shift, and pastes masks at whole pixels.
+
+Under autocast torchvision's anchors, and with them all boxes, have the dtype of the feature maps. bfloat16 has 8 bits,
+so that coordinates above 1024 px are multiples of 8 px. Here anchors have float32 (``at_least_single``).
 """
 
 from __future__ import annotations
@@ -18,7 +21,20 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import roi_align
 
 
-class ExactAnchors(AnchorGenerator):
+def at_least_single(x: Tensor) -> Tensor:
+    """Return a tensor in float32 if it has less than that, as under autocast; otherwise the tensor itself."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class RoundedAnchors(AnchorGenerator):
+    """torchvision's anchors, in float32 also where the feature maps have less."""
+
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Convert the anchors of a position to the dtype of the feature maps, or float32."""
+        super().set_cell_anchors(torch.promote_types(dtype, torch.float32), device)
+
+
+class ExactAnchors(RoundedAnchors):
     """Anchors that are not rounded, at the exact strides of the levels.
 
     Args:
@@ -82,7 +98,7 @@ class AlignedPool(nn.Module):
         # each level on its own, then back into the order of the boxes
         places = [torch.where(level == i)[0] for i in range(len(self.names))]
         pooled = [
-            roi_align(features[name], rois[place].to(features[name].dtype), self.size, 1 / stride, -1, aligned=True)
+            roi_align(features[name], rois[place], self.size, 1 / stride, -1, aligned=True)
             for name, stride, place in zip(self.names, self.strides, places, strict=True)
         ]
         return torch.cat(pooled)[torch.cat(places).argsort()]

@@ -6,7 +6,8 @@
   pyramid follow the scheme of the backbone. Wu and He 2018 use GroupNorm in these places; RescaleNet uses the bias
   before the convolution and He init.
 
-The RPN and the last layers are plain in both styles, as in the published GroupNorm baselines.
+The RPN and the last layers are plain in both styles, as in the published GroupNorm baselines. Their outputs are float32
+under autocast too: boxes have the dtype of the deltas that they are decoded from.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 
+from tasks.detection.conventions import at_least_single
 from zoo.method import he_normal_
 from zoo.schemes.vision import VisionScheme
 
@@ -76,21 +79,47 @@ class ConvsLinear(nn.Module):
         return F.relu(self.fc(self.convs(x).flatten(1)))
 
 
-def box_predictor(width: int, classes: int) -> FastRCNNPredictor:
+class ProposalHead(RPNHead):
+    """torchvision's head of the RPN, with outputs of at least single precision."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the logits (N, A, h, w) and deltas (N, 4 A, h, w) of each level's A anchors a position."""
+        logits, deltas = super().forward(x)
+        return [at_least_single(level) for level in logits], [at_least_single(level) for level in deltas]
+
+
+class BoxPredictor(FastRCNNPredictor):
+    """torchvision's last layers for boxes, with outputs of at least single precision."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits (R, classes) and deltas (R, 4 classes) of features (R, width)."""
+        logits, deltas = super().forward(x)
+        return at_least_single(logits), at_least_single(deltas)
+
+
+class MaskPredictor(MaskRCNNPredictor):
+    """torchvision's last layers for masks, with outputs of at least single precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (R, classes, 2 s, 2 s) of features (R, C, s, s)."""
+        return at_least_single(super().forward(x))
+
+
+def box_predictor(width: int, classes: int) -> BoxPredictor:
     """Return torchvision's last layers for boxes, with the small weights of detectron2, so that early losses are small.
 
     Args:
         width: number of input features.
         classes: number of classes, background included.
     """
-    predictor = FastRCNNPredictor(width, classes)
+    predictor = BoxPredictor(width, classes)
     for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
     return predictor
 
 
-def mask_predictor(in_channels: int, width: int, classes: int) -> MaskRCNNPredictor:
+def mask_predictor(in_channels: int, width: int, classes: int) -> MaskPredictor:
     """Return torchvision's upsampling and last layer for masks, the latter with detectron2's small init.
 
     Args:
@@ -98,7 +127,7 @@ def mask_predictor(in_channels: int, width: int, classes: int) -> MaskRCNNPredic
         width: number of channels after the upsampling.
         classes: number of classes, background included.
     """
-    predictor = MaskRCNNPredictor(in_channels, width, classes)
+    predictor = MaskPredictor(in_channels, width, classes)
     nn.init.normal_(predictor.mask_fcn_logits.weight, std=0.001)
     nn.init.zeros_(predictor.mask_fcn_logits.bias)
     return predictor

@@ -16,15 +16,23 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 import zoo
-from tasks.detection.conventions import AlignedPool, ExactAnchors, paste_at_centres
+from tasks.detection.conventions import AlignedPool, ExactAnchors, RoundedAnchors, paste_at_centres
 from tasks.detection.found import Found, masks_in_boxes
 from tasks.detection.fpn import BodyWithFPN
-from tasks.detection.heads import ConvsLinear, HeadStyle, TwoLinear, box_predictor, conv_stack, mask_predictor
+from tasks.detection.heads import (
+    ConvsLinear,
+    HeadStyle,
+    ProposalHead,
+    TwoLinear,
+    box_predictor,
+    conv_stack,
+    mask_predictor,
+)
 from zoo.errors import ZooError
 from zoo.options import free
 from zoo.transforms import DetectionTransform
@@ -210,12 +218,12 @@ class Detector(GeneralizedRCNN):
         if exact:
             anchors: AnchorGenerator = ExactAnchors(sides, options.aspect_ratios, backbone.strides)
         else:
-            anchors = AnchorGenerator(
+            anchors = RoundedAnchors(
                 tuple((int(side),) for side in sides), (options.aspect_ratios,) * len(backbone.strides)
             )
         rpn = RegionProposalNetwork(
             anchors,
-            RPNHead(options.fpn_channels, len(options.aspect_ratios), options.rpn_convs),
+            ProposalHead(options.fpn_channels, len(options.aspect_ratios), options.rpn_convs),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=options.rpn_samples,
