@@ -27,6 +27,11 @@ from zoo.errors import one_line
 
 # Pillow warns of each damaged piece of metadata; what keeps a picture from being decoded is an error.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# Pillow refuses twice this number, and warns from there on. Its own default lies below A0 at 450 dpi.
+LARGEST = 2**28  # pixels of a picture that is decoded as a whole, which takes 0.8 GB in RGB
+if Image.MAX_IMAGE_PIXELS is not None and Image.MAX_IMAGE_PIXELS < LARGEST // 2:
+    Image.MAX_IMAGE_PIXELS = LARGEST // 2
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 Picture: TypeAlias = Image.Image | Tensor  # a tensor (C, H, W) of uint8 where PIL has no mode of C channels
 Exposure = Literal["black", "white"]
@@ -46,14 +51,15 @@ def endings_for(channels: int) -> tuple[str, ...]:
     return EXTENSIONS if channels in (1, 3) else (*EXTENSIONS, ".npy")
 
 
-def find_images(paths: Sequence[str], channels: int = 3) -> list[Path]:
+def find_images(paths: Sequence[str], channels: int = 3, others: Sequence[str] = ()) -> list[Path]:
     """Find the images among the given files and folders, and print what was left out; see ``tasks.files.find_files``.
 
     Args:
         paths: files and folders.
         channels: number of channels that are read (``read_picture``).
+        others: further endings.
     """
-    found = find_files(paths, endings_for(channels), "images")
+    found = find_files(paths, (*endings_for(channels), *others), "images")
     if found.left_out:
         print_line(f"left out: {found.left_out}")
     return found.files
@@ -160,6 +166,10 @@ def value_counts(picture: Picture) -> np.ndarray:
     return np.stack([torch.bincount(channel.flatten().long(), minlength=256).numpy() for channel in picture])
 
 
+class TooLarge(DataError):
+    """A picture of more pixels than are decoded as a whole."""
+
+
 class Exposures:
     """Counts of pictures that are nearly black or nearly white."""
 
@@ -221,6 +231,9 @@ def _decoded(
         raise
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
+    except Image.DecompressionBombError as error:
+        reason = one_line(str(error)).partition(", could")[0]
+        raise TooLarge(f"{name}: cannot be decoded as an image ({reason}); shrink or divide it") from None
     except UnidentifiedImageError:
         reason = "not a picture, or of an unknown format"
         raise DataError(f"{name}: cannot be decoded as an image ({reason}); remove or replace it") from None

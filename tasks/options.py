@@ -26,7 +26,9 @@ OutputFormat = Annotated[
     str, typer.Option(help="Results on stdout: text, json (an object a line) or csv (with a header).")
 ]
 Overwrite = Annotated[bool, typer.Option(help="Replace earlier results of the same names.")]
-Threshold = Annotated[float, typer.Option(min=0, max=1, help="Lowest score that is reported.")]
+Threshold = Annotated[
+    str, typer.Option(metavar="P,...", help="Lowest score that is reported; other ones by class, as in 0.5,cat=0.3.")
+]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -35,7 +37,11 @@ Device = Annotated[
 ]
 ClassFilter = Annotated[str, typer.Option(metavar="A,B,...", help="Classes to report, with commas between them.")]
 Augmentation = Annotated[
-    str, typer.Option(help="Test-time augmentation: flip averages the scores of a picture and of its mirror image.")
+    str,
+    typer.Option(
+        help="Test-time augmentation: flip takes a picture and its mirror image; of detectors also sizes, as in "
+        "flip,0.75,1.25."
+    ),
 ]
 Clips = Annotated[int, typer.Option(min=1, help="Clips of each video; 10 is usual.")]
 Limit = Annotated[int, typer.Option(min=1, help="Samples of each set to look at, evenly spread; default: all.")]
@@ -77,6 +83,37 @@ def chosen_classes(option: str | None, classes: Sequence[str], source: str) -> f
         if name not in classes:
             raise UserError(f"--classes: {name!r} is not a class of {source}{suggestion(name, classes)}")
     return frozenset(names)
+
+
+def thresholds(option: str, classes: Sequence[str], source: str, default: float) -> dict[str, float]:
+    """Return the lowest score of each class that ``--threshold`` names.
+
+    Args:
+        option: a number for all classes, numbers of single classes as ``NAME=P``, or both, with commas between them.
+        classes: names of all classes.
+        source: name of the weights, for the message.
+        default: number for the other classes where the option names single ones only.
+
+    Raises:
+        UserError: an unknown class, or what is no number from 0 to 1.
+    """
+    general: list[float] = []
+    single: dict[str, float] = {}
+    for part in option.split(","):
+        name, equals, number = part.strip().rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 1 or (not equals and general):
+            raise UserError(f"--threshold {option}: must be a number from 0 to 1, or also by class, as in 0.5,cat=0.3")
+        if not equals:
+            general.append(value)
+        elif name not in classes:
+            raise UserError(f"--threshold: {name!r} is not a class of {source}{suggestion(name, classes)}")
+        else:
+            single[name] = value
+    return {**dict.fromkeys(classes, general[0] if general else default), **single}
 
 
 def flips(option: str | None) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import os
 import re
+import shutil
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tasks.errors import UserError
 from tasks.locks import reserve
 from tasks.printing import printable
 from tasks.progress import print_line
-from zoo.files import write_json
+from zoo.files import atomic_write, encodable, write_json
 
 LONGEST = 120  # bytes of a stem, short enough for endings and for the name of a temporary file within 255
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*]')
@@ -145,6 +147,48 @@ def is_result(path: Path) -> bool:
     """Return whether a picture or video is one that ``rescalenet predict`` wrote into its folder of results."""
     named = path.name == CONTACT_SHEET or path.name.endswith(DRAWN_ENDINGS)
     return named and path.with_name(PREDICTIONS).is_file()
+
+
+class Entries:
+    """A list of JSON that is kept on the disk until its file is complete: those of 20,000 pictures take gigabytes.
+
+    Args:
+        folder: folder of the file; the entries take space there, in a file that is gone when the process ends.
+
+    Attributes:
+        count: number of entries.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.count = 0
+        self._file = tempfile.TemporaryFile("w+", dir=folder, encoding="utf-8")  # noqa: SIM115  (open until the end)
+
+    def add(self, entry: Any) -> None:
+        """Add an entry."""
+        self._file.write(",\n" if self.count else "\n")
+        self._file.write(encodable(json.dumps(entry, ensure_ascii=False), escape="\\\\"))
+        self.count += 1
+
+    def write(self, path: Path, content: Mapping[str, Any] | None = None, key: str = "") -> None:
+        """Write the file, completely or not at all: the list alone, or an object that has it.
+
+        Args:
+            path: JSON file to write.
+            content: other entries of the object; None: the list is not in an object.
+            key: name of the list in the object.
+        """
+
+        def write(temporary: Path) -> None:
+            self._file.seek(0)
+            with temporary.open("w", encoding="utf-8") as file:
+                if content is not None:
+                    others = json.dumps({**content, key: []}, indent=1, ensure_ascii=False)
+                    file.write(encodable(others.removesuffix("[]\n}"), escape="\\\\"))
+                file.write("[")
+                shutil.copyfileobj(self._file, file)
+                file.write("\n]\n" if content is None else "\n]\n}\n")
+
+        atomic_write(path, write)
 
 
 def require_outside(out: Path, source: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+import functools
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,7 +161,17 @@ def timeline(windows: Sequence[Scored], path: Path, *, limit: int = 6) -> None:
     save_figure(figure, path)
 
 
-_ROWS = 256  # of a picture, drawn at once
+_ROWS = 256  # of a mask, blended at once
+_SMALLEST = 11  # size of a label's font in pixels
+
+
+class Placed(Protocol):
+    """The mask of an object (``tasks.detection.found.Packed``): its part of the picture, with its corner x, y."""
+
+    @property
+    def corner(self) -> tuple[int, int]: ...
+
+    def array(self) -> np.ndarray: ...
 
 
 class Drawable(Protocol):
@@ -168,17 +180,19 @@ class Drawable(Protocol):
     label: str
     score: float
     box: tuple[float, float, float, float]
-    mask: Any
-    corner: tuple[int, int]
+    packed: Any
 
 
-def draw_instances(image: Image.Image, instances: Sequence[Drawable], path: Path) -> None:
+def draw_instances(image: Image.Image, instances: Sequence[Drawable], path: Path, *, factor: float = 1.0) -> None:
     """Draw masks, boxes and labels into a copy of a picture; the best ones are drawn last, on top.
+
+    Lines and labels grow with the picture, so that they are legible where it is shown as a whole.
 
     Args:
         image: picture.
         instances: objects in the picture, best first.
         path: PNG file to write.
+        factor: pixels of ``image`` to a pixel of the objects' coordinates; below 1 for a reduced copy.
     """
     scale = max(1, round(512 / max(image.size)))  # in small pictures the labels would cover the objects
     pixels = np.array(image.convert("RGB"))
@@ -187,36 +201,61 @@ def draw_instances(image: Image.Image, instances: Sequence[Drawable], path: Path
         for i in range(len(instances))
     ]
     worst_first = list(zip(instances, colours, strict=True))[::-1]
-    # Blend the masks into the pixels (H, W, 3), some rows at a time: as floats a photograph takes 300 MB.
-    for first in range(0, len(pixels), _ROWS):
-        rows = pixels[first : first + _ROWS].astype(np.float32)
-        for instance, colour in worst_first:
-            if instance.mask is not None and instance.mask.size:
-                x, y = instance.corner
-                above = max(first - y, 0)  # rows of the mask
-                mask = instance.mask[above : max(first + _ROWS - y, 0)]
-                below = max(y - first, 0)
-                part = rows[below : below + len(mask), x : x + mask.shape[1]]
-                part[mask] = 0.55 * part[mask] + 0.45 * np.asarray(colour, dtype=np.float32)
-        pixels[first : first + _ROWS] = rows.round().astype(np.uint8)
+    for instance, colour in worst_first:
+        if instance.packed is not None:
+            _blend(pixels, *_reduced(instance.packed, factor), colour)
     # Draw boxes and labels into the enlarged copy.
     drawn = Image.fromarray(pixels).resize((image.width * scale, image.height * scale))
-    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(size=11)
+    pen, width = ImageDraw.Draw(drawn), max(1, round(max(drawn.size) / 800))
     for instance, colour in worst_first:
-        box = [scale * value for value in instance.box]
-        pen.rectangle(box, outline=colour, width=1)
+        box = [scale * factor * value for value in instance.box]
+        pen.rectangle(box, outline=colour, width=width)
         text = f"{printable(instance.label)} {instance.score:.0%}"
-        if pen.textlength(text, font=font) <= box[2] - box[0]:  # a longer text would cover the neighbours
-            pen.text((box[0] + 2, box[1]), text, fill=colour, font=font)
+        # A text that is longer than the box would cover the neighbours: it is written smaller, or not at all.
+        full = max(_SMALLEST, round(max(drawn.size) / 80))
+        size = min(full, int(full * (box[2] - box[0]) / max(pen.textlength(text, font=_font(full)), 1)))
+        if size >= _SMALLEST:
+            pen.text((box[0] + width + 1, box[1] + width - 1), text, fill=colour, font=_font(size))
     atomic_write(path, lambda temporary: drawn.save(temporary, format="PNG"))
 
 
-def outlined(image: Image.Image, masks: Sequence[np.ndarray], colours: Sequence[tuple[int, int, int]]) -> Image.Image:
+@functools.lru_cache(64)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def _reduced(mask: Placed, factor: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the part of a mask, bool (h, w), and its corner in a picture that is reduced by a factor."""
+    part, (x, y) = mask.array(), mask.corner
+    if factor == 1 or not part.size:
+        return part, (x, y)
+    size = max(1, round(part.shape[1] * factor)), max(1, round(part.shape[0] * factor))
+    return np.asarray(Image.fromarray(part).resize(size)), (round(x * factor), round(y * factor))
+
+
+def _blend(pixels: np.ndarray, mask: np.ndarray, corner: tuple[int, int], colour: Sequence[int]) -> None:
+    """Blend a colour into the pixels (H, W, 3) of a mask (h, w), some rows at a time: floats take 300 MB.
+
+    Args:
+        pixels: uint8 values, changed in place.
+        mask: bool array; what lies outside of the picture is left out.
+        corner: x and y of the mask in the picture.
+        colour: red, green and blue.
+    """
+    x, y = corner
+    for first in range(0, len(mask), _ROWS):
+        part = pixels[y + first : y + min(first + _ROWS, len(mask)), x : x + mask.shape[1]]
+        inside = mask[first : first + len(part), : part.shape[1]]
+        blended = 0.55 * part[inside].astype(np.float32) + 0.45 * np.asarray(colour, dtype=np.float32)
+        part[inside] = blended.round().astype(np.uint8)
+
+
+def outlined(image: Image.Image, masks: Sequence[Placed], colours: Sequence[tuple[int, int, int]]) -> Image.Image:
     """Return a copy of a picture, enlarged if it is small, with the outlines of masks.
 
     Args:
         image: picture.
-        masks: bool arrays (H, W) of the picture's size; the first are drawn last, on top.
+        masks: masks of objects in the picture; the first are drawn last, on top.
         colours: RGB colour of each mask.
     """
     scale = max(1, -(-512 // max(image.size)))
@@ -224,10 +263,11 @@ def outlined(image: Image.Image, masks: Sequence[np.ndarray], colours: Sequence[
     pixels = np.array(large)
     for mask, colour in list(zip(masks, colours, strict=True))[::-1]:
         # The outline is the pixels of the mask of which a neighbour is not in the mask.
-        inner = np.pad(mask, 1)
+        part, (x, y) = mask.array(), mask.corner
+        inner = np.pad(part, 1)
         inner = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
-        edge = (mask & ~inner).repeat(scale, 0).repeat(scale, 1)
-        pixels[edge] = colour
+        edge = (part & ~inner).repeat(scale, 0).repeat(scale, 1)
+        pixels[scale * y : scale * y + len(edge), scale * x : scale * x + edge.shape[1]][edge] = colour
     return Image.fromarray(pixels)
 
 
@@ -236,10 +276,15 @@ def brightened(image: Image.Image) -> tuple[Image.Image, float]:
 
     A picture is dark if all but a thousandth of its values are below half of the range.
     """
-    pixels = np.asarray(image.convert("RGB")).astype(np.float32)
-    peak = float(np.percentile(pixels, 99.9))
-    factor = 255 / max(peak, 1.0) if peak < 128 else 1.0
-    return Image.fromarray((pixels * factor).clip(0, 255).round().astype(np.uint8)), factor
+    shown = image.convert("RGB")
+    counts = np.asarray(shown.histogram()).reshape(3, 256).sum(0).cumsum()  # of the values up to 0, 1, ..., 255
+    rank = 0.999 * (counts[-1] - 1)  # the percentile lies between two of the sorted values
+    low, high = (int(np.searchsorted(counts, place, side="right")) for place in (math.floor(rank), math.ceil(rank)))
+    peak = low + (high - low) * (rank - math.floor(rank))
+    if peak >= 128:
+        return shown, 1.0
+    factor = 255 / max(peak, 1.0)
+    return shown.point([min(round(value * factor), 255) for value in range(256)] * 3), factor
 
 
 def side_by_side(images: Sequence[Image.Image], captions: Sequence[str], path: Path) -> None:

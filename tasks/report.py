@@ -96,7 +96,7 @@ def best_classes(
     classes: Sequence[str],
     top: int,
     *,
-    threshold: float = 0.0,
+    threshold: Mapping[str, float] | None = None,
     only: Container[str] | None = None,
 ) -> tuple[list[str], list[float]]:
     """Return the ``top`` classes of highest score, best first, and their scores.
@@ -105,12 +105,13 @@ def best_classes(
         scores: score of each class, (classes,).
         classes: names of the classes.
         top: number of classes to return.
-        threshold: lowest score of a class to return.
+        threshold: lowest score of each class; None: 0.
         only: classes to choose from; None: all.
     """
     values, order = scores.topk(len(classes) if only is not None else min(top, len(classes)))
     pairs = [(classes[i], value) for i, value in zip(order.tolist(), values.tolist(), strict=True)]
-    best = [(name, value) for name, value in pairs if value >= threshold and (only is None or name in only)][:top]
+    lowest = {} if threshold is None else threshold
+    best = [(k, v) for k, v in pairs if v >= lowest.get(k, 0.0) and (only is None or k in only)][:top]
     return [name for name, _ in best], [value for _, value in best]
 
 

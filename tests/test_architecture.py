@@ -16,6 +16,7 @@ OPTIONAL = {
     "detectron2",
     "fairseq",
     "faster_coco_eval",
+    "imagecodecs",
     "importlib.metadata",
     "matplotlib",
     "onnx",
@@ -29,6 +30,7 @@ OPTIONAL = {
     "timm",
     "torch.utils.tensorboard",
     "torchvision.transforms",
+    "tifffile",
 }
 # Commands import what they need when they run: --help reads their options and must not load torch.
 LAZY = ("tasks.cli", "tasks.spec", *(f"tasks.{task}.commands" for task in TASKS))

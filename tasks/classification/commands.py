@@ -21,6 +21,7 @@ from tasks.options import (
     Top,
     chosen_classes,
     flips,
+    thresholds,
 )
 from tasks.spec import load_model
 
@@ -76,7 +77,7 @@ class ClassificationPredictOptions(PredictOptions):
     """Options of ``rescalenet predict``."""
 
     top: Top = 5
-    threshold: Threshold = 0.0
+    threshold: Threshold = "0"
     classes: ClassFilter | None = None
     tta: Augmentation | None = None
     batch_size: BatchSize = 32
@@ -95,6 +96,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     # Check the options and the folder before anything is computed.
     format, flip = checked_format(options.format), flips(options.tta)
     only = chosen_classes(options.classes, entry.classes, entry.name)
+    threshold = thresholds(options.threshold, entry.classes, entry.name, 0.0)
     files = find_images(inputs, entry.config.in_chans)
     folder = None if out is None else OutputFolder(out, FILES, files, overwrite=options.overwrite)
     # Classify; each result is printed at once.
@@ -106,7 +108,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         entry,
         files,
         top=options.top,
-        threshold=options.threshold,
+        threshold=threshold,
         only=only,
         flip=flip,
         batch_size=options.batch_size,

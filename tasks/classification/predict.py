@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def classify_images(
     files: Sequence[Path],
     *,
     top: int = 5,
-    threshold: float = 0.0,
+    threshold: Mapping[str, float] | None = None,
     only: Container[str] | None = None,
     flip: bool = False,
     batch_size: int = 32,
@@ -73,7 +73,7 @@ def classify_images(
         weights: input transform and class names.
         files: paths of the pictures.
         top: number of classes to report for each picture.
-        threshold: lowest score that is reported.
+        threshold: lowest score of each class; None: 0.
         only: classes to report; None: all.
         flip: whether scores are means over the picture and its mirror image.
         batch_size: number of pictures of a forward.

@@ -14,12 +14,17 @@ import typer
 
 from tasks.errors import UserError
 from tasks.files import input_path
-from tasks.options import BatchSize, ClassFilter, PredictOptions, Threshold, chosen_classes
+from tasks.options import Augmentation, BatchSize, ClassFilter, PredictOptions, Threshold, chosen_classes, thresholds
 from tasks.spec import load_model
 
 if TYPE_CHECKING:
     import zoo
     from tasks.report import Evaluation
+
+
+Suppression = Annotated[
+    float, typer.Option(min=0, max=1, help="Largest IoU of two objects of a class; default: the weights'.")
+]
 
 
 @dataclass(frozen=True)
@@ -70,31 +75,63 @@ def run_eval(
 class DetectionPredictOptions(PredictOptions):
     """Options of ``rescalenet predict``."""
 
-    threshold: Threshold = 0.5
+    threshold: Threshold = "0.5"
     classes: ClassFilter | None = None
+    detections: Annotated[
+        int | None,
+        typer.Option(min=1, help="Largest number of objects of a picture, or of a tile; default: the weights'."),
+    ] = None
+    nms: Suppression | None = None
+    tta: Augmentation | None = None
     tile: Annotated[int | None, typer.Option(min=1, help="Side of tiles for large pictures, in pixels.")] = None
     overlap: Annotated[
         int | None, typer.Option(min=0, help="Overlap of tiles, in pixels; default: a quarter of a tile.")
+    ] = None
+    coco: Annotated[
+        Path | None,
+        typer.Option(parser=input_path, help="COCO file with the pictures' ids; results in COCO's format are added."),
     ] = None
     batch_size: BatchSize = 1
 
 
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: DetectionPredictOptions) -> bool:
     """Print the objects in pictures, and return whether any picture could be read."""
-    from tasks.detection.predict import FILES, Detections, checked_overlap, detect_objects
+    from tasks.detection.choice import Choice
+    from tasks.detection.predict import FILES, Detections, Tiles, checked_overlap, detect_each
+    from tasks.detection.results import FILES as RESULTS
+    from tasks.detection.results import ImageIds
+    from tasks.detection.views import parse_views
     from tasks.devices import describe_run, process_state
     from tasks.images import find_images
     from tasks.outputs import OutputFolder
     from tasks.printing import Results, checked_format, printable
     from tasks.progress import print_line
+    from tasks.scans import ENDINGS
 
     # Check the options and the folder before anything is computed.
     format = checked_format(options.format)
-    only = chosen_classes(options.classes, entry.classes, entry.name)
+    choice = Choice.of_classes(
+        entry.classes,
+        thresholds(options.threshold, entry.classes, entry.name, 0.5),
+        chosen_classes(options.classes, entry.classes, entry.name),
+        detections=options.detections,
+        nms=options.nms,
+        views=parse_views(options.tta),
+    )
+    tiles = None
     if options.tile is not None:
-        checked_overlap(options.tile, options.overlap)
-    files = find_images(inputs)
-    folder = None if out is None else OutputFolder(out, FILES, files, overwrite=options.overwrite)
+        tiles = Tiles(options.tile, checked_overlap(options.tile, options.overlap))
+    elif options.overlap is not None:
+        raise UserError(f"--overlap {options.overlap}: is that of tiles; give their side with --tile too")
+    files = find_images(inputs, others=ENDINGS)
+    ids = None
+    if options.coco is not None:
+        if out is None:
+            raise UserError(f"--coco {options.coco}: is for files of results; leave --no-files out")
+        ids = ImageIds(options.coco)
+        ids.require_some(files, entry.classes)
+    names = FILES if ids is None else (*FILES, *RESULTS.values())
+    folder = None if out is None else OutputFolder(out, names, files, overwrite=options.overwrite)
     # Detect; the objects of each picture are printed at once.
     print_line(describe_run(process_state(), "fp32"))
     model = load_model(entry)
@@ -105,22 +142,25 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         counts = Counter(instance.label for instance in found.instances)
         line = f"{found.file}: " + (", ".join(f"{n} {label}" for label, n in counts.most_common()) or "nothing")
         rows = [(found.file, instance.label, instance.score, *instance.box) for instance in found.instances]
-        results.add(printable(line), found.to_json(), rows)
+        results.add(printable(line), found.to_json() if format == "json" else {}, rows)
 
-    found, _ = detect_objects(
+    failed: dict[str, str] = {}
+    detected = detect_each(
         model,
         entry,
         files,
-        threshold=options.threshold,
-        only=only,
-        tile=options.tile,
-        overlap=options.overlap,
+        failed,
+        choice=choice,
+        tiles=tiles,
         batch_size=options.batch_size,
         workers=options.workers,
         out=folder,
-        report=report,
+        ids=ids,
     )
-    return bool(found)
+    count = 0
+    for count, found in enumerate(detected, 1):  # noqa: B007
+        report(found)
+    return count > 0
 
 
 @dataclass(frozen=True)

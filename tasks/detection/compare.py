@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,6 +12,7 @@ from pycocotools import mask as rle
 
 from tasks.detection.coco import Coco, ImageRecord, decode_mask
 from tasks.detection.evaluate import CocoReport, CocoResult, coco_metrics
+from tasks.detection.found import Packed
 from tasks.plots import brightened, outlined
 
 RIGHT, WRONG = (0, 190, 255), (255, 130, 0)  # sky blue and orange, which colour-blind people distinguish
@@ -23,15 +25,15 @@ class Comparison:
     Attributes:
         image: record of the picture.
         report: COCO's metrics of the masks of this picture alone, of all its detections.
-        true: masks of the true objects, bool (T, H, W).
-        found: masks of the detections of at least the threshold, best first, bool (F, H, W).
+        true: masks of the true objects.
+        found: masks of the detections of at least the threshold, best first.
         matches: number of the true object that each of ``found`` has found; None if it has found none.
     """
 
     image: ImageRecord
     report: CocoReport
-    true: np.ndarray
-    found: np.ndarray
+    true: list[Packed]
+    found: list[Packed]
     matches: list[int | None]
 
     @property
@@ -60,9 +62,10 @@ def compare(data: Coco, results: Sequence[CocoResult], *, threshold: float = 0.5
         # 2. Match the detections that are good enough with the true objects of their category.
         truths = data.objects(image, masks=True)
         shown = sorted((r for r in own if r["score"] >= threshold), key=lambda result: -result["score"])
-        true = _stack([decode_mask(truth, image.height, image.width) for truth in truths], image)
-        found = _stack([rle.decode(result["segmentation"]) for result in shown], image)
-        overlaps = mask_iou(found, true)  # (F, T)
+        true = [Packed.of(decode_mask(truth, image.height, image.width).view(bool)) for truth in truths]
+        found = [Packed.of(rle.decode(result["segmentation"]).view(bool)) for result in shown]
+        whole = [mask.in_image(image.width, image.height) for mask in true]
+        overlaps = mask_iou([result["segmentation"] for result in shown], whole)  # (F, T)
         for i, result in enumerate(shown):
             for j, truth in enumerate(truths):
                 if result["category_id"] != truth["category_id"]:
@@ -75,17 +78,11 @@ def _alone(data: Coco, image: ImageRecord) -> Coco:
     return data.subset(lambda other: other.id == image.id)
 
 
-def _stack(masks: Sequence[np.ndarray], image: ImageRecord) -> np.ndarray:
-    """Return masks as one bool array (N, H, W), also if there are none."""
-    return np.stack(masks).astype(bool) if masks else np.zeros((0, image.height, image.width), dtype=bool)
-
-
-def mask_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the intersection over union of each mask of ``first`` (F, H, W) with each of ``second`` (S, H, W)."""
+def mask_iou(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Return the intersection over union of each of F masks with each of S masks, as compressed RLE: (F, S)."""
     if not len(first) or not len(second):  # pycocotools returns a list
         return np.zeros((len(first), len(second)))
-    packed = [rle.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8))) for masks in (first, second)]
-    return np.asarray(rle.iou(*packed, [0] * len(second)))
+    return np.asarray(rle.iou(list(first), list(second), [0] * len(second)))
 
 
 def match(overlaps: np.ndarray, iou: float) -> list[int | None]:
@@ -122,8 +119,8 @@ def draw_comparison(picture: Image.Image, compared: Comparison) -> tuple[list[Im
     shown, factor = brightened(picture)  # outlines in black show nothing
     panels = [
         outlined(shown, [], []),
-        outlined(shown, list(compared.true), true),
-        outlined(shown, list(compared.found), found),
+        outlined(shown, compared.true, true),
+        outlined(shown, compared.found, found),
     ]
     note = f", shown {factor:.1f} times as bright" if factor > 1 else ""
     captions = [

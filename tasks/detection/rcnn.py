@@ -6,6 +6,7 @@ The framework (anchors, proposals, sampling, losses, post-processing) is torchvi
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from tasks.detection.heads import (
     conv_stack,
     mask_predictor,
 )
+from tasks.detection.views import View, detect_in_views
 from zoo.errors import ZooError
 from zoo.options import free
 from zoo.transforms import DetectionTransform
@@ -165,6 +167,39 @@ class Standardize(GeneralizedRCNNTransform):
         return result
 
 
+class Heads(RoIHeads):
+    """torchvision's heads, with a threshold for each class.
+
+    Attributes:
+        thresholds: lowest score of each label, the background's first, (classes,); None: ``score_thresh`` for all.
+    """
+
+    thresholds: Tensor | None = None
+    score_thresh: float
+    detections_per_img: int
+
+    def postprocess_detections(
+        self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the boxes, scores and labels of each image, the best ``detections_per_img`` above the thresholds."""
+        decode = super().postprocess_detections
+        if self.thresholds is None:
+            return decode(class_logits, box_regression, proposals, image_shapes)
+        # Take all above the lowest threshold: a class that is not reported must not use up the limit.
+        lowest, limit = self.score_thresh, self.detections_per_img
+        self.score_thresh, self.detections_per_img = float(self.thresholds.min()) - 1e-6, sys.maxsize
+        try:
+            each = decode(class_logits, box_regression, proposals, image_shapes)
+        finally:
+            self.score_thresh, self.detections_per_img = lowest, limit
+        kept = []
+        for boxes, scores, labels in zip(*each, strict=True):
+            keep = torch.where(scores >= self.thresholds.to(scores)[labels])[0][:limit]
+            kept.append((boxes[keep], scores[keep], labels[keep]))
+        boxes, scores, labels = zip(*kept, strict=True)
+        return list(boxes), list(scores), list(labels)
+
+
 class Detector(GeneralizedRCNN):
     """A detector of torchvision's form.
 
@@ -180,6 +215,7 @@ class Detector(GeneralizedRCNN):
         config: name, scheme, classes and options.
         num_classes: number of classes without the background.
         input: input transform.
+        views: views of an image whose objects ``detect`` merges; (): the image as it is.
 
     Args:
         config: config that ``create_detector`` makes.
@@ -190,6 +226,7 @@ class Detector(GeneralizedRCNN):
     """
 
     backbone: BodyWithFPN
+    views: tuple[View, ...] = ()
 
     def __init__(
         self,
@@ -238,7 +275,7 @@ class Detector(GeneralizedRCNN):
             box_head = TwoLinear(options.fpn_channels, 7, options.box_width)
         else:
             box_head = ConvsLinear(options.fpn_channels, 7, options.box_convs, options.box_width, scheme)
-        heads = RoIHeads(
+        heads = Heads(
             pool(7),
             box_head,
             box_predictor(options.box_width, classes),
@@ -287,8 +324,8 @@ class Detector(GeneralizedRCNN):
     def detect(self, images: Sequence[Tensor], threshold: float = 0.0) -> list[Found]:
         """Return the objects with a score of at least ``threshold`` in each image, with masks in their boxes.
 
-        The net must be in eval mode. A mask takes a byte for each pixel of its box; in ``forward`` it takes four for
-        each pixel of the image.
+        The net must be in eval mode. A mask takes some bytes for each row of its box; in ``forward`` it takes four for
+        each pixel of the image. ``tasks.detection.choice`` sets other limits than those of the weights for a while.
 
         Args:
             images: float RGB tensors (3, H, W) in 0..1.
@@ -296,7 +333,9 @@ class Detector(GeneralizedRCNN):
         """
         self.transform.whole_masks = False
         try:
-            outputs: list[dict[str, Tensor]] = self(images)
+            outputs: list[dict[str, Tensor]] = (
+                [detect_in_views(self, image, self.views) for image in images] if self.views else self(images)
+            )
         finally:
             self.transform.whole_masks = True
         found = []

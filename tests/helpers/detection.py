@@ -9,7 +9,7 @@ from torchvision.ops import FrozenBatchNorm2d
 import zoo
 from tasks.detection.coco import decode_mask, load_coco
 from tasks.detection.detector import create_detector
-from tasks.detection.found import Found, bounding_part
+from tasks.detection.found import Found, Packed
 from tests.helpers.nets import IMAGES as NARROW
 from tests.helpers.paths import shared
 
@@ -55,7 +55,7 @@ def found_of(output, threshold=0.0):
     keep = output["scores"] >= threshold
     masks, size = None, (0, 0)
     if "masks" in output:
-        masks = [bounding_part(mask.numpy()) for mask in output["masks"][keep, 0] > 0.5]
+        masks = [Packed.of(mask.numpy()) for mask in output["masks"][keep, 0] > 0.5]
         size = tuple(output["masks"].shape[-2:])
     return Found(output["boxes"][keep], output["labels"][keep], output["scores"][keep], size, masks)
 

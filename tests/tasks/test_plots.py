@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tasks.detection.found import Packed
 from tasks.plots import (
     as_written,
     brightened,
@@ -24,7 +25,7 @@ def test_outlines_are_the_pixels_of_the_mask_at_its_border():
     mask = np.zeros((600, 600), dtype=bool)
     mask[100:110, 200:220] = True
     mask[:5, :5] = True  # at the picture's border
-    drawn = np.asarray(outlined(Image.new("RGB", (600, 600), "white"), [mask], [(1, 2, 3)]))
+    drawn = np.asarray(outlined(Image.new("RGB", (600, 600), "white"), [Packed.of(mask)], [(1, 2, 3)]))
     painted = (drawn == (1, 2, 3)).all(-1)
     expected = mask.copy()
     expected[101:109, 201:219] = False
@@ -35,7 +36,7 @@ def test_outlines_are_the_pixels_of_the_mask_at_its_border():
 
 def test_the_first_mask_is_on_top_and_small_pictures_are_enlarged():
     mask = np.ones((10, 20), dtype=bool)
-    drawn = outlined(Image.new("RGB", (20, 10)), [mask, mask], [(255, 0, 0), (0, 255, 0)])
+    drawn = outlined(Image.new("RGB", (20, 10)), [Packed.of(mask)] * 2, [(255, 0, 0), (0, 255, 0)])
     assert drawn.size == (520, 260)
     assert drawn.getpixel((0, 0)) == drawn.getpixel((25, 25)) == (255, 0, 0)
     assert drawn.getpixel((26, 26)) == (0, 0, 0)
@@ -78,8 +79,7 @@ class Instance:
     label: str
     score: float = 0.5
     box: tuple[float, float, float, float] = (0, 0, 90, 90)
-    mask: None = None
-    corner: tuple[int, int] = (0, 0)
+    packed: Packed | None = None
 
 
 @pytest.mark.filterwarnings("error")

@@ -12,6 +12,7 @@ from pycocotools.cocoeval import COCOeval
 
 from tasks.detection.coco import load_coco
 from tasks.detection.compare import RIGHT, WRONG, compare, draw_comparison, mask_iou, match
+from tasks.detection.found import Packed
 from tasks.files import pictures_dir
 from tests.helpers.detection import perfect
 
@@ -63,6 +64,7 @@ def test_overlaps_of_masks():
     first, second = np.zeros((2, 4, 6), dtype=bool), np.zeros((3, 4, 6), dtype=bool)
     first[0, :2, :3], first[1, 3] = True, True  # 6 pixels, 6 pixels
     second[0, 1:3, 1:3], second[1], second[2, :2, :3] = True, True, True  # 4, 24, 6
+    first, second = ([Packed.of(mask).in_image(6, 4) for mask in masks] for masks in (first, second))
     np.testing.assert_allclose(mask_iou(first, second), [[2 / 8, 6 / 24, 1], [0, 6 / 24, 0]])
     assert mask_iou(first[:0], second).shape == (0, 3)
     assert mask_iou(first, second[:0]).shape == (2, 0)

@@ -13,9 +13,9 @@ from tasks.detection.found import full_rle, masks_in_boxes
 from tests.helpers.detection import calibrated, sample, sharpened, small
 
 
-def whole(part, size):
+def whole(mask, corner, size):
     """The mask of an image with this part."""
-    mask, (x, y) = part
+    x, y = corner
     image = np.zeros(size, dtype=bool)
     image[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
     return image
@@ -26,9 +26,11 @@ def assert_parts_of(parts, masks, size):
     assert len(parts) == len(masks)
     for part, mask in zip(parts, masks, strict=True):
         expected = (mask[0] > 0.5).numpy()
-        assert np.array_equal(whole(part, size), expected)
+        assert np.array_equal(whole(part.array(), part.corner, size), expected)
+        assert np.array_equal(rle.decode(part.in_image(size[1], size[0])), expected)
         rows, columns = np.flatnonzero(expected.any(1)), np.flatnonzero(expected.any(0))
-        assert part[0].shape == (np.ptp(rows) + 1, np.ptp(columns) + 1) if len(rows) else part[0].size == 0
+        assert part.size == part.array().shape
+        assert part.size == ((np.ptp(rows) + 1, np.ptp(columns) + 1) if len(rows) else (0, 0))
 
 
 @pytest.mark.parametrize("at_centres", [False, True])
@@ -87,6 +89,6 @@ def test_what_is_detected_is_what_a_forward_returns(detector, conventions):
 def test_rle_of_a_part_is_that_of_the_whole(seed, height, width, x, y, right, below, share):
     mask = np.random.RandomState(seed).rand(height, width) < share
     size = (height + y + below, width + x + right)
-    expected = rle.encode(np.asfortranarray(whole((mask, (x, y)), size).astype(np.uint8)))
+    expected = rle.encode(np.asfortranarray(whole(mask, (x, y), size).astype(np.uint8)))
     found = full_rle(mask, (x, y), size[1], size[0])
     assert found == {"size": list(size), "counts": expected["counts"].decode()}
