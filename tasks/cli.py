@@ -343,6 +343,30 @@ def eval_(
 
 
 @app.command()
+@takes_task_options("score")
+def score(
+    results: Annotated[
+        Path, typer.Argument(parser=input_path, help="Detections in COCO's results format, of any program.")
+    ],
+    data: Annotated[Path, typer.Argument(parser=input_path, help="COCO JSON file with the true objects.")],
+    out: Annotated[Path | None, typer.Option(parser=output_path, help="Folder for metrics.json.")] = None,
+    overwrite: Overwrite = False,
+    format: OutputFormat = "text",
+    **options: Any,
+) -> None:
+    """Evaluate detections in a file by COCO's metrics, as eval does with those of weights."""
+    from tasks.outputs import OutputFolder
+    from tasks.printing import checked_format
+    from tasks.report import print_evaluation
+    from tasks.spec import run_score
+
+    chosen = checked_format(format)
+    if out is not None:
+        OutputFolder(out, ["metrics.json"], [results, data], overwrite=overwrite)
+    print_evaluation(run_score(results, data, out, options), str(results), str(data), chosen)
+
+
+@app.command()
 @takes_task_options("predict")
 def predict(
     weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],

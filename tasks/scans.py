@@ -6,10 +6,9 @@ maps and fax, where OpenSlide reads tiles of 8 bits. Both read SVS.
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -28,6 +27,14 @@ HINT = "a TIFF in tiles or strips is read by region, with --tile 1024"
 MISSING = "reading it by region needs tifffile: pip install 'rescalenet-zoo[scans]'"
 
 
+class _Opened(NamedTuple):
+    """An open file: tifffile's object, its first picture in all stored sizes, and the last decoded parts of it."""
+
+    file: Any
+    pages: list[Any]
+    kept: OrderedDict[tuple[int, int], np.ndarray]
+
+
 class Scan:
     """The first picture of a TIFF file, of which regions are read. It may be pickled; the file is opened at first use.
 
@@ -44,7 +51,8 @@ class Scan:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        page = self._pages()[0]
+        self._state: _Opened | None = None
+        page = self._opened().pages[0]
         kinds = {"MINISBLACK": (1, 2), "MINISWHITE": (1, 2), "RGB": (3, 4), "YCBCR": (3,), "PALETTE": (1,)}
         name = getattr(page.photometric, "name", "")
         if page.samplesperpixel not in kinds.get(name, ()) or page.dtype not in ("bool", "uint8", "uint16"):
@@ -53,6 +61,9 @@ class Scan:
                 "palette, with 1, 8 or 16 bits"
             )
         self.size = (int(page.imagewidth), int(page.imagelength))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_state": None}
 
     @property
     def width(self) -> int:
@@ -77,7 +88,7 @@ class Scan:
         factor = min(1.0, longest / max(self.size))
         size = max(1, round(self.width * factor)), max(1, round(self.height * factor))
         # the smallest of the stored sizes that is large enough
-        pages = self._pages()
+        pages = self._opened().pages
         level = max(i for i, page in enumerate(pages) if i == 0 or page.imagewidth >= size[0])
         width, height = int(pages[level].imagewidth), int(pages[level].imagelength)
         shown = Image.new("RGB", size)
@@ -90,14 +101,15 @@ class Scan:
                 shown.paste(band.resize((size[0], last - first), Image.Resampling.BOX), (0, first))
         return shown
 
-    def _pages(self) -> list[Any]:
-        """Return the picture and its stored reductions, largest first."""
-        return _opened(self.path)[1]
+    def _opened(self) -> _Opened:
+        if self._state is None:
+            self._state = _open(self.path)
+        return self._state
 
     def _read(self, level: int, region: tuple[int, int, int, int]) -> np.ndarray:
         """Return a region of a stored size, uint8 (h, w, 3)."""
         left, upper, right, lower = region
-        page = self._pages()[level]
+        page = self._opened().pages[level]
         channels = page.samplesperpixel
         pixels = np.zeros((lower - upper, right - left, channels), dtype=page.dtype)
         rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
@@ -123,7 +135,7 @@ class Scan:
 
     def _piece(self, level: int, number: int) -> np.ndarray | None:
         """Return a decoded tile or strip (h, w, channels); the last ones are kept."""
-        file, pages, kept = _opened(self.path)
+        file, pages, kept = self._opened()
         key = level, number
         if key in kept:
             kept.move_to_end(key)
@@ -147,9 +159,7 @@ class Scan:
         return piece
 
 
-@functools.lru_cache(1)
-def _opened(path: Path) -> tuple[Any, list[Any], OrderedDict[tuple[int, int], np.ndarray]]:
-    """Return the open file, its picture in all stored sizes, and an empty store of decoded parts."""
+def _open(path: Path) -> _Opened:
     import imagecodecs  # noqa: F401  (tifffile decodes with it)
     import tifffile
 
@@ -159,7 +169,7 @@ def _opened(path: Path) -> tuple[Any, list[Any], OrderedDict[tuple[int, int], np
         pages = sorted((page.aspage() for page in levels), key=lambda page: -page.imagewidth)
     except Exception as error:
         raise DataError(f"{path}: cannot be read as a TIFF ({one_line(str(error))}); remove or replace it") from None
-    return file, pages, OrderedDict()
+    return _Opened(file, pages, OrderedDict())
 
 
 def _colours(pixels: np.ndarray, page: Any) -> np.ndarray:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import zoo
     from tasks.config import RunConfig
     from tasks.engine import Task
+    from tasks.report import Evaluation
 
 BUILT_IN = ("classification", "detection", "video", "translation")
 ENTRY_POINTS = "rescalenet.tasks"
@@ -60,6 +61,7 @@ class TaskSpec:
         predict: ``(weights, inputs, out, options) -> bool``, which is whether any input could be read.
         export: ``(weights, options) -> tuple``, the arguments of an example call of the net.
         check: ``(config or folder, out, options) -> bool``, which is whether training would run; None: no check.
+        score: ``(results, data, out, options) -> Evaluation``, of results in a file; None: no such command.
         predict_out: default folder of the files that ``predict`` writes; None: it writes no files.
     """
 
@@ -72,13 +74,14 @@ class TaskSpec:
     predict: Command
     export: Command
     check: Command | None = None
+    score: Command | None = None
     predict_out: Path | None = Path("out/predict")
 
     def options(self, command: str, given: Mapping[str, Any], weights: str) -> Any:
         """Return the options of a command, with defaults where None or False is given.
 
         Args:
-            command: eval, predict, export or check.
+            command: eval, predict, export, check or score.
             given: values of the options of all tasks.
             weights: name of the weights, for messages.
 
@@ -182,6 +185,20 @@ def run_check(data: str, overrides: Sequence[str], out: Path | None, options: Ma
     if spec.check is None:
         raise UserError(f"{data}: there is no check of the data of {spec.name} yet")
     return bool(spec.check.run(given, out, spec.options("check", options, data)))
+
+
+def run_score(results: Path, data: Path, out: Path | None, options: Mapping[str, Any]) -> Evaluation:
+    """Evaluate results in a file by the task that has such files: detection.
+
+    Args:
+        results: path of the results.
+        data: path of the set.
+        out: folder of the files that are written; None: none is.
+        options: values of the options of all tasks.
+    """
+    spec = next(spec for spec in task_specs().values() if spec.score is not None)
+    assert spec.score is not None
+    return spec.score.run(results, data, out, spec.options("score", options, str(results)))
 
 
 def spec_of(entry: zoo.Weights) -> TaskSpec:

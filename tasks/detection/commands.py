@@ -1,4 +1,4 @@
-"""``rescalenet eval | predict | export`` for detectors, and their options.
+"""``rescalenet eval | score | predict | export`` for detectors, and their options.
 
 The command line reads the options before it knows whether torch is needed, so the functions import what needs it.
 """
@@ -6,6 +6,7 @@ The command line reads the options before it knows whether torch is needed, so t
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,9 +20,18 @@ from tasks.spec import load_model
 
 if TYPE_CHECKING:
     import zoo
+    from tasks.detection.evaluate import CocoReport, Kind
     from tasks.report import Evaluation
 
 
+Fast = Annotated[bool, typer.Option(help="Compute the metrics with faster-coco-eval.")]
+MOST = 10_000  # objects of an image: their proposals take a gigabyte
+MaxDets = Annotated[
+    int,
+    typer.Option(
+        min=1, max=MOST, help="Detections of an image that the metrics count, and that the detector reports at least."
+    ),
+]
 Suppression = Annotated[
     float, typer.Option(min=0, max=1, help="Largest IoU of two objects of a class; default: the weights'.")
 ]
@@ -33,22 +43,27 @@ class DetectionEvalOptions:
 
     batch_size: BatchSize = 1
     images: Annotated[Path | None, typer.Option(parser=input_path, help="Folder or zip file of the images.")] = None
-    fast: Annotated[bool, typer.Option(help="Compute the metrics with faster-coco-eval.")] = False
+    fast: Fast = False
+    max_dets: MaxDets = 100
+    nms: Suppression | None = None
+    tta: Augmentation | None = None
 
 
 def run_eval(
     entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: DetectionEvalOptions
 ) -> Evaluation:
     """Evaluate a detector by COCO's metrics, of all objects and of each category."""
+    from tasks.detection.choice import Choice
     from tasks.detection.coco import load_coco
-    from tasks.detection.evaluate import all_metrics, evaluate_weights
+    from tasks.detection.evaluate import evaluate_weights
+    from tasks.detection.views import parse_views
     from tasks.devices import process_state
     from tasks.progress import print_line
-    from tasks.report import Evaluation
     from tasks.splits import describe_set
 
     if options.images is None:
         raise UserError("a detector's evaluation needs --images FOLDER or --images FILE.zip, which has the images")
+    choice = Choice(nms=options.nms, views=parse_views(options.tta))
     model = load_model(entry)
     coco = load_coco(data, options.images, masks=model.has_masks, check="header")
     if process_state().is_main_process:
@@ -56,19 +71,61 @@ def run_eval(
             print_line(line)
     failed: dict[str, str] = {}
     reports = evaluate_weights(
-        model, entry, coco, out=out, fast=options.fast, batch_size=options.batch_size, workers=workers, failed=failed
+        model,
+        entry,
+        coco,
+        out=out,
+        fast=options.fast,
+        batch_size=options.batch_size,
+        workers=workers,
+        failed=failed,
+        choice=choice,
+        limit=options.max_dets,
     )
-    # The lines of pycocotools, then a table with a row for each category and a column for each kind.
+    return _evaluation(reports, coco.names, {"images": len(coco) - len(failed), "failed": len(failed)})
+
+
+def _evaluation(reports: Mapping[Kind, CocoReport], names: Sequence[str], counts: Mapping[str, int]) -> Evaluation:
+    """Return the lines of pycocotools, then a table with a row for each category and a column for each kind."""
+    from tasks.detection.evaluate import all_metrics
+    from tasks.report import Evaluation
+
     lines = [line for kind, report in reports.items() for line in (kind, *report.text.splitlines())]
     lines.append(f"{'category':<24}" + "".join(f"{kind:>8}" for kind in reports))
     rows = []
-    for name in coco.names:
+    for name in names:
         values = {kind: report.per_category[name] for kind, report in reports.items()}
         lines.append(f"{name:<24}" + "".join(f"{'-' if v < 0 else format(v, '.3f'):>8}" for v in values.values()))
         rows.append({"class": name, **{f"{kind}_ap": None if v < 0 else v for kind, v in values.items()}})
-    lines.append(f"images {len(coco) - len(failed)}  failed {len(failed)}")
-    counts = {"images": len(coco) - len(failed), "failed": len(failed)}
+    lines.append("  ".join(f"{key} {value}" for key, value in counts.items()))
     return Evaluation({**all_metrics(reports), **counts}, lines, rows)
+
+
+@dataclass(frozen=True)
+class DetectionScoreOptions:
+    """Options of ``rescalenet score``."""
+
+    fast: Fast = False
+    max_dets: MaxDets = 100
+
+
+def run_score(results: Path, data: Path, out: Path | None, options: DetectionScoreOptions) -> Evaluation:
+    """Compute COCO's metrics of detections in a file; writes ``metrics.json`` into ``out``."""
+    from tasks.detection.coco import load_coco
+    from tasks.detection.evaluate import all_metrics, beyond_limit, coco_metrics
+    from tasks.detection.results import read_results
+    from tasks.progress import print_line
+    from zoo.files import write_json
+
+    coco = load_coco(data, data.parent, masks=False, check="none")
+    found, kinds = read_results(results, coco)
+    if (note := beyond_limit(coco, options.max_dets)) is not None:
+        print_line(note)
+    reports = coco_metrics(coco, found, kinds, fast=options.fast, limit=options.max_dets)
+    if out is not None:
+        per_category = {kind: report.per_category for kind, report in reports.items()}
+        write_json({"metrics": all_metrics(reports), "per_category": per_category}, out / "metrics.json")
+    return _evaluation(reports, coco.names, {"images": len(coco), "results": len(found)})
 
 
 @dataclass(frozen=True)
@@ -79,7 +136,9 @@ class DetectionPredictOptions(PredictOptions):
     classes: ClassFilter | None = None
     detections: Annotated[
         int | None,
-        typer.Option(min=1, help="Largest number of objects of a picture, or of a tile; default: the weights'."),
+        typer.Option(
+            min=1, max=MOST, help="Largest number of objects of a picture, or of a tile; default: the weights'."
+        ),
     ] = None
     nms: Suppression | None = None
     tta: Augmentation | None = None

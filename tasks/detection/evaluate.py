@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pycocotools.cocoeval import COCOeval
 from torch.utils.data import Dataset
 
 import zoo
+from tasks.detection.choice import Choice
 from tasks.detection.coco import Coco
 from tasks.detection.data import EvalSet
 from tasks.detection.detector import Detector
@@ -34,9 +36,14 @@ from zoo.modules import evaluating
 Kind = Literal["bbox", "segm"]
 CocoResult = dict[str, Any]  # a detection in COCO's results format
 
-# Names of the entries of COCOeval.stats, in its order.
-METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
-           "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")  # fmt: skip
+LIMIT = 100  # detections of an image that COCO's metrics count, the best ones
+_AREAS = ("all", "small", "medium", "large")  # of objects, as pycocotools numbers them
+
+
+def metric_names(limit: int = LIMIT) -> tuple[str, ...]:
+    """Return the names of COCO's 12 metrics in the order of pycocotools; the limit is part of the recall's name."""
+    return ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+            "ar1", "ar10", f"ar{limit}", "ar_small", "ar_medium", "ar_large")  # fmt: skip
 
 
 @dataclass
@@ -45,29 +52,31 @@ class CocoReport:
 
     Attributes:
         kind: bbox or segm.
-        stats: values of ``METRICS``; -1 where there is no object of the size.
+        stats: values of ``metric_names``; -1 where there is no object of the size.
         per_category: AP of each category by name; -1 without objects.
+        limit: number of an image's detections that are counted, the best ones.
     """
 
     kind: Kind
     stats: list[float]
     per_category: dict[str, float]
+    limit: int = LIMIT
 
     def metrics(self) -> dict[str, float]:
         """Return box_ap, box_ap50, ... or mask_ap, ..., as shares (not percent)."""
         prefix = "box" if self.kind == "bbox" else "mask"
-        return {f"{prefix}_{name}": value for name, value in zip(METRICS, self.stats, strict=True)}
+        return {f"{prefix}_{name}": value for name, value in zip(metric_names(self.limit), self.stats, strict=True)}
 
     @property
     def text(self) -> str:
         """pycocotools' 12 lines."""
         lines = []
-        for name, value in zip(METRICS, self.stats, strict=True):
+        for name, value in zip(metric_names(self.limit), self.stats, strict=True):
             title = "Average Precision  (AP)" if name.startswith("ap") else "Average Recall     (AR)"
             tail = name[2:].lstrip("_")
             overlap = {"50": "0.50", "75": "0.75"}.get(tail, "0.50:0.95") if name.startswith("ap") else "0.50:0.95"
             area = tail if tail in ("small", "medium", "large") else "all"
-            limit = int(tail) if tail in ("1", "10") else 100
+            limit = int(tail) if tail in ("1", "10") else self.limit
             lines.append(f" {title} @[ IoU={overlap:<9} | area={area:>6} | maxDets={limit:>3} ] = {value:0.3f}")
         return "\n".join(lines)
 
@@ -186,7 +195,7 @@ def readable_part(data: Coco, unread: Mapping[int, str]) -> tuple[Coco, dict[str
 
 
 def coco_metrics(
-    data: Coco, results: list[CocoResult], kinds: Sequence[Kind], *, fast: bool = False
+    data: Coco, results: list[CocoResult], kinds: Sequence[Kind], *, fast: bool = False, limit: int = LIMIT
 ) -> dict[Kind, CocoReport]:
     """Compute COCO's metrics of detections against the set's annotations, with COCO's rules for crowds.
 
@@ -195,6 +204,7 @@ def coco_metrics(
         results: detections in COCO's results format.
         kinds: bbox, segm or both.
         fast: whether faster-coco-eval computes the metrics: the same numbers, in less time.
+        limit: number of an image's detections that are counted, the best ones (COCO's maxDets).
 
     Raises:
         UserError: ``fast`` is set, and faster-coco-eval is not installed.
@@ -218,19 +228,38 @@ def coco_metrics(
             detections = _indexed(coco_class, {**truth.dataset, "annotations": _as_annotations(results, kind)})
             evaluation = eval_class(truth, detections, kind)
             evaluation.params.imgIds = [image["id"] for image in content["images"]]
+            evaluation.params.maxDets = [1, min(10, limit), limit]
             evaluation.evaluate()
             evaluation.accumulate()
-            evaluation.summarize()
-        # The AP of each category is a mean over thresholds and recalls, of all areas and with the largest limit.
+        # summarize() knows a limit of 100 only. The means here are those that it computes.
         precision = np.asarray(evaluation.eval["precision"])  # (thresholds, recalls, categories, areas, limits)
-        per_category = {}
+        recall = np.asarray(evaluation.eval["recall"])  # (thresholds, categories, areas, limits)
+        stats = [_mean(precision[chosen, :, :, 0, -1]) for chosen in (slice(None), 0, 5)]  # IoU 0.50:0.95, 0.50, 0.75
+        stats += [_mean(precision[..., area, -1]) for area in range(1, len(_AREAS))]
+        stats += [_mean(recall[..., 0, number]) for number in range(3)]
+        stats += [_mean(recall[..., area, -1]) for area in range(1, len(_AREAS))]
         number = {category: k for k, category in enumerate(sorted(data.categories))}  # the evaluator's order
-        for category, name in zip(data.categories, data.names, strict=True):
-            values = precision[:, :, number[category], 0, -1]
-            values = values[values > -1]
-            per_category[name] = float(values.mean()) if values.size else -1.0
-        reports[kind] = CocoReport(kind, [float(value) for value in evaluation.stats[:12]], per_category)
+        named = zip(data.categories, data.names, strict=True)
+        per_category = {name: _mean(precision[:, :, number[category], 0, -1]) for category, name in named}
+        reports[kind] = CocoReport(kind, stats, per_category, limit)
     return reports
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of the values that are defined, -1 if none is."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else -1.0
+
+
+def beyond_limit(data: Coco, limit: int = LIMIT) -> str | None:
+    """Return a line about images with more objects than the metrics count; None if there are none."""
+    counts = [sum(not a.get("iscrowd", 0) for a in image.annotations) for image in data.images]
+    if not (over := [count for count in counts if count > limit]):
+        return None
+    return (
+        f"{data.path}: {len(over)} of {len(data)} images have more than {limit} objects (up to {max(over)}), and "
+        f"COCO's metrics count {limit} detections of an image: AP and AR stay below 1; rescalenet eval has --max-dets"
+    )
 
 
 def renumbered(truth: dict[str, Any], results: Sequence[CocoResult]) -> tuple[dict[str, Any], list[CocoResult]]:
@@ -245,8 +274,9 @@ def renumbered(truth: dict[str, Any], results: Sequence[CocoResult]) -> tuple[di
     """
     ids = sorted((image["id"] for image in truth["images"]), key=lambda id: (isinstance(id, str), id))
     number = {id: i for i, id in enumerate(ids, 1)}
-    if unknown := next((r["image_id"] for r in results if r["image_id"] not in number), None):
-        raise DataError(f"results of image {unknown!r}, which the set does not have")
+    unknown = [result["image_id"] for result in results if result["image_id"] not in number]
+    if unknown:
+        raise DataError(f"results of image {unknown[0]!r}, which the set does not have")
     return {
         **truth,
         "images": [{**image, "id": number[image["id"]]} for image in truth["images"]],
@@ -286,6 +316,8 @@ def evaluate_weights(
     batch_size: int = 1,
     workers: int = 0,
     failed: dict[str, str] | None = None,
+    choice: Choice | None = None,
+    limit: int = LIMIT,
 ) -> dict[Kind, CocoReport]:
     """Evaluate a detector on a set.
 
@@ -299,6 +331,8 @@ def evaluate_weights(
         batch_size: number of images of a forward on each rank.
         workers: number of data loading processes.
         failed: mapping from image to reason, to which the images that cannot be read are added.
+        choice: thresholds and limits of the detector; None: its own.
+        limit: number of an image's detections that the metrics count, and at least the detector's own limit.
 
     Raises:
         DataError: the weights lack a category of the set, or no image can be read.
@@ -308,18 +342,25 @@ def evaluate_weights(
     accelerator = make_accelerator()
     if accelerator.is_main_process:
         print_line(describe_run(accelerator, "fp32"))
+        if (note := beyond_limit(data, limit)) is not None:
+            print_line(note)
     model.to(accelerator.device)
     unread: dict[int, str] = {}
-    results = detect(
-        model,
-        data,
-        accelerator,
-        categories=categories,
-        batch_size=batch_size,
-        workers=workers,
-        progress=True,
-        failed=unread,
-    )
+    chosen = choice or Choice()
+    most = max(limit, chosen.detections or model.roi_heads.detections_per_img)
+    with dataclasses.replace(chosen, detections=most if most > model.roi_heads.detections_per_img else None).applied(
+        model
+    ):
+        results = detect(
+            model,
+            data,
+            accelerator,
+            categories=categories,
+            batch_size=batch_size,
+            workers=workers,
+            progress=True,
+            failed=unread,
+        )
     # 2. Leave out the images that cannot be read.
     data, names = readable_part(data, unread)
     if accelerator.is_main_process:
@@ -327,7 +368,7 @@ def evaluate_weights(
     if failed is not None:
         failed.update(names)
     # 3. Compute the metrics, and write the files on one rank.
-    reports = coco_metrics(data, results, kinds_of(masks=model.has_masks), fast=fast)
+    reports = coco_metrics(data, results, kinds_of(masks=model.has_masks), fast=fast, limit=limit)
     if out is not None and accelerator.is_main_process:
         for kind in reports:
             write_json(results_of(results, kind), out / f"results_{kind}.json")

@@ -19,10 +19,11 @@ from tasks.detection.coco import repeat_factors
 from tasks.detection.config import DetectionConfig
 from tasks.detection.data import TrainSet, aspect_groups, describe_objects, load_sets, train_sizes
 from tasks.detection.detector import Detector, Target, create_detector
-from tasks.detection.evaluate import all_metrics, coco_metrics, detect, kinds_of, readable_part
+from tasks.detection.evaluate import all_metrics, beyond_limit, coco_metrics, detect, kinds_of, readable_part
 from tasks.detection.predict import draw_results
 from tasks.engine import BaseTask, EpochBatches, Fingerprint, SetPrint
 from tasks.outputs import try_to_draw
+from tasks.progress import print_line
 from tasks.reading import report_new
 from zoo.modules import evaluating
 
@@ -68,6 +69,8 @@ class Detection(BaseTask):
         self.config = with_sizes(config, self.entry)
         self.masks = config.has_masks
         self.train_data, self.val_data = load_sets(config.data, masks=self.masks)
+        if (note := beyond_limit(self.val_data)) is not None:
+            print_line(note)
         self.unread: dict[str, str] = {}  # evaluation images that could not be read so far, with reasons
 
     def build_model(self) -> Detector:

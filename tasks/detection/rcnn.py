@@ -40,6 +40,7 @@ from zoo.options import free
 from zoo.transforms import DetectionTransform
 
 Target = dict[str, Tensor]
+AT_ONCE = 256  # objects whose masks are computed at a time
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Standardize(GeneralizedRCNNTransform):
 
 
 class Heads(RoIHeads):
-    """torchvision's heads, with a threshold for each class.
+    """torchvision's heads, with a threshold for each class and masks that are computed some at a time.
 
     Attributes:
         thresholds: lowest score of each label, the background's first, (classes,); None: ``score_thresh`` for all.
@@ -177,6 +178,47 @@ class Heads(RoIHeads):
     thresholds: Tensor | None = None
     score_thresh: float
     detections_per_img: int
+    mask_roi_pool: Any
+    mask_head: Any
+    mask_predictor: Any
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: list[Target] | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Return the detections of each image, with masks (N, 1, m, m) in their boxes, and the losses in training."""
+        if self.training or not self.has_mask() or torch.jit.is_tracing():
+            return super().forward(features, proposals, image_shapes, targets)
+        pool = self.mask_roi_pool
+        self.mask_roi_pool = None  # torchvision computes the boxes
+        try:
+            found, losses = super().forward(features, proposals, image_shapes, targets)
+        finally:
+            self.mask_roi_pool = pool
+        for i, (one, size) in enumerate(zip(found, image_shapes, strict=True)):
+            own = {name: level[i : i + 1] for name, level in features.items()}
+            one["masks"] = self.masks_of(own, one["boxes"], one["labels"], size)
+        return found, losses
+
+    def masks_of(self, features: dict[str, Tensor], boxes: Tensor, labels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the probabilities (N, 1, m, m) of the masks in boxes (N, 4) of an image.
+
+        The layers take a megabyte for each object, so that ``AT_ONCE`` are computed at a time.
+
+        Args:
+            features: pyramid of the image.
+            boxes: x1, y1, x2, y2 in pixels of the net's input.
+            labels: label of each box, (N,).
+            size: height and width of the net's input.
+        """
+        masks = []
+        for some, of in zip(boxes.split(AT_ONCE), labels.split(AT_ONCE), strict=True):
+            logits = self.mask_predictor(self.mask_head(self.mask_roi_pool(features, [some], [size])))
+            masks.append(logits[torch.arange(len(of), device=of.device), of][:, None].sigmoid())
+        return torch.cat(masks)
 
     def postprocess_detections(
         self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: list[tuple[int, int]]

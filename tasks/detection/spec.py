@@ -12,6 +12,7 @@ SPEC = TaskSpec(
     task="tasks.detection.model:Detection",
     transform="zoo:DetectionTransform",
     eval=Command(commands.run_eval, commands.DetectionEvalOptions, ("results_bbox.json", "results_segm.json")),
+    score=Command(commands.run_score, commands.DetectionScoreOptions),
     predict=Command(commands.run_predict, commands.DetectionPredictOptions),
     export=Command(commands.example_inputs, commands.DetectionExportOptions),
 )

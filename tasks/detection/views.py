@@ -110,11 +110,9 @@ def detect_in_views(model: Detector, image: Tensor, views: Sequence[View]) -> di
 
 def _masks(model: Detector, found: dict[str, Tensor], view: View, seen: _Seen, width: int) -> Tensor:
     """Return the probabilities (N, 1, m, m) of the found objects in a view, within their boxes in the image."""
-    heads = model.roi_heads
     boxes = _mirrored(found["boxes"], width) if view.flip else found["boxes"]
     inside = boxes / boxes.new_tensor(seen.ratio * 2)
-    logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(seen.features, [inside], [seen.size])))
-    masks = logits[torch.arange(len(logits), device=logits.device), found["labels"]][:, None].sigmoid()
+    masks = model.roi_heads.masks_of(seen.features, inside, found["labels"], seen.size)
     return masks.flip(-1) if view.flip else masks
 
 

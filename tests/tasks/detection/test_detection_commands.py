@@ -1,8 +1,12 @@
 """Detection on the command line."""
 
 import json
+from collections import Counter
+from pathlib import Path
 
+import pytest
 import yaml
+from PIL import Image
 
 import zoo
 from tests.helpers.classification import picture
@@ -92,3 +96,96 @@ def test_info_and_list(capsys, monkeypatch, weights):
     assert out.splitlines() == ["mask_rcnn_rescalenet18_fpn  [nuclei]"]
     code, out, _ = call(capsys, monkeypatch, "list", "mask_*")
     assert len(out.splitlines()) == len(zoo.list_models(input_kind="images"))
+
+
+# -- what predict reports ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for number in range(2):
+        picture(tmp_path / "images" / f"{number}.png", size=(160, 120), seed=number)
+    return tmp_path / "images"
+
+
+def objects(capsys, monkeypatch, *arguments):
+    """The objects that predict prints, by file, and what it prints on stderr."""
+    code, out, err = call(capsys, monkeypatch, "predict", *arguments, "--format", "json", "--no-files")
+    assert code == 0, err
+    found = [json.loads(line) for line in out.splitlines()]
+    return {Path(one["file"]).name: one["instances"] for one in found}, err
+
+
+def test_thresholds_classes_and_limits(capsys, monkeypatch, weights, pictures):
+    every, err = objects(capsys, monkeypatch, weights, pictures, "--threshold", "0.05", "--detections", "1000")
+    assert "most that are reported" not in err
+    counts = Counter(instance["label"] for found in every.values() for instance in found)
+    (first, _), (second, _) = counts.most_common(2)
+    limited, err = objects(capsys, monkeypatch, weights, pictures, "--threshold", "0.05", "--detections", "3")
+    assert "2 of 2 pictures have 3 objects, the most that are reported of a picture" in err
+    assert {name: len(found) for name, found in limited.items()} == dict.fromkeys(every, 3)
+    options = ("--threshold", f"0.05,{first}=0.1", "--classes", f"{first},{second}", "--detections", "1000")
+    chosen, _ = objects(capsys, monkeypatch, weights, pictures, *options)
+    lowest = {first: 0.1, second: 0.05}
+    for name, found in every.items():
+        expected = [i["score"] for i in found if i["score"] >= lowest.get(i["label"], 2)]
+        assert [i["score"] for i in chosen[name]] == expected
+        assert {i["label"] for i in chosen[name]} <= {first, second}
+    few, _ = objects(capsys, monkeypatch, weights, pictures, "--threshold", "0.05", "--detections", "1000", "--nms", "0.1")
+    assert sum(map(len, few.values())) < sum(map(len, every.values()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--threshold", "2"), "--threshold 2: must be a number from 0 to 1, or also by class, as in 0.5,cat=0.3"),
+        (("--threshold", "0.5,0.6"), "--threshold 0.5,0.6: must be a number"),
+        (("--threshold", "nan"), "--threshold nan: must be a number"),
+        (("--threshold", "persom=0.5"), "--threshold: 'persom' is not a class of"),
+        (("--tta", "rotate"), "--tta rotate: 'rotate' must be flip, or a factor of the size"),
+        (("--overlap", "5"), "--overlap 5: is that of tiles; give their side with --tile too"),
+        (("--coco", "no.json"), "no.json: cannot be read as JSON (No such file or directory)"),
+    ],
+)
+def test_wrong_options_are_one_line(capsys, monkeypatch, weights, pictures, tmp_path, options, message):
+    code, _, err = call(capsys, monkeypatch, "predict", weights, pictures, *options, "--out", tmp_path / "out")
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_views_on_the_command_line(capsys, monkeypatch, weights, pictures, tmp_path):
+    plain, _ = objects(capsys, monkeypatch, weights, pictures, "--threshold", "0.2")
+    seen, _ = objects(capsys, monkeypatch, weights, pictures, "--threshold", "0.2", "--tta", "flip,1.25")
+    assert plain.keys() == seen.keys()
+    assert plain != seen
+    arguments = ("predict", weights, pictures, "--tta", "flip", "--tile", "100", "--out", tmp_path / "out")
+    assert call(capsys, monkeypatch, *arguments)[0] == 0
+
+
+def test_a_scan_is_read_by_region(capsys, monkeypatch, weights, tmp_path):
+    """The objects of a large TIFF are those of the picture that is cut as a whole; it is drawn reduced."""
+    pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs")
+    picture(tmp_path / "a.png", size=(500, 300), seed=1)
+    Image.open(tmp_path / "a.png").save(tmp_path / "b.tif", compression="tiff_lzw")
+    options = ("--tile", "200", "--overlap", "50", "--threshold", "0.3")
+    whole, _ = objects(capsys, monkeypatch, weights, tmp_path / "a.png", *options)
+    monkeypatch.setattr("tasks.scans.FROM", 1000)
+    monkeypatch.setattr("tasks.detection.predict.OVERVIEW", 250)
+    found, _ = objects(capsys, monkeypatch, weights, tmp_path / "b.tif", *options)
+    assert found["b.tif"] == whole["a.png"]
+    assert len(found["b.tif"]) > 3
+    assert (
+        call(capsys, monkeypatch, "predict", weights, tmp_path / "b.tif", *options, "--out", tmp_path / "out")[0] == 0
+    )
+    assert Image.open(tmp_path / "out/b.objects.png").size[0] >= 250
+    content = bytearray((tmp_path / "b.tif").read_bytes())
+    content[3000:-3000] = b"\xff" * (len(content) - 6000)  # a damaged part costs this picture, not the others
+    (tmp_path / "b.tif").write_bytes(content)
+    code, out, err = call(
+        capsys, monkeypatch, "predict", weights, tmp_path / "b.tif", tmp_path / "a.png", *options, "--no-files"
+    )
+    assert code == 0
+    assert "a.png: " in out
+    assert "1 of 2 files could not be read" in err
