@@ -1,6 +1,7 @@
 """Our nets inside fairseq: it trains and generates with them, checkpoints convert (``make test-interop``)."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -12,10 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fairseq.data import Dictionary
+from fairseq import checkpoint_utils, options, tasks
+from fairseq.data import Dictionary, iterators
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.logging import metrics
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture
 from fairseq.sequence_generator import SequenceGenerator
+from fairseq.trainer import Trainer
 
 import zoo
 from tasks.translation.search import Beam, beam_search
@@ -185,7 +190,7 @@ def test_fairseq_trains_and_generates(data, tmp_path, scheme, options):
     model = from_fairseq(path)
     assert model.scheme.name == scheme
     assert dataclasses.asdict(model.scheme).items() >= options.items()
-    assert all(m.calibrated for m in model.modules() if isinstance(m, zoo.calibration.HasDataBias))
+    assert len(re.findall(r"[1-9]\d* biases initialised from data, 0 kept", log)) == (scheme == "rescale")
     known = read_dictionary(data / "bin/dict.en.txt")
     ids = {symbol: number for number, symbol in enumerate(known)}
     settings, theirs = Beam(beam=4, max_ratio=0, max_extra=8), hypotheses(log)
@@ -193,6 +198,120 @@ def test_fairseq_trains_and_generates(data, tmp_path, scheme, options):
         source = torch.tensor([[*(ids[word] for word in line.split()), EOS]])
         found = beam_search(zoo.fold(model), source, settings)[0][0]
         assert [known[i] for i in found.tokens] == theirs[number].split()
+
+
+# -- biases from the first batch, in every precision -----------------------------------------------------
+
+HALF = ["--fp16", "--fp16-no-flatten-grads"]  # flat copies require a GPU
+
+
+class Run:
+    """A run of ``fairseq-train`` in this process."""
+
+    def __init__(self, data, folder, *arguments, bf16=False):
+        sizes = {"layers": 2, "embed-dim": 32, "ffn-embed-dim": 64, "attention-heads": 4}
+        named = [item for key, value in sizes.items() for item in (f"--encoder-{key}", str(value))]
+        settings = f"--optimizer adam --lr 1e-4 --max-tokens 400 --cpu --decoder-layers 2 --save-dir {folder}"
+        settings += f" --arch rescale_transformer --user-dir {USER_DIR} --clip-norm 0.1"
+        parser = options.get_training_parser()
+        args = options.parse_args_and_arch(
+            parser, [str(data / "bin"), *named, *settings.split(), *map(str, arguments)], modify_parser=None
+        )
+        cfg = convert_namespace_to_omegaconf(args)
+        cfg.common.bf16 = bf16  # the argument --bf16 asks for a TPU
+        torch.manual_seed(0)
+        self.task = tasks.setup_task(cfg.task)
+        self.trainer = Trainer(
+            cfg, self.task, self.task.build_model(cfg.model), self.task.build_criterion(cfg.criterion)
+        )
+        _, iterator = checkpoint_utils.load_checkpoint(cfg.checkpoint, self.trainer)
+        groups = iterators.GroupedIterator(iterator.next_epoch_itr(shuffle=False), cfg.optimization.update_freq[0])
+        self.batches = itertools.cycle(list(groups))
+        self.trainer.begin_epoch(iterator.epoch)
+
+    def biases(self):
+        layers = (m for m in self.trainer.get_model().modules() if isinstance(m, zoo.calibration.HasDataBias))
+        return torch.cat([layer.data_bias.detach().float() for layer in layers])
+
+    def update(self):
+        with metrics.aggregate("train"):
+            return self.trainer.train_step(next(self.batches))
+
+
+def calibrated(data, folder, *arguments):
+    """The biases that the first batch gives in float32."""
+    run = Run(data, folder, *arguments)
+    batch = run.trainer._prepare_sample(next(run.batches)[0])[0]["net_input"]
+    run.trainer.get_model().train()(**batch)
+    assert float(run.biases().norm()) > 5
+    return run.biases()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "bf16"),
+    [
+        ([], False),
+        (HALF, False),
+        (["--fp16-no-flatten-grads"], True),
+        ([*HALF, "--update-freq", 2], False),
+        (["--fp16"], False),  # with flat copies
+        (["--memory-efficient-fp16"], False),
+        ([*HALF, "--store-ema", "--ema-fp32"], False),
+    ],
+)
+def test_updates_start_from_the_calibrated_biases(data, tmp_path, monkeypatch, arguments, bf16):
+    """Adam moves a bias by 1e-4 in an update; the largest of these biases is 2, of which bf16 has 1/256."""
+    right = calibrated(data, tmp_path / "right")
+    close = {"rtol": 1 / 64, "atol": 0.01} if bf16 else {"rtol": 1 / 256, "atol": 2e-3}
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # the key of the flat copies on a CPU
+    run = Run(data, tmp_path / "run", *arguments, bf16=bf16)
+    for _ in range(3):
+        assert run.update() is not None
+        torch.testing.assert_close(run.biases(), right, **close)
+    if "--store-ema" in arguments:
+        own = run.trainer.ema.get_model().state_dict()
+        one = run.trainer.get_model().net.encoder[1].ffn.shrink.data_bias.detach().float()
+        torch.testing.assert_close(own["net.encoder.1.ffn.shrink.pre_bias"].float(), one, rtol=0.01, atol=2e-3)
+    # a run that goes on keeps them: they are a checkpoint's
+    path = tmp_path / "run" / "checkpoint_last.pt"
+    path.parent.mkdir()
+    run.trainer.consolidate_optimizer()
+    run.trainer.save_checkpoint(str(path), {"train_iterator": {"epoch": 1, "version": 2, "iterations_in_epoch": 3}})
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    again = Run(data, tmp_path / "run", *arguments, bf16=bf16)
+    assert again.trainer.get_num_updates() == 3
+    torch.testing.assert_close(again.biases(), run.biases(), rtol=0, atol=0)
+    assert again.update() is not None
+    assert not again.trainer.get_model().fresh
+    torch.testing.assert_close(again.biases(), right, **close)
+
+
+def test_biases_are_kept_when_the_first_updates_overflow(data, tmp_path, monkeypatch):
+    """fairseq leaves updates out until the scale of the loss fits."""
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)  # of the norm that it then logs
+    right = calibrated(data, tmp_path / "right")
+    run = Run(data, tmp_path / "run", *HALF, "--fp16-init-scale", 2**20)
+    count = 0
+    while run.trainer.get_num_updates() < 1:
+        run.update()
+        count += 1
+        torch.testing.assert_close(run.biases(), right, rtol=1 / 256, atol=2e-3)
+    assert count > 1
+
+
+def test_an_optimizer_with_copies_that_are_not_known_is_refused(data, tmp_path):
+    run = Run(data, tmp_path)
+    before = [p.detach().clone() for p in run.trainer.get_model().parameters()]
+    step = run.trainer.optimizer.step
+
+    def copies_back(*args, **kwargs):
+        step(*args, **kwargs)
+        for parameter, value in zip(run.trainer.get_model().parameters(), before, strict=True):
+            parameter.data.copy_(value)
+
+    run.trainer.optimizer.step = copies_back
+    with pytest.raises(RuntimeError, match="overwritten the biases that the first batch gave"):
+        run.update()
 
 
 def test_the_plugin_has_fairseqs_logits_for_fairseqs_own_checkpoints(data, tmp_path):

@@ -1,11 +1,16 @@
 """Plug-in for fairseq: ``fairseq-train DATA --user-dir THIS_FOLDER --arch rescale_transformer_wmt_en_de ...``.
 
 fairseq imports this module by itself, outside of the package ``zoo``; the nets are ``zoo.nets.transformer``'s.
+
+The biases are initialised from the first training batch. In half precision fairseq's optimizer has copied the
+parameters into float32 by then, and each update copies these back. ``_keep_biases`` therefore copies the biases into
+them before the first update.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
@@ -26,6 +31,8 @@ from zoo.nets.base import ModelConfig
 from zoo.nets.transformer import PAD, Cache, Memory, Transformer
 from zoo.registry import build_model
 from zoo.schemes.text import TEXT_SCHEMES
+
+log = logging.getLogger("rescalenet")
 
 
 class Encoder(FairseqEncoder):
@@ -110,6 +117,7 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
     def __init__(self, net: Transformer, source: Any, target: Any) -> None:
         super().__init__(Encoder(source, net), Decoder(target, net))
         self.net = net
+        self.fresh: list[tuple[Tensor, Tensor]] = []  # biases of before and after calibration, until an update
 
     @staticmethod
     def add_args(parser: ArgumentParser) -> None:
@@ -164,19 +172,85 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
             raise ValueError(f"--scheme-options: {taken[0]!r} has an argument of fairseq; use that")
         options = {**sizes, **args.scheme_options}
         net: Any = build_model(ModelConfig("rescale_transformer_base", args.scheme, 0, 0, options))
-        return cls(net, task.source_dictionary, task.target_dictionary)
+        model = cls(net, task.source_dictionary, task.target_dictionary)
+        _keep_biases(task, model)
+        return model
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, prev_output_tokens: Tensor, **kwargs: Any) -> Any:
         """Return logits (B, T, V) and fairseq's dictionary; the first training batch calibrates the biases."""
-        if self.training and not all(
-            m.calibrated for m in self.net.modules() if isinstance(m, zoo.calibration.HasDataBias)
-        ):
+        if self.training and not all(layer.calibrated for layer in self._layers()):
             self._calibrate(src_tokens, prev_output_tokens)
         return super().forward(src_tokens, src_lengths, prev_output_tokens)
 
+    def _layers(self) -> list[zoo.calibration.HasDataBias]:
+        """Return the layers whose biases come from data."""
+        return [module for module in self.net.modules() if isinstance(module, zoo.calibration.HasDataBias)]
+
     def _calibrate(self, source: Tensor, target: Tensor) -> None:
         right = convert_padding_direction(source, PAD, left_to_right=True)
-        zoo.calibrate(self.net, [(right, target)], forward=lambda net, batch: net(*batch), reduce=_sum_over_ranks)
+        biases = [layer.data_bias for layer in self._layers()]
+        before = [bias.detach().clone() for bias in biases]
+        report = zoo.calibrate(
+            self.net, [(right, target)], forward=lambda net, batch: net(*batch), reduce=_sum_over_ranks
+        )
+        log.info("%s", report)
+        self.fresh = [(old, bias.detach().clone()) for old, bias in zip(before, biases, strict=True)]
+
+    def check_biases(self) -> None:
+        """Check that an optimizer has not overwritten the biases that were just calibrated with those of before.
+
+        Raises:
+            RuntimeError: it has.
+        """
+        lost, moved = 0.0, 0.0
+        for layer, (before, after) in zip(self._layers(), self.fresh, strict=True):
+            now = layer.data_bias.detach()
+            if now.shape != before.shape:  # an optimizer that shards the parameters
+                now = before
+            lost += float((now - before).float().square().sum())
+            moved += float((after - before).float().square().sum())
+        self.fresh = []
+        if lost < 0.01 * moved:  # less than a tenth of the way is left
+            raise RuntimeError(
+                "the first update has overwritten the biases that the first batch gave: the optimizer has copies of "
+                "the parameters that are unknown here (--ddp-backend fully_sharded is such a case); train the first "
+                "update without that option and go on from its checkpoint"
+            )
+
+
+def _keep_biases(task: Any, model: RescaleTransformer) -> None:
+    """Make a task's first update start from the calibrated biases, also where the optimizer has float32 copies.
+
+    The task is the one place at which fairseq hands the optimizer out: the model never sees it.
+    """
+    step = getattr(task, "optimizer_step", None)
+    if step is None:  # a task that only describes the data
+        return
+
+    def optimizer_step(optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        if not model.fresh:
+            step(optimizer, *args, **kwargs)
+            return
+        _refresh_copies(optimizer)
+        step(optimizer, *args, **kwargs)
+        model.check_biases()
+
+    task.optimizer_step = optimizer_step
+
+
+def _refresh_copies(optimizer: Any) -> None:
+    """Copy the parameters of fairseq's ``FP16Optimizer`` into its float32 copies again, as it did at its start."""
+    optimizer = getattr(optimizer, "_optimizer", optimizer)  # inside of block-wise model updates (BMUF)
+    copies = getattr(optimizer, "fp32_params", None)
+    if copies is None:  # an optimizer of the parameters themselves
+        return
+    fresh = optimizer.build_fp32_params(None, optimizer.fp16_params, flatten=optimizer.has_flat_params)
+    pairs = (
+        [(copies[key], fresh[key]) for key in copies] if isinstance(copies, dict) else zip(copies, fresh, strict=True)
+    )
+    with torch.no_grad():
+        for copy, value in pairs:
+            copy.copy_(value)
 
 
 def _sum_over_ranks(tensor: Tensor) -> Tensor:
