@@ -45,7 +45,7 @@ def run_eval(entry: zoo.Weights, data: Path, out: Path | None, workers: int, opt
     from tasks.progress import print_line
     from tasks.report import Evaluation, class_lines
     from tasks.splits import describe_set
-    from tasks.video.data import read_set, report_failures
+    from tasks.video.data import read_set, report_damage, report_failures
     from tasks.video.evaluate import evaluate_weights
     from tasks.video.index import Index
 
@@ -66,6 +66,7 @@ def run_eval(entry: zoo.Weights, data: Path, out: Path | None, workers: int, opt
     )
     if process_state().is_main_process:
         report_failures(result.failures, len(videos), "evaluation")
+        report_damage(result.damaged, len(videos), "evaluation")
     metrics, table = result.metrics(), result.table()
     return Evaluation(metrics, class_lines(table, metrics, "videos"), table)
 

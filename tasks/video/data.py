@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,18 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.locks import in_turn
+from tasks.printing import listed
 from tasks.progress import print_line
 from tasks.splits import read_holdout, require_same_classes, split_sets
 from tasks.video.config import DataSection
-from tasks.video.decode import VideoInfo, read_frames
+from tasks.video.decode import NOTES, Found, Note, VideoInfo, find_frames, stacked
 from tasks.video.index import Index
+from tasks.video.packed import Packed
 from tasks.video.sampling import ClipSampler
 from tasks.video.sources import Video, Videos, folder_videos, kinetics_videos, list_videos
-from tasks.video.transforms import crops, train_transform
+from tasks.video.transforms import FrameResize, crops, train_transform
 from zoo import VideoTransform
 from zoo.errors import one_line
 
@@ -38,12 +42,14 @@ class Indexed:
         items: videos that can be read.
         infos: frame times, key frames and size of each of them.
         failures: mapping from the name of each video that cannot be read to the reason.
+        odd: names of the videos with each of ``tasks.video.decode.NOTES``.
     """
 
     classes: tuple[str, ...]
-    items: tuple[Video, ...]
-    infos: tuple[VideoInfo, ...]
+    items: Sequence[Video]
+    infos: Sequence[VideoInfo]
     failures: dict[str, str]
+    odd: Mapping[Note, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -53,20 +59,39 @@ class Indexed:
         """Number of videos, with those that cannot be read."""
         return len(self.items) + len(self.failures)
 
-    def read(self, number: int, indices: np.ndarray) -> Tensor:
-        """Return frames of a video: uint8 (len(indices), 3, H, W).
+    def read(self, number: int, indices: np.ndarray, side: int, transform: VideoTransform) -> Tensor:
+        """Return frames of a video, resized: uint8 (len(indices), 3, H, W).
 
         Args:
             number: number of the video in ``items``.
             indices: frame numbers.
+            side: length of the resized side, see ``FrameResize``.
+            transform: input transform of the net.
 
         Raises:
             DataError: frames that cannot be read.
         """
-        path = self.items[number].path
+        found = self.find(number, indices, side, transform)
+        path, info = self.items[number].path, self.infos[number]
         assert path is not None
-        frames = read_frames(path, self.infos[number], indices.tolist())  # (len(indices), H, W, 3)
-        return torch.from_numpy(frames).permute(0, 3, 1, 2)
+        if found.missing:
+            raise DataError(found.reason(path, info))
+        return as_clip(stacked(path, found.frames, indices.tolist()))
+
+    def find(self, number: int, indices: np.ndarray, side: int, transform: VideoTransform) -> Found:
+        """Return the frames of a video that can be decoded, resized; see ``read``.
+
+        Raises:
+            DataError: a file that cannot be opened.
+        """
+        path, info = self.items[number].path, self.infos[number]
+        assert path is not None
+        return find_frames(path, info, indices.tolist(), FrameResize(side, transform, info.pixel_ratio))
+
+
+def as_clip(frames: np.ndarray) -> Tensor:
+    """Return frames as torch has them: (T, H, W, 3) -> (T, 3, H, W)."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
 def load_videos(section: DataSection) -> tuple[Videos, Videos]:
@@ -141,22 +166,46 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
     entries = dict(zip(paths, found, strict=True))
     # 2. Separate the videos that can be read from the others.
     items, infos, failures = [], [], {}
+    odd: dict[Note, list[str]] = defaultdict(list)
     for video in videos.items:
         if video.path is None:
             failures[video.name] = f"{video.name}: no such file below {index.root}"
         elif (info := entries[video.path].info) is None:
             failures[video.name] = entries[video.path].failure
-        elif video.segment is not None and video.segment[0] >= info.duration:
+        elif video.segment is not None and video.segment[0] >= info.delay + info.duration:
             failures[video.name] = (
-                f"{video.path}: {video.segment[0]:g} s is past its end at {info.duration:.1f} s; get it again"
+                f"{video.path}: {video.segment[0]:g} s is past its end at "
+                f"{info.delay + info.duration:.1f} s; get it again"
             )
         else:
             items.append(video)
             infos.append(info)
+            for note in info.notes:
+                odd[note].append(video.name)
     if not items:
         first = next(iter(failures.values()), "the list is empty")
         raise DataError(f"none of {len(videos)} videos can be read: {first}")
-    return Indexed(videos.classes, tuple(items), tuple(infos), failures)
+    return Indexed(videos.classes, Packed(items), Packed(infos), failures, dict(odd))
+
+
+def report_damage(damaged: dict[str, str], total: int, what: str) -> None:
+    """Print of how many videos clips could not be read, and the reasons of the first; see ``report_failures``."""
+    for reason in list(damaged.values())[:SHOWN]:
+        print_line(f"damaged: {reason}")
+    if damaged:
+        print_line(f"{what}: {len(damaged)} of {total} videos count without the clips that could not be read")
+
+
+def print_notes(odd: Mapping[Note, Sequence[str]], total: int, what: str = "") -> None:
+    """Print what is odd about files, with the names of the first.
+
+    Args:
+        odd: names of the files with each note.
+        total: number of the files.
+        what: name of the set.
+    """
+    for note, names in odd.items():
+        print_line(f"{what and what + ': '}{len(names)} of {total} videos {NOTES[note]}: {listed(names, SHOWN)}")
 
 
 def report_failures(failures: dict[str, str], total: int, what: str) -> None:
@@ -217,7 +266,10 @@ class TrainSet(Dataset[Sample]):
 
     def __init__(self, videos: Indexed, section: DataSection, transform: VideoTransform, seed: int) -> None:
         self.videos, self.seed = videos, seed
-        self.sampler, self.transform = ClipSampler(transform), train_transform(section.augment, transform)
+        self.sampler, self.input = ClipSampler(transform), transform
+        # frames are resized when they are decoded, all else is done to the clip
+        self.side, *steps = train_transform(section.augment, transform).transforms
+        self.transform = v2.Compose(steps)
         self.shape = (transform.frames, 3, transform.size, transform.size)
 
     def __len__(self) -> int:
@@ -228,13 +280,13 @@ class TrainSet(Dataset[Sample]):
         video = self.videos.items[number]
         seed = seed_from(self.seed, draw, number)
         indices = self.sampler.random(self.videos.infos[number], np.random.default_rng(seed), video.segment)
-        try:
-            frames = self.videos.read(number, indices)
-        except DataError as error:
-            return Sample(torch.zeros(self.shape, dtype=torch.uint8), -1, video.name, str(error))
         # The transforms draw from torch's generator of this process, whose state others may rely on.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
+            try:
+                frames = self.videos.read(number, indices, self.side.draw(), self.input)
+            except DataError as error:
+                return Sample(torch.zeros(self.shape, dtype=torch.uint8), -1, video.name, str(error))
             return Sample(self.transform(frames).contiguous(), video.label, video.name, "")
 
 
@@ -242,14 +294,18 @@ class Views(NamedTuple):
     """The views of a video in evaluation.
 
     Attributes:
-        clips: uint8 (views, T, 3, H, W); black if the video could not be read.
+        clips: uint8 (views, T, 3, H, W); black where a clip could not be read.
         number: number of the video in its set.
-        failure: reason; empty if the video was read.
+        failure: reason; empty if the middle clip, which is the first view, and one of the others were read.
+        good: whether each view was read.
+        damage: which clips could not be read, and why; empty if all were read.
     """
 
     clips: Tensor
     number: int
     failure: str
+    good: tuple[bool, ...] = ()
+    damage: str = ""
 
 
 class EvalSet(Dataset[Views]):
@@ -277,15 +333,28 @@ class EvalSet(Dataset[Views]):
         indices = self.sampler.uniform(info, 1, segment)  # (1, T)
         if self.count > 1:
             indices = np.concatenate([indices, self.sampler.uniform(info, self.clips, segment)])  # (1 + clips, T)
+        shape = (self.count, t.frames, 3, t.size, t.size)
         try:
-            frames = self.videos.read(number, indices.reshape(-1))
+            found = self.videos.find(number, indices.reshape(-1), t.resize, t)
+            path = self.videos.items[number].path
+            assert path is not None
+            # A clip with a frame that cannot be decoded fails, the others are kept.
+            readable = [not set(row) & set(found.missing) for row in indices.tolist()]
+            if not readable[0] or not any(readable[1:] or readable):
+                return Views(torch.zeros(shape, dtype=torch.uint8), number, found.reason(path, info))
+            views: list[Tensor] = []
+            for place, (row, whole) in enumerate(zip(indices.tolist(), readable, strict=True)):
+                count = self.crop_count if place else 1
+                if whole:
+                    views.append(crops(as_clip(stacked(path, found.frames, row)), t, count))
+                else:
+                    views.append(torch.zeros((count, *shape[1:]), dtype=torch.uint8))
         except DataError as error:
-            shape = (self.count, t.frames, 3, t.size, t.size)
             return Views(torch.zeros(shape, dtype=torch.uint8), number, str(error))
-        clips = frames.unflatten(0, indices.shape)  # (1 or 1 + clips, T, 3, H, W)
-        views = [crops(clips[0], t, 1)]
-        views += [crops(clip, t, self.crop_count) for clip in clips[1:]]
-        return Views(torch.cat(views), number, "")
+        good = tuple(whole for view, whole in zip(views, readable, strict=True) for _ in view)
+        failed = readable[1:].count(False)
+        damage = f"{failed} of {self.clips} clips left out: {found.reason(path, info)}" if failed else ""
+        return Views(torch.cat(views), number, "", good, damage)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -4,34 +4,55 @@
 of every frame and the key frames. ``read_frames`` seeks to the last key frame before each requested frame, skips
 pictures that no other picture refers to, and converts only the requested frames to RGB. It decodes with one thread,
 because PyAV hangs when decoding with frame threads stops early. Frames are identified by their time stamps and equal
-those of a decode from beginning to end. If a frame cannot be decoded, the call fails; no frame is replaced by another.
+those of a decode from beginning to end. If a frame cannot be decoded, the call fails; no frame is replaced by another,
+and frames that follow a damaged one are not trusted before the next key frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
 from av.error import FFmpegError
 
 from tasks.errors import DataError
+from tasks.video.containers import EXTENSIONS, moving_streams
+from tasks.video.containers import opened as _opened
+from tasks.video.times import Run, from_runs, length_of, repaired, rising, to_runs
 
-EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".ogv")
+__all__ = ["EXTENSIONS", "VideoInfo", "decode_all", "find_frames", "probe", "read_frames"]
 
 # Containers whose packets carry the presentation times of the decoded frames. AVI has no such times, and its packed
 # B-frames are decoded in another order than that of their packets. ``probe`` decodes files of other containers once.
 _TRUSTED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+_HIDING = ("vp8",)  # codecs with packets of their own for pictures that are never shown
+_UNSEEKABLE = ("gif", "apng")  # every packet counts as a key frame, also if it changes a part of the picture before
 # Decoders that can skip non-reference pictures safely: no other picture of these codecs depends on them.
 _SKIPPING = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
 _NEAR = 4  # frames; up to this distance from the next key frame, decoding on is cheaper than seeking
 _REORDERING = 16  # frames; no codec delays a frame by more
+_MOST_ERRORS = 100  # packets in a row that cannot be read, after which a file has ended
+_CUT = 0.5  # seconds by which a stream may be shorter than its tag tells
+_MOST_FRAMES = 10_000_000  # of a file: four days at 30 frames per second
+_FLATTEST = Fraction(1, 8)  # width of a pixel over its height; a smaller or larger ratio is an error of the file
+_HDR = (16, 18)  # transfer functions of HDR: SMPTE 2084 (PQ) and ARIB STD-B67 (HLG), as numbered in ITU-T H.273
+
+Note = Literal["even", "mended", "cut", "damaged", "interlaced", "hdr", "streams"]
+NOTES: dict[Note, str] = {
+    "even": "have no times of their own; their frames count as evenly spaced at the declared rate",
+    "mended": "lack some times, or have some that do not rise; these frames are placed between their neighbours",
+    "cut": "are cut; clips from the missing part fail",
+    "damaged": "have damaged frames; clips with one of them fail",
+    "interlaced": "are interlaced: moving edges are combs; deinterlace them with ffmpeg -vf bwdif",
+    "hdr": "have HDR colours, which look pale to a net; convert them to SDR",
+    "streams": "have several video streams, of which the best is read",
+}
 
 
 @dataclass(frozen=True)
@@ -40,43 +61,55 @@ class VideoInfo:
 
     Attributes:
         first: time of the first frame, in units of ``time_base`` seconds.
-        steps: time steps between successive frames, as runs (step, number of equal steps). Runs need little memory,
-            which matters for sets of many videos.
+        steps: the times of the other frames, as runs (``tasks.video.times``). Runs need little memory, which matters
+            for sets of many videos.
         time_base: unit of the times, in seconds.
         keys: numbers of the key frames, from which decoding can start.
-        seekable: True if the times are those of the stream. False if the file has no usable times: the frames are then
-            spaced evenly at the frame rate that the stream declares, and reading decodes from the beginning.
-        width: width in pixels of the displayed picture, after rotation.
-        height: height in pixels of the displayed picture, after rotation.
+        seekable: True if frames are found by the times of the stream; False if they are counted from the beginning.
+        width: width of the picture in pixels, after rotation.
+        height: height of the picture in pixels, after rotation.
+        pixel_ratio: width of a displayed pixel over its height, after rotation; not 1 for anamorphic videos.
+        delay: seconds from the begin of the file, on the clock of a player, to the first frame.
+        codec: FFmpeg's name of the codec.
+        notes: what is odd about the file, see ``NOTES``.
     """
 
     first: int
-    steps: tuple[tuple[int, int], ...]
+    steps: tuple[Run, ...]
     time_base: Fraction
     keys: tuple[int, ...]
     seekable: bool
     width: int
     height: int
+    pixel_ratio: float = 1.0
+    delay: float = 0.0
+    codec: str = ""
+    notes: tuple[Note, ...] = ()
 
     @classmethod
     def from_times(
-        cls, pts: Sequence[int], *, time_base: Fraction, keys: tuple[int, ...], seekable: bool, width: int, height: int
+        cls,
+        pts: Sequence[int],
+        *,
+        time_base: Fraction,
+        keys: tuple[int, ...],
+        seekable: bool,
+        width: int,
+        height: int,
+        **more: Any,
     ) -> VideoInfo:
         """Create the description from the time of each frame; see the class for the other arguments."""
-        steps = (after - before for before, after in pairwise(pts))
-        runs = tuple((step, sum(1 for _ in equal)) for step, equal in groupby(steps))
-        return cls(pts[0], runs, time_base, keys, seekable, width, height)
+        return cls(pts[0], to_runs(pts), time_base, keys, seekable, width, height, **more)
 
     @property
     def frames(self) -> int:
         """Number of frames."""
-        return 1 + sum(count for _, count in self.steps)
+        return 1 + sum(run[-1] for run in self.steps)
 
     @property
     def pts(self) -> np.ndarray:
         """Times of the frames in order, in units of ``time_base`` seconds: int64 (frames,)."""
-        parts = [np.full(count, step, dtype=np.int64) for step, count in self.steps]
-        return np.concatenate([np.array([self.first], dtype=np.int64), *parts]).cumsum()
+        return from_runs(self.first, self.steps)
 
     @property
     def times(self) -> np.ndarray:
@@ -96,97 +129,311 @@ class VideoInfo:
     @property
     def _length(self) -> float:
         """Number of seconds from the first frame to the last."""
-        return float(sum(step * count for step, count in self.steps) * self.time_base)
+        return float(length_of(self.steps) * self.time_base)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Open the container and its first video stream for decoding; yield both.
+@dataclass
+class _Packets:
+    """What the packets of a stream tell, without decoding them.
 
-    Raises:
-        DataError: a problem with the file, also while the caller decodes; the message begins with the path.
+    Attributes:
+        times: presentation time of each packet, None where it has none.
+        keys: times of the packets that are key frames.
+        damaged: whether packets are marked as damaged, or cannot be read.
+        promised: number of frames that the container announces; 0 if it does not.
+        end: time at which the last picture ends, in units of ``time_base``.
+        duration: time at which the stream ends by Matroska's tag, in seconds; 0: unknown.
+        rate: frame rate that the container or the codec declares.
+        format: FFmpeg's name of the container.
+        codec: FFmpeg's name of the codec.
+        time_base: unit of the times, in seconds.
+        start: begin of the file on the clock of a player, in seconds; None: unknown.
+        streams: number of video streams.
     """
-    try:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        if path.stat().st_size == 0:
-            raise DataError(f"{path}: is empty; get it again")
-        # "replace", because titles and comments that are not UTF-8 do not matter here.
-        with av.open(str(path), metadata_errors="replace") as container:
-            streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
-            if not streams:
-                raise DataError(f"{path}: has no video stream")
-            if "pipe" in container.format.name or container.format.name in ("image2", "gif", "tty"):
-                raise DataError(f"{path}: is not a video but {container.format.long_name!r}")
-            stream = streams[0]
-            if stream.codec_context is None:
-                raise DataError(f"{path}: its codec is not known to FFmpeg; convert it to H.264")
-            stream.thread_type = "SLICE"  # frame threads hang when decoding stops early
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except (FFmpegError, UnicodeError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{path}: cannot be decoded as a video ({reason}); remove it or get it again") from None
+
+    times: list[int | None] = field(default_factory=list)
+    keys: set[int] = field(default_factory=set)
+    first_is_key: bool = False
+    damaged: bool = False
+    promised: int = 0
+    end: int = 0
+    duration: float = 0.0
+    rate: Fraction | None = None
+    format: str = ""
+    codec: str = ""
+    time_base: Fraction = Fraction(1)
+    start: float | None = None
+    streams: int = 1
+
+
+@dataclass
+class _Decoded:
+    """What decoding tells.
+
+    Attributes:
+        times: time of each frame, None where it has none.
+        decoding_times: time at which each frame was to be decoded, the second best choice.
+        lost: times of packets that cannot be decoded.
+        first: the first frame.
+        pixel_ratio: width of a displayed pixel over its height.
+    """
+
+    times: list[int | None] = field(default_factory=list)
+    decoding_times: list[int | None] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+    first: Any = None
+    pixel_ratio: float = 1.0
 
 
 def probe(path: str | Path) -> VideoInfo:
     """Read the times of all frames of a video, its key frames and its size.
 
+    A file that is cut or has damaged packets is described whole, as far as its container tells; its missing frames
+    cannot be read.
+
     Raises:
-        DataError: a file that is missing, empty, not a video, truncated or damaged.
+        DataError: a file that is missing, empty or not a video, or has no frame that can be decoded.
     """
     path = Path(path)
     # 1. Read all packets without decoding them.
-    packets: list[tuple[Any, bool]] = []  # presentation time, and whether it is a key frame
     with _opened(path) as (container, stream):
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_discard:
-                if packet.is_corrupt:
-                    raise DataError(f"{path}: is truncated or damaged after {len(packets)} frames; get it again")
-                packets.append((packet.pts, packet.is_keyframe))
-        if not packets:
-            raise DataError(f"{path}: has no frames; get it again")
-        packet_times = [pts for pts, _ in packets]
-        usable = None not in packet_times and len(set(packet_times)) == len(packet_times)
-        # Packets before the first key frame give no pictures, so that their times are not those of frames.
-        trusted = container.format.name in _TRUSTED and usable and packets[0][1]
-        rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-        time_base = stream.time_base
-    # 2. Decode all frames; the first alone if the packets' times are trusted, to check that FFmpeg can decode it.
-    decoded: list[Any] = []  # time of each frame
+        packets = _read_packets(container, stream)
+    if not packets.times:
+        raise DataError(f"{path}: has no frames; get it again")
+    unique = None not in packets.times and len(set(packets.times)) == len(packets.times)
+    # Packets before the first key frame give no pictures, so that their times are not those of frames.
+    trusted = packets.format in _TRUSTED and packets.codec not in _HIDING and unique and packets.first_is_key
+    # 2. Decode all frames; if the packets' times are trusted, the first ones alone, to check that FFmpeg can decode it.
     with _opened(path) as (container, stream):
-        for frame in container.decode(stream):
-            if not decoded:
-                width, height = _displayed_size(frame)
-            decoded.append(frame.pts)
-            if trusted:
-                break
-    if not decoded:
-        raise DataError(f"{path}: none of its {len(packets)} packets can be decoded")
+        decoded = _decode_all(container, stream, only_first=trusted)
+    if decoded.first is None:
+        raise DataError(f"{path}: none of its {len(packets.times)} packets can be decoded")
     # 3. Choose the frames' times: the packets' in order of display, the decoded ones, or evenly spaced ones.
+    notes: list[Note] = []
+    first, seekable = decoded.first, packets.format not in _UNSEEKABLE
+    step, time_base = _usual_step(packets), packets.time_base
     if trusted:
-        pts = sorted(packet_times)
-    elif usable and None not in decoded and sorted(set(decoded)) == decoded and set(decoded) <= set(packet_times):
-        pts = decoded
-    elif rate:
-        evenly, base = range(len(decoded)), 1 / Fraction(rate)
-        return VideoInfo.from_times(evenly, time_base=base, keys=(0,), seekable=False, width=width, height=height)
+        pts = sorted(time for time in packets.times if time is not None)
     else:
-        raise DataError(f"{path}: has neither time stamps nor a frame rate; convert it to MP4")
-    key_times = {time for time, is_key in packets if is_key}
-    keys = tuple(i for i, time in enumerate(pts) if time in key_times)
-    return VideoInfo.from_times(pts, time_base=time_base, keys=keys, seekable=True, width=width, height=height)
+        by_decoding = not rising(decoded.times) and rising(decoded.decoding_times)
+        chosen = decoded.decoding_times if by_decoding else decoded.times
+        known = sum(time is not None for time in chosen)
+        if not known and step is None:
+            raise DataError(f"{path}: has neither time stamps nor a frame rate; convert it to MP4")
+        if not known or (not _spread(chosen) and packets.rate):
+            pts, changed, time_base = list(range(len(chosen))), len(chosen), 1 / Fraction(packets.rate or 1)
+            notes.append("even")
+        else:
+            pts, changed = repaired(chosen, step or 1)
+            notes += ["mended"] if changed else []
+        # Only times that packets have, and no two of them, lead to the same frame after a seek.
+        seekable &= not changed and not by_decoding and None not in packets.times
+        seekable &= set(pts) <= set(packets.times)
+        if seekable and (lost := set(decoded.lost) - set(pts)):
+            pts = sorted({*pts, *lost})
+    # 4. Add the frames that a cut file lacks.
+    if trusted and (missing := _missing(packets, pts)):
+        usual = max(1, round((pts[-1] - pts[0]) / (len(pts) - 1)))
+        pts += [pts[-1] + usual * number for number in range(1, missing + 1)]
+        notes.append("cut")
+    elif packets.damaged or decoded.lost:
+        notes.append("damaged")
+    # 5. Describe the file.
+    notes += ["interlaced"] if first.interlaced_frame else []
+    notes += ["hdr"] if first.color_trc in _HDR else []
+    notes += ["streams"] if packets.streams > 1 else []
+    late = packets.start is not None and packets.format != "avi" and seekable
+    delay = float(pts[0] * packets.time_base) - (packets.start or 0.0) if late else 0.0
+    width, height = _displayed_size(first)
+    return VideoInfo.from_times(
+        pts,
+        time_base=time_base,
+        keys=tuple(i for i, time in enumerate(pts) if time in packets.keys) if seekable else (0,),
+        seekable=seekable,
+        width=width,
+        height=height,
+        pixel_ratio=decoded.pixel_ratio,
+        delay=round(max(0.0, delay), 6),
+        codec=packets.codec,
+        notes=tuple(notes),
+    )
 
 
-def read_frames(path: str | Path, info: VideoInfo, indices: Sequence[int]) -> np.ndarray:
+def _read_packets(container: Any, stream: Any) -> _Packets:
+    """Read all packets of a stream."""
+    found = _Packets(
+        promised=stream.frames,
+        rate=stream.average_rate or stream.guessed_rate or stream.base_rate,
+        format=container.format.name,
+        codec=stream.codec_context.name,
+        time_base=stream.time_base,
+        duration=_seconds(stream.metadata.get("DURATION", "")),
+        start=None if container.start_time is None else container.start_time / av.time_base,
+        streams=len(moving_streams(container)),
+    )
+    discarded = 0
+    for packet in _packets(container, stream):
+        if packet is None:
+            found.damaged = True
+        elif packet.size and packet.is_discard:
+            discarded += 1
+        elif packet.size:
+            found.damaged |= packet.is_corrupt
+            if not found.times:
+                found.first_is_key = packet.is_keyframe
+            found.times.append(packet.pts)
+            if packet.pts is not None:
+                found.end = max(found.end, packet.pts + (packet.duration or 0))
+            if packet.is_keyframe and packet.pts is not None:
+                found.keys.add(packet.pts)
+            if len(found.times) > _MOST_FRAMES:
+                raise DataError(f"{container.name[5:]}: has more than {_MOST_FRAMES} frames; cut it into parts")
+    found.promised -= discarded
+    return found
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds of a tag of Matroska, as 00:01:02.5; 0 for another text."""
+    found = re.fullmatch(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d{1,9})?)", text)
+    return 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3]) if found else 0.0
+
+
+def _missing(packets: _Packets, pts: Sequence[int]) -> int:
+    """Return the number of frames that a container announces and does not have, as after a download that was cut.
+
+    Args:
+        packets: packets of the stream.
+        pts: times of the frames.
+    """
+    if len(pts) < 2:
+        return 0
+    step = float(packets.time_base) * (pts[-1] - pts[0]) / (len(pts) - 1)  # seconds
+    lacking = packets.duration - float(packets.time_base) * packets.end
+    count = packets.promised - len(packets.times) if packets.damaged else 0
+    count = max(count, round(lacking / step) if lacking > max(_CUT, 3 * step) else 0)
+    return min(max(0, count), _MOST_FRAMES - len(pts))
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets of a stream from the current position, the last one empty; None for one that cannot be read."""
+    errors = 0
+    while errors < _MOST_ERRORS:
+        try:
+            for packet in container.demux(stream):
+                errors = 0
+                yield packet
+            return
+        except FFmpegError:
+            errors += 1
+        yield None
+
+
+def _decode_all(container: Any, stream: Any, *, only_first: bool) -> _Decoded:
+    """Decode a stream, or up to its first frame."""
+    found = _Decoded()
+    for packet in _packets(container, stream):
+        if packet is None:
+            continue
+        try:
+            frames = packet.decode()
+        except FFmpegError:
+            if found.first is not None and packet.pts is not None:
+                found.lost.append(packet.pts)
+            continue
+        for frame in frames:
+            if found.first is None:
+                if frame.is_corrupt and not only_first:
+                    continue  # of a recording that begins between two key frames
+                found.first, found.pixel_ratio = frame, _pixel_ratio(frame, stream)
+                if only_first:
+                    return found
+            found.times.append(frame.pts)
+            found.decoding_times.append(frame.dts)
+    # at the end, decoders return frames without a decoding time
+    step = found.decoding_times[-1:] == [None] and _last_step(found.decoding_times)
+    for number, time in enumerate(found.decoding_times):
+        if time is None and step and number and (before := found.decoding_times[number - 1]) is not None:
+            found.decoding_times[number] = before + step
+    return found
+
+
+def _last_step(times: Sequence[int | None]) -> int:
+    """Return the step between the last two times that are known; 0 if there are no two."""
+    known = [time for time in times if time is not None][-2:]
+    return max(0, known[-1] - known[0]) if len(known) == 2 else 0
+
+
+def _usual_step(packets: _Packets) -> int | None:
+    """Return the time from frame to frame at the declared rate; None if no rate is declared."""
+    return max(1, round(1 / (packets.rate * packets.time_base))) if packets.rate else None
+
+
+def _spread(times: Sequence[int | None]) -> bool:
+    """Return whether there are two different times, or a single frame."""
+    return len(times) == 1 or len({time for time in times if time is not None}) > 1
+
+
+class Found(NamedTuple):
+    """Frames that were read, and the numbers of those that cannot be decoded, in rising order."""
+
+    frames: dict[int, np.ndarray]
+    missing: list[int]
+
+    def reason(self, path: str | Path, info: VideoInfo) -> str:
+        """Return why the missing frames cannot be read, in one line."""
+        time = f"{float(info.times[self.missing[0]]) + info.delay:.2f} s"
+        count = len(self.missing)
+        what = "1 frame cannot be decoded," if count == 1 else f"{count} frames cannot be decoded, the first"
+        return f"{path}: {what} at {time}; get it again"
+
+
+def read_frames(
+    path: str | Path,
+    info: VideoInfo,
+    indices: Sequence[int],
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
     """Return RGB frames by number, rotated for display: uint8 (len(indices), H, W, 3).
 
     Args:
         info: result of ``probe`` for this file.
         indices: frame numbers in any order, with or without repetitions.
+        prepare: function from each frame (H, W, 3) to what is returned of it, as one that makes it smaller; it is
+            called as soon as a frame is decoded, so that large frames are never in memory together. None: the frames.
 
     Raises:
         DataError: a frame that does not exist or cannot be decoded, or a file that is missing or was changed.
+    """
+    found = find_frames(path, info, indices, prepare)
+    if found.missing:
+        raise DataError(found.reason(path, info))
+    return stacked(path, found.frames, indices)
+
+
+def stacked(path: str | Path, frames: dict[int, np.ndarray], indices: Sequence[int]) -> np.ndarray:
+    """Return frames by number as one array: (len(indices), H, W, 3).
+
+    Raises:
+        DataError: frames of several sizes.
+    """
+    chosen = [frames[int(i)] for i in indices]
+    shapes = {image.shape for image in chosen}
+    if len(shapes) > 1:
+        sizes = ", ".join(f"{s[1]} x {s[0]}" for s in sorted(shapes))
+        raise DataError(f"{path}: its pictures change in size ({sizes}); convert it to one size")
+    return np.stack(chosen)
+
+
+def find_frames(
+    path: str | Path,
+    info: VideoInfo,
+    indices: Sequence[int],
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Found:
+    """Return those of the frames that can be decoded, see ``read_frames``, and the numbers of the others.
+
+    Raises:
+        DataError: a frame that does not exist, or a file that cannot be opened.
     """
     path = Path(path)
     requested = sorted({int(i) for i in indices})
@@ -194,31 +441,29 @@ def read_frames(path: str | Path, info: VideoInfo, indices: Sequence[int]) -> np
         raise DataError(f"{path}: no frame requested; request at least one")
     if outside := [i for i in (requested[0], requested[-1]) if not 0 <= i < info.frames]:
         raise DataError(f"{path}: frame {outside[0]} requested, the video has {info.frames}; the first is frame 0")
-    found: dict[int, np.ndarray] = {}  # frame number -> (H, W, 3)
+    found: dict[int, np.ndarray] = _Prepared(prepare)  # frame number -> (H, W, 3)
     # 1. Decode the requested frames: with seeking, or all frames up to the last requested one.
     with _opened(path) as (container, stream):
         if info.seekable:
             _seek_and_decode(container, stream, info, requested, found)
         else:
-            needed = set(requested)
-            for number, frame in enumerate(container.decode(stream)):
-                if number in needed:
-                    found[number] = _pixels(frame)
-                if number >= requested[-1]:
-                    break
+            _count_and_decode(container, stream, requested, found)
     # 2. Decode the rest from the beginning: in some containers (MPEG-TS) a seek leads past the requested frames.
     if info.seekable and (rest := set(requested) - found.keys()):
         with _opened(path) as (container, stream):
             _decode(container, stream, _numbers(info), rest, found, False)
-    # 3. Check that every frame was found and that all have one size.
-    if missing := [i for i in requested if i not in found]:
-        time = f"{float(info.times[missing[0]]):.2f} s"
-        raise DataError(f"{path}: {len(missing)} frames cannot be decoded, the first at {time}; get it again")
-    shapes = {image.shape for image in found.values()}
-    if len(shapes) > 1:
-        sizes = ", ".join(f"{s[1]} x {s[0]}" for s in sorted(shapes))
-        raise DataError(f"{path}: its pictures change in size ({sizes}); convert it to one size")
-    return np.stack([found[int(i)] for i in indices])
+    return Found(dict(found), [i for i in requested if i not in found])
+
+
+class _Prepared(dict[int, np.ndarray]):
+    """Frames by number, each of which goes through a function when it is added."""
+
+    def __init__(self, prepare: Callable[[np.ndarray], np.ndarray] | None) -> None:
+        super().__init__()
+        self.prepare = prepare
+
+    def __setitem__(self, number: int, image: np.ndarray) -> None:
+        super().__setitem__(number, image if self.prepare is None else self.prepare(image))
 
 
 def decode_all(path: str | Path) -> Iterator[np.ndarray]:
@@ -244,8 +489,11 @@ def _seek_and_decode(
         # The second attempt starts one key frame earlier, for streams that do not decode cleanly from a key frame.
         for key, skip in ((start, can_skip), (max(start - 1, 0), False)):
             if missing := {i for i in group if i not in found}:
-                container.seek(int(pts[keys[key]]), stream=stream)
-                _decode(container, stream, numbers, missing, found, skip)
+                try:
+                    container.seek(int(pts[keys[key]]), stream=stream)
+                except FFmpegError:  # a container that cannot seek
+                    return
+                _decode(container, stream, numbers, missing, found, skip, set(pts[keys].tolist()))
 
 
 def _numbers(info: VideoInfo) -> dict[int, int]:
@@ -265,42 +513,122 @@ def _groups(requested: Sequence[int], keys: np.ndarray) -> Iterator[list[int]]:
     yield group
 
 
+class _Trust:
+    """Which decoded frames are those of a decode without errors: none between damage and the next key frame.
+
+    Args:
+        keys: times of the key frames. After a seek no frame is trusted before one of these: the index of a container
+            may be wrong, and some demuxers (MPEG-PS) make up other times then. None at the beginning of a file.
+    """
+
+    def __init__(self, keys: Collection[int] | None = None) -> None:
+        self.keys, self.trusted = keys, keys is None
+
+    def of(self, frame: Any) -> bool:
+        """Return whether a frame is trusted."""
+        starts = frame.key_frame and (self.keys is None or frame.pts in self.keys)
+        self.trusted = not frame.is_corrupt and (self.trusted or starts)
+        return self.trusted
+
+
+def _frames(container: Any, stream: Any, trust: _Trust, prepare: Callable[[Any], None]) -> Iterator[tuple[Any, bool]]:
+    """Yield the frames from the current position on, each with whether it is trusted.
+
+    Args:
+        prepare: function that is called with each packet before it is decoded.
+    """
+    for packet in _packets(container, stream):
+        if packet is None:
+            trust.trusted = False
+            continue
+        prepare(packet)
+        if packet.is_corrupt:
+            trust.trusted = False
+        try:
+            frames = packet.decode()
+        except FFmpegError:
+            trust.trusted = False
+            continue
+        for frame in frames:
+            yield frame, trust.of(frame)
+
+
 def _decode(
-    container: Any, stream: Any, numbers: dict[int, int], missing: set[int], found: dict[int, np.ndarray], skip: bool
+    container: Any,
+    stream: Any,
+    numbers: dict[int, int],
+    missing: set[int],
+    found: dict[int, np.ndarray],
+    skip: bool,
+    sought: Collection[int] | None = None,
 ) -> None:
     """Decode from the current position and move frames from ``missing`` to ``found``.
 
-    Stops when nothing is missing, when the missing frames must have passed, or at an error.
+    Stops when nothing is missing, or when the missing frames must have passed.
 
     Args:
         numbers: number of each frame by its time.
         skip: skip non-reference pictures that are not missing.
+        sought: times of the key frames, if the position is that of a seek; None at the beginning.
     """
     context = stream.codec_context
-    last = max(missing)
+    last, trust = max(missing), _Trust(sought)
+
+    def choose(packet: Any) -> None:
+        number = numbers.get(packet.pts) if packet.pts is not None else None
+        if skip:
+            context.skip_frame = "DEFAULT" if number is None or number in missing else "NONREF"
+
     try:
-        for packet in container.demux(stream):
-            number = numbers.get(packet.pts) if packet.pts is not None else None
-            if skip:
-                context.skip_frame = "DEFAULT" if number is None or number in missing else "NONREF"
-            for frame in packet.decode():  # often an earlier frame than the packet's
-                i = numbers.get(frame.pts)
-                if i in missing and not frame.is_corrupt:
-                    found[i] = _pixels(frame)
-                    missing.discard(i)
-                if not missing or (i is not None and i > last + _REORDERING):
-                    return
-    except FFmpegError:
-        return  # the caller tries again from another position, and reports what is still missing then
+        # a frame is often an earlier one than that of the packet that was decoded last
+        for frame, trusted in _frames(container, stream, trust, choose):
+            i = numbers.get(frame.pts)
+            if i is None and sought is not None:
+                trust.trusted = False  # other times than those of a decode from the beginning
+            if i in missing and trusted:
+                found[i] = _pixels(frame)
+                missing.discard(i)
+            if not missing or (i is not None and i > last + _REORDERING):
+                return
     finally:
         context.skip_frame = "DEFAULT"
 
 
+def _count_and_decode(container: Any, stream: Any, requested: Sequence[int], found: dict[int, np.ndarray]) -> None:
+    """Add the requested frames (rising numbers) to ``found``, counted from the beginning as ``probe`` counts them."""
+    needed, number = set(requested), -1
+    for frame, trusted in _frames(container, stream, _Trust(), lambda packet: None):
+        if number < 0 and frame.is_corrupt:
+            continue
+        number += 1
+        if number in needed and trusted:
+            found[number] = _pixels(frame)
+        if number >= requested[-1]:
+            return
+
+
 def _pixels(frame: Any) -> np.ndarray:
-    """Return the RGB pixels, rotated for display: uint8 (H, W, 3)."""
-    image = frame.to_ndarray(format="rgb24")
+    """Return the RGB pixels, on white where they are transparent, rotated for display: uint8 (H, W, 3)."""
+    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+        image = _on_white(frame.to_ndarray(format="rgba"))
+    else:
+        image = frame.to_ndarray(format="rgb24")
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _on_white(image: np.ndarray) -> np.ndarray:
+    """Compose RGBA pixels onto white: uint8 (H, W, 4) -> (H, W, 3)."""
+    alpha = image[..., 3:].astype(np.uint16)
+    return ((image[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def _pixel_ratio(frame: Any, stream: Any) -> float:
+    """Return the width of a displayed pixel over its height, after rotation."""
+    ratio = stream.sample_aspect_ratio
+    if not ratio or not _FLATTEST <= ratio <= 1 / _FLATTEST:
+        return 1.0
+    return round(float(1 / ratio if round(frame.rotation / 90) % 2 else ratio), 6)
 
 
 def _displayed_size(frame: Any) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -23,7 +23,7 @@ from tasks.outputs import try_to_draw
 from tasks.plots import confusion_matrix
 from tasks.progress import Progress, print_line
 from tasks.shards import as_list, gather_in_order, own_batch_size, own_loader
-from tasks.video.data import EvalSet, index_videos
+from tasks.video.data import EvalSet, index_videos, print_notes
 from tasks.video.index import Index
 from tasks.video.sources import Video, Videos
 from zoo.errors import one_line
@@ -44,6 +44,8 @@ class VideoResult:
         clips: number of clips of each video.
         crops: number of crops of each clip.
         failures: mapping from the name of each video that could not be read to the reason. No metric counts them.
+        damaged: mapping from the name of each video of which clips could not be read to the reason. Its score is the
+            mean over the other clips.
     """
 
     classes: tuple[str, ...]
@@ -54,6 +56,7 @@ class VideoResult:
     clips: int
     crops: int
     failures: dict[str, str]
+    damaged: dict[str, str] = field(default_factory=dict)
 
     @property
     def scores(self) -> Tensor:
@@ -69,13 +72,15 @@ class VideoResult:
     def metrics(self) -> dict[str, float]:
         """Return top1, top5, mean_class (recall) and macro_f1 in percent, and the numbers of videos and failures.
 
-        Metrics over several views have names with the numbers of clips and crops, such as ``top1_10x3``.
+        Metrics over several views have names with the numbers of clips and crops, such as ``top1_10x3``. If clips of
+        some videos could not be read, the number of these videos is there as ``damaged``.
         """
         found = _percentages(self.counts(self.single))
         if self.multi is not None:
             views = _percentages(self.counts(self.multi))
             found |= {f"{key}_{self.clips}x{self.crops}": value for key, value in views.items()}
-        return {**found, "videos": len(self.names), "failed": len(self.failures)}
+        damaged = {"damaged": len(self.damaged)} if self.damaged else {}
+        return {**found, "videos": len(self.names), "failed": len(self.failures), **damaged}
 
     def table(self) -> list[dict[str, Any]]:
         """Return a row for each class; see ``ClassCounts.table``."""
@@ -97,6 +102,7 @@ def save_predictions(result: VideoResult, path: Path) -> None:
         "single": result.single.numpy(),
         "views": np.array([result.clips, result.crops]),
         "failed": np.array([list(pair) for pair in result.failures.items()], dtype=str).reshape(-1, 2),
+        "damaged": np.array([list(pair) for pair in result.damaged.items()], dtype=str).reshape(-1, 2),
     }
     if result.multi is not None:
         arrays["multi"] = result.multi.numpy()
@@ -127,6 +133,7 @@ def read_predictions(path: Path) -> VideoResult:
             int(arrays["views"][0]),
             int(arrays["views"][1]),
             dict(arrays["failed"].tolist()),
+            dict(arrays["damaged"].tolist() if "damaged" in arrays else ()),  # version 0.1.0 had none
         )
     except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile, SyntaxError) as error:
         raise DataError(f"{path}: must be the predictions.npz of an evaluation ({one_line(error)})") from None
@@ -153,7 +160,9 @@ def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
         raise ValueError(f"labels must be {videos} numbers of the {classes} classes")
     if any(arrays[key].dtype.kind != "U" or arrays[key].ndim != 1 for key in ("names", "classes")):
         raise ValueError("names and classes must be lists of text")
-    if arrays["views"].shape != (2,) or arrays["views"].dtype.kind != "i" or arrays["failed"].shape[1:] != (2,):
+    pairs = [arrays[key] for key in ("failed", "damaged") if key in arrays or key == "failed"]
+    wrong = any(each.shape[1:] != (2,) for each in pairs)
+    if arrays["views"].shape != (2,) or arrays["views"].dtype.kind != "i" or wrong:
         raise ValueError("views must be two numbers, failed pairs of text")
 
 
@@ -163,12 +172,14 @@ class _Row(NamedTuple):
     Attributes:
         failure: reason why the video could not be read; empty if it was read.
         single: scores of the middle clip (classes,).
-        multi: mean scores of all views (classes,); empty if the middle clip is the only view.
+        multi: mean scores of all views that were read (classes,); empty if the middle clip is the only view.
+        damage: which clips could not be read, and why; empty if all were.
     """
 
     failure: str
     single: list[float]
     multi: list[float]
+    damage: str = ""
 
 
 def evaluate(
@@ -210,8 +221,8 @@ def evaluate(
             found |= {views.number: _Row(views.failure, [], []) for views in batch if views.failure}
             scores = _scores(model, [views.clips for views in read], inputs, share, accelerator.device)
             for views, each in zip(read, scores, strict=True):  # each: (views, classes)
-                multi = each[1:].mean(0).tolist() if len(each) > 1 else []
-                found[views.number] = _Row("", each[0].tolist(), multi)
+                multi = each[1:][torch.tensor(views.good[1:])].mean(0).tolist() if len(each) > 1 else []
+                found[views.number] = _Row("", each[0].tolist(), multi, views.damage)
             bar.step(done)
     # 3. Collect the results of all ranks.
     return _result(data, classes, gather_in_order(found))
@@ -237,6 +248,7 @@ def _result(data: EvalSet, classes: Sequence[str], rows: Sequence[_Row]) -> Vide
         data.clips,
         data.crop_count,
         data.videos.failures | {video.name: row.failure for video, row in pairs if row.failure},
+        {video.name: row.damage for video, row in pairs if row.damage},
     )
 
 
@@ -303,6 +315,7 @@ def evaluate_weights(
     numbers = class_numbers(videos.classes, weights)
     relabelled = tuple(Video(v.name, v.path, numbers[v.label], v.segment) for v in videos.items)
     indexed = index_videos(Videos(weights.classes, relabelled), index, workers=workers)
+    print_notes(indexed.odd, indexed.total)
     # 2. Evaluate, and write the files on one rank.
     accelerator = make_accelerator()
     if accelerator.is_main_process:
@@ -326,6 +339,7 @@ def evaluate_weights(
 def write_report(result: VideoResult, out: Path) -> None:
     """Write ``metrics.json``, ``predictions.npz`` and ``confusion.png`` into the folder ``out``."""
     content = {"metrics": result.metrics(), "per_class": result.table(), "failed": result.failures}
+    content |= {"damaged": result.damaged} if result.damaged else {}
     write_json(content, out / "metrics.json")
     save_predictions(result, out / "predictions.npz")
     picture = out / "confusion.png"

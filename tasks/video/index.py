@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import pydantic
 from pydantic import ConfigDict, Field, model_validator
@@ -16,16 +16,20 @@ from torch.utils.data import DataLoader, Dataset
 
 from tasks.errors import DataError
 from tasks.progress import Progress, print_line
-from tasks.video.decode import VideoInfo, probe
+from tasks.video.decode import NOTES, Note, VideoInfo, probe
+from tasks.video.times import Run
 from zoo.errors import ZooError
 from zoo.files import write_json
 from zoo.jsontext import first_error, read_json
 
-VERSION = 1
+VERSION = 2
+READ = (1, 2)  # version 1 knew no frames that it could not time
 LONGEST = 2**31  # bytes of the file; an entry takes a few hundred
 LARGEST_SIDE = 2**16  # pixels
+LONGEST_DELAY = 1e8  # seconds
 MOST_FRAMES = 100_000_000  # of a video: a month at 30 frames per second
-_SAVE_EVERY = 30.0  # seconds between two writes while videos are probed
+_SAVE_EVERY = 30.0  # seconds between two writes while videos are probed; more if writing takes long
+_SHARE = 20  # least ratio of the time between two writes to that of a write
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Index:
     """Index file and its entries.
 
     An entry is valid as long as its video has the same size and modification time. While videos are probed, the whole
-    file is written every 30 seconds, so that an interruption loses little.
+    file is written every 30 seconds and at an interruption, so that little is lost.
 
     Args:
         path: path of the JSON file, which is created if it does not exist.
@@ -60,8 +64,10 @@ class Index:
         self.records: dict[str, dict[str, Any]] = {}
         if path.exists():
             content = _read_file(path)
-            if content.rescalenet_video_index == VERSION:
+            if content.rescalenet_video_index in READ:
                 self.records = content.videos
+            if content.rescalenet_video_index == 1:  # others than these may have other times or errors by now
+                self.records = {key: record for key, record in self.records.items() if not _outdated(record)}
 
     def entries(self, paths: Sequence[Path], *, workers: int = 0, write: bool = True) -> list[Entry]:
         """Return the entry of each video; probe the videos that have no valid entry.
@@ -114,16 +120,21 @@ class Index:
         loader: Any = DataLoader(
             _Probes(paths), batch_size=None, num_workers=min(workers, len(paths)), collate_fn=_unchanged
         )
-        saved = time.monotonic()
-        with Progress(len(paths), 0, 1, unit="videos") as progress:
-            for done, (path, entry) in enumerate(zip(paths, loader, strict=True), 1):
-                self.records[self._key(path)] = _to_record(entry, *stats[path])
-                progress.step(done)
-                if write and time.monotonic() - saved > _SAVE_EVERY:
-                    self._write()
-                    saved = time.monotonic()
+        saved, pause = time.monotonic(), _SAVE_EVERY
         if write:
-            self._write()
+            self._write()  # a file that cannot be written is known before the work
+        try:
+            with Progress(len(paths), 0, 1, unit="videos") as progress:
+                for done, (path, entry) in enumerate(zip(paths, loader, strict=True), 1):
+                    self.records[self._key(path)] = _to_record(entry, *stats[path])
+                    progress.step(done)
+                    if write and (begin := time.monotonic()) - saved > pause:
+                        self._write()
+                        saved = time.monotonic()
+                        pause = max(_SAVE_EVERY, _SHARE * (saved - begin))
+        finally:
+            if write:
+                self._write()
 
     def _write(self) -> None:
         """Write the whole file."""
@@ -134,6 +145,7 @@ class Index:
 
 
 Positive = Annotated[int, Field(ge=1, le=2**62)]
+NotNegative = Annotated[int, Field(ge=0, le=2**62)]
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 
 
@@ -164,14 +176,20 @@ class _Decodable(pydantic.BaseModel):
     seekable: bool
     time_base: tuple[Positive, Positive] = Field(strict=False)
     first: int = Field(ge=-(2**62), le=2**62)
-    steps: list[Annotated[tuple[Positive, Positive], Field(strict=False)]]
-    keys: list[Annotated[int, Field(ge=0)]]
+    steps: list[Annotated[list[Positive], Field(min_length=2, max_length=4)]]
+    keys: list[NotNegative]
+    pixel_ratio: float = Field(1.0, ge=0.1, le=10)
+    delay: float = Field(0.0, ge=0, le=LONGEST_DELAY)
+    codec: str = Field("", max_length=64)
+    notes: list[Note] = Field([], max_length=len(NOTES))
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        if 1 + sum(count for _, count in self.steps) != self.frames:
+        if any(len(run) == 3 or (len(run) == 4 and not run[2] <= run[1] <= run[0]) for run in self.steps):
+            raise ValueError("steps: must be of a step and a count, or of p, q, r and a count with r <= q <= p")
+        if 1 + sum(run[-1] for run in self.steps) != self.frames:
             raise ValueError(f"steps: they are not of frames={self.frames}")
-        if abs(self.first) + sum(step * count for step, count in self.steps) > 2**62:
+        if abs(self.first) + sum(run[0] * run[-1] for run in self.steps) > 2**62:
             raise ValueError("steps: the times are beyond 64 bits")
         if any(b <= a for a, b in pairwise(self.keys)) or (self.keys and self.keys[-1] >= self.frames):
             raise ValueError(f"keys: must rise and be below frames={self.frames}")
@@ -201,6 +219,11 @@ class _Probes(Dataset[Entry]):
             return Entry(probe(self.paths[number]))
         except DataError as error:
             return Entry(None, str(error))
+
+
+def _outdated(record: Any) -> bool:
+    """Return whether version 1 could not decode a video, or took its frames for evenly spaced."""
+    return isinstance(record, dict) and (record.get("decodable") is False or record.get("seekable") is False)
 
 
 def _unchanged(entry: Any) -> Any:
@@ -241,6 +264,10 @@ def _to_record(entry: Entry, size: int, changed: int) -> dict[str, Any]:
         "first": info.first,
         "steps": [list(run) for run in info.steps],
         "keys": list(info.keys),
+        "pixel_ratio": info.pixel_ratio,
+        "delay": info.delay,
+        "codec": info.codec,
+        "notes": list(info.notes),
     }
 
 
@@ -251,12 +278,16 @@ def _to_entry(record: _Decodable | _Undecodable) -> Entry:
     return Entry(
         VideoInfo(
             first=record.first,
-            steps=tuple(record.steps),
+            steps=tuple(cast(Run, tuple(run)) for run in record.steps),
             time_base=Fraction(*record.time_base),
             keys=tuple(record.keys),
             seekable=record.seekable,
             width=record.width,
             height=record.height,
+            pixel_ratio=record.pixel_ratio,
+            delay=record.delay,
+            codec=record.codec,
+            notes=tuple(record.notes),
         )
     )
 

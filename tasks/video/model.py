@@ -21,7 +21,18 @@ from tasks.errors import ConfigError, DataError, TrainingError
 from tasks.progress import print_line
 from tasks.splits import describe_sets
 from tasks.video.config import VideoConfig
-from tasks.video.data import Batch, EvalSet, Sample, TrainSet, collate, index_videos, load_videos, report_failures
+from tasks.video.data import (
+    Batch,
+    EvalSet,
+    Sample,
+    TrainSet,
+    collate,
+    index_videos,
+    load_videos,
+    print_notes,
+    report_damage,
+    report_failures,
+)
 from tasks.video.evaluate import evaluate, standardised, write_report
 from tasks.video.index import Index
 from tasks.video.inputs import chosen_input, weights_entry, with_input
@@ -58,6 +69,7 @@ class VideoClassification(BaseTask):
         for videos, name in ((self.train_videos, "training"), (self.val_videos, "evaluation")):
             if process_state().is_main_process:
                 report_failures(videos.failures, videos.total, f"{name} set")
+                print_notes(videos.odd, videos.total, f"{name} set")
         self._refuse(self.train_videos.failures, "of the training set", DataError)
         self.failures: dict[str, str] = {}  # training videos that failed in this epoch on this rank, with reasons
 
@@ -196,6 +208,7 @@ class VideoClassification(BaseTask):
         if accelerator.is_main_process:
             new = {k: v for k, v in result.failures.items() if k not in self.val_videos.failures}
             report_failures(new, self.val_videos.total, "evaluation")
+            report_damage(result.damaged, self.val_videos.total, "evaluation")
             write_report(result, Path(self.config.output) / "evaluation")
         return result.metrics()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -19,18 +20,22 @@ from tasks.devices import best_device
 from tasks.errors import DataError, UserError
 from tasks.outputs import OutputFolder, try_to_draw
 from tasks.plots import timeline
-from tasks.printing import printable
+from tasks.printing import listed, printable
 from tasks.progress import Progress, print_line
 from tasks.reading import Unreadable, read_in_order, report_unread
 from tasks.report import Sheet, best_classes
 from tasks.shards import chunks
-from tasks.video.decode import VideoInfo, decode_all, probe, read_frames
+from tasks.video.data import SHOWN, as_clip, print_notes
+from tasks.video.decode import Found, Note, VideoInfo, decode_all, find_frames, probe, read_frames, stacked
 from tasks.video.encode import write_video
 from tasks.video.evaluate import standardised
 from tasks.video.sampling import ClipSampler
-from tasks.video.transforms import crops
+from tasks.video.transforms import FrameResize, crops, displayed
 
 FILES = ("predictions.json", "contact_sheet.png")  # what is written for all videos together
+PICTURE = 360  # pixels of the long side of a video's picture
+_TOGETHER = 256  # files that are looked into before the first of them is classified
+_CLIPS_AT_ONCE = 64  # clips of a job of a file that is decoded from the beginning each time
 TIMELINE, DRAWN_TIMELINE, ANNOTATED = ".timeline.json", ".timeline.png", ".annotated.mp4"  # endings of a video's files
 
 
@@ -39,7 +44,7 @@ class Window:
     """A part of a video and its most likely classes.
 
     Attributes:
-        begin: begin of the part in seconds.
+        begin: begin of the part in seconds, on the clock of a player.
         end: end of the part in seconds.
         classes: names of the classes, best first.
         scores: softmax of each of them.
@@ -52,6 +57,15 @@ class Window:
 
 
 @dataclass
+class UnreadWindow:
+    """A part of a video that could not be read, in seconds, and the reason."""
+
+    begin: float
+    end: float
+    reason: str
+
+
+@dataclass
 class Prediction:
     """The most likely classes of a video.
 
@@ -59,8 +73,10 @@ class Prediction:
         file: path of the video.
         duration: duration in seconds.
         classes: names of the classes, best first.
-        scores: mean softmax over the clips, of each of them.
-        timeline: windows in order of time; empty for short videos.
+        scores: mean softmax over the clips that could be read, of each of them; over the windows if no clip could.
+        timeline: windows that could be read, in order of time; empty for short videos.
+        unread_clips: number of the clips that could not be read.
+        unread_windows: windows that could not be read, in order of time.
     """
 
     file: str
@@ -68,6 +84,8 @@ class Prediction:
     classes: list[str]
     scores: list[float]
     timeline: list[Window] = field(default_factory=list)
+    unread_clips: int = 0
+    unread_windows: list[UnreadWindow] = field(default_factory=list)
 
 
 def classify_videos(
@@ -85,7 +103,7 @@ def classify_videos(
     out: OutputFolder | None = None,
     report: Callable[[Prediction], object] = lambda found: None,
 ) -> tuple[list[Prediction], dict[str, str]]:
-    """Classify videos; report and skip those that cannot be read.
+    """Classify videos; report and skip those that cannot be read, and the clips and windows that cannot.
 
     Args:
         model: net of the weights.
@@ -136,13 +154,15 @@ def classify_videos(
             except DataError as error:  # damage after the frames of the clips; the prediction is valid
                 failed[str(path)] = str(error)
         if found.timeline:
-            content = {"file": found.file, "weights": weights.name, "windows": [asdict(w) for w in found.timeline]}
-            out.write_json(content, f"{stem}{TIMELINE}")
+            whole = asdict(found)
+            content = {"file": found.file, "weights": weights.name, "windows": whole["timeline"]}
+            out.write_json(content | {"unread_windows": whole["unread_windows"]}, f"{stem}{TIMELINE}")
             drawn = out.path / f"{stem}{DRAWN_TIMELINE}"
             try_to_draw(partial(timeline, found.timeline, drawn), drawn)
     # 4. Report, and write the files of all videos.
     failed = {str(path): failed[str(path)] for path in files if str(path) in failed}  # in the order of the files
     report_unread(failed, len(files))
+    print_notes(classifier.odd, len(files))
     if out is not None:
         rows = [{k: v for k, v in asdict(p).items() if k != "timeline"} for p in predictions]
         out.write_json({"weights": weights.name, "predictions": rows, "failed": failed}, "predictions.json")
@@ -168,17 +188,59 @@ class _Job(NamedTuple):
     shown: bool = False
 
 
+class _Read(NamedTuple):
+    """The clips of a job that could be read.
+
+    Attributes:
+        clips: uint8 (clips that were read, T, 3, size, size).
+        good: whether each clip of the job was read.
+        reason: why the others could not be read; empty if all were.
+        picture: picture from the middle, if the job asks for it.
+    """
+
+    clips: Tensor
+    good: list[bool]
+    reason: str
+    picture: Image.Image | None
+
+
 class _Reader:
-    """Function from a job to its clips, uint8 (clips, T, 3, size, size), and a picture; other processes can call it."""
+    """Function from a job to its clips, which other processes can call."""
 
     def __init__(self, transform: zoo.VideoTransform) -> None:
         self.transform = transform
 
-    def __call__(self, job: _Job) -> tuple[Tensor, Image.Image | None]:
-        frames = read_frames(job.path, job.info, job.indices.reshape(-1).tolist())  # (clips * T, H, W, 3)
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).unflatten(0, job.indices.shape)  # (clips, T, 3, H, W)
-        views = torch.cat([crops(clip, self.transform, 1) for clip in pixels])
-        return views, Image.fromarray(frames[len(frames) // 2]) if job.shown else None
+    def __call__(self, job: _Job) -> _Read:
+        rows, view = job.indices.tolist(), _View(self.transform, job.info.pixel_ratio)
+        found = find_frames(job.path, job.info, job.indices.reshape(-1).tolist(), view)
+        good = [not set(row) & set(found.missing) for row in rows]
+        read = [as_clip(stacked(job.path, found.frames, row)) for row, whole in zip(rows, good, strict=True) if whole]
+        clips = torch.stack(read) if read else torch.zeros(0, dtype=torch.uint8)
+        reason = found.reason(job.path, job.info) if found.missing else ""
+        return _Read(clips, good, reason, self._picture(job, found) if job.shown else None)
+
+    def _picture(self, job: _Job, found: Found) -> Image.Image | None:
+        """Return the middle frame at a size for people, or the one of those that were read; None without any."""
+        chosen = [i for i in job.indices.reshape(-1).tolist() if i in found.frames]
+        if not chosen:
+            return None
+        (frame,) = read_frames(job.path, job.info, [chosen[len(chosen) // 2]])
+        picture = displayed(frame, job.info.pixel_ratio)
+        picture.thumbnail((PICTURE, PICTURE))
+        return picture
+
+
+@dataclass(frozen=True)
+class _View:
+    """Function from a frame (H, W, 3) to its part that the net sees: (size, size, 3)."""
+
+    transform: zoo.VideoTransform
+    pixel_ratio: float
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        resized = FrameResize(self.transform.resize, self.transform, self.pixel_ratio)(image)
+        view: np.ndarray = crops(as_clip(resized[None]), self.transform, 1)[0, 0].permute(1, 2, 0).contiguous().numpy()
+        return view
 
 
 class _Plan(NamedTuple):
@@ -208,6 +270,7 @@ class _Classifier:
         self.top, self.clips, self.window, self.step = top, clips, window, step
         self.batch_size, self.workers = batch_size, workers
         self.sampler = ClipSampler(weights.transform)
+        self.odd: dict[Note, list[str]] = defaultdict(list)  # files with each note
 
     def classified(
         self, files: Sequence[Path], failed: dict[str, str]
@@ -218,63 +281,100 @@ class _Classifier:
             files: paths of the videos.
             failed: mapping from file to reason, to which the files that cannot be read are added.
         """
-        # 1. Look into all videos, and plan what is read of them.
+        with Progress(len(files), 0, 1, unit="videos", enabled=len(files) > 4) as progress:
+            # A part of the files at a time, so that memory does not grow with their number.
+            for begin in range(0, len(files), _TOGETHER):
+                numbers = range(begin, min(begin + _TOGETHER, len(files)))
+                yield from self._classified(files, numbers, failed, progress)
+
+    def _classified(
+        self, files: Sequence[Path], numbers: range, failed: dict[str, str], progress: Progress
+    ) -> Iterator[tuple[int, VideoInfo, Prediction, Image.Image]]:
+        """Yield what ``classified`` yields for some of the files.
+
+        Args:
+            numbers: numbers of the files.
+            progress: display, which counts files.
+        """
+        # 1. Look into the videos, and plan what is read of them.
         plans: dict[int, _Plan] = {}
-        for number, info in enumerate(read_in_order(files, probe, workers=self.workers)):
+        looks = read_in_order([files[number] for number in numbers], probe, workers=self.workers)
+        for number, info in zip(numbers, looks, strict=True):
             if isinstance(info, Unreadable):
                 failed[str(files[number])] = info.reason
             else:
                 plans[number] = self._plan(number, files[number], info)
+                for note in info.notes:
+                    self.odd[note].append(str(files[number]))
         # 2. Read and score job by job; a video is complete with its last job.
         jobs = [job for plan in plans.values() for job in (*plan.clips, *plan.windows)]
-        scores: list[Tensor] = []  # (clips, classes) of each job of the video so far
+        scores: list[Tensor | None] = []  # (classes,) of each clip of the video so far; None: it could not be read
+        reasons: list[str] = []  # of the same clips
         picture: Image.Image | None = None
-        done = 0
         contents = read_in_order(jobs, _Reader(self.transform), workers=self.workers)
-        with Progress(len(plans), 0, 1, unit="videos", enabled=len(files) > 4) as progress:
-            for i, (job, content) in enumerate(zip(jobs, contents, strict=True)):
-                if isinstance(content, Unreadable):
-                    failed.setdefault(str(job.path), content.reason)
-                elif str(job.path) not in failed:
-                    scores.append(self._scores(content[0]))
-                    picture = content[1] or picture
-                if i + 1 < len(jobs) and jobs[i + 1].number == job.number:
-                    continue
-                if str(job.path) not in failed:
-                    assert picture is not None
-                    yield job.number, job.info, self._prediction(plans[job.number], torch.cat(scores)), picture
-                scores, picture, done = [], None, done + 1
-                progress.step(done)
+        for i, (job, content) in enumerate(zip(jobs, contents, strict=True)):
+            if isinstance(content, Unreadable):
+                content = _Read(torch.zeros(0), [False] * len(job.indices), content.reason, None)
+            rows = iter(self._scores(content.clips)) if any(content.good) else iter(())
+            scores += [next(rows) if whole else None for whole in content.good]
+            reasons += [content.reason] * len(job.indices)
+            picture = content.picture or picture
+            if i + 1 < len(jobs) and jobs[i + 1].number == job.number:
+                continue
+            if any(row is not None for row in scores):
+                found = self._prediction(plans[job.number], scores, reasons)
+                yield job.number, job.info, found, picture or Image.new("RGB", (64, 48))
+            else:
+                failed[str(job.path)] = reasons[0]
+            scores, reasons, picture = [], [], None
+            progress.step(job.number + 1)
 
     def _plan(self, number: int, path: Path, info: VideoInfo) -> _Plan:
         """Return what is read of a video."""
         whole = self.transform.interval is None  # a clip is spread over the whole video
         indices = self.sampler.uniform(info, 1 if whole else self.clips)  # (clips, frames)
-        middle = len(indices) // 2 // self.batch_size  # the job with the middle clip
-        parts = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        # a file that cannot be sought is decoded from the beginning for each job
+        size = self.batch_size if info.seekable else max(self.batch_size, _CLIPS_AT_ONCE)
+        middle = len(indices) // 2 // size  # the job with the middle clip
+        parts = [indices[i : i + size] for i in range(0, len(indices), size)]
         clips = [_Job(number, path, info, part, shown=i == middle) for i, part in enumerate(parts)]
         # the middle clip of each window of the timeline
         spans = self._windows(info)
         rows = [self.sampler.uniform(info, 1, span) for span in spans]  # (1, frames) each
-        windows = [_Job(number, path, info, np.concatenate(part)) for part in chunks(rows, self.batch_size)]
+        windows = [_Job(number, path, info, np.concatenate(part)) for part in chunks(rows, size)]
         return _Plan(clips, windows, spans)
 
-    def _scores(self, views: Tensor) -> Tensor:
+    def _scores(self, clips: Tensor) -> Tensor:
         """Return the softmax (clips, classes) of uint8 clips (clips, T, 3, size, size)."""
         device = next(self.model.parameters()).device
         with torch.inference_mode():
-            scores: Tensor = self.model(standardised(views.to(device), self.transform, torch.float32)).softmax(1)
-        return scores.cpu()
+            parts = [
+                self.model(standardised(part.to(device), self.transform, torch.float32)).softmax(1)
+                for part in clips.split(self.batch_size)
+            ]
+        return torch.cat(parts).cpu()
 
-    def _prediction(self, plan: _Plan, scores: Tensor) -> Prediction:
-        """Return the prediction of a video from the scores (clips + windows, classes) of its jobs."""
+    def _prediction(self, plan: _Plan, scores: Sequence[Tensor | None], reasons: Sequence[str]) -> Prediction:
+        """Return the prediction of a video.
+
+        Args:
+            plan: what was to be read of it.
+            scores: scores (classes,) of each clip and then of each window; None where it could not be read.
+            reasons: reason of each that could not be read.
+        """
         path, info = plan.clips[0].path, plan.clips[0].info
         count = sum(len(job.indices) for job in plan.clips)
-        best = best_classes(scores[:count].mean(0), self.classes, self.top)
-        found = Prediction(str(path), round(info.duration, 3), *best)
-        for (begin, end), row in zip(plan.spans, scores[count:], strict=True):
-            best = best_classes(row, self.classes, self.top)
-            found.timeline.append(Window(round(begin, 3), round(end, 3), *best))
+        clips = [row for row in scores[:count] if row is not None]
+        windows = [row for row in scores[count:] if row is not None]
+        best = best_classes(torch.stack(clips or windows).mean(0), self.classes, self.top)
+        found = Prediction(str(path), round(info.duration, 3), *best, unread_clips=count - len(clips))
+        for (begin, end), row, reason in zip(plan.spans, scores[count:], reasons[count:], strict=True):
+            if row is None:
+                found.unread_windows.append(UnreadWindow(round(begin, 3), round(end, 3), reason))
+            else:
+                best = best_classes(row, self.classes, self.top)
+                found.timeline.append(Window(round(begin, 3), round(end, 3), *best))
+        _report_damage(found, count, len(plan.spans), reasons)
         return found
 
     def _windows(self, info: VideoInfo) -> list[tuple[float, float]]:
@@ -286,10 +386,26 @@ class _Classifier:
         if info.duration < length + stride:
             return []
         count = int((info.duration - length) / stride + 1e-9) + 1
-        spans = [(k * stride, k * stride + length) for k in range(count)]
-        if spans[-1][1] < info.duration - 1e-6:
-            spans.append((info.duration - length, info.duration))  # the steps may end before the video does
-        return spans
+        begins = [k * stride for k in range(count)]
+        if begins[-1] + length < info.duration - 1e-6:
+            begins.append(info.duration - length)  # the steps may end before the video does
+        return [(info.delay + begin, info.delay + begin + length) for begin in begins]
+
+
+def _report_damage(found: Prediction, clips: int, windows: int, reasons: Sequence[str]) -> None:
+    """Print what of a video could not be read: the number of clips, and the windows by their times.
+
+    Args:
+        found: prediction from the rest.
+        clips: number of the clips.
+        windows: number of the windows.
+        reasons: reasons, empty for those that were read.
+    """
+    lost = [f"{w.begin:g}-{w.end:g} s" for w in found.unread_windows]
+    parts = [f"{found.unread_clips} of {clips} clips"] if found.unread_clips else []
+    parts += [f"{len(lost)} of {windows} windows ({listed(lost, SHOWN)})"] if lost else []
+    if parts:
+        print_line(f"left out: {' and '.join(parts)}: {next(reason for reason in reasons if reason)}")
 
 
 def write_annotated(path: Path, info: VideoInfo, found: Prediction, target: Path) -> None:
@@ -308,17 +424,17 @@ def write_annotated(path: Path, info: VideoInfo, found: Prediction, target: Path
 
     def caption(seconds: float) -> str:
         """Return the class of the window whose middle is closest to the time, or of the whole video."""
-        windows = [w for w in found.timeline if w.begin <= seconds < w.end]
-        best: Any = min(windows, key=lambda w: abs(seconds - (w.begin + w.end) / 2)) if windows else found
+        windows = [w for w in found.timeline if w.begin <= info.delay + seconds < w.end]
+        best: Any = min(windows, key=lambda w: abs(info.delay + seconds - (w.begin + w.end) / 2)) if windows else found
         return f"{printable(best.classes[0])} {best.scores[0]:.0%}"
 
     def captioned() -> Iterator[np.ndarray]:
         """Yield the frames with their captions: uint8 (H, W, 3)."""
-        # H.264's usual colour format requires even sides.
-        size = (info.width + info.width % 2, info.height + info.height % 2)
         for pixels, seconds in zip(decode_all(path), info.times.tolist(), strict=False):
-            image = Image.new("RGB", size)
-            image.paste(Image.fromarray(pixels))
+            picture = displayed(pixels, info.pixel_ratio)
+            # H.264's usual colour format requires even sides.
+            image = Image.new("RGB", (picture.width + picture.width % 2, picture.height + picture.height % 2))
+            image.paste(picture)
             pen, text = ImageDraw.Draw(image), caption(seconds)
             pen.rectangle(pen.textbbox((4, 2), text, font=font), fill=(0, 0, 0))
             pen.text((4, 2), text, fill=(255, 255, 255), font=font)

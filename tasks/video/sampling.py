@@ -9,7 +9,8 @@ import numpy as np
 from tasks.video.decode import VideoInfo
 from zoo import VideoTransform
 
-Segment = tuple[float, float] | None  # part of a video in seconds (begin, end); None: the whole video
+# part of a video (begin, end) in seconds on the clock of a player, which begins with the file; None: the whole video
+Segment = tuple[float, float] | None
 _EPSILON = 1e-4  # seconds; larger than the rounding errors of the times
 
 
@@ -19,7 +20,8 @@ class ClipSampler:
 
     With an ``interval``, the frames of a clip are that far apart, and the clip starts where it fits into the video; if
     the video is too short, its last frame is repeated. Without an interval, the video is divided into as many parts as
-    the clip has frames, and each part gives one frame.
+    the clip has frames, and each part gives one frame. A segment of a video is treated as a video of its own: no frame
+    of a clip begins before or after it, unless none begins in it.
 
     Attributes:
         layout: transform whose ``frames``, ``interval`` and ``fps`` describe a clip.
@@ -32,8 +34,10 @@ class ClipSampler:
         begin, length = _span(info, segment)
         if self.layout.interval is None:
             parts = np.arange(self.layout.frames) + generator.random(self.layout.frames)
-            return frames_at(info, begin + parts * (length / self.layout.frames))
-        return frames_at(info, begin + generator.random() * self._start_range(info, length) + self._offsets(info))
+            seconds = begin + parts * (length / self.layout.frames)
+        else:
+            seconds = begin + generator.random() * self._start_range(info, length) + self._offsets(info)
+        return _within(info, frames_at(info, seconds), begin, length)
 
     def uniform(self, info: VideoInfo, clips: int, segment: Segment = None) -> np.ndarray:
         """Return clips spread evenly over the video, from its start to its end: int (clips, frames).
@@ -44,9 +48,11 @@ class ClipSampler:
         if self.layout.interval is None:
             places = (np.arange(clips) + 0.5) / clips  # (clips,), place in each part, 0..1
             parts = np.arange(self.layout.frames) + places[:, None]
-            return frames_at(info, begin + parts * (length / self.layout.frames))
-        places = np.linspace(0, 1, clips) if clips > 1 else np.array([0.5])  # (clips,), 0: first start, 1: last
-        return frames_at(info, begin + places[:, None] * self._start_range(info, length) + self._offsets(info))
+            seconds = begin + parts * (length / self.layout.frames)
+        else:
+            places = np.linspace(0, 1, clips) if clips > 1 else np.array([0.5])  # (clips,), 0: first start, 1: last
+            seconds = begin + places[:, None] * self._start_range(info, length) + self._offsets(info)
+        return _within(info, frames_at(info, seconds), begin, length)
 
     def span(self, info: VideoInfo) -> float:
         """Return the seconds from the first frame of a clip to the end of its last."""
@@ -63,10 +69,21 @@ class ClipSampler:
 
 
 def _span(info: VideoInfo, segment: Segment) -> tuple[float, float]:
-    """Return begin and length of the segment within the video, in seconds."""
-    begin, end = segment or (0.0, info.duration)
-    begin = min(begin, info.duration)
-    return begin, max(0.0, min(end, info.duration) - begin)
+    """Return begin and length of the segment within the video, in seconds from the first frame."""
+    if segment is None:
+        return 0.0, info.duration
+    begin, end = (min(max(0.0, second - info.delay), info.duration) for second in segment)
+    return begin, max(0.0, end - begin)
+
+
+def _within(info: VideoInfo, numbers: np.ndarray, begin: float, length: float) -> np.ndarray:
+    """Return frame numbers within a part of the video; see ``_span`` for the last two arguments."""
+    first, after = np.searchsorted(info.times, [begin - _EPSILON, begin + length - _EPSILON])
+    if first >= after:  # no frame begins in the part: the one that is displayed then
+        first = after = frames_at(info, np.array(begin))
+    else:
+        after -= 1
+    return numbers.clip(first, after)
 
 
 def frames_at(info: VideoInfo, seconds: np.ndarray) -> np.ndarray:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -27,13 +30,51 @@ class RandomSide(v2.Transform):
         super().__init__()
         self.low, self.high, self.resized = low, high, transform.resized
 
+    def draw(self) -> int:
+        """Draw the length from torch's generator."""
+        return int(torch.randint(self.low, self.high + 1, ()))
+
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the length."""
-        return {"size": self.resized(int(torch.randint(self.low, self.high + 1, ())))}
+        return {"size": self.resized(self.draw())}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize a clip to the length that was drawn."""
         return v2.functional.resize(inpt, params["size"], antialias=True)
+
+
+@dataclass(frozen=True)
+class FrameResize:
+    """Resizing of one frame as soon as it is decoded: uint8 (H, W, 3) -> (H', W', 3).
+
+    The frames of a clip become what a resize of the whole clip would give, but are never in memory at full size
+    together.
+
+    Attributes:
+        side: length in pixels, of the short side or of both.
+        transform: input transform of the net, which defines whether one or both sides are resized to the length.
+        pixel_ratio: width of a displayed pixel over its height; the result has square pixels.
+    """
+
+    side: int
+    transform: VideoTransform
+    pixel_ratio: float = 1.0
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        size = self.transform.resized(self.side)
+        if self.pixel_ratio != 1 and len(size) == 1:
+            height, width = image.shape[0], image.shape[1] * self.pixel_ratio
+            short = min(height, width)
+            size = [max(1, int(self.side * length / short)) for length in (height, width)]
+        pixels = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
+        resized: np.ndarray = v2.functional.resize(pixels, size, antialias=True).permute(1, 2, 0).numpy()
+        return resized
+
+
+def displayed(image: np.ndarray, pixel_ratio: float) -> Image.Image:
+    """Return a frame (H, W, 3) as a picture with square pixels."""
+    picture = Image.fromarray(image)
+    return picture if pixel_ratio == 1 else picture.resize((max(1, round(picture.width * pixel_ratio)), picture.height))
 
 
 def usual_short_side(resize: int) -> tuple[int, int]:

@@ -86,7 +86,7 @@ def one(tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "_stat", lambda path: (10, 20))
 
     def entry_of(record):
-        content = {"rescalenet_video_index": 1, "videos": {"a.mp4": record}}
+        content = {"rescalenet_video_index": 2, "videos": {"a.mp4": record}}
         (tmp_path / "index.json").write_text(json.dumps(content))
         (entry,) = Index(tmp_path / "index.json", tmp_path).entries([tmp_path / "a.mp4"])
         return entry
@@ -113,6 +113,18 @@ def test_whole_entries(one):
         ("steps", [[1.0, 4]], r"steps.0.0=1.0: .*valid integer"),
         ("steps", [[2**61, 4]], r"steps: the times are beyond 64 bits"),
         ("steps", None, r"steps=None"),
+        (
+            "steps",
+            [[100, 3, 4, 4]],
+            r"steps: must be of a step and a count, or of p, q, r and a count with r <= q <= p",
+        ),
+        ("steps", [[3, 100, 4, 4]], r"steps: must be"),
+        ("steps", [[100, 3, 4]], r"steps: must be"),
+        ("steps", [[100, 3, 2, 2**40]], r"steps: they are not of frames=5"),
+        ("pixel_ratio", 0, r"pixel_ratio=0: .*greater"),
+        ("delay", 1e9, r"delay=1000000000.0: .*less"),
+        ("codec", 3, r"codec=3: .*valid string"),
+        ("notes", ["odd"], r"notes.0='odd'"),
         ("keys", [0, 5], r"keys: must rise and be below frames=5"),
         ("keys", [3, 0], r"keys: must rise"),
         ("keys", [-1], r"keys.0=-1"),
@@ -131,6 +143,45 @@ def test_whole_entries(one):
 def test_a_damaged_entry_is_named(one, key, value, reason):
     with pytest.raises(DataError, match=rf"index.json: its entry of 'a.mp4' is damaged \({reason}.*; remove the index"):
         one({**WHOLE, key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), [("decodable", False), ("seekable", False), (None, None)])
+def test_entries_of_version_1(tmp_path, monkeypatch, key, value):
+    """Those of videos that it could not decode or time are made anew, the others stay."""
+    monkeypatch.setattr(index_module, "_stat", lambda path: (10, 20))
+    content = {"rescalenet_video_index": 1, "videos": {"a.mp4": {**WHOLE, **({key: value} if key else {})}}}
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    (entry,) = Index(tmp_path / "index.json", tmp_path).entries([tmp_path / "a.mp4"])
+    if key:
+        assert "no such file" in entry.failure
+    else:
+        assert entry.info.frames == 5
+
+
+def test_runs_of_rounded_times(one):
+    """30 frames per second in milliseconds, as Matroska has them."""
+    record = {**WHOLE, "steps": [[100, 3, 2, 4]], "time_base": [1, 1000], "pixel_ratio": 1.5, "notes": ["hdr"]}
+    info = one(record).info
+    assert info.pts.tolist() == [0, 33, 67, 100, 133]
+    assert (info.pixel_ratio, info.notes, info.delay) == (1.5, ("hdr",), 0)
+
+
+def test_what_was_found_survives_an_interruption(some, monkeypatch):
+    videos, file = folder_videos(some), some.parent / "index.json"
+
+    def stopped(path):
+        if path.name == "2.mp4" and path.parent.name == "right":
+            raise KeyboardInterrupt
+        return probe(path)
+
+    monkeypatch.setattr(index_module, "probe", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        index_videos(videos, Index(file, some))
+    assert len(json.loads(file.read_text())["videos"]) == 10
+    monkeypatch.setattr(
+        index_module, "probe", lambda path: pytest.fail("again") if "down" in str(path) else probe(path)
+    )
+    assert len(index_videos(videos, Index(file, some))) == 23
 
 
 @pytest.mark.parametrize("record", [None, [], 3, "a", {}, {"decodable": False}])

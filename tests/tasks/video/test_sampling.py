@@ -89,3 +89,36 @@ def test_frames_are_those_on_the_screen(steps, frames, interval, seed):
     for t, i in zip(at, frames_at(info, at), strict=True):
         assert times[i] / 1000 <= t + 1e-4
         assert i + 1 == len(times) or times[i + 1] / 1000 > t - 1e-4
+
+
+@given(
+    steps=st.lists(st.integers(10, 400), min_size=1, max_size=60),
+    frames=st.integers(1, 9),
+    interval=st.one_of(st.none(), st.floats(0.5, 60)),
+    begin=st.floats(0, 30),
+    length=st.floats(0.001, 30),
+    delay=st.floats(0, 2),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=200, deadline=None)
+def test_clips_stay_in_their_segment(steps, frames, interval, begin, length, delay, seed):
+    """As after a cut: every frame begins in the segment; if none does, it is the one on the screen."""
+    times = np.concatenate([[0], np.cumsum(steps)])
+    info = VideoInfo.from_times(times.tolist(), time_base=Fraction(1, 1000), delay=delay, **REST)
+    clock = times / 1000 + delay
+    segment = (begin, begin + length)
+    inside = np.flatnonzero((clock >= begin - 2e-4) & (clock < begin + length))
+    sampler = ClipSampler(layout(frames, interval))
+    for clip in (sampler.random(info, np.random.default_rng(seed), segment), *sampler.uniform(info, 3, segment)):
+        assert len(clip) == frames
+        if len(inside):
+            assert set(clip.tolist()) <= set(inside.tolist())
+        else:
+            assert len(set(clip.tolist())) == 1
+            assert clock[clip[0]] <= max(begin, clock[0]) + 2e-4
+
+
+def test_a_segment_shorter_than_a_clip_repeats_its_last_frame():
+    """8 frames 8/30 s apart take 2 s; the segment has 1 s, and the video goes on behind it."""
+    info = steady(300, 30)
+    assert ClipSampler(layout()).uniform(info, 1, (2.0, 3.0)).tolist() == [[60, 68, 76, 84, 89, 89, 89, 89]]
