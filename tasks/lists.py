@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from tasks.errors import DataError
 from tasks.files import text_lines
 from tasks.printing import brief, listed
+from tasks.textfiles import read_text
 from zoo.errors import one_line
 
 PATH_COLUMNS = ("path", "image", "image_path", "video", "video_path", "filename", "fname", "file", "file_name", "name")
@@ -69,10 +71,54 @@ def read_labels(file: Path) -> list[Row]:
     return rows
 
 
+class Record(NamedTuple):
+    """A row of a CSV file: the number of its first line, and its fields by the names of the columns in lower case."""
+
+    line: int
+    fields: dict[str, str]
+
+
+def read_table(file: Path) -> list[Record]:
+    """Read a CSV file with a header. Commas, tabs or semicolons separate the fields, which may be in quotes.
+
+    Blanks around fields are no part of them; a field in quotes may have line breaks.
+
+    Args:
+        file: path of the file.
+
+    Raises:
+        DataError: a missing or empty file, one without rows, quotes that do not end, or a row of another length.
+    """
+    lines = text_lines(file)
+    separator = next((s for s in (",", "\t", ";") if s in lines[0][1]), ",")
+    reader = csv.reader(io.StringIO(read_text(file)), delimiter=separator, skipinitialspace=True, strict=True)
+    records: list[Record] = []
+    columns: list[str] = []
+    line = 0  # that the row before ended in
+    try:
+        for row in reader:
+            fields, begin, line = [field.strip() for field in row], line + 1, reader.line_num
+            if not any(fields):
+                continue
+            if not columns:
+                columns = [field.lower() for field in fields]
+                if len(set(columns)) != len(columns):
+                    raise DataError(f"{file}, line {begin}: two columns have one name; rename one")
+            elif len(fields) != len(columns):
+                raise DataError(f"{file}, line {begin}: has {len(fields)} fields, must have {len(columns)}")
+            else:
+                records.append(Record(begin, dict(zip(columns, fields, strict=True))))
+    except csv.Error as error:
+        raise DataError(f"{file}, line {line + 1}: not CSV ({one_line(error)})") from None
+    if not records:
+        raise DataError(f"{file}: has a header and no rows")
+    return records
+
+
 def _fields(line: str, separator: str, place: str) -> list[str]:
     """Return the fields of a line; quotes may enclose one that has the separator."""
     try:
-        return next(csv.reader([line], delimiter=separator, strict=True))
+        return next(csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise DataError(f"{place}: not CSV ({one_line(error)}): {line[:80]!r}") from None
 

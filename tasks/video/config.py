@@ -44,10 +44,12 @@ class Augment(CommonAugment):
 class DataSection(Strict):
     """Videos and their preparation for the net."""
 
-    source: Literal["folders", "list", "kinetics"] = Field(
+    source: Literal["folders", "list", "kinetics", "ucf101", "hmdb51", "something"] = Field(
         "folders",
-        description="folders: train/<class>/*.mp4 trees; list: files of 'path label' lines or CSV with such columns; "
-        "kinetics: CSV with label, youtube_id, time_start, time_end",
+        description="folders: train/<class>/*.mp4 trees; list: files of 'path label' lines or CSV with such columns, "
+        "and start and end of parts; kinetics: CSV with label, youtube_id, time_start, time_end; ucf101: "
+        "trainlist01.txt and testlist01.txt; hmdb51: folder of the official splits and a number, splits/1, for train "
+        "and val; something: the JSON files of Something-Something",
     )
     root: Annotated[PathText, FREE] = Field(description="folder of the data set")
     train: Annotated[PathOrEmpty, FREE] = Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,18 @@ from tasks.video.decode import NOTES, Found, Note, VideoInfo, find_frames, stack
 from tasks.video.index import Index
 from tasks.video.packed import Packed
 from tasks.video.sampling import ClipSampler
-from tasks.video.sources import Video, Videos, folder_videos, kinetics_videos, list_videos
+from tasks.video.sources import (
+    UCF101_CLASSES,
+    Video,
+    Videos,
+    describe_lists,
+    folder_videos,
+    hmdb51_videos,
+    kinetics_videos,
+    list_videos,
+    something_videos,
+    ucf101_videos,
+)
 from tasks.video.transforms import FrameResize, crops, train_transform
 from zoo import VideoTransform
 from zoo.errors import one_line
@@ -106,25 +117,43 @@ def load_videos(section: DataSection) -> tuple[Videos, Videos]:
     def load(name: str, classes: Sequence[str] | None) -> Videos:
         if section.source == "folders":
             return folder_videos(root / name)
-        return (list_videos if section.source == "list" else kinetics_videos)(root / name, folder, classes)
+        return LISTS[section.source](root / name, folder, classes)
+
+    def load_val(classes: Sequence[str]) -> Videos:
+        if section.source == "hmdb51":
+            return hmdb51_videos(root / section.val, folder, classes, test=True)
+        return load(section.val, classes)
 
     everything = load(section.train, None)
     train, val = split_sets(
         section,
         everything,
         everything.names(),
-        load_val=lambda: load(section.val, everything.classes),
+        load_val=lambda: load_val(everything.classes),
         select=lambda chosen: everything.subset(filter(chosen, everything.names())),
     )
     require_same_classes(train.classes, val.classes, f"{root}: {section.train} and {section.val}")
+    if section.source != "folders":
+        for line in describe_lists(train, val, folder):
+            print_line(line)
     return train, val
+
+
+LISTS: Mapping[str, Callable[[Path, Path, Sequence[str] | None], Videos]] = {
+    "list": list_videos,
+    "kinetics": kinetics_videos,
+    "ucf101": ucf101_videos,
+    "hmdb51": hmdb51_videos,
+    "something": something_videos,
+}
 
 
 def read_set(data: Path, videos: Path | None = None, subset: str | None = None) -> tuple[Videos, Path]:
     """Return a set of labelled videos and the folder that they are in.
 
     Args:
-        data: folder with one folder of videos for each class, file of 'path label' lines, or CSV file of Kinetics.
+        data: folder with one folder of videos for each class, file of 'path label' lines, or official list of Kinetics,
+            UCF101, HMDB51 (folder of its splits and a number) or Something-Something.
         videos: folder of the videos that a file lists; default: the folder of that file.
         subset: file with the names of the videos to return, like ``data.holdout``; default: all videos.
 
@@ -135,14 +164,25 @@ def read_set(data: Path, videos: Path | None = None, subset: str | None = None) 
         root, found = data, folder_videos(data)
     else:
         root = videos or data.parent
-        try:
-            heading = data.open(encoding="utf-8-sig").readline()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{data}: must be a folder of videos or a list of videos ({one_line(error)})") from None
-        found = (kinetics_videos if "youtube_id" in heading else list_videos)(data, root)
+        found = _read_list(data, root)
     if subset is not None:
         found = found.subset(read_holdout(subset, found.names()))
     return found, root
+
+
+def _read_list(file: Path, root: Path) -> Videos:
+    """Return the videos of a list of any kind, which is recognised by its name, first line or neighbours."""
+    if file.name.isdecimal() and not file.exists() and file.parent.is_dir():
+        return hmdb51_videos(file, root, test=True)
+    if file.suffix.lower() == ".json":
+        return something_videos(file, root)
+    try:
+        heading = file.open(encoding="utf-8-sig").readline()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: must be a folder of videos or a list of videos ({one_line(error)})") from None
+    if "youtube_id" in heading.lower():
+        return kinetics_videos(file, root)
+    return (ucf101_videos if file.with_name(UCF101_CLASSES).is_file() else list_videos)(file, root)
 
 
 def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
@@ -189,7 +229,7 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
 
 
 def report_damage(damaged: dict[str, str], total: int, what: str) -> None:
-    """Print of how many videos clips could not be read, and the reasons of the first; see ``report_failures``."""
+    """Print the number of videos of which clips could not be read, and the reasons of the first."""
     for reason in list(damaged.values())[:SHOWN]:
         print_line(f"damaged: {reason}")
     if damaged:

@@ -134,7 +134,7 @@ class VideoInfo:
 
 @dataclass
 class _Packets:
-    """What the packets of a stream tell, without decoding them.
+    """The packets of a stream, without decoding them.
 
     Attributes:
         times: presentation time of each packet, None where it has none.
@@ -168,7 +168,7 @@ class _Packets:
 
 @dataclass
 class _Decoded:
-    """What decoding tells.
+    """The frames of a stream, in the order of display.
 
     Attributes:
         times: time of each frame, None where it has none.
@@ -188,7 +188,7 @@ class _Decoded:
 def probe(path: str | Path) -> VideoInfo:
     """Read the times of all frames of a video, its key frames and its size.
 
-    A file that is cut or has damaged packets is described whole, as far as its container tells; its missing frames
+    A file that is cut or has damaged packets is described whole, as far as its container states it; its missing frames
     cannot be read.
 
     Raises:
