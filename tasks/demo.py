@@ -325,9 +325,10 @@ def translate_captions(out: Path) -> list[str]:
     """
     model, coder = load_folded(zoo.get_weights(TRANSLATOR))
     start = time.monotonic()  # the net is loaded
-    german = [result.texts[0] for result in Translator(model, coder, Beam(beam=5))(CAPTIONS)]
+    results = list(Translator(model, coder, Beam(beam=5))(CAPTIONS))
+    german = [result.texts[0] for result in results]
     seconds = time.monotonic() - start
-    attention_picture(model, coder, CAPTIONS[1], german[1], out / "attention.png")
+    attention_picture(model, coder, *results[1].parts[0], out / "attention.png")
     return [
         f"## Translation, by `{TRANSLATOR}` (a Transformer without LayerNorm)",
         "",

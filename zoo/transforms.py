@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zoo.arguments import real_number, shown, text, whole_number
 from zoo.errors import WeightsError, ZooError, one_line, reason_of, suggestion
 from zoo.files import safe_name
-from zoo.text import Tokenizer, Vocabulary
+from zoo.text import CLEANING, Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
@@ -240,6 +240,9 @@ class TextTransform:
         target: target language, likewise.
         source_model: sentencepiece model of the source vocabulary, base64.
         target_model: sentencepiece model of the target vocabulary, base64; None for a joint vocabulary.
+        cleaning: version of the rules of ``zoo.text.clean`` in the training text; see ``zoo.text.CLEANING``.
+        longest: number of source tokens that few training sentences exceed: longer text is translated in parts; None:
+            unknown.
     """
 
     kind: ClassVar[str] = "text"
@@ -248,6 +251,8 @@ class TextTransform:
     target: str
     source_model: str = field(repr=False)
     target_model: str | None = field(repr=False)
+    cleaning: int = 1
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         # the languages name files, and a weights file may come from anywhere
@@ -259,18 +264,38 @@ class TextTransform:
                 continue
             if len(text(value, key)) > LONGEST_MODEL:
                 raise ZooError(f"{key}: has more than {LONGEST_MODEL} characters")
+        object.__setattr__(self, "cleaning", whole_number(self.cleaning, "cleaning", 1))
+        if self.cleaning > CLEANING:
+            raise ZooError(f"cleaning={self.cleaning}: of a later version, which cleans text by other rules; update")
+        if self.longest is not None:
+            object.__setattr__(self, "longest", whole_number(self.longest, "longest", 1))
 
     @classmethod
-    def from_vocabularies(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:
+    def from_vocabularies(
+        cls,
+        languages: tuple[str, str],
+        source: Vocabulary,
+        target: Vocabulary,
+        *,
+        cleaning: int = CLEANING,
+        longest: int | None = None,
+    ) -> TextTransform:
         """Return the transform of a pair of languages.
 
         Args:
             languages: source and target language.
             source: vocabulary of the source language.
             target: vocabulary of the target language.
+            cleaning: version of the cleaning of the training text.
+            longest: number of source tokens that few training sentences exceed; None: unknown.
         """
         models = [base64.b64encode(v.model).decode() for v in (source, target)]
-        return cls(*languages, models[0], models[1] if models[1] != models[0] else None)
+        return cls(*languages, models[0], models[1] if models[1] != models[0] else None, cleaning, longest)
+
+    def same_text(self, other: TextTransform) -> bool:
+        """Return whether languages and vocabularies are those of another transform."""
+        names = ("source", "target", "source_model", "target_model")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     @classmethod
     def of(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tasks.errors import DataError
 from tasks.plots import new_figure, save_figure
 from zoo.nets.transformer import CrossAttention, Transformer
 from zoo.text import EOS, Tokenizer
+
+MOST_PIECES = 150  # on either side of a picture, which then has 7000 pixels
 
 
 @torch.no_grad()
@@ -39,22 +43,27 @@ def cross_attention(model: Transformer, source: Tensor, target: Tensor) -> Tenso
     return torch.stack(found)
 
 
-def attention_picture(model: Transformer, coder: Tokenizer, source: str, target: str, path: Path) -> None:
+def attention_picture(
+    model: Transformer, coder: Tokenizer, source: Sequence[int], target: Sequence[int], path: Path
+) -> None:
     """Write a PNG of the mean cross-attention over heads and layers, a column per source and a row per target piece.
 
     Args:
         model: net in eval mode.
         coder: tokenizer of the net.
-        source: source sentence.
-        target: translation of the source.
+        source: token ids of the sentence, without </s>.
+        target: token ids of its translation, without </s>.
         path: path of the picture.
+
+    Raises:
+        DataError: more pieces than a picture shows.
     """
+    if max(len(source), len(target)) > MOST_PIECES:
+        raise DataError(f"{max(len(source), len(target))} pieces, a picture shows up to {MOST_PIECES}")
     device = model.encoder_embedding.weight.device
-    tokens = coder([source])
-    (ids,) = coder.target.encode([target])
-    weights = cross_attention(model, tokens.to(device), torch.tensor([[EOS, *ids]], device=device))
-    grid = weights.mean((0, 2))[0].cpu()  # (layers, 1, heads, T, S) -> (T, S)
-    columns, rows = coder.source.pieces(tokens[0].tolist()), [*coder.target.pieces(ids), "</s>"]
+    tokens, ids = torch.tensor([[*source, EOS]], device=device), torch.tensor([[EOS, *target]], device=device)
+    grid = cross_attention(model, tokens, ids).mean((0, 2))[0].cpu()  # (layers, 1, heads, T, S) -> (T, S)
+    columns, rows = coder.source.pieces([*source, EOS]), [*coder.target.pieces(target), "</s>"]
     figure = new_figure(1.5 + 0.32 * len(columns), 1.5 + 0.26 * len(rows))
     axes = figure.subplots()
     axes.imshow(grid.numpy(), cmap="Blues", vmin=0, aspect="auto")

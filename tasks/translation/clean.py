@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from tasks.translation.config import CleanSection
+from tasks.translation.languages import count_words
 from tasks.translation.text import Pair
+from zoo.text import JOINERS, clean
 
-# Characters of category C (control) that belong to text: the joiners of scripts such as Persian.
-_JOINERS = "\u200c\u200d"
-REPLACED = "mended"  # key in corpus.json of the number of pairs whose control characters were replaced
+REPLACED = "mended"  # key in corpus.json of the number of pairs that ``zoo.text.clean`` changed
+JOINED = "joined"  # key in corpus.json of the number of kept pairs with joiners, which are part of the spelling
 
 
 class Cleaner:
     """Filter of sentence pairs.
 
-    Control characters are replaced by spaces first. A pair is then dropped for the first of these reasons that applies:
+    The text is cleaned first (``zoo.text.clean``). A pair is then dropped for the first of these reasons that applies:
 
-    - ``empty``: one side has no words.
+    - ``empty``: one side has no words. Words are those of ``tasks.translation.languages.count_words``.
     - ``long``: one side has more than ``max_words`` words.
     - ``ratio``: the longer side has more than ``max_ratio`` times the words of the shorter side.
     - ``duplicate``: the same pair occurred before.
@@ -29,8 +29,7 @@ class Cleaner:
         settings: limits of the rules.
 
     Attributes:
-        counts: number of pairs by result: ``read``, ``kept``, the reasons above, and ``REPLACED`` for pairs with
-            replaced control characters.
+        counts: number of pairs by result: ``read``, ``kept``, the reasons above, ``REPLACED`` and ``JOINED``.
     """
 
     def __init__(self, settings: CleanSection) -> None:
@@ -41,18 +40,20 @@ class Cleaner:
     def __call__(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
         """Yield the cleaned pairs that are kept, and count all."""
         for pair in pairs:
-            cleaned = Pair(*map(without_control, pair))
+            cleaned = Pair(*map(clean, pair))
             reason = self._reason(cleaned)
             self.counts["read"] += 1
             self.counts[REPLACED] += cleaned != pair
             self.counts[reason or "kept"] += 1
             if reason is None:
+                if any(joiner in text for text in cleaned for joiner in JOINERS):
+                    self.counts[JOINED] += 1
                 yield cleaned
 
     def _reason(self, pair: Pair) -> str | None:
         """Return why a cleaned pair is dropped, None if it is kept."""
         rules = self.settings
-        lengths = len(pair.source.split()), len(pair.target.split())
+        lengths = count_words(pair.source), count_words(pair.target)
         if not min(lengths):
             return "empty"
         if max(lengths) > rules.max_words:
@@ -71,14 +72,5 @@ class Cleaner:
         dropped = ", ".join(f"{self.counts[r]} {r}" for r in ("empty", "long", "ratio", "duplicate", "untokenisable"))
         return (
             f"{self.counts['read']} pairs read, {self.counts['kept']} kept "
-            f"({self.counts[REPLACED]} with control characters replaced); dropped: {dropped}"
+            f"({self.counts[REPLACED]} with blanks, control or format characters changed); dropped: {dropped}"
         )
-
-
-def without_control(text: str) -> str:
-    """Replace control, private and unassigned characters by spaces, and runs of white space by single spaces."""
-    if text.isascii() and text.isprintable():
-        cleaned = text
-    else:
-        cleaned = "".join(" " if unicodedata.category(c)[0] == "C" and c not in _JOINERS else c for c in text)
-    return " ".join(cleaned.split())

@@ -6,12 +6,14 @@ The command line reads the options before it knows whether torch is needed, so t
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -82,6 +84,12 @@ class TranslationPredictOptions(PredictOptions):
         float | None, typer.Option(min=0, max=1, help="Sample from the most probable tokens that have this mass.")
     ] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of samples, by default 0.")] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens above which a line is translated in parts, at ends of sentences; default: the weights'."
+        ),
+    ] = None
     batch_size: BatchSize = 64
     attention: Annotated[bool, typer.Option(help="Write pictures of the cross-attention.")] = False
 
@@ -124,9 +132,10 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     from tasks.printing import Results, checked_format
     from tasks.translation.attention import attention_picture
     from tasks.translation.evaluate import load_folded
+    from tasks.translation.pieces import Splitter
     from tasks.translation.predict import Translator
 
-    # 1. Check the options and the folder, and load the net. On a terminal, each sentence is translated as it is typed.
+    # 1. Check the options and the folder, and load the net.
     settings, nbest, size = options.search(), options.nbest, options.batch_size
     format = checked_format(options.format)
     inputs = inputs or ["-"]
@@ -136,14 +145,17 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     folder = None if out is None else OutputFolder(out, [FILE], sources, overwrite=options.overwrite)
     print_line(describe_run(process_state(), "fp32"))
     model, coder = load_folded(entry)
-    interactive = inputs == ["-"] and sys.stdin.isatty()
-    translator = Translator(model, coder, settings, window=1 if interactive else 8 * size, batch_size=size)
-    if interactive:
+    splitter = Splitter.of(entry, model, coder, options.max_length)
+    translator = Translator(
+        model, coder, settings, window=8 * size, batch_size=size, splitter=splitter, live="-" in inputs and _waits()
+    )
+    if inputs == ["-"] and sys.stdin.isatty():
         print_line(f"{entry.name}: type sentences, one a line; end with Ctrl-D")
     # 2. Translate and print.
     results = Results(format, ("line", "rank", "score", "source", "text"))
     done: list[dict[str, Any]] = []
-    for number, result in enumerate(translator(_lines(inputs)), 1):
+    lines = Lines(inputs)
+    for number, result in enumerate(translator(lines), 1):
         pairs = list(zip(result.texts, result.scores, strict=True))[:nbest]
         line = "\n".join(text if nbest == 1 else f"{number}\t{value:.4f}\t{text}" for text, value in pairs)
         content = {"source": result.source, "texts": result.texts[:nbest], "scores": result.scores[:nbest]}
@@ -151,26 +163,85 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         results.add(line, content, rows)
         if folder is not None:
             done.append(content)
-            if options.attention and result.texts[0]:
-                path = folder.path / f"attention_{number}.png"
-                try_to_draw(partial(attention_picture, model, coder, result.source, result.texts[0], path), path)
-    # 3. Write the translations as JSON.
+            if options.attention:
+                for place, part in enumerate(result.parts, 1):
+                    ending = f"_{place}" if len(result.parts) > 1 else ""
+                    path = folder.path / f"attention_{number}{ending}.png"
+                    try_to_draw(partial(attention_picture, model, coder, *part, path), path)
+    # 3. Write the translations as JSON, and report inputs that ended early.
     if folder is not None:
         folder.write_json(done, FILE)
+    if translator.in_parts > 1:
+        print_line(f"{translator.in_parts} lines were translated in parts")
+    lines.raise_errors()
     return True
 
 
-def _lines(inputs: list[str]) -> Iterator[str]:
-    """Yield the sentences of the arguments: - is standard input, a path the lines of a file, other text a sentence."""
+class Lines:
+    """The sentences of the arguments: - is standard input, a path the lines of a file, other text a sentence.
+
+    A file that cannot be read to its end does not keep the others from being read.
+
+    Args:
+        inputs: arguments.
+    """
+
+    def __init__(self, inputs: list[str]) -> None:
+        self.inputs = inputs
+        self.errors: list[UserError] = []
+
+    def __iter__(self) -> Iterator[str]:
+        for argument in self.inputs:
+            try:
+                yield from _lines(argument)
+            except UserError as error:
+                self.errors.append(error)
+
+    def raise_errors(self) -> None:
+        """Raise the error of the inputs that could not be read to their ends, if there are any.
+
+        Raises:
+            UserError: its message names each.
+        """
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            for error in self.errors:
+                print_line(str(error))
+            raise UserError(f"{len(self.errors)} of {len(self.inputs)} inputs could not be read to their ends")
+
+
+def _lines(argument: str) -> Iterator[str]:
+    """Yield the sentences of an argument; see ``Lines``."""
     from tasks.translation.text import decode_lines, read_lines
 
-    for argument in inputs:
-        if argument == "-":
-            yield from decode_lines(sys.stdin.buffer, "standard input")
-        elif (path := _text_file(argument)) is not None:
-            yield from read_lines(path)
-        else:
-            yield argument
+    if argument == "-":
+        with _standard_input() as file:
+            yield from decode_lines(file, "standard input")
+    elif (path := _text_file(argument)) is not None:
+        yield from read_lines(path)
+    else:
+        yield argument
+
+
+def _descriptor() -> int | None:
+    """Return the number of the file behind standard input; None where there is none, as in tests."""
+    try:
+        return sys.stdin.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _waits() -> bool:
+    """Return whether lines of standard input may come one after the other, as from a terminal or another program."""
+    number = _descriptor()
+    return number is not None and not stat.S_ISREG(os.fstat(number).st_mode)
+
+
+def _standard_input() -> AbstractContextManager[IO[bytes]]:
+    """Return standard input, as a file of its own: at its end Python waits for a thread that reads ``sys.stdin``."""
+    number = _descriptor()
+    return nullcontext(sys.stdin.buffer) if number is None else open(number, "rb", closefd=False)
 
 
 def _text_file(argument: str) -> Path | None:

@@ -25,7 +25,7 @@ from tasks.config import check
 from tasks.errors import ConfigError, DataError
 from tasks.progress import print_line
 from tasks.shards import chunks
-from tasks.translation.clean import Cleaner
+from tasks.translation.clean import JOINED, Cleaner
 from tasks.translation.config import LANGUAGE, CorpusSection, SetName, VocabularySection
 from tasks.translation.sources import find_pairs
 from tasks.translation.text import Pair, read_pairs
@@ -33,7 +33,7 @@ from tasks.translation.vocabulary import train_vocabulary
 from zoo.errors import ZooError, one_line
 from zoo.files import atomic_folder, write_json
 from zoo.jsontext import first_error, read_json
-from zoo.text import Vocabulary
+from zoo.text import CLEANING, Vocabulary, clean
 from zoo.transforms import TextTransform
 from zoo.weights import get_weights
 
@@ -62,6 +62,7 @@ class _Info(pydantic.BaseModel):
     dtypes: tuple[Literal["uint16", "int32"], Literal["uint16", "int32"]] = Field(strict=False)
     pairs: dict[SetName, Count]
     cleaning: dict[str, Count]
+    cleaning_rules: Annotated[int, Field(ge=1, le=CLEANING)] = 1  # version of ``zoo.text.clean``
     settings: dict[str, Any]
 
 
@@ -191,7 +192,8 @@ class Corpus:
     def transform(self) -> TextTransform:
         """Input transform of the nets that are trained on the corpus."""
         source, target = self.info["languages"]
-        return TextTransform.from_vocabularies((source, target), *self.vocabularies)
+        cleaning = self.info.get("cleaning_rules", 1)
+        return TextTransform.from_vocabularies((source, target), *self.vocabularies, cleaning=cleaning)
 
     def expect(self, section: CorpusSection) -> None:
         """Check that the corpus was prepared with some settings; the folder of the text may differ.
@@ -302,7 +304,8 @@ def _fill(section: CorpusSection, folder: Path) -> None:
                 yield pair
 
     # 3. Train the vocabularies, and write the token ids.
-    vocabularies = _vocabularies(section.vocabulary, folder, lambda: cleaned(held_out=False))
+    joined = cleaner.counts[JOINED] > 0
+    vocabularies = _vocabularies(section.vocabulary, folder, lambda: cleaned(held_out=False), joined=joined)
     dtypes = ["uint16" if len(v) <= 1 << 16 else "int32" for v in vocabularies]
     counts: dict[str, int] = {}
     counts["train"], dropped = _write_ids(
@@ -328,6 +331,7 @@ def _fill(section: CorpusSection, folder: Path) -> None:
         "dtypes": dtypes,
         "pairs": counts,
         "cleaning": dict(cleaner.counts),
+        "cleaning_rules": CLEANING,
         "settings": section.model_dump(mode="json"),
     }
     write_json(info, folder / "corpus.json")
@@ -356,7 +360,7 @@ def _write_ids(
     writers = [_Writer(folder, f"{name}.{side}", dtype) for side, dtype in zip(_SIDES, dtypes, strict=True)]
     count = dropped = 0
     for chunk in chunks(pairs, _CHUNK):
-        sides = [v.encode([p[i] for p in chunk]) for i, v in enumerate(vocabularies)]
+        sides = [v.encode([clean(p[i]) for p in chunk]) for i, v in enumerate(vocabularies)]
         if drop_empty:
             both = [(s, t) for s, t in zip(*sides, strict=True) if s and t]
             sides = [[s for s, _ in both], [t for _, t in both]]
@@ -371,7 +375,7 @@ def _write_ids(
 
 
 def _vocabularies(
-    section: VocabularySection, folder: Path, pairs: Callable[[], Iterator[Pair]]
+    section: VocabularySection, folder: Path, pairs: Callable[[], Iterator[Pair]], *, joined: bool
 ) -> tuple[Vocabulary, Vocabulary]:
     """Train the vocabularies, or take those of weights; write their files, and return source and target.
 
@@ -379,6 +383,7 @@ def _vocabularies(
         section: settings of the vocabularies.
         folder: folder of the corpus.
         pairs: function that reads the training pairs from the start.
+        joined: whether the text has joiners, which are part of its spelling.
     """
     # 1. Use the vocabularies of weights.
     if section.weights is not None:
@@ -399,7 +404,7 @@ def _vocabularies(
     # 2. Train new vocabularies.
     def train(name: str, texts: Iterable[str]) -> Vocabulary:
         """Train a vocabulary and write its file."""
-        vocabulary = train_vocabulary(texts, section.size, section.kind, coverage=section.coverage)
+        vocabulary = train_vocabulary(texts, section.size, section.kind, coverage=section.coverage, joined=joined)
         (folder / f"{name}.model").write_bytes(vocabulary.model)
         print_line(f"{name} vocabulary: {len(vocabulary)} {section.kind} pieces")
         return vocabulary

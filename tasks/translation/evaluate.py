@@ -13,6 +13,7 @@ from tasks.errors import DataError
 from tasks.progress import Progress, print_line
 from tasks.shards import chunks, gather_in_order, own_batch_size, own_part
 from tasks.spec import load_model
+from tasks.translation.pieces import Splitter
 from tasks.translation.search import Beam, Hypothesis, beam_search
 from tasks.translation.sources import find_pairs
 from tasks.translation.text import Pair
@@ -112,13 +113,32 @@ def translate_ids(
     return gather_in_order(found)
 
 
-def cut_sources(model: Transformer, sentences: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return sentences cut to the largest length of a net; print the number of longer ones."""
-    limit = model.layout.max_length - 1  # without </s>
-    longer = sum(len(s) > limit for s in sentences)
+def translate_texts(
+    model: Transformer,
+    splitter: Splitter,
+    texts: Sequence[str],
+    settings: Beam,
+    batch_size: int,
+    *,
+    progress: bool = False,
+) -> list[str]:
+    """Return the best translation of each sentence, as ``rescalenet predict`` prints it; see ``translate_ids``.
+
+    Args:
+        model: net in eval mode, on its device.
+        splitter: function that cuts long sentences into pieces.
+        texts: sentences.
+        settings: settings of the search.
+        batch_size: number of pieces of a batch on all ranks together.
+        progress: whether progress is shown.
+    """
+    parts = [splitter(text) for text in texts]
+    longer = sum(len(part) > 1 for part in parts)
     if longer and process_state().is_main_process:
-        print_line(f"{longer} source sentences have more than {limit} tokens, the limit of the net; cut to the limit")
-    return [list(s[:limit]) for s in sentences]
+        print_line(f"{longer} source sentences have more than {splitter.usual} tokens: translated in parts")
+    pieces = [piece for part in parts for piece in part]
+    found = iter(translate_ids(model, pieces, settings, batch_size, progress=progress))
+    return [splitter.join(splitter.coder.decode(next(found)[0].tokens) for _ in part) for part in parts]
 
 
 def as_dict(scores: Sequence[Score]) -> dict[str, Any]:
@@ -176,7 +196,6 @@ def evaluate_pairs(
         progress: whether progress is shown.
     """
     model, coder = load_folded(entry)
-    sources = cut_sources(model, coder.source.encode([pair.source for pair in pairs]))
-    found = translate_ids(model, sources, settings, batch_size, progress=progress)
-    texts = [coder.decode(hypotheses[0].tokens) for hypotheses in found]
+    splitter = Splitter.of(entry, model, coder)
+    texts = translate_texts(model, splitter, [pair.source for pair in pairs], settings, batch_size, progress=progress)
     return score(texts, [pair.target for pair in pairs], tokenized=tokenized), texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from pathlib import Path
@@ -23,7 +24,9 @@ from tasks.splits import describe_sets
 from tasks.translation.config import TranslationConfig
 from tasks.translation.corpus import Corpus
 from tasks.translation.data import Batch, Pairs, TokenBatches, collate, merge
-from tasks.translation.evaluate import cut_sources, score, translate_ids
+from tasks.translation.evaluate import score, translate_texts
+from tasks.translation.languages import joint
+from tasks.translation.pieces import Splitter
 from tasks.translation.search import Beam
 from zoo.calibration import sum_dtype
 from zoo.files import write_text
@@ -52,6 +55,9 @@ class Translation(BaseTask):
         lengths = np.stack([self.source.lengths, self.target.lengths]) + 1  # (2, pairs) with </s>
         self.chosen = np.flatnonzero(lengths.max(0) <= limit)  # numbers of the pairs
         self.lengths = lengths[:, self.chosen]  # (2, chosen)
+        # What weights state of their training: 999 of 1000 sentences are not longer.
+        self.longest = int(np.quantile(self.lengths[0], 0.999, method="higher")) - 1 if len(self.chosen) else 1
+        self.longest = max(1, self.longest)
         total = lengths.shape[1]
         if not len(self.chosen):
             raise DataError(f"every training pair has more than {limit} tokens; raise data.max_length")
@@ -64,7 +70,7 @@ class Translation(BaseTask):
         net_info(section.name, "text")
         if section.weights is not None:
             entry = zoo.get_weights(section.weights, model=section.name)
-            if entry.transform != transform:
+            if not (isinstance(entry.transform, zoo.TextTransform) and entry.transform.same_text(transform)):
                 raise ConfigError(
                     f"model.weights={section.weights}: languages or vocabularies are not those of the corpus in "
                     f"{self.corpus.folder}; prepare one with data.corpus.vocabulary.weights={section.weights}"
@@ -119,17 +125,18 @@ class Translation(BaseTask):
         """Return BLEU, chrF, the loss of a token without label smoothing, and perplexity of the evaluation set."""
         assert isinstance(model, zoo.Transformer)
         data, net = self.config.data, zoo.fold(model)
-        # 1. Cut the sentences to the limit of the net.
-        source, target = self.corpus.sentences("val")
-        sources = cut_sources(net, [source[i].tolist() for i in range(len(source))])
-        targets = [target[i].tolist()[: net.layout.max_length - 1] for i in range(len(target))]
-        # 2. Compute the loss, and translate.
+        # 1. Compute the loss of the sentences, cut to the limit of the net.
+        most = net.layout.max_length - 1
+        source, target = ([side[i].tolist()[:most] for i in range(len(side))] for side in self.corpus.sentences("val"))
+        pairs, coder = self.corpus.text("val"), self.corpus.transform.build()
+        splitter = Splitter(coder, self.longest, min(data.max_length - 1, most), joint(data.corpus.target))
         with torch.no_grad(), accelerator.autocast():
-            loss = self._val_loss(net, sources, targets, accelerator)
-            hypotheses = translate_ids(net, sources, Beam(**data.search.model_dump()), data.eval_batch_size)
+            loss = self._val_loss(net, source, target, accelerator)
+            # 2. Translate.
+            beam = Beam(**data.search.model_dump())
+            texts = translate_texts(net, splitter, [pair.source for pair in pairs], beam, data.eval_batch_size)
         # 3. Score the translations.
-        texts = [self.corpus.vocabularies[1].decode(h[0].tokens) for h in hypotheses]
-        bleu, chrf = score(texts, [pair.target for pair in self.corpus.text("val")])[:2]
+        bleu, chrf = score(texts, [pair.target for pair in pairs])[:2]
         if self.main:
             folder = Path(self.config.output) / "evaluation"
             write_text("".join(f"{text}\n" for text in texts), folder / "hypotheses.txt")
@@ -159,4 +166,5 @@ class Translation(BaseTask):
 
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         assert isinstance(model, zoo.Transformer)
-        zoo.save_weights(model, path, transform=self.corpus.transform, classes=(), meta=meta)
+        transform = dataclasses.replace(self.corpus.transform, longest=self.longest)
+        zoo.save_weights(model, path, transform=transform, classes=(), meta=meta)

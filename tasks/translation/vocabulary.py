@@ -14,7 +14,13 @@ from zoo.text import BOS, EOS, PAD, UNK, Vocabulary
 
 
 def train_vocabulary(
-    texts: Iterable[str], size: int, kind: Literal["bpe", "unigram"], *, coverage: float = 1.0, seed: int = 0
+    texts: Iterable[str],
+    size: int,
+    kind: Literal["bpe", "unigram"],
+    *,
+    coverage: float = 1.0,
+    joined: bool = False,
+    seed: int = 0,
 ) -> Vocabulary:
     """Train a sentencepiece vocabulary.
 
@@ -23,6 +29,7 @@ def train_vocabulary(
         size: number of pieces.
         kind: model of sentencepiece.
         coverage: share of the characters of the text that get pieces of their own; the rest become <unk>.
+        joined: whether joiners (ZWNJ, ZWJ) are characters like others, and not blanks.
         seed: seed of the random sample of sentences.
 
     Raises:
@@ -37,7 +44,7 @@ def train_vocabulary(
             vocab_size=size,
             model_type=kind,
             character_coverage=coverage,
-            normalization_rule_name="nmt_nfkc",
+            normalization_rule_name="nfkc" if joined else "nmt_nfkc",  # nmt_nfkc makes joiners blanks
             bos_id=BOS,
             pad_id=PAD,
             eos_id=EOS,

@@ -13,7 +13,7 @@ class Recorder(operations.Recorder):
     """The names of the operations while it is entered, and ``nonzero``, which a boolean index hides."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if "aten.index" in str(func):
+        if "aten.index" in str(func) and not isinstance(args[1], int):  # an int is index_select's dimension
             indices = [i for i in args[1] if i is not None and i.dtype in (torch.bool, torch.uint8)]
             self.lines += ["aten.nonzero.default"] * len(indices)
         return super().__torch_dispatch__(func, types, args, kwargs)

@@ -521,13 +521,18 @@ class Transformer(Net):
             elif isinstance(module, Embedding):
                 module.drop = nn.Identity()
 
-    def encode(self, source: Tensor) -> Memory:
-        """Return the keys and values that the decoder reads, of tokens (B, S) padded at the end with ``PAD``."""
+    def encode(self, source: Tensor, *, padded: bool | None = None) -> Memory:
+        """Return the keys and values that the decoder reads, of tokens (B, S) padded at the end with ``PAD``.
+
+        Args:
+            source: tokens.
+            padded: whether there is padding; None: that is looked up, for which the host waits for the device.
+        """
         padding = source == PAD
         x = self.encoder_embedding(source)  # (B, S, d)
         # attention ignores padding: 0 and -inf, (B, 1, 1, S)
         mask = None
-        if padding.any():
+        if padding.any() if padded is None else padded:
             mask = torch.zeros(padding.shape, dtype=x.dtype, device=x.device).masked_fill_(padding, -math.inf)
             mask = mask[:, None, None]
         # the stack; padding does not count in calibration

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import zoo
+from tasks.errors import UserError
 from tasks.translation.search import Beam, Sampling, beam_search, sample
+from tests.helpers.operations import recorded, waiting
 from tests.helpers.transformers import VOCABULARY, batch, make
 from tests.helpers.translation import sharp
 from zoo.nets.transformer import Cache
@@ -127,3 +129,63 @@ def test_samples_follow_the_distribution():
     assert {h.tokens[0] if h.tokens else EOS for h in found} <= kept
     cold = sample(model, source, Sampling(temperature=1e-4, max_extra=5))[0][0]
     assert cold.tokens == beam_search(model, source, Beam(beam=1, min_length=0, max_extra=5))[0][0].tokens
+
+
+def test_a_sample_depends_on_its_stream_alone():
+    """Not on the batch, its order, or the number of translations of a sentence before it."""
+    model, (source, _) = make(seed=2).float().eval(), batch(6, 12)
+    settings = Sampling(count=2, max_ratio=1, max_extra=3, seed=5)
+    keys = [(10 + row,) for row in range(6)]
+    together = sample(model, source, settings, keys)
+    order = [4, 0, 5, 2, 1, 3]
+    shuffled = sample(model, source[order], settings, [keys[row] for row in order])
+    for place, row in enumerate(order):
+        alone = sample(model, source[row][source[row] != PAD][None], settings, [keys[row]])[0]
+        assert [h.tokens for h in together[row]] == [h.tokens for h in shuffled[place]] == [h.tokens for h in alone]
+    same = sample(model, source[:1].expand(8, -1), settings, [(row,) for row in range(8)])
+    assert len({tuple(h.tokens) for found in same for h in found}) > 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (Beam, {"length_penalty": math.nan}, "length_penalty=nan: must be from -10 to 10"),
+        (Beam, {"length_penalty": 400.0}, "length_penalty=400.0"),
+        (Beam, {"max_ratio": math.inf}, "max_ratio=inf: must be a finite number >= 0"),
+        (Beam, {"max_ratio": -1.0}, "max_ratio=-1.0"),
+        (Sampling, {"max_extra": -1}, "max_extra=-1: must be >= 0"),
+        (Sampling, {"temperature": math.nan}, "temperature=nan: must be > 0"),
+        (Sampling, {"temperature": math.inf}, "temperature=inf: must be from 1e-06 to 1e[+]06"),
+        (Sampling, {"temperature": 1e-40}, "temperature=1e-40: must be from"),
+        (Sampling, {"top_p": math.nan}, "top_p=nan"),
+    ],
+)
+def test_numbers_out_of_range(kind, values, message):
+    with pytest.raises(UserError, match=message):
+        kind(**values)
+
+
+def test_extreme_numbers_that_are_allowed():
+    model, (source, _) = sharp(), batch()
+    for penalty in (-10.0, 10.0):
+        assert all(found for found in beam_search(model, source, Beam(beam=2, length_penalty=penalty, max_extra=3)))
+    assert all(len(h[0].tokens) < 1024 for h in beam_search(model, source, Beam(beam=1, max_ratio=1e300)))
+    for temperature in (1e-6, 1e6):
+        assert sample(model, source, Sampling(temperature=temperature, max_extra=3))
+
+
+def test_scores_that_are_not_finite():
+    model, (source, _) = sharp(), batch()
+    with torch.no_grad():
+        model.output_weight.fill_(math.nan)
+    for search in (lambda: beam_search(model, source, Beam(beam=2)), lambda: sample(model, source, Sampling())):
+        with pytest.raises(UserError, match="no finite scores"):
+            search()
+
+
+@pytest.mark.parametrize("settings", [Beam(beam=3, max_ratio=1, max_extra=0), Sampling(count=3, max_ratio=1)])
+def test_the_host_reads_one_tensor_in_a_step(settings, monkeypatch):
+    """On a CPU, reading a whole tensor is no operation: those that read single values are all that can be counted."""
+    model, (source, _) = sharp(), batch(6, 12)
+    search = beam_search if isinstance(settings, Beam) else sample
+    assert not waiting(recorded(lambda: search(model, source, settings)))

@@ -37,15 +37,16 @@ def test_lines_are_translated_in_order_as_they_come(prepared):
 
 def test_a_line_longer_than_the_net_is_translated_in_parts(prepared, capsys):
     long = translator(prepared, Beam(beam=2), max_length=12)
-    assert len(long.parts("one " * 10_000)) > 500
+    parts = long.splitter
+    assert len(parts("one " * 10_000)) > 500
     (patient,) = translator(prepared, Beam(beam=1, max_ratio=0, max_extra=3), max_length=250)(["one " * 10_000])
     assert patient.texts[0]
-    assert all(1 <= len(part) <= 11 for part in long.parts("one " * 1000 + "x" * 500))
+    assert all(1 <= len(part) <= 11 for part in parts("one " * 1000 + "x" * 500))
     text = "one two three four five six seven eight"
     (result,) = long([text])
     assert "line 1: has more than 11 tokens, the limit of the net; translated in" in capsys.readouterr().err
     assert len(result.texts) == 2
-    whole = long.parts("one two three four five six seven eight")
+    whole = parts("one two three four five six seven eight")
     assert [i for part in whole for i in part] == long.coder.source.encode(["one two three four five six seven eight"])[
         0
     ]
