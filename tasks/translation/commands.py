@@ -26,9 +26,18 @@ if TYPE_CHECKING:
     import zoo
     from tasks.report import Evaluation
     from tasks.translation import search
+    from tasks.translation.scores import Scoring
 
 
 FILE = "translations.json"  # what ``predict`` writes for all sentences together
+
+
+MaxLength = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Tokens above which a line is translated in parts, at ends of sentences; default: the weights'."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -38,31 +47,70 @@ class TranslationEvalOptions:
     batch_size: BatchSize = 64
     beam: Annotated[int, typer.Option(min=1, help="Width of the beam search; 1 is greedy.")] = 5
     length_penalty: Annotated[float, typer.Option(help="Exponent of the length in a score.")] = 1.0
+    max_length: MaxLength | None = None
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(parser=input_path, help="File with a further reference on each line; more than once."),
+    ] = None
+    metrics: Annotated[str, typer.Option(metavar="A,B,...", help="Scores: bleu, chrf, chrf++, ter.")] = "bleu,chrf"
+    tokenize: Annotated[
+        str | None, typer.Option(help="Tokeniser of sacrebleu's BLEU; default: that of the target language.")
+    ] = None
+    lowercase: Annotated[bool, typer.Option(help="Case does not count in scores.")] = False
     tokenized: Annotated[bool, typer.Option(help="The text is Moses-tokenised.")] = False
+
+    def scoring(self, language: str) -> Scoring:
+        """Return the settings of the scores.
+
+        Args:
+            language: code of the target language.
+
+        Raises:
+            UserError: an unknown name, or options that exclude each other.
+        """
+        from tasks.translation.scores import Scoring
+
+        if self.tokenized and self.tokenize is not None:
+            raise UserError("--tokenize is not for --tokenized text, of which BLEU takes the words as they are")
+        names = tuple(dict.fromkeys(name.strip() for name in self.metrics.lower().split(",") if name.strip()))
+        return Scoring.of(
+            language, self.tokenize, lowercase=self.lowercase, metrics=names or ("",), tokenized=self.tokenized
+        )
 
 
 def run_eval(
     entry: zoo.Weights, data: Path, out: Path | None, workers: int, options: TranslationEvalOptions
 ) -> Evaluation:
-    """Translate a set and return BLEU and chrF; write ``hypotheses.txt`` and ``metrics.json``."""
+    """Translate a set and return its scores; write ``hypotheses.txt`` and ``metrics.json``."""
     from tasks.devices import describe_run, process_state
     from tasks.report import Evaluation
     from tasks.translation.evaluate import as_dict, evaluate_pairs, read_set
     from tasks.translation.search import Beam
     from zoo.files import write_json, write_text
+    from zoo.transforms import TextTransform
 
-    pairs = read_set(entry, data)
+    assert isinstance(entry.transform, TextTransform)
+    scoring = options.scoring(entry.transform.target)
+    settings = Beam(beam=options.beam, length_penalty=options.length_penalty)
+    pairs = read_set(entry, data, options.reference or ())
     if process_state().is_main_process:
         print_line(describe_run(process_state(), "fp32"))
-    settings = Beam(beam=options.beam, length_penalty=options.length_penalty)
     scores, texts = evaluate_pairs(
-        entry, pairs, settings, batch_size=options.batch_size, tokenized=options.tokenized, progress=True
+        entry,
+        pairs,
+        settings,
+        scoring,
+        batch_size=options.batch_size,
+        longest=options.max_length,
+        progress=True,
     )
     if out is not None and process_state().is_main_process:
         write_text("".join(f"{text}\n" for text in texts), out / "hypotheses.txt")
         write_json({"weights": entry.name, "search": asdict(settings), **as_dict(scores)}, out / "metrics.json")
-    heading = f"{len(pairs)} sentences, beam {options.beam}, length penalty {options.length_penalty:g}"
-    metrics = {"bleu": scores[0].value, "chrf": scores[1].value}
+    translators = len(pairs[0].references)
+    references = f", {translators} references" if translators > 1 else ""
+    heading = f"{len(pairs)} sentences{references}, beam {options.beam}, length penalty {options.length_penalty:g}"
+    metrics = {name: found.value for name, found in zip(scoring.metrics, scores, strict=False)}
     return Evaluation(metrics, [heading, *map(str, scores)])
 
 
@@ -84,12 +132,7 @@ class TranslationPredictOptions(PredictOptions):
         float | None, typer.Option(min=0, max=1, help="Sample from the most probable tokens that have this mass.")
     ] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of samples, by default 0.")] = None
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Tokens above which a line is translated in parts, at ends of sentences; default: the weights'."
-        ),
-    ] = None
+    max_length: MaxLength | None = None
     batch_size: BatchSize = 64
     attention: Annotated[bool, typer.Option(help="Write pictures of the cross-attention.")] = False
 
@@ -134,6 +177,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     from tasks.translation.evaluate import load_folded
     from tasks.translation.pieces import Splitter
     from tasks.translation.predict import Translator
+    from zoo.transforms import TextTransform
 
     # 1. Check the options and the folder, and load the net.
     settings, nbest, size = options.search(), options.nbest, options.batch_size
@@ -154,7 +198,8 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     # 2. Translate and print.
     results = Results(format, ("line", "rank", "score", "source", "text"))
     done: list[dict[str, Any]] = []
-    lines = Lines(inputs)
+    assert isinstance(entry.transform, TextTransform)
+    lines = Lines(inputs, entry.transform.source)
     for number, result in enumerate(translator(lines), 1):
         pairs = list(zip(result.texts, result.scores, strict=True))[:nbest]
         line = "\n".join(text if nbest == 1 else f"{number}\t{value:.4f}\t{text}" for text, value in pairs)
@@ -184,16 +229,17 @@ class Lines:
 
     Args:
         inputs: arguments.
+        language: code of the language of the sentences, for files with several.
     """
 
-    def __init__(self, inputs: list[str]) -> None:
-        self.inputs = inputs
+    def __init__(self, inputs: list[str], language: str) -> None:
+        self.inputs, self.language = inputs, language
         self.errors: list[UserError] = []
 
     def __iter__(self) -> Iterator[str]:
         for argument in self.inputs:
             try:
-                yield from _lines(argument)
+                yield from _lines(argument, self.language)
             except UserError as error:
                 self.errors.append(error)
 
@@ -211,15 +257,16 @@ class Lines:
             raise UserError(f"{len(self.errors)} of {len(self.inputs)} inputs could not be read to their ends")
 
 
-def _lines(argument: str) -> Iterator[str]:
+def _lines(argument: str, language: str) -> Iterator[str]:
     """Yield the sentences of an argument; see ``Lines``."""
-    from tasks.translation.text import decode_lines, read_lines
+    from tasks.translation.lines import decode_lines
+    from tasks.translation.text import read_segments
 
     if argument == "-":
         with _standard_input() as file:
             yield from decode_lines(file, "standard input")
     elif (path := _text_file(argument)) is not None:
-        yield from read_lines(path)
+        yield from read_segments(path, language)
     else:
         yield argument
 

@@ -61,7 +61,7 @@ class SearchSection(Strict):
     """Search in evaluation; see tasks.translation.search.Beam."""
 
     beam: int = Field(4, ge=1, description="width of the beam; 1: greedy search")
-    length_penalty: float = Field(1.0, description="exponent of the length in a score")
+    length_penalty: float = Field(1.0, ge=-10, le=10, description="exponent of the length in a score")
     max_ratio: float = Field(1.5, ge=0, description="largest number of target tokens for each source token ...")
     max_extra: int = Field(20, ge=0, description="... and target tokens that are allowed in addition")
 
@@ -74,6 +74,9 @@ class DataSection(Strict):
     max_length: int = Field(256, ge=2, description="training pairs with more tokens on either side are left out")
     eval_batch_size: Annotated[int, FREE] = Field(
         64, ge=1, description="sentences of a batch in evaluation, on all ranks together"
+    )
+    tokenize: str | None = Field(
+        None, description="tokeniser of sacrebleu's BLEU; default: that of the target language"
     )
     search: SearchSection = SearchSection()
 

@@ -1,11 +1,10 @@
-"""Translation of sets, and scores with the signatures of sacrebleu."""
+"""Translation of sets, and their scores."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import zoo
 from tasks.devices import process_state
@@ -14,66 +13,12 @@ from tasks.progress import Progress, print_line
 from tasks.shards import chunks, gather_in_order, own_batch_size, own_part
 from tasks.spec import load_model
 from tasks.translation.pieces import Splitter
+from tasks.translation.scores import Score, Scoring, score
 from tasks.translation.search import Beam, Hypothesis, beam_search
-from tasks.translation.sources import find_pairs
-from tasks.translation.text import Pair
+from tasks.translation.sources import Referenced, read_referenced
 from zoo.nets.transformer import Transformer
 from zoo.text import EOS, Tokenizer, padded
 from zoo.transforms import TextTransform
-
-
-class Score(NamedTuple):
-    """The value of a metric.
-
-    Attributes:
-        name: name of the metric.
-        value: value in points, 0 to 100.
-        signature: settings of sacrebleu; scores are comparable if their signatures are equal.
-    """
-
-    name: str
-    value: float
-    signature: str
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.value:.2f}  {self.signature}"
-
-
-def score(hypotheses: Sequence[str], references: Sequence[str], *, tokenized: bool = False) -> list[Score]:
-    """Return BLEU and chrF of translations (sacrebleu).
-
-    Args:
-        hypotheses: translations.
-        references: reference of each translation.
-        tokenized: False: the texts are plain, and BLEU tokenises them itself (13a). True: they are Moses-tokenised,
-            BLEU uses their words as they are, and ``compound_split_bleu`` is the third score.
-    """
-    from sacrebleu.metrics import BLEU, CHRF
-
-    found = []
-    for metric in (BLEU(tokenize="none", force=True) if tokenized else BLEU(), CHRF()):
-        result = metric.corpus_score(list(hypotheses), [list(references)])
-        found.append(Score(result.name, result.score, str(metric.get_signature())))
-    if tokenized:
-        found.append(compound_split_bleu(hypotheses, references))
-    return found
-
-
-def compound_split_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """Return BLEU of Moses-tokenised text in which hyphens are words, as papers on WMT14 En-De report it.
-
-    ``a-b`` counts as ``a ##AT##-##AT## b`` (fairseq's compound_split_bleu.sh). The score is higher than the BLEU of the
-    same text, and only comparable with scores of this kind.
-    """
-    from sacrebleu.metrics import BLEU
-
-    def split(text: str) -> str:
-        """Separate the parts of compounds."""
-        return re.sub(r"(?<=\S)-(?=\S)", " ##AT##-##AT## ", text)
-
-    metric = BLEU(tokenize="none", force=True)
-    result = metric.corpus_score([split(h) for h in hypotheses], [[split(r) for r in references]])
-    return Score("compound-split BLEU", result.score, str(metric.get_signature()))
 
 
 def longest_first(sentences: Sequence[Sequence[int]], size: int) -> list[list[int]]:
@@ -155,34 +100,41 @@ def load_folded(entry: zoo.Weights) -> tuple[Transformer, Tokenizer]:
     return model, coder
 
 
-def read_set(entry: zoo.Weights, data: Path) -> list[Pair]:
-    """Return the pairs of a set, in the languages of the weights.
+def read_set(entry: zoo.Weights, data: Path, further: Sequence[Path] = ()) -> list[Referenced]:
+    """Return the sentences of a set with their references, in the languages of the weights.
 
     Args:
         entry: weights of a translation net.
         data: name of the set: a path (``tasks.translation.sources.find_pair_files``), or a name with ``sacrebleu:`` or
             ``hf:``.
+        further: files with a further reference on each line.
 
     Raises:
         DataError: a set that does not exist, or has no sentences.
     """
     assert isinstance(entry.transform, TextTransform)
     languages = entry.transform.source, entry.transform.target
-    named = str(data).startswith(("sacrebleu:", "hf:"))
-    root, name = (Path(), str(data)) if named else (data.parent, data.name)
-    pairs = list(find_pairs(root, name, languages)())
-    if not pairs:
+    left, two, right = str(data).partition("::")
+    if str(data).startswith(("sacrebleu:", "hf:")):
+        root, name = Path(), str(data)
+    elif two:  # the second name is a path of its own
+        root, name = Path(), f"{left}::{right}"
+    else:
+        root, name = data.parent, data.name
+    found = read_referenced(root, name, languages, further)
+    if not found:
         raise DataError(f"{data}: has no sentences")
-    return pairs
+    return found
 
 
 def evaluate_pairs(
     entry: zoo.Weights,
-    pairs: list[Pair],
+    pairs: Sequence[Referenced],
     settings: Beam,
+    scoring: Scoring,
     *,
     batch_size: int = 64,
-    tokenized: bool = False,
+    longest: int | None = None,
     progress: bool = False,
 ) -> tuple[list[Score], list[str]]:
     """Translate a set; return its scores and translations.
@@ -191,11 +143,12 @@ def evaluate_pairs(
         entry: weights of a translation net.
         pairs: sentences with their references.
         settings: settings of the search.
+        scoring: settings of the scores.
         batch_size: number of sentences of a batch on all ranks together.
-        tokenized: True: the pairs are Moses-tokenised text; see ``score``.
+        longest: number of tokens above which a sentence is translated in parts; None: the weights'.
         progress: whether progress is shown.
     """
     model, coder = load_folded(entry)
-    splitter = Splitter.of(entry, model, coder)
+    splitter = Splitter.of(entry, model, coder, longest)
     texts = translate_texts(model, splitter, [pair.source for pair in pairs], settings, batch_size, progress=progress)
-    return score(texts, [pair.target for pair in pairs], tokenized=tokenized), texts
+    return score(texts, [pair.references for pair in pairs], scoring), texts

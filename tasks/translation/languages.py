@@ -66,6 +66,17 @@ def joint(code: str) -> str:
     return "" if language_of(code) in WITHOUT_BLANKS else " "
 
 
+def bleu_tokenizer(code: str) -> str:
+    """Return the name of sacrebleu's tokeniser for a target language.
+
+    >>> bleu_tokenizer("de"), bleu_tokenizer("zh-CN"), bleu_tokenizer("th")
+    ('13a', 'zh', 'char')
+    """
+    language = language_of(code)
+    own = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+    return own.get(language, "char" if language in WITHOUT_BLANKS else "13a")
+
+
 # -- sentences -----------------------------------------------------------------------------------------
 
 _CLOSING = "\"'\u2019\u201d\u00bb\u203a)]}\u300d\u300f\uff09\u3011\u300b"

@@ -17,16 +17,17 @@ import zoo
 from tasks.config import net_info
 from tasks.devices import process_state
 from tasks.engine import BaseTask, Fingerprint, SetPrint
-from tasks.errors import ConfigError, DataError
+from tasks.errors import ConfigError, DataError, UserError
 from tasks.progress import print_line
 from tasks.shards import chunks, own_batch_size, own_part
 from tasks.splits import describe_sets
 from tasks.translation.config import TranslationConfig
 from tasks.translation.corpus import Corpus
 from tasks.translation.data import Batch, Pairs, TokenBatches, collate, merge
-from tasks.translation.evaluate import score, translate_texts
+from tasks.translation.evaluate import translate_texts
 from tasks.translation.languages import joint
 from tasks.translation.pieces import Splitter
+from tasks.translation.scores import Scoring, score
 from tasks.translation.search import Beam
 from zoo.calibration import sum_dtype
 from zoo.files import write_text
@@ -45,6 +46,10 @@ class Translation(BaseTask):
 
     def __init__(self, config: TranslationConfig) -> None:
         self.config = config
+        try:
+            self.scoring = Scoring.of(config.data.corpus.target, config.data.tokenize)
+        except UserError as error:
+            raise ConfigError(f"data.tokenize: {error}") from None
         # 1. Open the corpus.
         self.corpus = Corpus(Path(config.data.folder))
         self.corpus.expect(config.data.corpus)
@@ -136,7 +141,7 @@ class Translation(BaseTask):
             beam = Beam(**data.search.model_dump())
             texts = translate_texts(net, splitter, [pair.source for pair in pairs], beam, data.eval_batch_size)
         # 3. Score the translations.
-        bleu, chrf = score(texts, [pair.target for pair in pairs])[:2]
+        bleu, chrf = score(texts, [pair.target for pair in pairs], self.scoring)
         if self.main:
             folder = Path(self.config.output) / "evaluation"
             write_text("".join(f"{text}\n" for text in texts), folder / "hypotheses.txt")

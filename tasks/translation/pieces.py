@@ -30,7 +30,7 @@ class Splitter:
         coder: tokenizer of the net.
         usual: number of tokens that few training sentences exceed.
         most: largest number of tokens that the net was trained on or takes, without </s>.
-        between: what stands between the translations of two pieces.
+        between: text between the translations of two pieces.
     """
 
     coder: Tokenizer
@@ -44,8 +44,8 @@ class Splitter:
 
         Args:
             entry: weights of a translation net.
-            model: their net.
-            coder: their tokenizer.
+            model: net of the weights.
+            coder: tokenizer of the net.
             longest: ``usual`` in place of what the weights state.
         """
         assert isinstance(entry.transform, TextTransform)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import zoo
-from tasks.translation.evaluate import score
+from tasks.translation.scores import score
 from tasks.translation.text import read_lines
 from tests.helpers.commands import call, on_two_processes
 from tests.helpers.translation import config, lines

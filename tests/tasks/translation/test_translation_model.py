@@ -16,7 +16,7 @@ from tasks.plots import read_log
 from tasks.spec import make_task
 from tasks.study.fit import measure_fit_loss
 from tasks.translation.corpus import Corpus, prepare
-from tasks.translation.evaluate import score
+from tasks.translation.scores import score
 from tests.helpers.commands import environment, on_two_processes, train_and_kill
 from tests.helpers.training import Crash, crash_after_step
 from tests.helpers.translation import TINY, config, fit, section, toy

@@ -2,11 +2,14 @@
 
 import bz2
 import gzip
+import lzma
+import sys
 
 import pytest
 
 from tasks.errors import DataError
-from tasks.translation.text import read_lines, read_pairs
+from tasks.translation.lines import LONGEST_LINE, read_lines
+from tasks.translation.text import read_pairs
 from tests.helpers.translation import lines
 
 
@@ -31,6 +34,41 @@ def test_text_that_cannot_be_read(tmp_path):
     (tmp_path / "d.gz").write_bytes(b"plain")
     with pytest.raises(DataError, match=r"d\.gz, after line 0: damaged"):
         list(read_lines(tmp_path / "d.gz"))
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
+def test_compressed_text(tmp_path, ending, compress):
+    path = tmp_path / f"a.en.{ending}"
+    text = "".join(f"line {i}\n" for i in range(999))
+    path.write_bytes(compress(text[:2000].encode()) + compress(text[2000:].encode()))  # as of tools that compress parts
+    assert list(read_lines(path)) == text.split("\n")[:-1]
+    whole = compress(text.encode())
+    for damaged in (whole[:-30], whole[:60] + b"\xff" * 20 + whole[80:], b"plain text", text.encode()):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=rf"a\.en\.{ending}, after line \d+: damaged"):
+            list(read_lines(path))
+
+
+def test_zstandard_without_its_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    if sys.version_info < (3, 14):
+        with pytest.raises(DataError, match="a.zst: requires the package zstandard .*; or decompress it: zstd -d"):
+            list(read_lines(tmp_path / "a.zst"))
+
+
+def test_a_line_without_an_end(tmp_path):
+    (tmp_path / "a.xz").write_bytes(lzma.compress(b"one\n" + b"x" * (LONGEST_LINE + 1)))
+    with pytest.raises(DataError, match=rf"a\.xz, line 2: has more than {LONGEST_LINE} bytes"):
+        list(read_lines(tmp_path / "a.xz"))
+
+
+def test_lines_of_old_macs(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\rtwo\rthree\r")
+    with pytest.raises(DataError, match="a.txt: its lines end with carriage returns; convert it: tr"):
+        list(read_lines(tmp_path / "a.txt"))
+    (tmp_path / "a.txt").write_bytes(b"one\rtwo\rthree\r\n")  # within a line
+    assert list(read_lines(tmp_path / "a.txt")) == ["one\rtwo\rthree"]
 
 
 @pytest.mark.parametrize(
