@@ -1,7 +1,7 @@
 """Put detectron2's Python part into the environment that runs this: ``python install_detectron2.py``.
 
 PyPI's ``pb1-detectron2`` is a source distribution without the C++ sources, which pip cannot build. Its Python files
-are all that the adapter's tests need (``conftest.py`` stands in for the compiled module).
+are all that the adapter's tests need (``standins.py`` stands in for the compiled module).
 """
 
 from __future__ import annotations
