@@ -87,6 +87,36 @@ class ReadsBatchNorm(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsDetectron2(Protocol):
+    """A family that reads detectors which detectron2 trained; ``zoo.convert.from_detectron2`` calls this method."""
+
+    def from_detectron2(
+        self,
+        state: Mapping[str, Tensor],
+        name: str,
+        *,
+        net: Any,
+        transform: Any,
+        source: str,
+        **options: Any,
+    ) -> Any:
+        """Return the ``zoo.convert.Conversion`` of a detector.
+
+        Args:
+            state: tensors of pyramid and heads, by detectron2's keys.
+            name: name of the model.
+            net: backbone, a net of the zoo.
+            transform: input that the backbone expects.
+            source: name of the checkpoint, for messages.
+            options: options that ``zoo.convert.from_detectron2`` was given.
+
+        Raises:
+            ZooError: a checkpoint that no model of the family equals, with the reason.
+        """
+        ...
+
+
 FAMILIES: dict[str, Family] = {}  # registered in code, by shell pattern
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import zoo
 from tasks.detection.build import IMAGENET, build_detector, check_options, parse_name
 from tasks.detection.convert import from_batchnorm
+from tasks.detection.from_detectron2 import read_own
 from tasks.detection.rcnn import Detector, DetectorOptions, Standardize, Target
 from zoo.arguments import shown, whole_number
 from zoo.building import WithoutInit
@@ -228,6 +229,19 @@ class DetectorFamily:
     ) -> Conversion | None:
         """Return the conversion of a detector; see ``tasks.detection.convert.from_batchnorm``."""
         return from_batchnorm(state, name, model=model, eps=eps, form=form, **options)
+
+    def from_detectron2(
+        self,
+        state: Mapping[str, Tensor],
+        name: str,
+        *,
+        net: zoo.Backbone,
+        transform: zoo.InputTransform | DetectionTransform,
+        source: str,
+        **options: Any,
+    ) -> Conversion:
+        """Return the detector that detectron2 trained; see ``tasks.detection.from_detectron2.read_own``."""
+        return read_own(state, name, net=net, transform=transform, source=source, **options)
 
 
 FAMILY: Family = DetectorFamily()

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tasks.detection.build import IMAGENET
+from tasks.detection.build import IMAGENET, build_detector, check_options
 from tasks.detection.class_names import NAMES, Classes, kept_classes
-from tasks.detection.imported import ImportedDetector, asked_backbone, imported_detector, require
+from tasks.detection.imported import ImportedDetector, asked_backbone, imported_detector, require, shown_options
+from zoo.building import WithoutInit
+from zoo.convert.batchnorm import Conversion
 from zoo.convert.layouts import detectron2
+from zoo.convert.layouts.detectron2_heads import BOX, MASK, SCORE, background_first, our_key
+from zoo.convert.layouts.fitting import with_asked
 from zoo.errors import WeightsError
+from zoo.nets.base import Backbone
+from zoo.states import load_state
 from zoo.transforms import DetectionTransform, InputTransform
 
 NAME = "detectron2 Faster or Mask R-CNN"
-SCORE, BOX = "roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred"
-MASK = "roi_heads.mask_predictor.mask_fcn_logits"
-
-# their modules -> ours; levels 2 to 5 of the pyramid are 0 to 3
-_KEYS = [
-    (r"backbone\.fpn_(lateral|output)(\d)\.(\w+)", lambda m: f"backbone.fpn.{m[1]}s.{int(m[2]) - 2}.{m[3]}"),
-    (r"proposal_generator\.rpn_head\.conv\.(\w+)", lambda m: f"rpn.head.conv.0.0.{m[1]}"),
-    (r"proposal_generator\.rpn_head\.conv\.conv(\d)\.(\w+)", lambda m: f"rpn.head.conv.{m[1]}.0.{m[2]}"),
-    (r"proposal_generator\.rpn_head\.objectness_logits\.(\w+)", lambda m: f"rpn.head.cls_logits.{m[1]}"),
-    (r"proposal_generator\.rpn_head\.anchor_deltas\.(\w+)", lambda m: f"rpn.head.bbox_pred.{m[1]}"),
-    (r"roi_heads\.box_head\.fc([12])\.(\w+)", lambda m: f"roi_heads.box_head.fc{int(m[1]) + 5}.{m[2]}"),
-    (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", lambda m: f"roi_heads.mask_head.conv{m[1]}.{m[2]}"),
-    (r"roi_heads\.mask_head\.deconv\.(\w+)", lambda m: f"roi_heads.mask_predictor.conv5_mask.{m[1]}"),
-    (r"roi_heads\.mask_head\.predictor\.(\w+)", lambda m: f"{MASK}.{m[1]}"),
-]
 _UNUSED = r"pixel_(mean|std)|proposal_generator\.anchor_generator\.cell_anchors\.\d"
 
 
@@ -61,12 +52,7 @@ def read(
         WeightsError: a checkpoint that no detector of the zoo equals, with the reason.
     """
     _, others = detectron2.split(state)
-    rest = {_renamed(key): value for key, value in others.items() if not re.fullmatch(_UNUSED, key)}
-    if key := next((key for key in rest if re.search(r"norm\.|\.box_head\.conv", key)), None):
-        raise WeightsError(f"{NAME} checkpoint: {key}: norms or convolutions in pyramid or box head do not convert")
-    require(
-        NAME, rest, (f"{SCORE}.weight", f"{SCORE}.bias", f"{BOX}.weight", f"{BOX}.bias", "rpn.head.cls_logits.weight")
-    )
+    rest = _ours(others)
     # the body, with its input
     kind = "mask" if f"{MASK}.weight" in rest else "faster"
     net = detectron2.read(state, asked_backbone(NAME, kind, name), options.get("body", {}))
@@ -96,32 +82,81 @@ def read(
     )
 
 
-def _renamed(key: str) -> str:
-    """Return our key of one of detectron2's, outside of the body; a key that is not known stays."""
-    for pattern, ours in _KEYS:
-        if match := re.fullmatch(pattern, key):
-            return ours(match)
-    return key
+def read_own(
+    state: Mapping[str, Tensor],
+    name: str,
+    *,
+    net: Backbone,
+    transform: InputTransform | DetectionTransform,
+    source: str,
+    classes: Classes = None,
+    **options: Any,
+) -> Conversion:
+    """Return the detector that detectron2 trained around a backbone of the zoo, with the same detections.
+
+    Args:
+        state: tensors of pyramid and heads, by detectron2's keys.
+        name: name of our detector.
+        net: backbone of the detector.
+        transform: input that the backbone expects.
+        source: name of the checkpoint, for messages.
+        classes: see ``kept_classes``; detectron2's order of COCO's classes is by id.
+        options: ``min_size``, ``max_size`` and fields of ``DetectorOptions`` that the tensors do not show.
+
+    Raises:
+        ZooError: an unknown option.
+        WeightsError: a detector that none of the zoo equals, with the reason.
+    """
+    rest = _ours(state)
+    kind = "mask" if f"{MASK}.weight" in rest else "faster"
+    if (backbone := asked_backbone(NAME, kind, name)) != net.config.name:
+        raise WeightsError(f"{source}: its backbone is {net.config.name}, not {backbone}, that of {name}")
+    rest = _background_first(rest)
+    count = len(rest[f"{SCORE}.weight"]) - 1
+    names = kept_classes(classes, count, NAME, usual=len(NAMES)).names
+    # the options, and the input, of which detectron2 has the sizes in its config
+    sizes = {key: options.pop(key) for key in ("min_size", "max_size") if key in options}
+    input = dataclasses.replace(
+        DetectionTransform(
+            IMAGENET.min_size, IMAGENET.max_size, transform.mean, transform.std, transform.channel_order
+        ),
+        **sizes,
+    )
+    asked = check_options(name, options)
+    shown = {**shown_options(NAME, rest, len(asked.aspect_ratios)), "conventions": "detectron2"}
+    with WithoutInit():
+        detector = build_detector(name, net, count, with_asked(NAME, shown, options), input)
+    body = {f"backbone.body.{key}": value for key, value in detector.backbone.body.state_dict().items()}
+    load_state(detector, {**body, **rest}, source)
+    return Conversion(detector.eval(), NAME, None, None, input, names)
+
+
+def _ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors around a body in our keys, with the background as the last class.
+
+    Raises:
+        WeightsError: layers that our detectors do not have, or none.
+    """
+    rest = {our_key(key): value for key, value in state.items() if not re.fullmatch(_UNUSED, key)}
+    if key := next((key for key in rest if re.search(r"norm\.|\.box_head\.conv", key)), None):
+        raise WeightsError(f"{NAME} checkpoint: {key}: norms or convolutions in pyramid or box head do not convert")
+    require(
+        NAME, rest, (f"{SCORE}.weight", f"{SCORE}.bias", f"{BOX}.weight", f"{BOX}.bias", "rpn.head.cls_logits.weight")
+    )
+    return rest
 
 
 def _background_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Move the background's scores from the last row to the first, and give its boxes and masks rows of zeros.
+    """Return tensors with the background as the first class.
 
     Raises:
         WeightsError: boxes or masks that are not predicted for each class.
     """
-    result = dict(state)
     classes = len(state[f"{SCORE}.weight"]) - 1
     for layer, rows in ((BOX, 4 * classes), (MASK, classes)):
         for key in (f"{layer}.weight", f"{layer}.bias"):
-            if key not in state:  # Faster R-CNN has no masks
-                continue
-            if len(state[key]) != rows:
+            if key in state and len(state[key]) != rows:
                 raise WeightsError(
                     f"{NAME} checkpoint: {key} has {len(state[key])} rows; must be {rows}, for each class"
                 )
-            zeros = torch.zeros_like(state[key][: rows // classes])
-            result[key] = torch.cat([zeros, state[key]])
-    for key in (f"{SCORE}.weight", f"{SCORE}.bias"):
-        result[key] = state[key].roll(1, 0)
-    return result
+    return background_first(state)

@@ -133,7 +133,7 @@ def imported_detector(
     of_input |= {key: tuple(options[key]) for key in ("mean", "std") if key in options}
     rest = {key: value for key, value in options.items() if key not in of_input}
     asked = check_options("from_batchnorm", rest)
-    shown = {**_shown(layout, state, len(asked.aspect_ratios)), "body": dict(net.config.options)}
+    shown = {**shown_options(layout, state, len(asked.aspect_ratios)), "body": dict(net.config.options)}
     merged = with_asked(layout, shown, {key: value for key, value in rest.items() if key != "body"})
     # the detector
     return ImportedDetector(
@@ -151,7 +151,7 @@ def imported_detector(
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DetectorOptions)}
 
 
-def _shown(layout: str, state: Mapping[str, Tensor], ratios: int) -> dict[str, Any]:
+def shown_options(layout: str, state: Mapping[str, Tensor], ratios: int) -> dict[str, Any]:
     """Return the fields of ``DetectorOptions`` that tensors around the body, in our keys, show.
 
     Args:

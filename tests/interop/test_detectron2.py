@@ -3,45 +3,19 @@
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
-from PIL import Image
 
 import zoo
-import zoo.export.detectron2_registration as registration
+from tests.helpers.adapter import CONFIGS, config, objects, sample
 from tests.helpers.batchnorm import relative_error, train_statistics_
 from tests.helpers.nets import narrow
 from zoo.export.detectron2 import ZooBackbone, pixel_settings
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "detection" / "detectron2"
 NARROW = {"width": 0.125}
-
-
-def config(**changes):
-    cfg = get_cfg()
-    registration.add_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / "mask_rcnn_rescalenet50_fpn.yaml"))
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.ZOO.NAME = "rescalenet18"
-    cfg.MODEL.ZOO.OPTIONS.width = 0.125
-    cfg.MODEL.FPN.OUT_CHANNELS = 32
-    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
-    cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    cfg.merge_from_list([item for pair in changes.items() for item in (pair[0].replace("__", "."), pair[1])])
-    return cfg
-
-
-@pytest.fixture
-def image():
-    """uint8 (64, 96, 3), RGB, smooth."""
-    noise = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(noise).resize((96, 64)))
 
 
 @pytest.fixture
@@ -110,21 +84,6 @@ def test_shapes_are_declared():
     assert list(maps) == list(shapes) == ["stem", "res3", "res5"]
     for name, shape in shapes.items():
         assert maps[name].shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
-
-
-def objects(size):
-    found = Instances(size)
-    found.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 40.0, 40.0], [30.0, 20.0, 60.0, 56.0]]))
-    found.gt_classes = torch.tensor([0, 2])
-    masks = torch.zeros(2, *size, dtype=torch.bool)
-    masks[0, 8:40, 8:40] = masks[1, 20:56, 30:60] = True
-    found.gt_masks = BitMasks(masks)
-    return found
-
-
-def sample(image, instances=None):
-    content = {"image": torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1).float(), "height": 64, "width": 96}
-    return content if instances is None else {**content, "instances": instances}
 
 
 @pytest.mark.parametrize("scheme", ["rescale", "bn", "gn"])

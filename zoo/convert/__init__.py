@@ -2,6 +2,7 @@
 
 from zoo.convert.batchnorm import Conversion, convert_batchnorm, from_batchnorm
 from zoo.convert.centering import center_inputs_
+from zoo.convert.detectron2 import from_detectron2
 from zoo.convert.fairseq import from_fairseq, to_fairseq
 from zoo.convert.inflate import inflate
 from zoo.convert.reference import from_reference
@@ -13,6 +14,7 @@ __all__ = [
     "center_inputs_",
     "convert_batchnorm",
     "from_batchnorm",
+    "from_detectron2",
     "from_fairseq",
     "from_reference",
     "inflate",

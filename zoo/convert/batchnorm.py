@@ -35,7 +35,7 @@ class Conversion:
     Attributes:
         model: the net, of scheme ``rescale``.
         layout: name of the layout of the source.
-        form: form of the conversion.
+        form: form of the conversion; None if nothing had to be converted but the names.
         eps: eps of the norms that was used; None if the source has no norm.
         transform: input transform, where the layout fixes it.
         classes: class names in order of the logits, where they were given or the layout fixes them.
@@ -43,7 +43,7 @@ class Conversion:
 
     model: Any
     layout: str
-    form: Form
+    form: Form | None
     eps: float | None
     transform: AnyTransform | None
     classes: tuple[str, ...] | None = None

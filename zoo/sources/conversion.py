@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from zoo.convert.batchnorm import checked_classes, convert_batchnorm
+from zoo.convert.detectron2 import LAYOUT, convert_detectron2, is_own
 from zoo.convert.reference import from_reference, is_reference
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError
@@ -98,6 +99,24 @@ def convert_original(
         if form != FORM or eps is not None:
             raise WeightsError(f"{source}: a checkpoint of the authors' code has no norms: leave form and eps out")
         return _convert_reference(source, original, model, classes)
+    # of detectron2, around a net of this zoo
+    if isinstance(original.state, Mapping) and is_own(original.state):
+        if form != FORM or eps is not None:
+            raise WeightsError(f"{source}: {LAYOUT}, whose scheme stays as it is: leave form and eps out")
+        own = convert_detectron2(original.state, model, source=source, classes=classes, **(options or {}))
+        assert own.transform is not None
+        return Converted(
+            own.model,
+            own.transform,
+            own.classes or _numbers(own.model.num_classes),
+            {
+                **original.meta,
+                "source": source,
+                "source_sha256": original.sha256,
+                "licence": original.meta.get("licence", "unknown"),
+                "layout": own.layout,
+            },
+        )
     # with BatchNorm
     eps = original.eps if eps is None else eps
     try:
