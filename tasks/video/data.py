@@ -338,7 +338,7 @@ class Views(NamedTuple):
         number: number of the video in its set.
         failure: reason; empty if the middle clip, which is the first view, and one of the others were read.
         good: whether each view was read.
-        damage: which clips could not be read, and why; empty if all were read.
+        damage: number of the clips that could not be read, and the reason; empty if all were.
     """
 
     clips: Tensor

@@ -38,7 +38,7 @@ _SKIPPING = ("h264", "mpeg4", "mpeg1video", "mpeg2video")
 _NEAR = 4  # frames; up to this distance from the next key frame, decoding on is cheaper than seeking
 _REORDERING = 16  # frames; no codec delays a frame by more
 _MOST_ERRORS = 100  # packets in a row that cannot be read, after which a file has ended
-_CUT = 0.5  # seconds by which a stream may be shorter than its tag tells
+_CUT = 0.5  # seconds by which a stream may be shorter than its tag states
 _MOST_FRAMES = 10_000_000  # of a file: four days at 30 frames per second
 _FLATTEST = Fraction(1, 8)  # width of a pixel over its height; a smaller or larger ratio is an error of the file
 _HDR = (16, 18)  # transfer functions of HDR: SMPTE 2084 (PQ) and ARIB STD-B67 (HLG), as numbered in ITU-T H.273
@@ -71,7 +71,7 @@ class VideoInfo:
         pixel_ratio: width of a displayed pixel over its height, after rotation; not 1 for anamorphic videos.
         delay: seconds from the begin of the file, on the clock of a player, to the first frame.
         codec: FFmpeg's name of the codec.
-        notes: what is odd about the file, see ``NOTES``.
+        notes: oddities of the file, keys of ``NOTES``.
     """
 
     first: int

@@ -173,7 +173,7 @@ class _Row(NamedTuple):
         failure: reason why the video could not be read; empty if it was read.
         single: scores of the middle clip (classes,).
         multi: mean scores of all views that were read (classes,); empty if the middle clip is the only view.
-        damage: which clips could not be read, and why; empty if all were.
+        damage: number of the clips that could not be read, and the reason; empty if all were.
     """
 
     failure: str

@@ -194,7 +194,7 @@ class _Read(NamedTuple):
     Attributes:
         clips: uint8 (clips that were read, T, 3, size, size).
         good: whether each clip of the job was read.
-        reason: why the others could not be read; empty if all were.
+        reason: reason of the others; empty if all were read.
         picture: picture from the middle, if the job asks for it.
     """
 
@@ -358,7 +358,7 @@ class _Classifier:
         """Return the prediction of a video.
 
         Args:
-            plan: what was to be read of it.
+            plan: plan of what was to be read.
             scores: scores (classes,) of each clip and then of each window; None where it could not be read.
             reasons: reason of each that could not be read.
         """
