@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,6 +127,9 @@ def from_fairseq(path: str | Path) -> Transformer:
     plugin = arch.startswith(PLUGIN)
     if not plugin and not arch.startswith("transformer"):
         raise ZooError(f"{path}: has arch {arch[:80]!r}; must be transformer or {PLUGIN}")
+    for side in ("encoder", "decoder"):
+        if not plugin and not any(f"{side}." in key for key in state):
+            raise ZooError(f"{path}: has arch {arch[:80]!r} and no {side}; must be a net of translation, with both")
     scheme = str(args.get("scheme")) if plugin else _native_scheme(args, path)
     # 2. the config, and the tensors by our keys; a net on the meta device takes no memory before they are compared
     own = dict(args.get("scheme_options") or {}) if plugin else {}
@@ -211,6 +215,32 @@ def _layers(state: Iterable[str], prefix: str, path: Path) -> int:
     return len(numbers)
 
 
+class _Inert(Namespace):
+    """Stand-in for objects of other classes: it keeps what it is made of and its attributes, and does nothing.
+
+    Numbers of numpy, which fairseq stores with its best scores and counters, are stand-ins too.
+    """
+
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
+        super().__init__(**{str(key): value for key, value in attributes.items()})
+        if arguments:
+            self.made_of = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update({str(key): value for key, value in state.items()})
+
+    def number(self) -> int | float | bool | None:
+        """Return the number of numpy that this stands for: it is made of a type and of bytes; None for others."""
+        match getattr(self, "made_of", ()):
+            case (_Inert(made_of=(str(code), *_)), bytes(content)) if code in _NUMBERS and len(content) == int(code[1]):
+                return np.frombuffer(content, f"<{code}")[0].item()
+        return None
+
+
+_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return the content of a fairseq checkpoint, with objects such as its arguments as inert namespaces.
 
@@ -218,7 +248,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ZooError: a file that is not a checkpoint of fairseq.
     """
     try:
-        content = load_torch(path, stand_in=Namespace)
+        content = load_torch(path, stand_in=_Inert)
     except Exception as error:  # unpickling another kind of file raises anything
         raise ZooError(f"{path}: not a checkpoint that can be read safely ({' '.join(str(error).split())})") from None
     if (
@@ -243,8 +273,8 @@ def read_dictionary(path: str | Path) -> list[str]:
         ZooError: a file that is not UTF-8, or a line of another form than 'symbol count'.
     """
     symbols = list(_IDS)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
+    try:  # without a translation of the ends of lines: a symbol may be a carriage return
+        text = Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ZooError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
     # not splitlines, which also splits at characters that a symbol may have
@@ -308,10 +338,10 @@ def _arguments(content: dict[str, Any], path: Path) -> dict[str, Any]:
     if args is None:
         args = content["cfg"].get("model") if isinstance(content["cfg"], dict) else None
     if isinstance(args, Namespace):
-        return vars(args)
+        args = vars(args)
     if not isinstance(args, dict):
         raise ZooError(f"{path}: its arguments have type {type(args).__name__}, which is unknown")
-    return {str(key): value for key, value in args.items()}
+    return {str(key): value.number() if isinstance(value, _Inert) else value for key, value in args.items()}
 
 
 def _native_scheme(args: dict[str, Any], path: Path) -> str:

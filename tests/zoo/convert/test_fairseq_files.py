@@ -1,11 +1,14 @@
 """Checkpoints for from_fairseq: what is recognised, and that numbers in them take no memory (needs no fairseq)."""
 
+import collections
 import tracemalloc
 
+import numpy as np
 import pytest
 import torch
 
 import zoo
+from zoo.convert.fairseq import read_dictionary
 
 SIZES = {"dim": 8, "hidden": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "max_length": 30}
 TEXTS = {"source_vocabulary": 11, "target_vocabulary": 11}
@@ -97,3 +100,44 @@ def test_other_files_are_refused_with_the_remedy(checkpoint, tmp_path):
     with pytest.raises(zoo.ZooError, match="not a checkpoint that can be read safely") as caught:
         zoo.convert.from_fairseq(tmp_path / "b.pt")
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Meter:
+    """A class that the reader does not know."""
+
+    def __init__(self):
+        self.sum, self.values = np.float64(3), [1, 2]
+
+
+def test_numbers_and_objects_beside_the_tensors(checkpoint, tmp_path):
+    """The best BLEU and the counters that fairseq stores are numpy's; arguments may be, too."""
+    model, content = checkpoint
+    counts = collections.OrderedDict(counts=np.arange(4), flags=np.zeros((2, 2), bool), text=np.str_("x"))
+    content["extra_state"] = {"best": np.float64(35.1), "metrics": [("valid", counts)], "meter": Meter()}
+    content["cfg"]["model"].update(dropout=np.float32(0.25), encoder_attention_heads=np.int64(2))
+    again = convert(content, tmp_path / "a.pt")
+    source, target = torch.randint(4, 11, (2, 6)), torch.randint(4, 11, (2, 5))
+    assert torch.equal(again(source, target), model(source, target))
+    assert again.layout.drop_rate == 0.25
+
+
+def test_nets_of_other_kinds_are_refused_by_name(checkpoint, tmp_path):
+    content = checkpoint[1]
+    content["cfg"]["model"]["arch"] = "transformer_lm_gpt"
+    content["model"] = {key: value for key, value in content["model"].items() if "encoder" not in key}
+    message = "has arch 'transformer_lm_gpt' and no encoder; must be a net of translation, with both"
+    with pytest.raises(zoo.ZooError, match=message):
+        convert(content, tmp_path / "a.pt")
+
+
+def test_symbols_of_dictionaries(tmp_path):
+    """Symbols at which ``str.splitlines`` would split; ends of lines of Windows, a byte order mark."""
+    symbols = ["\u2028", "a\x85", "\x0b", "b", "c\rd"]
+    text = "".join(f"{symbol} 1\n" for symbol in symbols)
+    (tmp_path / "d.txt").write_bytes(text.encode())
+    assert read_dictionary(tmp_path / "d.txt")[4:] == symbols
+    (tmp_path / "d.txt").write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert read_dictionary(tmp_path / "d.txt")[4:] == symbols
+    (tmp_path / "d.txt").write_bytes("café 1\n".encode("latin-1"))
+    with pytest.raises(zoo.ZooError, match="d.txt: not a text file in UTF-8"):
+        read_dictionary(tmp_path / "d.txt")
