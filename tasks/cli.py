@@ -412,7 +412,10 @@ def predict(
 def check(
     data: Annotated[
         str,
-        typer.Argument(parser=name_or_path, help="A config, the name of a recipe that ships, or a folder of images."),
+        typer.Argument(
+            parser=name_or_path,
+            help="A config, the name of a recipe that ships, a folder of images, or a COCO file or folder.",
+        ),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
     out: Annotated[Path | None, typer.Option(parser=output_path, help="Folder for check.json and samples.png.")] = None,

@@ -62,6 +62,7 @@ class TaskSpec:
         export: ``(weights, options) -> tuple``, the arguments of an example call of the net.
         check: ``(config or folder, out, options) -> bool``, which is whether training would run; None: no check.
         score: ``(results, data, out, options) -> Evaluation``, of results in a file; None: no such command.
+        holds: function from a file or folder to whether it is data of the task, which ``check`` takes without a config.
         predict_out: default folder of the files that ``predict`` writes; None: it writes no files.
     """
 
@@ -75,6 +76,7 @@ class TaskSpec:
     export: Command
     check: Command | None = None
     score: Command | None = None
+    holds: Callable[[Path], bool] | None = None
     predict_out: Path | None = Path("out/predict")
 
     def options(self, command: str, given: Mapping[str, Any], weights: str) -> Any:
@@ -162,10 +164,10 @@ def make_task(config: RunConfig) -> Task:
 
 
 def run_check(data: str, overrides: Sequence[str], out: Path | None, options: Mapping[str, Any]) -> bool:
-    """Check the data of a config or folder by its task's check, and return whether training would run.
+    """Check the data of a config, file or folder by its task's check, and return whether training would run.
 
     Args:
-        data: name of a config, or a folder, which is one of images.
+        data: name of a config, or data of a task (``TaskSpec.holds``); another folder is one of images.
         overrides: dotted overrides of the config.
         out: folder of the files that the check writes; None: it writes none.
         options: values of the options of all tasks.
@@ -175,10 +177,16 @@ def run_check(data: str, overrides: Sequence[str], out: Path | None, options: Ma
         UserError: overrides of a folder, or a task without a check.
     """
     given: Any
-    if Path(data).is_dir():
+    path = Path(data)
+    specs = task_specs()
+    owner = next((s for s in specs.values() if s.holds is not None and path.exists() and s.holds(path)), None)
+    if owner is None and path.is_dir():
+        owner = specs["classification"]
+    if owner is not None:
         if overrides:
-            raise UserError(f"{data}: a folder has no settings to override ({overrides[0]}); give a config")
-        spec, given = task_specs()["classification"], Path(data)
+            what = "folder" if path.is_dir() else "file of data"
+            raise UserError(f"{data}: a {what} has no settings to override ({overrides[0]}); give a config")
+        spec, given = owner, path
     else:
         given = resolve(data, overrides)
         spec = task_specs()[given.task]

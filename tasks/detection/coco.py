@@ -172,13 +172,13 @@ def clipped_box(annotation: Mapping[str, Any], image: ImageRecord) -> tuple[floa
     )
 
 
-def load_coco(annotations: Path, images: Path, *, masks: bool, check: Check) -> Coco:
+def load_coco(annotations: Path, images: Path, *, masks: bool | None, check: Check) -> Coco:
     """Read and check an annotation file and its images.
 
     Args:
         annotations: path of the COCO JSON ("instances"), which may be compressed by gzip.
         images: path of the folder or the zip file of the images.
-        masks: whether annotations must have a segmentation.
+        masks: whether annotations must have a segmentation; None: if any has one.
         check: check of the image files: none, their headers (existence and size), or also all of their pixels.
 
     Raises:
@@ -200,6 +200,9 @@ def load_coco(annotations: Path, images: Path, *, masks: bool, check: Check) -> 
             "other categories count as wrong)"
         ] = [str(image.get("file_name", f"id {image['id']}")) for image in federated]
     del content
+
+    if masks is None:
+        masks = any(annotation.get("segmentation") for annotation in entries["annotations"])
 
     # 2. Find the classes.
     own_id = _classes(entries["categories"], entries["annotations"], notes)
@@ -378,8 +381,9 @@ def _corrected(
     # 2. Compare the boxes with the masks and the images.
     if problems:
         return
-    found, apart = boxes.examine()
+    found, reported, apart = boxes.examine()
     problems.update(found)
+    notes.update(reported)
     crowds = [name for name, annotation in zip(boxes.names, followed, strict=True) if annotation.get("iscrowd")]
     if crowds and len(crowds) >= MOST_CROWDS * len(followed):
         notes[

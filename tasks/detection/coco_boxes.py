@@ -16,6 +16,7 @@ TOLERANCE = 3.0  # pixels between a box and its mask that are no disagreement
 IOU = 0.5  # of a box and its mask, below which they disagree
 SAME = 0.8  # IoU of another reading of the box and the mask, from which on the reading explains the box
 SHARE = 0.8  # share of the disagreeing boxes that another reading must explain
+FEW = 6  # boxes, below which their being corners may be an accident
 BEYOND = 0.2  # share of boxes that end outside of the image, from which on they are taken for corners
 
 _corners = "subtract the first two numbers from the last two"
@@ -65,12 +66,12 @@ class Boxes:
     extents: list[Sequence[float]] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
 
-    def examine(self) -> tuple[dict[str, list[str]], np.ndarray]:
+    def examine(self) -> tuple[dict[str, list[str]], dict[str, list[str]], np.ndarray]:
         """Compare the boxes with masks and sizes.
 
         Returns:
-            Names of the annotations by the reason for which the file is refused, and for each annotation whether its
-            box disagrees with its mask, (N,).
+            Names of the annotations by the reason for which the file is refused, the same for what is to be reported,
+            and for each annotation whether its box disagrees with its mask, (N,).
         """
         boxes = np.asarray(self.boxes, dtype=np.float64).reshape(-1, 4)
         sizes = np.asarray(self.sizes, dtype=np.float64).reshape(-1, 2)
@@ -78,13 +79,13 @@ class Boxes:
         areas = np.asarray(self.areas, dtype=np.float64)
         wrong = np.zeros(len(boxes), dtype=bool)
         if not len(boxes):
-            return {}, wrong
+            return {}, {}, wrong
         # 1. Boxes within 0..1.
         small = ((boxes >= 0) & (boxes <= 1)).all(1)  # (N,)
         small &= (boxes[:, 2:] > 0).all(1) & (sizes > 2).all(1)
         if 2 * small.sum() >= len(boxes):
             reason = "annotations whose bbox is within 0..1 (COCO's boxes are in pixels: multiply by the image's size)"
-            return {reason: self._named(small)}, wrong
+            return {reason: self._named(small)}, {}, wrong
         # 2. Boxes beside their masks.
         masked = ~np.isnan(extents).any(1)
         inside = np.clip(_ends(boxes), 0, np.tile(sizes, 2))  # as masks are
@@ -94,18 +95,19 @@ class Boxes:
         if other.any() and other.sum() >= min(3, masked.sum() / 2):
             explained = self._explained(boxes[other], sizes[other], extents[other])
             if explained is not None:
-                return {explained: self._named(other)}, wrong
+                return {explained: self._named(other)}, {}, wrong
         if 2 * wrong.sum() > masked.sum() and wrong.sum() > 1:
             reason = (
                 "annotations whose bbox is not that of their mask, more than half of all (was one of them made for "
                 "images of another size?)"
             )
-            return {reason: self._named(wrong)}, wrong
+            return {reason: self._named(wrong)}, {}, wrong
         # 3. Corners, where there are no masks.
         if not masked.any() and _are_corners(boxes, sizes, areas):
             reason = f"annotations whose bbox looks like x1, y1, x2, y2 (COCO's is x, y, width, height: {_corners})"
-            return {reason: self.names}, wrong
-        return {}, wrong
+            found = {reason: self.names}
+            return ({}, found, wrong) if len(boxes) < FEW else (found, {}, wrong)
+        return {}, {}, wrong
 
     def _named(self, chosen: Any) -> list[str]:
         return [self.names[i] for i in np.flatnonzero(chosen)]

@@ -15,7 +15,16 @@ import typer
 
 from tasks.errors import UserError
 from tasks.files import input_path
-from tasks.options import Augmentation, BatchSize, ClassFilter, PredictOptions, Threshold, chosen_classes, thresholds
+from tasks.options import (
+    Augmentation,
+    BatchSize,
+    CheckOptions,
+    ClassFilter,
+    PredictOptions,
+    Threshold,
+    chosen_classes,
+    thresholds,
+)
 from tasks.spec import load_model
 
 if TYPE_CHECKING:
@@ -220,6 +229,27 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     for count, found in enumerate(detected, 1):  # noqa: B007
         report(found)
     return count > 0
+
+
+@dataclass(frozen=True)
+class DetectionCheckOptions(CheckOptions):
+    """Options of ``rescalenet check``."""
+
+    images: Annotated[Path | None, typer.Option(parser=input_path, help="Folder or zip file of the images.")] = None
+
+
+def run_check(data: Any, out: Path | None, options: DetectionCheckOptions) -> bool:
+    """Check the data of a config, COCO file or folder; writes ``check.json`` and ``samples.png`` into ``out``."""
+    from tasks.detection.check import check_data
+
+    return check_data(data, out, options.limit, images=options.images, overwrite=options.overwrite)
+
+
+def holds(path: Path) -> bool:
+    """Return whether a path is data of this task: a COCO file, or a folder that has one."""
+    from tasks.detection.layouts import is_coco
+
+    return is_coco(path)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,13 @@ Target = dict[str, Tensor]
 IMAGENET_GREY = (124, 116, 104)  # ImageNet's mean in 0..255: padding that is about 0 once standardised
 
 
-def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
+def load_sets(section: DataSection, *, masks: bool, report: bool = True) -> tuple[Coco, Coco]:
     """Load and check the training and evaluation sets that the config names, and print what was corrected.
+
+    Args:
+        section: ``data`` section of the config.
+        masks: whether annotations must have a segmentation.
+        report: whether what was corrected is printed.
 
     Raises:
         DataError: a set cannot be loaded (see ``load_coco``), the evaluation set has objects of a class that the
@@ -41,7 +46,7 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
 
     def load(annotations: str, images: str) -> Coco:
         loaded = load_coco(root / annotations, root / images, masks=masks, check=section.check)
-        for line in loaded.report():
+        for line in loaded.report() if report else ():
             print_line(line)
         return loaded
 
@@ -69,7 +74,7 @@ def load_sets(section: DataSection, *, masks: bool) -> tuple[Coco, Coco]:
     if section.empty == "skip":
         count = len(train)
         train = train.subset(lambda image: bool(train.objects(image, masks=masks)))
-        if len(train) < count:
+        if len(train) < count and report:
             print_line(
                 f"{train.path}: {count - len(train)} images without objects to train on, skipped (data.empty=skip)"
             )

@@ -56,6 +56,10 @@ def with_sizes(config: DetectionConfig, entry: zoo.Weights | None) -> DetectionC
 class Detection(BaseTask):
     """Losses, data and metrics of a detection run.
 
+    Args:
+        config: config of the run.
+        report: whether what was corrected in the data is printed.
+
     Raises:
         DataError: see ``load_sets``.
         zoo.WeightsError: weights that are missing, damaged or of another net.
@@ -63,13 +67,13 @@ class Detection(BaseTask):
 
     unit = "images"
 
-    def __init__(self, config: DetectionConfig) -> None:
+    def __init__(self, config: DetectionConfig, *, report: bool = True) -> None:
         name = config.model.weights
         self.entry = None if name is None else zoo.get_weights(name, model=config.model.name)
         self.config = with_sizes(config, self.entry)
         self.masks = config.has_masks
-        self.train_data, self.val_data = load_sets(config.data, masks=self.masks)
-        if (note := beyond_limit(self.val_data)) is not None:
+        self.train_data, self.val_data = load_sets(config.data, masks=self.masks, report=report)
+        if report and (note := beyond_limit(self.val_data)) is not None:
             print_line(note)
         self.unread: dict[str, str] = {}  # evaluation images that could not be read so far, with reasons
 

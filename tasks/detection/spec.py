@@ -15,4 +15,6 @@ SPEC = TaskSpec(
     score=Command(commands.run_score, commands.DetectionScoreOptions),
     predict=Command(commands.run_predict, commands.DetectionPredictOptions),
     export=Command(commands.example_inputs, commands.DetectionExportOptions),
+    check=Command(commands.run_check, commands.DetectionCheckOptions),
+    holds=commands.holds,
 )

@@ -136,8 +136,8 @@ class EpochBatches(EpochSampler):
         order = self._order()
         if self.groups is None:
             return [order[i : i + self.distinct] for i in range(0, len(order), self.distinct)]
-        # A batch is complete as soon as its group has enough samples; the rest is mixed at the end. What the epoch drops
-        # is chosen before: the rest of the groups would be the same small group in every epoch.
+        # A batch is complete as soon as its group has enough samples; the rest is mixed at the end. What the epoch
+        # drops is chosen before: the rest of the groups would be the same small group in every epoch.
         waiting: dict[int, list[int]] = {}
         batches = []
         for index in order[: len(order) // self.distinct * self.distinct]:
