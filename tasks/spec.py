@@ -62,7 +62,7 @@ class TaskSpec:
         export: ``(weights, options) -> tuple``, the arguments of an example call of the net.
         check: ``(config or folder, out, options) -> bool``, which is whether training would run; None: no check.
         score: ``(results, data, out, options) -> Evaluation``, of results in a file; None: no such command.
-        holds: function from a file or folder to whether it is data of the task, which ``check`` takes without a config.
+        recognises: function from a file or folder to whether ``check`` takes it, without a config, as data of the task.
         predict_out: default folder of the files that ``predict`` writes; None: it writes no files.
     """
 
@@ -76,7 +76,7 @@ class TaskSpec:
     export: Command
     check: Command | None = None
     score: Command | None = None
-    holds: Callable[[Path], bool] | None = None
+    recognises: Callable[[Path], bool] | None = None
     predict_out: Path | None = Path("out/predict")
 
     def options(self, command: str, given: Mapping[str, Any], weights: str) -> Any:
@@ -167,7 +167,7 @@ def run_check(data: str, overrides: Sequence[str], out: Path | None, options: Ma
     """Check the data of a config, file or folder by its task's check, and return whether training would run.
 
     Args:
-        data: name of a config, or data of a task (``TaskSpec.holds``); another folder is one of images.
+        data: name of a config, or data of a task (``TaskSpec.recognises``); another folder is one of images.
         overrides: dotted overrides of the config.
         out: folder of the files that the check writes; None: it writes none.
         options: values of the options of all tasks.
@@ -179,7 +179,7 @@ def run_check(data: str, overrides: Sequence[str], out: Path | None, options: Ma
     given: Any
     path = Path(data)
     specs = task_specs()
-    owner = next((s for s in specs.values() if s.holds is not None and path.exists() and s.holds(path)), None)
+    owner = next((s for s in specs.values() if s.recognises is not None and path.exists() and s.recognises(path)), None)
     if owner is None and path.is_dir():
         owner = specs["classification"]
     if owner is not None:

@@ -199,8 +199,10 @@ def _describe_objects(
 ) -> None:
     """Add the sizes of images and objects to the report."""
     name, data = checked.name, checked.data
+    # Count as the evaluator does.
     sides = np.array([(image.width, image.height) for image in data.images]).reshape(-1, 2)
-    per_image, areas, crowds, tiny = [], [], 0, 0
+    areas: list[float] = []
+    crowds, tiny = 0, 0
     truth = data.ground_truth()["annotations"]
     short, long = section.min_size or 800, section.max_size or 1333
     scales = {
@@ -214,6 +216,7 @@ def _describe_objects(
         if not annotation["iscrowd"]:
             areas.append(annotation["area"])
             tiny += max(annotation["bbox"][2:]) * scales[annotation["image_id"]] < TINY
+    # Report the numbers.
     kinds = {
         "small": sum(area < SMALL for area in areas),
         "medium": sum(SMALL <= area < LARGE for area in areas),
@@ -233,6 +236,7 @@ def _describe_objects(
         f"(median {each['median']}), {crowds} crowds; {'masks' if masks else 'boxes only'}; areas by COCO's classes: "
         f"small {kinds['small']}, medium {kinds['medium']}, large {kinds['large']}",
     ]
+    # Warn of objects that the metrics or the net do not see.
     if each["max"] > MOST:
         more = sum(count > MOST for count in per_image)
         report.warnings.append(
@@ -319,7 +323,7 @@ def drawn(image: Image.Image, target: dict[str, Tensor], names: Sequence[str]) -
 
     Args:
         image: RGB image.
-        target: its objects (``tasks.detection.data.make_target``).
+        target: objects of the image (``tasks.detection.data.make_target``).
         names: names of the classes.
     """
     scale = TILE / max(image.size)

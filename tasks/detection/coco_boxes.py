@@ -16,6 +16,7 @@ TOLERANCE = 3.0  # pixels between a box and its mask that are no disagreement
 IOU = 0.5  # of a box and its mask, below which they disagree
 SAME = 0.8  # IoU of another reading of the box and the mask, from which on the reading explains the box
 SHARE = 0.8  # share of the disagreeing boxes that another reading must explain
+LEAST = 3  # boxes that another layout must explain; one or two may fit one by accident
 FEW = 6  # boxes, below which their being corners may be an accident
 BEYOND = 0.2  # share of boxes that end outside of the image, from which on they are taken for corners
 
@@ -92,7 +93,7 @@ class Boxes:
         wrong[masked] = _apart(inside[masked], extents[masked], IOU)
         other = np.zeros(len(boxes), dtype=bool)  # near the upper left corner other layouts overlap with the masks
         other[masked] = _apart(inside[masked], extents[masked], SAME)
-        if other.any() and other.sum() >= min(3, masked.sum() / 2):
+        if other.sum() >= LEAST:
             explained = self._explained(boxes[other], sizes[other], extents[other])
             if explained is not None:
                 return {explained: self._named(other)}, {}, wrong

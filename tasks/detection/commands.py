@@ -245,7 +245,7 @@ def run_check(data: Any, out: Path | None, options: DetectionCheckOptions) -> bo
     return check_data(data, out, options.limit, images=options.images, overwrite=options.overwrite)
 
 
-def holds(path: Path) -> bool:
+def recognises(path: Path) -> bool:
     """Return whether a path is data of this task: a COCO file, or a folder that has one."""
     from tasks.detection.layouts import is_coco
 

@@ -16,5 +16,5 @@ SPEC = TaskSpec(
     predict=Command(commands.run_predict, commands.DetectionPredictOptions),
     export=Command(commands.example_inputs, commands.DetectionExportOptions),
     check=Command(commands.run_check, commands.DetectionCheckOptions),
-    holds=commands.holds,
+    recognises=commands.recognises,
 )

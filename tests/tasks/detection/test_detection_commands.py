@@ -131,7 +131,9 @@ def test_thresholds_classes_and_limits(capsys, monkeypatch, weights, pictures):
         expected = [i["score"] for i in found if i["score"] >= lowest.get(i["label"], 2)]
         assert [i["score"] for i in chosen[name]] == expected
         assert {i["label"] for i in chosen[name]} <= {first, second}
-    few, _ = objects(capsys, monkeypatch, weights, pictures, "--threshold", "0.05", "--detections", "1000", "--nms", "0.1")
+    few, _ = objects(
+        capsys, monkeypatch, weights, pictures, "--threshold", "0.05", "--detections", "1000", "--nms", "0.1"
+    )
     assert sum(map(len, few.values())) < sum(map(len, every.values()))
 
 
