@@ -5,7 +5,7 @@ asserts for each command:
 
 - the exit status is 0, 1 or 2, and no signal ended the process;
 - standard error has no traceback and no warning of Python, and with status 1 it ends with one line ``error: ...``
-  (``predict`` may end with the number of files that could not be read instead);
+  (``predict`` may end with the number of files that could not be read instead, ``check`` with its report);
 - no terminal escape sequences and other control characters are printed;
 - no file outside of ``out`` was made, changed or removed, and no file of the neighbour folder was read;
 - memory and time are within bounds.
@@ -209,6 +209,7 @@ def wrong_output(command: str, status: int | str, out: bytes, err: bytes) -> lis
     lines = text.rstrip("\n").split("\n")
     errors = [line for line in lines if line.startswith("error: ")]
     unread = command == "predict" and lines and " could not be read" in text
+    unread = unread or (command == "check" and b"stops training: " in out)  # its report is its result
     if status == 1 and not (len(errors) == 1 and lines[-1] == errors[0]) and not (unread and not errors):
         problems.append(f"exit status 1 without one last line 'error: ...':\n{text[-1500:]}")
     if status == 0 and errors:

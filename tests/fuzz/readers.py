@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from tasks.detection.coco import decode_mask, load_coco
+from tasks.detection.config import DataSection
+from tasks.detection.data import TrainSet
 from tasks.detection.evaluate import coco_metrics, kinds_of
 from tasks.errors import UserError
 from tasks.progress import print_line
@@ -63,7 +65,7 @@ def prepare_corpus(root: str, vocabulary: str, folder: str) -> None:
 
 
 def coco(annotations: str, images: str, masks: str) -> None:
-    """Load a COCO file, decode the masks of its objects and make the evaluator's ground truth."""
+    """Load a COCO file, decode the masks of its objects, make the evaluator's ground truth and training samples."""
     found = load_coco(Path(annotations), Path(images), masks=masks == "masks", check="header")
     found.report()
     for image in found.images:
@@ -71,6 +73,11 @@ def coco(annotations: str, images: str, masks: str) -> None:
             if masks == "masks":
                 decode_mask(annotation, image.height, image.width)
     coco_metrics(found, [], kinds_of(masks=masks == "masks"))
+    resize = {"name": "lsj", "size": 48} if len(found) % 2 else {"name": "short_side", "sizes": (40,), "max_size": 100}
+    section = DataSection.model_validate({"root": ".", "augment": {"resize": resize}})
+    samples = TrainSet(found, section, 0, masks=masks == "masks")
+    for number in range(min(len(found), 3)):
+        samples[0, number]
 
 
 def study(path: str) -> None:

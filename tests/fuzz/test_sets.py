@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import re
 import zipfile
 import zlib
 
@@ -52,11 +54,78 @@ def objects(harness):
     return json.loads((harness.fixed / "data/objects/instances.json").read_text())
 
 
+IDS = (str, float, lambda i: i - 1, lambda i: f"img{i}", lambda i: 0, lambda i: 1e300 * i, lambda i: f"{i:05}")
+FILES = (
+    *(lambda name: f"images/{name}", lambda name: f"..\\{name}", lambda name: f"C:\\x\\{name}"),
+    *(lambda name: f"/data/upload/1/{name}", lambda name: f"http://[x/{name}", lambda name: "a/" * 200 + name),
+    *(lambda name: f"{{box}}/neighbour/{name}", lambda name: "0.png", lambda name: name.upper()),
+)
+BOXES = (
+    *(lambda x, y, w, h: [x / 64, y / 48, w / 64, h / 48], lambda x, y, w, h: [x, y, x + w, y + h]),
+    *(lambda x, y, w, h: [x + w / 2, y + h / 2, w, h], lambda x, y, w, h: [-w, -h, 3 * w, 3 * h]),
+    *(lambda x, y, w, h: [x, y, 0, 0], lambda x, y, w, h: [1e8, y, w, h], lambda x, y, w, h: [x, y, 1e-300, h]),
+)
+PARENTS = ("none", "things", None, "", 3, [])
+
+
+@st.composite
+def files_of_tools(draw, valid):
+    """A COCO file of which all entries are changed in one way, as a tool would write it."""
+    value = json.loads(json.dumps(valid))
+    for _ in range(draw(st.integers(1, 3))):
+        kind = draw(st.sampled_from(("ids", "images", "files", "addresses", "boxes", "parents", "crowds", "empty")))
+        if kind == "ids":
+            change = draw(st.sampled_from(IDS))
+            for entry in value["annotations"]:
+                entry["id"] = change(number_of(entry["id"]))
+        elif kind == "images":
+            change = draw(st.sampled_from(IDS))
+            for key, entries in (("id", value["images"]), ("image_id", value["annotations"])):
+                for entry in entries:
+                    entry[key] = change(number_of(entry[key]))
+        elif kind == "files":
+            change = draw(st.sampled_from(FILES))
+            for entry in value["images"]:
+                entry["file_name"] = change(entry.get("file_name", "0.png"))
+        elif kind == "addresses":
+            for entry in value["images"]:
+                entry["coco_url"] = draw(
+                    st.sampled_from(("http://x/train/0.png", "http://[x", "", "/", "http://x/../a"))
+                )
+                entry.pop("file_name", None)
+        elif kind == "boxes":
+            change = draw(st.sampled_from(BOXES))
+            for entry in value["annotations"]:
+                entry["bbox"] = change(*entry["bbox"])
+        elif kind == "parents":
+            parent = draw(st.sampled_from(PARENTS))
+            for entry in value["categories"]:
+                entry["supercategory"] = parent
+            root = {"id": 0, "name": draw(st.sampled_from(("things", "a"))), "supercategory": "none"}
+            value["categories"].append(root)
+        else:
+            changes = {"crowds": {"iscrowd": 1}, "empty": {"segmentation": draw(st.sampled_from(([], [[]], None)))}}
+            for entry in value["annotations"]:
+                entry |= changes[kind]
+    text = dumps(value)
+    return (
+        draw(st.sampled_from((text.encode(), text.encode(), text.encode("utf-16"), text.encode("utf-8-sig"))))
+        if draw(st.booleans())
+        else gzip.compress(text.encode())
+    )
+
+
+def number_of(id):
+    """The number in an id that may have been changed already."""
+    return int(re.sub("[^0-9]", "", str(id))[:6] or 0)
+
+
 @st.composite
 def coco_files(draw, valid):
     """A COCO file whose structure, or one of whose segmentations is changed."""
-    if draw(st.booleans()):
-        return draw(json_files(valid))
+    choice = draw(st.integers(0, 3))
+    if choice < 2:
+        return draw(json_files(valid) if choice else files_of_tools(valid))
     annotations = [dict(annotation) for annotation in valid["annotations"]]
     chosen = draw(st.sampled_from(annotations))
     key = draw(st.sampled_from(("segmentation", "segmentation", "bbox", "iscrowd", "area")))
@@ -84,6 +153,16 @@ def test_coco_evaluation(harness, fuzz, objects):
         harness.check({"c.json": content}, command)
 
     fuzz(coco_files(valid), run, FAST // 20)
+
+
+def test_check_of_coco_files(harness, fuzz, objects):
+    images = f"{harness.fixed}/data/objects/images"
+    valid = {**objects, "images": objects["images"][:2], "annotations": objects["annotations"][:4]}
+
+    def run(content):
+        harness.check({"c.json": content}, ["check", "c.json", "--images", images, "--out", "out/c"])
+
+    fuzz(coco_files(valid), run, FAST // 4)
 
 
 @st.composite
