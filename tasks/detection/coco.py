@@ -371,8 +371,8 @@ def _corrected(
         boxes.names.append(name)
         boxes.boxes.append(annotation["bbox"])
         boxes.sizes.append((image["width"], image["height"]))
-        measured = extent is not None and extent.box is not None and not annotation.get("iscrowd")
-        boxes.extents.append(extent.box if measured else (math.nan,) * 4)  # type: ignore[union-attr,arg-type]
+        measured = None if extent is None or annotation.get("iscrowd") else extent.drawn
+        boxes.extents.append((math.nan,) * 4 if measured is None else measured)
         area = annotation.get("area")
         boxes.areas.append(math.nan if area is None else area)
     if masks and followed and not any(annotation["segmentation"] for annotation in followed):

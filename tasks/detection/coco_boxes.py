@@ -57,7 +57,7 @@ class Boxes:
         names: name of each annotation in messages.
         boxes: four numbers of each, as in the file.
         sizes: width and height of each annotation's image.
-        extents: bounding box of each mask as x1, y1, x2, y2; NaN where there is no mask.
+        extents: bounding box of each mask as it is drawn, x1, y1, x2, y2; NaN where there is no mask.
         areas: area of each annotation in the file; NaN where there is none.
     """
 
@@ -97,7 +97,7 @@ class Boxes:
             explained = self._explained(boxes[other], sizes[other], extents[other])
             if explained is not None:
                 return {explained: self._named(other)}, {}, wrong
-        if 2 * wrong.sum() > masked.sum() and wrong.sum() > 1:
+        if 2 * wrong.sum() > masked.sum() and wrong.sum() >= LEAST:
             reason = (
                 "annotations whose bbox is not that of their mask, more than half of all (was one of them made for "
                 "images of another size?)"

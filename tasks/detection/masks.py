@@ -183,14 +183,17 @@ class Extent:
 
     Attributes:
         box: bounding box inside of the image as x1, y1, x2, y2; None where the mask has no pixels.
+        drawn: likewise of the polygons as they are drawn, which a tool's box is of. A thin one has fewer pixels.
         area: area in pixels.
     """
 
     def __init__(self, annotation: Mapping[str, Any], height: int, width: int) -> None:
         self.box: tuple[float, float, float, float] | None = None
+        self.drawn: tuple[float, float, float, float] | None = None
         self.area = 0.0
         if not isinstance(annotation["segmentation"], list):
             self._measure(encode_mask(annotation, height, width))
+            self.drawn = self.box
             return
         parts = [np.asarray(part, dtype=np.float64).reshape(-1, 2) for part in polygons(annotation)]
         if not parts:
@@ -204,6 +207,8 @@ class Extent:
             self._measure(encode_mask(annotation, height, width))
         else:
             self.box = (*lowest.tolist(), *highest.tolist())
+        (x1, y1), (x2, y2) = np.clip([lowest, highest], 0, (width, height)).tolist()
+        self.drawn = (x1, y1, x2, y2) if self.box is not None else None
 
     def _measure(self, encoded: Rle) -> None:
         """Take box and area from the pixels."""
