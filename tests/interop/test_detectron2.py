@@ -143,6 +143,9 @@ def test_freeze():
 def test_bad_settings_are_one_clear_error(weights):
     with pytest.raises(zoo.ZooError, match="PIXEL_MEAN.*must be \\[127.5, 102.0, 76.5\\]"):
         ZooBackbone("rescalenet18", weights=weights)
+    for key, values in (("pixel_mean", [103.53]), ("pixel_mean", [0, 0, 300]), ("pixel_std", [1, 1, 0])):
+        with pytest.raises(zoo.ZooError, match=rf"MODEL.{key.upper()}=\[.*: must be 3 values"):
+            ZooBackbone("rescalenet18", **{key: values})
     with pytest.raises(zoo.ZooError, match="no feature 'res6' .did you mean res5"):
         ZooBackbone("rescalenet18", out_features=["res6"], options=NARROW)
     with pytest.raises(zoo.ZooError, match="freeze=6"):

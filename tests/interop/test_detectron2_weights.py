@@ -82,10 +82,9 @@ def settings(weights, **changes):
 
 
 @pytest.mark.parametrize("unit_std", [True, False])
-@pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_a_checkpoint_has_the_input_of_its_weights(tmp_path, image, order, unit_std):
+@pytest.mark.parametrize(("order", "mean"), [("RGB", MEAN), ("BGR", MEAN[::-1]), ("RGB", (0.3, 0.5, 0.7))])
+def test_a_checkpoint_has_the_input_of_its_weights(tmp_path, image, order, mean, unit_std):
     """It is loaded where the zoo's file is not: the scale and the order of the channels come from the checkpoint."""
-    mean = MEAN if order == "RGB" else MEAN[::-1]
     weights = write_net(tmp_path / "net.safetensors", mean=mean, order=order)
     changes = {"MODEL__PIXEL_STD": [1.0, 1.0, 1.0]} if unit_std else {}
     cfg = settings(weights, MODEL__ZOO__WEIGHTS=weights)
@@ -117,6 +116,8 @@ def test_a_checkpoint_of_another_net_is_refused(tmp_path, image):
     ):
         with pytest.raises(zoo.ZooError, match=message):
             features(settings(weights, **{**changes, **other}), image, path)
+    # the options are set, or come from the checkpoint in MODEL.WEIGHTS
+    assert_same(features(settings(weights, MODEL__WEIGHTS=path, **changes), image), own_features(weights, image))
     right = settings(weights, **changes)
     right.MODEL.ZOO.OPTIONS.stride_in_1x1, right.MODEL.ZOO.OPTIONS.c = True, 2.0
     assert_same(features(right, image, path), own_features(weights, image))

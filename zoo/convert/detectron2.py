@@ -80,6 +80,18 @@ def read_description(codes: Tensor, source: str) -> Header:
     return header
 
 
+def described_in(path: str | Path) -> Header | None:
+    """Return the description in a checkpoint of detectron2; None for a file without one, or none of this machine."""
+    file = Path(path)
+    if file.suffix not in (".pth", ".pt") or not file.is_file():
+        return None
+    try:
+        state = read_checkpoint(file)  # its tensors are mapped, not read
+    except WeightsError:  # detectron2 reads files that are not read here, and names those that it cannot read
+        return None
+    return next((read_description(state[key], str(file)) for key in state if key.rpartition(".")[2] == KEY), None)
+
+
 class OwnCheckpoint(NamedTuple):
     """A checkpoint with a backbone of the zoo, in its parts.
 

@@ -6,7 +6,9 @@ lazy configs and for code.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -80,8 +82,15 @@ class ZooBackbone(Backbone):
             raise ZooError(f"{name} takes {takes}, not images")
         if format not in ("RGB", "BGR"):
             raise ZooError(f"INPUT.FORMAT={format!r}: must be RGB or BGR")
+        if len(pixel_mean) != 3 or not all(0 <= value <= 255 for value in pixel_mean):
+            raise ZooError(f"MODEL.PIXEL_MEAN={list(pixel_mean)}: must be 3 values from 0 to 255")
+        if len(pixel_std) != 3 or not all(0 < value < math.inf for value in pixel_std):
+            raise ZooError(f"MODEL.PIXEL_STD={list(pixel_std)}: must be 3 values > 0")
         # the net, with the feature levels that were asked for
         net, transform = net_of_weights(name, weights, scheme, options or {})
+        if weights is None:  # the input of a fresh net is the config's, on the usual scale
+            mean = [value / 255 for value in (pixel_mean if format == transform.channel_order else pixel_mean[::-1])]
+            transform = dataclasses.replace(transform, mean=tuple(mean))
         names = feature_names(net)
         for feature in out_features:
             if feature not in names:
@@ -160,7 +169,7 @@ class ZooBackbone(Backbone):
 def net_of_weights(
     name: str, weights: str | None, scheme: str | None, options: Mapping[str, Any]
 ) -> tuple[zoo.Backbone, AnyInput]:
-    """Return a net without its head, and the input that it expects: ImageNet's if it is fresh.
+    """Return a net without its head, and the input that it expects; ImageNet's if it is fresh.
 
     Args:
         name: name of the net.

@@ -15,6 +15,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY
 
+from zoo.convert.detectron2 import described_in
 from zoo.errors import WeightsError, ZooError
 from zoo.export.detectron2 import Pyramid, ZooBackbone, calibrate, fpn, names_weights, retinanet_fpn
 from zoo.export.detectron2_checkpoints import extend_checkpointer
@@ -48,21 +49,23 @@ def build_zoo_backbone(cfg: Any, input_shape: Any) -> ZooBackbone:
         ZooError: an unknown name or option, weights that are missing or of another net, or another pixel mean.
     """
     section = cfg.MODEL.ZOO
-    key, weights = "MODEL.ZOO.WEIGHTS", section.WEIGHTS
+    key, weights, scheme, options = "MODEL.ZOO.WEIGHTS", section.WEIGHTS, section.SCHEME, dict(section.OPTIONS)
     try:
-        # options and input of weights in MODEL.WEIGHTS are needed before detectron2 loads them
+        # options and input of what is in MODEL.WEIGHTS are needed before detectron2 loads it
         if not weights and names_weights(cfg.MODEL.WEIGHTS, section.NAME):
             key, weights = "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS
+        elif not weights and (stored := described_in(cfg.MODEL.WEIGHTS)) and stored.config.name == section.NAME:
+            scheme, options = scheme or stored.config.scheme, {**stored.config.options, **options}
         return ZooBackbone(
             section.NAME,
             weights=weights or None,
-            scheme=section.SCHEME or None,
+            scheme=scheme or None,
             out_features=section.OUT_FEATURES,
             freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
             pixel_mean=cfg.MODEL.PIXEL_MEAN,
             pixel_std=cfg.MODEL.PIXEL_STD,
             format=cfg.INPUT.FORMAT,
-            options=dict(section.OPTIONS),
+            options=options,
         )
     except WeightsError as error:
         hint = "" if key == "MODEL.WEIGHTS" else "; if a checkpoint of detectron2 is loaded afterwards, leave it empty"

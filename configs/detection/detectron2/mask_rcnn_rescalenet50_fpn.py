@@ -15,6 +15,7 @@ from detectron2.modeling.roi_heads import (
     StandardROIHeads,
 )
 
+import zoo.export.detectron2_registration  # noqa: F401  (train.init_checkpoint then takes weights of the zoo)
 from zoo.export.detectron2 import ZooBackbone, fpn
 
 LEVELS = ["p2", "p3", "p4", "p5"]
