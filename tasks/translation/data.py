@@ -28,12 +28,18 @@ class Batch(NamedTuple):
         source: source sentences (B, S); each ends with </s>.
         target: input of the decoder (B, T); each begins with </s>.
         labels: next token after each of ``target`` (B, T); each ends with </s>.
-        tokens: number of labels that are not padding, counted here because a GPU would have to be synchronised.
+        places: places of the labels that are not padding in the flattened labels (tokens,).
+        padded: whether the source has padding.
+        tokens: number of labels that are not padding.
+
+    The last three are known here; for what is looked up on a GPU the host has to wait.
     """
 
     source: Tensor
     target: Tensor
     labels: Tensor
+    places: Tensor
+    padded: bool
     tokens: int
 
 
@@ -61,11 +67,15 @@ def collate(pairs: Sequence[tuple[Any, Any]]) -> Batch:
     """Return the batch of pairs of token ids (lists or arrays); of none it has an empty sentence without labels."""
     if not pairs:
         end = torch.tensor([[EOS]])
-        return Batch(end, end, torch.full_like(end, PAD), 0)
+        return Batch(end, end, torch.full_like(end, PAD), torch.empty(0, dtype=torch.int64), False, 0)
+    labels = padded([np.append(t, EOS) for _, t in pairs])
+    lengths = [len(s) for s, _ in pairs]
     return Batch(
         padded([np.append(s, EOS) for s, _ in pairs]),
         padded([np.insert(t, 0, EOS) for _, t in pairs]),
-        padded([np.append(t, EOS) for _, t in pairs]),
+        labels,
+        (labels != PAD).flatten().nonzero().flatten(),
+        min(lengths) < max(lengths),
         sum(len(t) + 1 for _, t in pairs),
     )
 
@@ -78,8 +88,10 @@ def merge(batches: Sequence[Batch]) -> Batch:
         length = max(part.shape[1] for part in parts)
         return torch.cat([F.pad(part, (0, length - part.shape[1]), value=PAD) for part in parts])
 
-    sources, targets, labels, tokens = zip(*batches, strict=True)
-    return Batch(joined(sources), joined(targets), joined(labels), sum(tokens))
+    sources, targets, labels = (joined([getattr(b, name) for b in batches]) for name in ("source", "target", "labels"))
+    places = (labels != PAD).flatten().nonzero().flatten()
+    uneven = any(batch.padded or batch.source.shape[1] < sources.shape[1] for batch in batches)
+    return Batch(sources, targets, labels, places, uneven, sum(batch.tokens for batch in batches))
 
 
 class TokenBatches(EpochSampler):

@@ -117,13 +117,20 @@ class Translation(BaseTask):
     def calibration_forward(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> None:
         assert isinstance(model, zoo.Transformer)
         # Without the logits: no layer behind the decoder has a bias that is initialised from data.
-        model.decode(batch.target, model.encode(batch.source))
+        model.decode(batch.target, model.encode(batch.source, padded=batch.padded))
 
     def weight(self, batch: Batch) -> int:
         return batch.tokens
 
     def losses(self, model: nn.Module, batch: Batch, dtype: torch.dtype) -> dict[str, Tensor]:
-        loss, _ = model(batch.source, batch.target, batch.labels, self.config.label_smoothing)
+        loss, _ = model(
+            batch.source,
+            batch.target,
+            batch.labels,
+            self.config.label_smoothing,
+            places=batch.places,
+            padded=batch.padded,
+        )
         return {"loss": loss / max(batch.tokens, 1)}
 
     def evaluate(self, model: nn.Module, accelerator: Accelerator, dtype: torch.dtype) -> dict[str, float]:
@@ -163,9 +170,11 @@ class Translation(BaseTask):
         total, count = torch.zeros((), dtype=sum_dtype(device), device=device), 0
         own = sorted(own_part(len(sources), accelerator), key=lambda i: len(targets[i]))
         for rows in chunks(own, own_batch_size(self.config.data.eval_batch_size, accelerator)):
-            *batch, tokens = collate([(sources[i], targets[i]) for i in rows])
-            total += net(*(tensor.to(device) for tensor in batch))[1].to(total.dtype)
-            count += tokens
+            batch = collate([(sources[i], targets[i]) for i in rows])
+            tensors = [tensor.to(device) for tensor in batch[:3]]
+            found = net(*tensors, places=batch.places.to(device), padded=batch.padded)
+            total += found[1].to(total.dtype)
+            count += batch.tokens
         summed, tokens = accelerator.reduce(torch.stack([total, total.new_tensor(count)]), "sum").tolist()
         return summed / tokens
 

@@ -567,24 +567,37 @@ class Transformer(Net):
         return self.project(self.decoder_end(x[:, -1]))
 
     def forward(
-        self, source: Tensor, target: Tensor, labels: Tensor | None = None, label_smoothing: float = 0.0
+        self,
+        source: Tensor,
+        target: Tensor,
+        labels: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        *,
+        places: Tensor | None = None,
+        padded: bool | None = None,
     ) -> Any:
         """Return logits (B, T, V), or the summed loss and likelihood if labels are given.
+
+        With ``places`` and ``padded``, the host does not wait for the device.
 
         Args:
             source: source tokens (B, S).
             target: target tokens (B, T).
             labels: next target tokens (B, T); ``PAD`` at positions without one.
             label_smoothing: weight of the uniform distribution in the loss.
+            places: places in the flattened labels (B * T) that are not ``PAD``; None: they are looked up.
+            padded: whether the source has padding; None: that is looked up.
 
         Returns:
             Logits; or two 0-D tensors, see ``zoo.losses.linear_cross_entropy``.
         """
-        x = self.decode(target, self.encode(source))  # (B, T, d)
+        x = self.decode(target, self.encode(source, padded=padded))  # (B, T, d)
         if labels is None:
             return self.project(x)
-        is_label = labels != PAD  # (B, T)
-        return linear_cross_entropy(x[is_label], self.output_weight, labels[is_label], label_smoothing=label_smoothing)
+        if places is None:
+            places = (labels != PAD).flatten().nonzero().flatten()  # (N,)
+        chosen, wanted = x.flatten(0, 1).index_select(0, places), labels.flatten().index_select(0, places)
+        return linear_cross_entropy(chosen, self.output_weight, wanted, label_smoothing=label_smoothing)
 
 
 _VASWANI = "Vaswani et al. 2017, Attention is all you need; Shao et al. 2020, RescaleNet"

@@ -4,12 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.engine.sampler import share_out
 from tasks.errors import DataError
-from tasks.translation.data import TokenBatches, collate
+from tasks.translation.data import TokenBatches, collate, merge
+from tests.helpers.transformers import make
 from tests.helpers.translation import sharp
 
 
@@ -59,7 +61,25 @@ def test_other_ranks_take_the_same_pairs_in_each_step(before, accumulate, ranks,
 
 def test_a_batch_without_pairs_weighs_nothing():
     model = sharp()
-    loss, likelihood = model(*collate([])[:3], 0.1)
+    source, target, labels, places, uneven, tokens = collate([])
+    assert tokens == 0
+    loss, likelihood = model(source, target, labels, 0.1, places=places, padded=uneven)
     assert (loss.item(), likelihood.item()) == (0, 0)
     loss.backward()
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_what_a_batch_knows_changes_no_bit(even):
+    pairs = [([4, 5, 6], [7, 8]), ([9, 4, 7], [5])] if even else [([4, 5, 6], [7, 8]), ([9], [5])]
+    batch = merge([collate(pairs), collate(pairs[:1])])
+    assert batch.padded == (not even)
+    assert len(batch.places) == batch.tokens
+    model = make().float()
+    results = []
+    for known in ({}, {"places": batch.places, "padded": batch.padded}):
+        model.zero_grad()
+        loss, likelihood = model(batch.source, batch.target, batch.labels, 0.1, **known)
+        loss.backward()
+        results.append([loss.detach(), likelihood, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
