@@ -243,12 +243,12 @@ def prepare(
     """Translation: clean the text, train the vocabulary and write the corpus that ``train`` reads."""
     from tasks.spec import resolve
     from tasks.translation.config import TranslationConfig
-    from tasks.translation.corpus import prepare
+    from tasks.translation.corpus import prepare, with_defaults
 
     resolved = resolve(config, overrides or [])
     if not isinstance(resolved, TranslationConfig):
         raise UserError(f"{config}: a config of {resolved.task}; only translation has a corpus to prepare")
-    prepare(resolved.data.corpus, Path(resolved.data.folder))
+    prepare(with_defaults(resolved), Path(resolved.data.folder))
     typer.echo(f"{resolved.data.folder}: ready for rescalenet train {config}")
 
 

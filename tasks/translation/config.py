@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from tasks.config import FREE, BackboneSection, PathText, RunConfig, Strict, WeightsText
+from tasks.errors import ConfigError
 from zoo.schemes.text import TRANSFORMER_SCHEMES
 
 LANGUAGE = r"^[A-Za-z0-9_-]{1,20}$"  # as in zoo.TextTransform
@@ -43,8 +44,12 @@ class CorpusSection(Strict):
     """Text, and its preparation by ``rescalenet prepare``."""
 
     root: Annotated[PathText, FREE] = Field(description="folder of the text")
-    source: str = Field(pattern=LANGUAGE, description="code of the source language, as in the names of the files")
-    target: str = Field(pattern=LANGUAGE, description="code of the target language")
+    source: str | None = Field(
+        None,
+        pattern=LANGUAGE,
+        description="code of the source language, as in the names of the files; default: that of model.weights",
+    )
+    target: str | None = Field(None, pattern=LANGUAGE, description="code of the target language, likewise")
     train: tuple[PathText, ...] = Field(
         min_length=1, description="names of the training texts; see tasks.translation.sources.find_pairs"
     )
@@ -54,7 +59,21 @@ class CorpusSection(Strict):
     )
     holdout: int = Field(0, ge=0, description="every n-th training pair is held out and replaces val; 0: none")
     clean: CleanSection = CleanSection()
-    vocabulary: VocabularySection = VocabularySection()
+    vocabulary: VocabularySection = Field(
+        VocabularySection(), description="default: the vocabularies of model.weights; without weights, new ones"
+    )
+
+    @property
+    def languages(self) -> tuple[str, str]:
+        """Codes of the source and the target language.
+
+        Raises:
+            ConfigError: one is missing.
+        """
+        if self.source is None or self.target is None:
+            key = "source" if self.source is None else "target"
+            raise ConfigError(f"data.corpus.{key}: is missing; only model.weights have languages as defaults")
+        return self.source, self.target
 
 
 class SearchSection(Strict):

@@ -26,7 +26,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.progress import print_line
 from tasks.shards import chunks
 from tasks.translation.clean import JOINED, Cleaner
-from tasks.translation.config import LANGUAGE, CorpusSection, SetName, VocabularySection
+from tasks.translation.config import LANGUAGE, CorpusSection, SetName, TranslationConfig, VocabularySection
 from tasks.translation.sources import find_pairs
 from tasks.translation.text import Pair, read_pairs
 from tasks.translation.vocabulary import train_vocabulary
@@ -225,6 +225,31 @@ class Corpus:
         return list(read_pairs(source, target, tuple(self.info["languages"])))
 
 
+def with_defaults(config: TranslationConfig) -> CorpusSection:
+    """Return the settings of the corpus, with the languages and vocabularies of ``model.weights`` as defaults.
+
+    Args:
+        config: config of a run.
+
+    Raises:
+        ConfigError: weights of another kind of net, or a language that is missing.
+        ZooError: weights that cannot be read.
+    """
+    section, weights = config.data.corpus, config.model.weights
+    if weights is not None:
+        transform = get_weights(weights, model=config.model.name).transform
+        if not isinstance(transform, TextTransform):
+            raise ConfigError(f"model.weights={weights}: must be weights of a translation net")
+        changes: dict[str, Any] = {"source": section.source or transform.source}
+        changes["target"] = section.target or transform.target
+        if section.vocabulary == VocabularySection():
+            share = "joint" if transform.target_model is None else "separate"
+            changes["vocabulary"] = VocabularySection(share=share, weights=weights)
+        section = section.model_copy(update=changes)
+    section.languages  # noqa: B018  raises the error
+    return section
+
+
 def prepare(section: CorpusSection, folder: Path) -> Corpus:
     """Clean the text, train the vocabularies, write the corpus and return it; an error leaves no folder.
 
@@ -276,7 +301,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 def _fill(section: CorpusSection, folder: Path) -> None:
     """Write all files of a corpus into an empty folder."""
-    root, languages, holdout = Path(section.root), (section.source, section.target), section.holdout
+    root, languages, holdout = Path(section.root), section.languages, section.holdout
     # 1. Find all texts and read the sets that are scored, because errors in them should come before the long work.
     training = [find_pairs(root, entry, languages) for entry in section.train]
     entries = dict(section.test) if holdout else {**section.test, "val": section.val}

@@ -22,7 +22,7 @@ from tasks.progress import print_line
 from tasks.shards import chunks, own_batch_size, own_part
 from tasks.splits import describe_sets
 from tasks.translation.config import TranslationConfig
-from tasks.translation.corpus import Corpus
+from tasks.translation.corpus import Corpus, with_defaults
 from tasks.translation.data import Batch, Pairs, TokenBatches, collate, merge
 from tasks.translation.evaluate import translate_texts
 from tasks.translation.languages import joint
@@ -45,14 +45,16 @@ class Translation(BaseTask):
     per_rank = True  # a batch of pairs of one length each
 
     def __init__(self, config: TranslationConfig) -> None:
-        self.config = config
+        section = with_defaults(config)
+        self.config = config.model_copy(update={"data": config.data.model_copy(update={"corpus": section})})
+        self.target_language = section.languages[1]
         try:
-            self.scoring = Scoring.of(config.data.corpus.target, config.data.tokenize)
+            self.scoring = Scoring.of(self.target_language, config.data.tokenize)
         except UserError as error:
             raise ConfigError(f"data.tokenize: {error}") from None
         # 1. Open the corpus.
         self.corpus = Corpus(Path(config.data.folder))
-        self.corpus.expect(config.data.corpus)
+        self.corpus.expect(section)
         self.main = process_state().is_main_process
         self.source, self.target = self.corpus.sentences("train")
         # 2. Choose the training pairs by length.
@@ -141,7 +143,7 @@ class Translation(BaseTask):
         most = net.layout.max_length - 1
         source, target = ([side[i].tolist()[:most] for i in range(len(side))] for side in self.corpus.sentences("val"))
         pairs, coder = self.corpus.text("val"), self.corpus.transform.build()
-        splitter = Splitter(coder, self.longest, min(data.max_length - 1, most), joint(data.corpus.target))
+        splitter = Splitter(coder, self.longest, min(data.max_length - 1, most), joint(self.target_language))
         with torch.no_grad(), accelerator.autocast():
             loss = self._val_loss(net, source, target, accelerator)
             # 2. Translate.

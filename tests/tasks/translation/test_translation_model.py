@@ -15,7 +15,7 @@ from tasks.errors import ConfigError, DataError
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tasks.study.fit import measure_fit_loss
-from tasks.translation.corpus import Corpus, prepare
+from tasks.translation.corpus import Corpus, prepare, with_defaults
 from tasks.translation.scores import score
 from tests.helpers.commands import environment, on_two_processes, train_and_kill
 from tests.helpers.training import Crash, crash_after_step
@@ -229,6 +229,22 @@ def test_fine_tuning_wants_the_vocabulary_of_the_weights(prepared, tmp_path):
         fit(prepared, tmp_path / "third", model=options, data=data, batch_size=200)
     with pytest.raises(DataError, match="vocabulary.share=separate: the weights .* have joint vocabularies"):
         prepare(section(tmp_path / "text", vocabulary={"weights": path, "share": "separate"}), tmp_path / "fourth")
+
+
+def test_languages_and_vocabulary_of_the_weights_are_the_defaults(prepared, weights, tmp_path):
+    """Fine-tuning needs the text and the weights, nothing else."""
+    toy(tmp_path / "text", 60, seed=3)
+    corpus = {"root": str(tmp_path / "text"), "train": ["train"], "val": "val"}
+    data = {"corpus": corpus, "folder": str(tmp_path / "corpus")}
+    model = {"weights": str(weights), "options": {}}
+    section = with_defaults(config(prepared, tmp_path / "run", model=model, data=data))
+    assert section.languages == ("en", "de")
+    assert prepare(section, tmp_path / "corpus").transform.same_text(zoo.get_weights(str(weights)).transform)
+    fit(prepared, tmp_path / "run", model=model, data=data, epochs=1)
+    assert weights_of(tmp_path / "run")
+    fit(prepared, tmp_path / "run", model=model, data=data, epochs=1, resume=True)
+    with pytest.raises(ConfigError, match=r"data\.corpus\.source: is missing; only model\.weights"):
+        with_defaults(config(prepared, tmp_path / "run", data=data))
 
 
 def test_the_training_loss_in_evaluation_mode(prepared, tmp_path):
