@@ -19,7 +19,7 @@ import typer
 
 from tasks.errors import UserError
 from tasks.files import input_path
-from tasks.options import BatchSize, PredictOptions
+from tasks.options import BatchSize, CheckOptions, PredictOptions
 from tasks.progress import print_line
 
 if TYPE_CHECKING:
@@ -298,6 +298,18 @@ def _text_file(argument: str) -> Path | None:
     except UserError:  # a sentence with a dollar sign, or an empty one
         return None
     return path if os.path.isfile(path) else None  # Path.is_file raises an error for a name that is too long
+
+
+@dataclass(frozen=True)
+class TranslationCheckOptions(CheckOptions):
+    """Options of ``rescalenet check``."""
+
+
+def run_check(data: Any, out: Path | None, options: TranslationCheckOptions) -> bool:
+    """Check the text of a config; writes ``check.json`` and ``samples.txt`` into ``out``."""
+    from tasks.translation.check import check_data
+
+    return check_data(data, out, options.limit, overwrite=options.overwrite)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ SPEC = TaskSpec(
     transform="zoo:TextTransform",
     eval=Command(commands.run_eval, commands.TranslationEvalOptions, ("hypotheses.txt",)),
     predict=Command(commands.run_predict, commands.TranslationPredictOptions),
+    check=Command(commands.run_check, commands.TranslationCheckOptions),
     export=Command(commands.example_inputs, commands.TranslationExportOptions),
     predict_out=None,
 )

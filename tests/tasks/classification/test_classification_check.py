@@ -1,5 +1,6 @@
 """``rescalenet check`` of images: what it counts, what it warns of, and when training would stop."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from tasks.classification.check import check_data, look_at, look_at_all
 from tasks.classification.data import folder_images
 from tasks.errors import DataError, UserError
-from tasks.spec import run_check
+from tasks.spec import run_check, task_specs
 from tests.helpers.classification import picture
 from tests.helpers.commands import call
 from tests.helpers.training import config
@@ -130,6 +131,9 @@ def test_a_config(images, tmp_path, capsys, monkeypatch):
 def test_what_cannot_be_checked(tree, capsys, monkeypatch):
     with pytest.raises(UserError, match="a folder has no settings to override"):
         run_check(str(tree), ["data.size=3"], None, {})
+    specs = task_specs()
+    without = {**specs, "translation": dataclasses.replace(specs["translation"], check=None)}
+    monkeypatch.setattr("tasks.spec.task_specs", lambda: without)
     with pytest.raises(UserError, match="there is no check of the data of translation yet"):
         run_check("translation/multi30k/en_de", [], None, {})
     with pytest.raises(DataError, match="contains no folder; it must contain one folder of images for each class"):
