@@ -19,6 +19,10 @@ class TrainingError(UserError):
     """A run that cannot start or continue; its checkpoints are intact."""
 
 
+class OutOfMemory(TrainingError, MemoryError):
+    """A run that ended because memory ran out; callers of the engine may treat it as any other ``MemoryError``."""
+
+
 class Interrupted(BaseException):
     """A run that a signal ended. Its message is where it stopped and how it goes on.
 
@@ -52,7 +56,12 @@ _MEMORY = ("out of memory", "can't allocate", "ALLOC_FAILED", "Cannot allocate m
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Return a phrase for an error that means too little memory, of the device or the machine; None for others."""
+    """Return a phrase for an error that means too little memory, of the device or the machine; None for others.
+
+    None too for an error that states it already (``OutOfMemory``).
+    """
+    if isinstance(error, UserError):
+        return None
     text = str(error)
     # torch.OutOfMemoryError by its name, because this module does not load torch
     named = any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__) or isinstance(error, MemoryError)

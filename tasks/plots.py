@@ -169,9 +169,11 @@ class Placed(Protocol):
     """The mask of an object (``tasks.detection.found.Packed``): its part of the picture, with its corner x, y."""
 
     @property
-    def corner(self) -> tuple[int, int]: ...
+    def corner(self) -> tuple[int, int]:
+        """Upper left corner (x, y) of the part of the picture."""
 
-    def array(self) -> np.ndarray: ...
+    def array(self) -> np.ndarray:
+        """Return the part of the mask, bool (h, w)."""
 
 
 class Drawable(Protocol):

@@ -29,7 +29,9 @@ from tasks.spec import load_model
 
 if TYPE_CHECKING:
     import zoo
+    from tasks.detection.choice import Choice
     from tasks.detection.evaluate import CocoReport, Kind
+    from tasks.detection.results import ImageIds
     from tasks.report import Evaluation
 
 
@@ -164,11 +166,8 @@ class DetectionPredictOptions(PredictOptions):
 
 def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options: DetectionPredictOptions) -> bool:
     """Print the objects in pictures, and return whether any picture could be read."""
-    from tasks.detection.choice import Choice
     from tasks.detection.predict import FILES, Detections, Tiles, checked_overlap, detect_each
     from tasks.detection.results import FILES as RESULTS
-    from tasks.detection.results import ImageIds
-    from tasks.detection.views import parse_views
     from tasks.devices import describe_run, process_state
     from tasks.images import find_images
     from tasks.outputs import OutputFolder
@@ -176,31 +175,18 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     from tasks.progress import print_line
     from tasks.scans import ENDINGS
 
-    # Check the options and the folder before anything is computed.
-    format = checked_format(options.format)
-    choice = Choice.of_classes(
-        entry.classes,
-        thresholds(options.threshold, entry.classes, entry.name, 0.5),
-        chosen_classes(options.classes, entry.classes, entry.name),
-        detections=options.detections,
-        nms=options.nms,
-        views=parse_views(options.tta),
-    )
+    # 1. Check the options and the folder before anything is computed.
+    format, choice = checked_format(options.format), _chosen(entry, options)
     tiles = None
     if options.tile is not None:
         tiles = Tiles(options.tile, checked_overlap(options.tile, options.overlap))
     elif options.overlap is not None:
         raise UserError(f"--overlap {options.overlap}: is that of tiles; give their side with --tile too")
     files = find_images(inputs, others=ENDINGS)
-    ids = None
-    if options.coco is not None:
-        if out is None:
-            raise UserError(f"--coco {options.coco}: is for files of results; leave --no-files out")
-        ids = ImageIds(options.coco)
-        ids.require_some(files, entry.classes)
+    ids = _image_ids(options.coco, files, entry, out)
     names = FILES if ids is None else (*FILES, *RESULTS.values())
     folder = None if out is None else OutputFolder(out, names, files, overwrite=options.overwrite)
-    # Detect; the objects of each picture are printed at once.
+    # 2. Load the detector.
     print_line(describe_run(process_state(), "fp32"))
     model = load_model(entry)
     results = Results(format, ("file", "class", "score", "x1", "y1", "x2", "y2"))
@@ -212,6 +198,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         rows = [(found.file, instance.label, instance.score, *instance.box) for instance in found.instances]
         results.add(printable(line), found.to_json() if format == "json" else {}, rows)
 
+    # 3. Detect; the objects of each picture are printed at once.
     failed: dict[str, str] = {}
     detected = detect_each(
         model,
@@ -226,9 +213,38 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         ids=ids,
     )
     count = 0
-    for count, found in enumerate(detected, 1):  # noqa: B007
+    for found in detected:
         report(found)
+        count += 1
     return count > 0
+
+
+def _chosen(entry: zoo.Weights, options: DetectionPredictOptions) -> Choice:
+    """Return the thresholds and limits of the options."""
+    from tasks.detection.choice import Choice
+    from tasks.detection.views import parse_views
+
+    return Choice.of_classes(
+        entry.classes,
+        thresholds(options.threshold, entry.classes, entry.name, 0.5),
+        chosen_classes(options.classes, entry.classes, entry.name),
+        detections=options.detections,
+        nms=options.nms,
+        views=parse_views(options.tta),
+    )
+
+
+def _image_ids(coco: Path | None, files: Sequence[Path], entry: zoo.Weights, out: Path | None) -> ImageIds | None:
+    """Return the ids of ``--coco``, which must have some of the pictures; None without the option."""
+    from tasks.detection.results import ImageIds
+
+    if coco is None:
+        return None
+    if out is None:
+        raise UserError(f"--coco {coco}: is for files of results; leave --no-files out")
+    ids = ImageIds(coco)
+    ids.require_some(files, entry.classes)
+    return ids
 
 
 @dataclass(frozen=True)

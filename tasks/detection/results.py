@@ -173,6 +173,7 @@ def read_results(path: Path, data: Coco) -> tuple[list[CocoResult], tuple[Kind, 
         DataError: a file that is missing or no list of results, masks that do not fit their images, or no entry of the
             set's images and categories.
     """
+    # 1. Check the form of each result.
     results: list[CocoResult] = _checked(path, "results", _json(path), _RESULTS)
     records = {image.id: image for image in data.images}
     left_out: Counter[str] = Counter()
@@ -191,12 +192,14 @@ def read_results(path: Path, data: Coco) -> tuple[list[CocoResult], tuple[Kind, 
                     result["segmentation"], record.height, record.width, f"{path}: result {number}"
                 )
             kept.append(result)
+    # 2. Report what is left out.
     for reason, count in left_out.items():
         print_line(f"{path}: {count} of {len(results)} results are of {reason}, left out")
     if results and not kept:
         raise DataError(
             f"{path}: no result is of the images and categories of {data.path}; give the set that it belongs to"
         )
+    # 3. Find what all have: boxes, masks or both.
     kinds: list[Kind] = []
     for kind, key in (("bbox", "bbox"), ("segm", "segmentation")):
         count = sum(key in result for result in kept)

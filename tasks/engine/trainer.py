@@ -24,7 +24,7 @@ from tasks.engine.records import BlocksRecord, EpochRecord, FailedRecord, StepRe
 from tasks.engine.run import Run
 from tasks.engine.sampler import seed_from
 from tasks.engine.signals import Signals
-from tasks.errors import Interrupted, TrainingError, UserError, dead_worker, out_of_memory
+from tasks.errors import Interrupted, OutOfMemory, TrainingError, UserError, dead_worker, out_of_memory
 from tasks.outputs import try_to_draw
 from tasks.plots import curves
 from tasks.progress import Progress, print_line
@@ -144,7 +144,7 @@ class Trainer(Run):
         if (reason := dead_worker(error)) is not None:
             return TrainingError(f"{where}: {reason}; {go_on}")
         if (reason := out_of_memory(error)) is not None:
-            return TrainingError(
+            return OutOfMemory(
                 f"{where}: {reason}: lower train.batch_size and raise train.accumulate by the same factor, in a new "
                 f"run; or free memory and {go_on}"
             )
@@ -346,13 +346,12 @@ class Trainer(Run):
             if no_space or (self.accelerator.num_processes > 1 and lost_peer(error)):  # ``fit`` explains these
                 raise
             reason = one_line(error) if isinstance(error, UserError) else f"{type(error).__name__}: {one_line(error)}"
+            ended_by = TrainingError
             if (memory := out_of_memory(error)) is not None:
-                reason = f"{memory}: lower data.eval_batch_size"
+                reason, ended_by = f"{memory}: lower data.eval_batch_size", OutOfMemory
             failure = f"the evaluation of epoch {at.epoch + 1} failed: {reason}"
             if self.accelerator.num_processes > 1 or at.epoch + 1 == self.train.epochs:
-                raise TrainingError(
-                    f"{failure}; its weights are in {self.files.last}, --resume evaluates them"
-                ) from None
+                raise ended_by(f"{failure}; its weights are in {self.files.last}, --resume evaluates them") from None
             print_line(failure)
             self.log.write(FailedRecord(step=at.step, epoch=at.epoch, reason=failure))
             return False

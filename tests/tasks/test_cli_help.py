@@ -57,14 +57,15 @@ def test_options_are_grouped_by_task():
     shared = {"--out", "--overwrite", "--format", "--workers", "--batch-size", "--device", "--help"}
     assert found["Options"] == {*shared, "--no-files"}
     assert found["Classification and video"] == {"--top"}
-    assert found["Classification and detection"] == {"--threshold", "--classes"}
-    assert found["Classification"] == {"--tta"}
-    assert found["Detection"] == {"--tile", "--overlap"}
+    assert found["Classification and detection"] == {"--threshold", "--classes", "--tta"}
+    assert found["Detection"] == {"--tile", "--overlap", "--detections", "--nms", "--coco"}
     assert found["Video"] == {"--clips", "--window", "--step", "--annotate"}
     assert {"--beam", "--nbest", "--sample", "--attention"} < found["Translation"]
     found = panels(help_of("eval")[0])
     assert found["Options"] == shared
-    assert found["Detection"] == {"--images", "--fast"}
+    assert found["Classification and detection"] == {"--tta"}
+    assert found["Detection"] == {"--images", "--fast", "--max-dets", "--nms"}
+    assert panels(help_of("score")[0])["Options"] >= {"--max-dets", "--fast", "--out", "--format"}
     assert panels(help_of("export")[0])["Classification and video"] == {"--size"}
 
 

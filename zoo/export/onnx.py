@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -96,6 +98,9 @@ def export_detector_onnx(
 ) -> Verified:
     """Export a detector of torchvision's form with a dynamic image size, run the file in onnxruntime and compare.
 
+    Where no image has an object, nothing would be compared. Then a second file is made of the same model with
+    ``roi_heads.score_thresh`` at 0, of which the objects of low scores are compared; it is not kept.
+
     The input ``image`` is one RGB image (3, H, W) in 0..1; the outputs are ``boxes``, ``labels``, ``scores`` and, of
     Mask R-CNN, ``masks`` (N, 1, H, W) of probabilities. The TorchScript exporter writes the file, because the newer
     one does not support torchvision's detectors.
@@ -109,7 +114,7 @@ def export_detector_onnx(
             a mask's mean probability.
 
     Raises:
-        ExportError: the extra is not installed, the export fails, or outputs differ.
+        ExportError: the extra is not installed, the export fails, outputs differ, or no object is found at all.
     """
     parameter = next(model.parameters())
     inputs = [image.to(parameter) for image in images or noise_images()]
@@ -138,8 +143,31 @@ def export_detector_onnx(
                 },
             )
 
-    shown = ", ".join(f"{x.shape[-2]} x {x.shape[-1]}" for x in inputs)
-    return _verified(model, Path(path), build, expected, inputs, f"image sizes {shown}", tolerance, _detection_error)
+    sizes = ", ".join(f"{x.shape[-2]} x {x.shape[-1]}" for x in inputs)
+    path = Path(path)
+
+    def found() -> int:
+        """Return the number of objects in all images."""
+        with evaluating(model), torch.no_grad():
+            return sum(len(expected(x)["boxes"]) for x in inputs)
+
+    def export(target: Path, shown: str) -> Verified:
+        return _verified(model, target, build, expected, inputs, shown, tolerance, _detection_error)
+
+    if count := found():
+        return export(path, f"image sizes {sizes} ({count} objects)")
+    # No object has the score that is required: first compare a file without the requirement.
+    heads: Any = getattr(model, "roi_heads", model)
+    required, heads.score_thresh = heads.score_thresh, 0.0
+    try:
+        if not (count := found()):
+            raise ExportError(f"{path}: the detector finds no object at image sizes {sizes}: nothing could be compared")
+        with tempfile.TemporaryDirectory() as folder:
+            lowered = export(Path(folder) / "lowered.onnx", f"image sizes {sizes}, with score_thresh=0")
+    finally:
+        heads.score_thresh = required
+    shown = f"image sizes {sizes} (no object has a score of {required:g}; {count} objects with score_thresh=0)"
+    return dataclasses.replace(export(path, shown), max_error=lowered.max_error)
 
 
 def noise_images() -> list[Tensor]:

@@ -15,7 +15,7 @@ from tests.helpers.detection import SMALL, calibrated, norms, sample, sharpened,
 from tests.helpers.nets import BASELINES
 from tests.helpers.nets import IMAGES as NARROW
 from zoo.calibration import HasDataBias
-from zoo.errors import ZooError
+from zoo.errors import ExportError, ZooError
 from zoo.export.onnx import export_detector_onnx, export_onnx
 from zoo.layers import InputGain
 
@@ -368,3 +368,26 @@ def test_whole_detector_in_onnxruntime(detector, tmp_path):
     verified = export_detector_onnx(model, tmp_path / "detector.onnx", images=images)
     assert verified.max_error < 1e-3
     assert "150 x 210" in str(verified)
+    assert int(re.search(r"\((\d+) objects\)", str(verified))[1]) >= 24
+
+
+def test_an_export_is_never_compared_without_objects(tmp_path):
+    """A detector is compared below its threshold where nothing is above; one that finds nothing at all is refused."""
+    model = small(detections=10, score_thresh=0.9999)
+    calibrated(model)
+    sharpened(model).eval()
+    verified = export_detector_onnx(
+        model, tmp_path / "sure.onnx", images=[sample(seed=3)[0], sample(80, 112, seed=4)[0]]
+    )
+    assert "no object has a score of 0.9999; 20 objects with score_thresh=0" in str(verified)
+    assert 0 < verified.max_error < 1e-3
+    assert model.roi_heads.score_thresh == 0.9999
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(tmp_path / "sure.onnx"), providers=["CPUExecutionProvider"])
+    assert len(session.run(None, {"image": sample(seed=3)[0].numpy()})[0]) == 0  # the file has the threshold
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[0] = 1e6  # all is background
+    with pytest.raises(ExportError, match="finds no object at image sizes 96 x 128: nothing could be compared"):
+        export_detector_onnx(model, tmp_path / "blind.onnx", images=[sample(seed=3)[0]])
+    assert not (tmp_path / "blind.onnx").exists()

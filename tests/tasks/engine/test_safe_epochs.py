@@ -93,6 +93,22 @@ def test_an_evaluation_that_fails_costs_a_line(images, tmp_path, monkeypatch, ca
     assert [("top1" in r) for r in records if r["event"] == "epoch"] == [False, True]
 
 
+def test_a_last_evaluation_without_memory_is_a_memory_error_too(images, tmp_path, monkeypatch):
+    """For callers of the engine; the epoch is on the disk."""
+    task = make_task(config(images, tmp_path / "run"))
+
+    def failing(*arguments):
+        raise MemoryError("evaluation")
+
+    monkeypatch.setattr(task, "evaluate", failing)
+    with pytest.raises(
+        MemoryError, match=r"out of memory \(evaluation\): lower data.eval_batch_size; its weights"
+    ) as caught:
+        Trainer(task).fit()
+    assert isinstance(caught.value, TrainingError)
+    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} >= {"last.pt", "last.safetensors"}
+
+
 def test_a_last_evaluation_that_fails_is_an_error_at_the_end(images, tmp_path, monkeypatch):
     task = make_task(config(images, tmp_path / "run"))
 
