@@ -165,7 +165,7 @@ def _open(path: Path) -> _Opened:
 
     try:
         file = tifffile.TiffFile(path)
-        levels = [level.pages[0] for level in file.series[0].levels]
+        levels: list[Any] = [level.pages[0] for level in file.series[0].levels]
         pages = sorted((page.aspage() for page in levels), key=lambda page: -page.imagewidth)
     except Exception as error:
         raise DataError(f"{path}: cannot be read as a TIFF ({one_line(str(error))}); remove or replace it") from None

@@ -24,7 +24,6 @@ collect_ignore = [] if importlib.util.find_spec("detectron2") else ["interop"]  
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-expected", action="store_true", help="rewrite the files below tests/expected")
-    parser.addoption("--soak-files", type=int, default=2000, help="files of each test in tests/soak")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
