@@ -240,16 +240,11 @@ def prepare(
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.key=value ...")] = None,
 ) -> None:
-    """Translation: clean the text, train the vocabulary and write the corpus that ``train`` reads."""
-    from tasks.spec import resolve
-    from tasks.translation.config import TranslationConfig
-    from tasks.translation.corpus import prepare, with_defaults
+    """Make what training reads: of text the vocabulary and corpus, of videos the index of their frame times."""
+    from tasks.spec import run_prepare
 
-    resolved = resolve(config, overrides or [])
-    if not isinstance(resolved, TranslationConfig):
-        raise UserError(f"{config}: a config of {resolved.task}; only translation has a corpus to prepare")
-    prepare(with_defaults(resolved), Path(resolved.data.folder))
-    typer.echo(f"{resolved.data.folder}: ready for rescalenet train {config}")
+    path = run_prepare(config, overrides or [])
+    print_out(f"{path}: ready for rescalenet train {config}")
 
 
 @app.command()

@@ -63,6 +63,8 @@ class TaskSpec:
         check: ``(config or folder, out, options) -> bool``, which is whether training would run; None: no check.
         score: ``(results, data, out, options) -> Evaluation``, of results in a file; None: no such command.
         recognises: function from a file or folder to whether ``check`` takes it, without a config, as data of the task.
+        prepare: ``config -> Path``, which makes what ``train`` reads or would make at its start, and returns its place;
+            None: nothing is to be made.
         predict_out: default folder of the files that ``predict`` writes; None: it writes no files.
     """
 
@@ -77,6 +79,7 @@ class TaskSpec:
     check: Command | None = None
     score: Command | None = None
     recognises: Callable[[Path], bool] | None = None
+    prepare: str | None = None
     predict_out: Path | None = Path("out/predict")
 
     def options(self, command: str, given: Mapping[str, Any], weights: str) -> Any:
@@ -207,6 +210,26 @@ def run_score(results: Path, data: Path, out: Path | None, options: Mapping[str,
     spec = next(spec for spec in task_specs().values() if spec.score is not None)
     assert spec.score is not None
     return spec.score.run(results, data, out, spec.options("score", options, str(results)))
+
+
+def run_prepare(name: str, overrides: Sequence[str]) -> Path:
+    """Prepare the data of a config for training, and return the file or folder that was made.
+
+    Args:
+        name: name of the config.
+        overrides: dotted overrides of the config.
+
+    Raises:
+        ConfigError: the config is not valid.
+        UserError: a task whose data needs no preparation, or data that cannot be prepared.
+    """
+    config = resolve(name, overrides)
+    specs = task_specs()
+    if (prepare := specs[config.task].prepare) is None:
+        able = " and ".join(sorted(spec.name for spec in specs.values() if spec.prepare))
+        raise UserError(f"{name}: a config of {config.task}, whose data needs no preparation; that of {able} does")
+    path: Path = resolve_name(prepare)(config)
+    return path
 
 
 def spec_of(entry: zoo.Weights) -> TaskSpec:

@@ -328,3 +328,13 @@ def example_inputs(entry: zoo.Weights, options: TranslationExportOptions) -> tup
     source = torch.arange(4, min(20, len(coder.source)))[None]
     target = torch.arange(4, min(16, len(coder.target)))[None]
     return source, target
+
+
+def prepare(config: Any) -> Path:
+    """Clean the text of a config, train the vocabulary and write the corpus; return its folder."""
+    from tasks.translation.corpus import prepare as prepare_corpus
+    from tasks.translation.corpus import with_defaults
+
+    folder = Path(config.data.folder)
+    prepare_corpus(with_defaults(config), folder)
+    return folder

@@ -15,5 +15,6 @@ SPEC = TaskSpec(
     predict=Command(commands.run_predict, commands.TranslationPredictOptions),
     check=Command(commands.run_check, commands.TranslationCheckOptions),
     export=Command(commands.example_inputs, commands.TranslationExportOptions),
+    prepare="tasks.translation.commands:prepare",
     predict_out=None,
 )

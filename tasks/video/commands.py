@@ -13,7 +13,7 @@ import typer
 
 from tasks.errors import UserError
 from tasks.files import input_path, name_or_path, output_path
-from tasks.options import BatchSize, Clips, PredictOptions, Side, Top
+from tasks.options import BatchSize, CheckOptions, Clips, PredictOptions, Side, Top
 from tasks.spec import load_model
 
 if TYPE_CHECKING:
@@ -118,6 +118,36 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         report=lambda found: print_prediction(results, found),
     )
     return bool(predictions)
+
+
+@dataclass(frozen=True)
+class VideoCheckOptions(CheckOptions):
+    """Options of ``rescalenet check``."""
+
+
+def run_check(data: Any, out: Path | None, options: VideoCheckOptions) -> bool:
+    """Check the videos of a config or folder; writes ``check.json`` and ``samples.png`` into ``out``."""
+    from tasks.video.check import check_data
+
+    return check_data(data, out, options.limit, overwrite=options.overwrite)
+
+
+def prepare(config: Any) -> Path:
+    """Look into all videos of a config, and return the index file.
+
+    Training does the same at its start, where other processes wait for the first. An interrupted preparation continues.
+    """
+    from tasks.devices import available_cpus
+    from tasks.video.data import index_path, index_videos, load_videos, print_notes, report_failures
+    from tasks.video.index import Index
+
+    path = index_path(config.data)
+    workers = config.train.workers or available_cpus()
+    for videos, name in zip(load_videos(config.data), ("training", "evaluation"), strict=True):
+        indexed = index_videos(videos, Index(path, Path(config.data.root)), workers=workers)
+        report_failures(indexed.failures, indexed.total, f"{name} set")
+        print_notes(indexed.odd, indexed.total, f"{name} set")
+    return path
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,11 @@ LISTS: Mapping[str, Callable[[Path, Path, Sequence[str] | None], Videos]] = {
 }
 
 
+def index_path(section: DataSection) -> Path:
+    """Return the path of the index file that the config names."""
+    return Path(section.index) if section.index else Path(section.root) / "video_index.json"
+
+
 def read_set(data: Path, videos: Path | None = None, subset: str | None = None) -> tuple[Videos, Path]:
     """Return a set of labelled videos and the folder that they are in.
 

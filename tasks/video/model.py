@@ -27,6 +27,7 @@ from tasks.video.data import (
     Sample,
     TrainSet,
     collate,
+    index_path,
     index_videos,
     load_videos,
     print_notes,
@@ -41,6 +42,10 @@ from tasks.video.inputs import chosen_input, weights_entry, with_input
 class VideoClassification(BaseTask):
     """Loss, data and metrics of a run of video classification.
 
+    Args:
+        config: config of the run.
+        workers: number of processes that index videos; None: ``train.workers``.
+
     Raises:
         DataError: problems that ``load_videos`` lists, or more unreadable videos than ``data.max_failed`` allows.
         ConfigError: a net that does not take clips, or frames that are too small for it (in ``build_model``).
@@ -49,7 +54,7 @@ class VideoClassification(BaseTask):
     unit = "clips"
     one_shape = True
 
-    def __init__(self, config: VideoConfig) -> None:
+    def __init__(self, config: VideoConfig, *, workers: int | None = None) -> None:
         # 1. Describe the input of the net; the config of the run states what was chosen.
         self.entry = weights_entry(config.model)
         self.transform = chosen_input(config, self.entry)
@@ -57,10 +62,10 @@ class VideoClassification(BaseTask):
         self.config = config.model_copy(update={"data": data})
         # 2. Find the videos and their frame times.
         train, val = load_videos(data)
-        root = Path(data.root)
-        index = Index(Path(data.index) if data.index else root / "video_index.json", root)
-        self.train_videos = index_videos(train, index, workers=config.train.workers)
-        self.val_videos = index_videos(val, index, workers=config.train.workers)
+        index = Index(index_path(data), Path(data.root))
+        workers = config.train.workers if workers is None else workers
+        self.train_videos = index_videos(train, index, workers=workers)
+        self.val_videos = index_videos(val, index, workers=workers)
         self.classes = train.classes
         self.left_out = (train.left_out, val.left_out)
         ranks = process_state().num_processes

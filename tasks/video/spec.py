@@ -14,4 +14,6 @@ SPEC = TaskSpec(
     eval=Command(commands.run_eval, commands.VideoEvalOptions, ("confusion.png", "predictions.npz")),
     predict=Command(commands.run_predict, commands.VideoPredictOptions),
     export=Command(commands.example_inputs, commands.VideoExportOptions),
+    check=Command(commands.run_check, commands.VideoCheckOptions),
+    prepare="tasks.video.commands:prepare",
 )

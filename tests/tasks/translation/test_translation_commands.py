@@ -122,7 +122,7 @@ def test_eval_export_info_prepare(capsys, monkeypatch, prepared, weights, tmp_pa
     assert "corpus: ready for rescalenet train" in out
     code, _, err = call(capsys, monkeypatch, "prepare", "classification/digits/rescalenet20")
     assert code == 1
-    assert "only translation has a corpus to prepare" in err
+    assert "whose data needs no preparation; that of translation and video does" in err
 
 
 def test_two_processes_evaluate_as_one(capsys, monkeypatch, prepared, weights, tmp_path):
