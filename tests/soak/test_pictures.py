@@ -41,5 +41,6 @@ def test_predict_over_many_mixed_pictures(task, detector, tmp_path, count):
     assert 0.03 * count < len(content["failed"]) < 0.25 * count
     if task == "detection":
         assert len(list(out.glob("*.objects.png"))) == len(found.lines)
+    print(f"{task}: {len(files)} files, growth {found.growth():.1f} MB, peak {max(found.memory):.0f} MB")
     # a result of classification is kept until the end, with 5 names and scores
     assert found.growth() < 25 + 0.002 * count, found.memory[:: max(len(found.memory) // 20, 1)]
