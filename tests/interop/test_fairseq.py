@@ -5,9 +5,11 @@ import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +27,14 @@ from fairseq.trainer import Trainer
 import zoo
 from tasks.translation.search import Beam, beam_search
 from tasks.translation.vocabulary import train_vocabulary
-from zoo.convert.fairseq import dictionary, from_fairseq, read_dictionary, to_fairseq, with_vocabularies
+from zoo.convert.fairseq import (
+    dictionary,
+    from_fairseq,
+    read_checkpoint,
+    read_dictionary,
+    to_fairseq,
+    with_vocabularies,
+)
 from zoo.export.fairseq import USER_DIR, export_fairseq
 from zoo.text import EOS, PAD
 
@@ -182,6 +191,7 @@ def test_fairseq_trains_and_generates(data, tmp_path, scheme, options):
     user = ["--user-dir", USER_DIR]
     named = ["--scheme", scheme, "--scheme-options", json.dumps(options)]
     log = train(data, tmp_path, *user, "--arch", "rescale_transformer_wmt_en_de", *named)
+    assert len(re.findall(r"[1-9]\d* biases initialised from data, 0 kept", log)) == (scheme == "rescale")
     losses = [float(x) for x in re.findall(r"valid \| .*?\| loss ([\d.]+)", log)]
     assert losses[-1] < losses[0]
     path = tmp_path / "checkpoint_last.pt"
@@ -190,7 +200,6 @@ def test_fairseq_trains_and_generates(data, tmp_path, scheme, options):
     model = from_fairseq(path)
     assert model.scheme.name == scheme
     assert dataclasses.asdict(model.scheme).items() >= options.items()
-    assert len(re.findall(r"[1-9]\d* biases initialised from data, 0 kept", log)) == (scheme == "rescale")
     known = read_dictionary(data / "bin/dict.en.txt")
     ids = {symbol: number for number, symbol in enumerate(known)}
     settings, theirs = Beam(beam=4, max_ratio=0, max_extra=8), hypotheses(log)
@@ -297,6 +306,26 @@ def test_biases_are_kept_when_the_first_updates_overflow(data, tmp_path, monkeyp
         count += 1
         torch.testing.assert_close(run.biases(), right, rtol=1 / 256, atol=2e-3)
     assert count > 1
+
+
+def test_two_processes_keep_the_biases_of_both_batches(data, tmp_path):
+    """In float32 and in fp16; from both batches, so that they are others than those of one process."""
+    one = ["--arch", "rescale_transformer", "--lr", "1e-4", "--max-tokens", "400", "--max-update", "2", "--user-dir"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = f"--distributed-init-method tcp://127.0.0.1:{port} --distributed-no-spawn --distributed-backend gloo"
+    two = f"--distributed-world-size 2 {shared} --ddp-backend legacy_ddp --distributed-rank".split()
+    found = {}
+    for name, extra in {"one": [], "two": [], "half": HALF}.items():
+        ranks = ([],) if name == "one" else ([*two, 0], [*two, 1])
+        with ThreadPoolExecutor() as pool:
+            runs = [pool.submit(train, data, tmp_path / name, *one, USER_DIR, *extra, *rank) for rank in ranks]
+            assert "biases initialised from data, 0 kept" in runs[0].result()
+        state = read_checkpoint(tmp_path / name / "checkpoint_last.pt")["model"]
+        found[name] = torch.cat([value.flatten() for key, value in state.items() if key.endswith("pre_bias")])
+    torch.testing.assert_close(found["half"], found["two"], rtol=1 / 256, atol=2e-3)
+    assert 0.01 < float((found["one"] - found["two"]).abs().max()) < 0.5
 
 
 def test_an_optimizer_with_copies_that_are_not_known_is_refused(data, tmp_path):
