@@ -124,6 +124,7 @@ def _stops(task: VideoClassification) -> list[str]:
 def _describe(checked: CheckedSet, transform: zoo.VideoTransform, report: Report) -> None:
     """Add the durations, rates, sizes, codecs and faults of a set to the report."""
     name, videos = checked.name, checked.videos
+    # Durations, rates, sizes, codecs.
     infos = list(videos.infos)
     sampler = ClipSampler(transform)
     clip = None if transform.interval is None else max(sampler.span(info) for info in infos)
@@ -135,6 +136,7 @@ def _describe(checked: CheckedSet, transform: zoo.VideoTransform, report: Report
         "height": [info.height for info in infos],
     }
     codecs = Counter(info.codec or "unknown" for info in infos)
+    # All numbers and names, for the file.
     content: dict[str, Any] = {
         "videos": videos.total,
         "clips_read": checked.looked,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 
+import zoo
 from tasks.detection.coco import decode_mask, load_coco
 from tasks.detection.config import DataSection
 from tasks.detection.data import TrainSet
@@ -23,10 +26,15 @@ from tasks.study.runner import Slots
 from tasks.study.study import Study
 from tasks.translation.config import CorpusSection
 from tasks.translation.corpus import Corpus, prepare
+from tasks.video.data import read_set
+from tasks.video.decode import find_frames, probe
 from tasks.video.index import Index
+from tasks.video.sampling import ClipSampler
 from zoo.convert.fairseq import read_dictionary
 from zoo.errors import ZooError
 from zoo.text import Vocabulary
+
+MOST_FRAMES = 100_000  # of a damaged video that are read
 
 
 def call(name: str, arguments: list[str]) -> None:
@@ -44,6 +52,35 @@ def index(path: str, root: str) -> None:
     for entry in Index(Path(path), Path(root)).entries(videos, write=False):
         if entry.info is not None:
             entry.info.frames, entry.info.fps, entry.info.duration  # noqa: B018
+
+
+def video(path: str) -> None:
+    """Read clips of a video, whose frames must equal those of a decode from the beginning or be reported as missing."""
+    info = probe(path)
+    if info.frames > MOST_FRAMES:
+        return
+    info.pts, info.times, info.duration, info.fps  # noqa: B018
+    every = range(min(info.frames, 40))
+    # the same frames by counting, without any seek
+    whole = find_frames(path, dataclasses.replace(info, keys=(0,)), every)
+    for chosen in (every[-1:], every[::5], every[3:6]):
+        if chosen:
+            found = find_frames(path, info, chosen)
+            for number, frame in found.frames.items():
+                expected = whole.frames.get(number)
+                if expected is not None and not np.array_equal(frame, expected):
+                    raise RuntimeError(f"frame {number} differs from that of a decode from the beginning")
+
+
+def videos(file: str, root: str) -> None:
+    """Read a list of videos and make clips of its parts."""
+    found, _ = read_set(Path(file), Path(root))
+    items = [item for item in found.items if item.path is not None]
+    entries = Index(Path("out/index.json"), Path(root)).entries([item.path for item in items if item.path], write=False)
+    layout = zoo.VideoTransform(4, 2.0, 25.0, 16, 16, (0.5,) * 3, (0.25,) * 3)
+    for item, entry in zip(items, entries, strict=True):
+        if entry.info is not None:
+            ClipSampler(layout).uniform(entry.info, 3, item.segment)
 
 
 def corpus(folder: str) -> None:
@@ -149,5 +186,5 @@ def _write_in_another_language(path: Path) -> None:
         torch._C.PyTorchFileWriter(str(path)).write_end_of_file()
 
 
-FUNCTIONS = (index, corpus, prepare_corpus, coco, study, vocabulary, holdout, dictionary, misbehave)
+FUNCTIONS = (index, video, videos, corpus, prepare_corpus, coco, study, vocabulary, holdout, dictionary, misbehave)
 READERS = {function.__name__: function for function in FUNCTIONS}
