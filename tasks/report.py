@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -79,7 +80,8 @@ def print_prediction(results: Results, found: Classified) -> None:
     """Print a file's classes with their scores: a line, an object, or a row for each class."""
     pairs = list(zip(found.classes, found.scores, strict=True))
     rows = [(found.file, rank, *pair) for rank, pair in enumerate(pairs, 1)]
-    results.add(prediction_line(found), vars(found), rows)
+    content = asdict(found) if is_dataclass(found) and not isinstance(found, type) else vars(found)
+    results.add(prediction_line(found), content, rows)
 
 
 CLASS_COLUMNS = ("file", "rank", "class", "score")  # of ``print_prediction``
