@@ -9,6 +9,8 @@ import torchvision
 
 from tasks.config import find_config
 from tasks.spec import resolve
+from tests.helpers.captions import write_captions
+from tests.helpers.commands import call
 from tests.helpers.paths import ROOT
 from tests.helpers.published import publish
 
@@ -148,6 +150,29 @@ def test_the_page_on_translation_runs():
     assert blocks == 1
     assert scope["logits"].shape == (2, 3, 8000)
     assert type(scope["baseline"].encoder_end).__name__ == "LayerNorm"
+
+
+def test_the_page_on_fine_tuning_a_translator_runs(tmp_path, monkeypatch, capsys):
+    """Its commands in order, whose results are those of the page but for numbers that depend on the machine."""
+    text = (ROOT / "docs" / "finetune_translation.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    write_captions(tmp_path / "text", train=200, val=20)
+    (tmp_path / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])
+    commands = re.findall(r"```console\n\$ (.*?)```", text, re.DOTALL)[0].split("\n$ ")
+    assert len(commands) == 7
+    for block in commands:
+        command, *shown = block.rstrip("\n").split("\n")
+        _, *arguments = shlex.split(command.partition(" > ")[0])
+        code, out, err = call(capsys, monkeypatch, *arguments)
+        assert code == 0, err
+        if arguments[0] in ("check", "prepare"):
+            assert out.rstrip("\n").split("\n") == shown
+        elif shown:  # the last digits of a training differ between machines
+            assert [re.sub(r"[\d.]+", "N", line) for line in out.rstrip("\n").split("\n")] == [
+                re.sub(r"[\d.]+", "N", line) for line in shown
+            ]
+    for name in re.findall(r"\]\(([^)]+)\)", text):
+        assert (ROOT / "docs" / name).exists(), name
 
 
 def test_the_page_on_weights_runs(tmp_path, monkeypatch, capsys):

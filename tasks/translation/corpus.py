@@ -237,14 +237,15 @@ def with_defaults(config: TranslationConfig) -> CorpusSection:
     """
     section, weights = config.data.corpus, config.model.weights
     if weights is not None:
-        transform = get_weights(weights, model=config.model.name).transform
+        entry = get_weights(weights, model=config.model.name)
+        transform = entry.transform
         if not isinstance(transform, TextTransform):
             raise ConfigError(f"model.weights={weights}: must be weights of a translation net")
         changes: dict[str, Any] = {"source": section.source or transform.source}
         changes["target"] = section.target or transform.target
         if section.vocabulary == VocabularySection():
             share = "joint" if transform.target_model is None else "separate"
-            changes["vocabulary"] = VocabularySection(share=share, weights=weights)
+            changes["vocabulary"] = VocabularySection(share=share, weights=entry.name)
         section = section.model_copy(update=changes)
     section.languages  # noqa: B018  raises the error
     return section

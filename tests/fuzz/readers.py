@@ -94,9 +94,9 @@ def corpus(folder: str) -> None:
     found.text("val")
 
 
-def prepare_corpus(root: str, vocabulary: str, folder: str) -> None:
+def prepare_corpus(root: str, vocabulary: str, folder: str, name: str = "train") -> None:
     """Prepare a corpus from parallel text."""
-    section = {"root": root, "source": "en", "target": "de", "train": ["train"], "val": "val"}
+    section = {"root": root, "source": "en", "target": "de", "train": [name], "val": "val"}
     section["vocabulary"] = {"size": 48, "weights": vocabulary}
     prepare(CorpusSection.model_validate(section), Path(folder))
 

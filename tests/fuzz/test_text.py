@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 
 from hypothesis import strategies as st
 
@@ -45,15 +47,62 @@ def test_vocabularies(harness, fuzz):
     fuzz(damaged(valid), lambda content: harness.check({"v.model": content}, ["@vocabulary", "v.model"]), FAST // 2)
 
 
+PACKED = {"gz": lambda text: gzip.compress(text, mtime=0), "bz2": bz2.compress, "xz": lzma.compress}
+
+
+@st.composite
+def documents(draw, valid: str, ending: str):
+    """A file of sentences with ids, of which elements, attributes or bytes are changed."""
+    segments = "".join(f'<seg id="{i}">{line}</seg>' for i, line in enumerate(valid.split("\n")))
+    content = {
+        "sgm": f'<srcset setid="x" srclang="en"><doc docid="a" sysid="r"><p>{segments}</p></doc></srcset>',
+        "xml": f'<dataset><doc id="a"><src lang="en"><p>{segments}</p></src>'
+        f'<ref lang="de" translator="A"><p>{segments}</p></ref></doc></dataset>',
+        "tmx": '<tmx><body><tu><tuv xml:lang="en"><seg>one</seg></tuv><tuv xml:lang="de"><seg>eins</seg></tuv></tu>'
+        '<tu><tuv xml:lang="de"><seg>a<ph>b</ph></seg></tuv><tuv xml:lang="en"><seg>b</seg></tuv></tu></body></tmx>',
+    }[ending]
+    for _ in range(draw(st.integers(0, 3))):
+        old = draw(
+            st.sampled_from(("</seg>", "<doc", "</doc>", "<tu>", "</tuv>", 'id="1"', "lang=", "<src", "<ref", ">"))
+        )
+        new = draw(
+            st.sampled_from(
+                ("", "<seg>", "<doc>", "&x;", "&#0;", 'id="1" id="1"', 'id="\u202e"', "<tuv>", "]]>", *TEXTS)
+            )
+        )
+        content = content.replace(old, new, draw(st.integers(1, 2)))
+    encoded = content.encode(draw(st.sampled_from(ENCODINGS)), "replace")
+    return draw(damaged(encoded)) if draw(st.booleans()) else encoded
+
+
+def test_documents(harness, fuzz):
+    """WMT's and TMX files, as training text and as a text that is looked at."""
+    weights = f"{harness.fixed}/weights/text.safetensors"
+    val = {"t/val.en": b"one two\n", "t/val.de": b"eins zwei\n"}
+    cases = st.sampled_from(("xml", "tmx", "sgm")).flatmap(
+        lambda ending: st.tuples(
+            st.just(ending), documents("one two\nthree\n", ending), documents("eins\nzwei", ending)
+        )
+    )
+
+    def run(case):
+        ending, first, second = case
+        name = "train" if ending == "sgm" else f"train.{ending}"
+        files = {"t/train.en.sgm": first, "t/train.de.sgm": second} if ending == "sgm" else {f"t/{name}": first}
+        harness.check({**files, **val}, ["@prepare_corpus", "t", weights, "out/c", name])
+
+    fuzz(cases, run, FAST // 2)
+
+
 @st.composite
 def parallel_texts(draw, english: str, german: str):
     """Files of parallel text, of which one is changed, and sometimes compressed or in WMT's form."""
     source = draw(st.one_of(st.just(english.encode()), texts(english)))
     target = draw(texts(german))
-    form = draw(st.sampled_from(("plain", "plain", "gz", "tsv", "sgm", "xml")))
-    if form == "gz":
-        packed = gzip.compress(target, mtime=0)
-        return {"t/train.en": source, "t/train.de.gz": draw(st.one_of(st.just(packed), damaged(packed)))}, "train"
+    form = draw(st.sampled_from(("plain", "plain", *PACKED, "tsv", "sgm", "xml")))
+    if form in PACKED:
+        packed = PACKED[form](target)
+        return {"t/train.en": source, f"t/train.de.{form}": draw(st.one_of(st.just(packed), damaged(packed)))}, "train"
     if form == "tsv":
         rows = zip(source.split(b"\n"), target.split(b"\n"), strict=False)
         return {"t/train.tsv": b"\n".join(b"\t".join(row) for row in rows)}, "train.tsv"
