@@ -13,7 +13,7 @@ from zoo.nets.transformer import Transformer
 from zoo.text import Tokenizer, clean
 from zoo.transforms import TextTransform
 
-USUAL = 64  # tokens of a sentence in training, for weights that do not state it
+USUAL = 32  # tokens of a sentence in training, for weights that do not state it
 # A word with the blanks behind it; a clause of a script without blanks.
 _WORD = re.compile(r"[^\s\u3001\uff0c\uff1b\uff1a]*[\u3001\uff0c\uff1b\uff1a]*\s*")
 
@@ -22,9 +22,9 @@ _WORD = re.compile(r"[^\s\u3001\uff0c\uff1b\uff1a]*[\u3001\uff0c\uff1b\uff1a]*\s
 class Splitter:
     """Function from a line to the token ids of its pieces.
 
-    A line of more than ``usual`` tokens is cut at ends of sentences, into pieces of at most so many tokens where the
-    sentences allow it. A sentence of more than ``most`` tokens is cut at blanks or commas, and a word of so many
-    anywhere. Nothing is lost: the pieces together have all tokens of the line.
+    A line of more than ``usual`` tokens is cut at all ends of sentences: a net that was trained on single sentences
+    leaves out some of several, however short they are together. A sentence of more than ``most`` tokens is cut at
+    blanks or commas, and a word of so many anywhere. Nothing is lost: the pieces together have all tokens of the line.
 
     Attributes:
         coder: tokenizer of the net.
@@ -65,7 +65,7 @@ class Splitter:
             return []
         if len(ids) <= self.usual:
             return [ids]
-        return [piece for part in self._packed(sentences(text), self.usual) for piece in self._within(part)]
+        return [piece for part in sentences(text) for piece in self._within(part)]
 
     def join(self, texts: Iterable[str]) -> str:
         """Return the translations of the pieces of a line as one line."""
