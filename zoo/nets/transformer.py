@@ -596,8 +596,8 @@ class Transformer(Net):
             return self.project(x)
         if places is None:
             places = (labels != PAD).flatten().nonzero().flatten()  # (N,)
-        chosen, wanted = x.flatten(0, 1).index_select(0, places), labels.flatten().index_select(0, places)
-        return linear_cross_entropy(chosen, self.output_weight, wanted, label_smoothing=label_smoothing)
+        features, targets = x.flatten(0, 1).index_select(0, places), labels.flatten().index_select(0, places)
+        return linear_cross_entropy(features, self.output_weight, targets, label_smoothing=label_smoothing)
 
 
 _VASWANI = "Vaswani et al. 2017, Attention is all you need; Shao et al. 2020, RescaleNet"
