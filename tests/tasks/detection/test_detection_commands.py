@@ -1,6 +1,8 @@
 """Detection on the command line."""
 
 import json
+import re
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import zoo
 from tests.helpers.classification import picture
 from tests.helpers.commands import call
 from tests.helpers.detection import KINDS
-from tests.helpers.paths import shared
+from tests.helpers.paths import ROOT, shared
 
 
 def test_eval_and_predict_commands(capsys, monkeypatch, weights, tmp_path):
@@ -191,3 +193,45 @@ def test_a_scan_is_read_by_region(capsys, monkeypatch, weights, tmp_path):
     assert code == 0
     assert "a.png: " in out
     assert "1 of 2 files could not be read" in err
+
+
+# -- the page on fine-tuning ------------------------------------------------------------------------
+
+
+def nuclei_set(folder):
+    """The first pictures of the nuclei as the page has them, fewer of them."""
+    root = shared("data", "nuclei")
+    for split, count in (("train", 4), ("val", 2)):
+        content = json.loads((root / f"instances_{split}.json").read_text())
+        images = [{**i, "file_name": Path(i["file_name"]).name} for i in content["images"] if i["height"] == 256][
+            :count
+        ]
+        chosen = {image["id"] for image in images}
+        content |= {"images": images, "annotations": [a for a in content["annotations"] if a["image_id"] in chosen]}
+        (folder / split).mkdir(parents=True)
+        (folder / f"{split}.json").write_text(json.dumps(content))
+        with zipfile.ZipFile(root / f"{split}.zip") as archive:
+            members = {Path(name).name: name for name in archive.namelist()}
+            for image in images:
+                (folder / split / image["file_name"]).write_bytes(archive.read(members[image["file_name"]]))
+
+
+@pytest.mark.slow
+def test_the_page_on_fine_tuning_runs(capsys, monkeypatch, tmp_path):
+    page = (ROOT / "docs/finetune_detector.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    nuclei_set(tmp_path / "cells")
+    Path("mine.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    commands = re.findall(r"^\$ rescalenet (.*)", page, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["train", "eval", "score", "predict", "export"]
+    outputs = {}
+    for command in commands:
+        code, out, err = call(capsys, monkeypatch, *command.split())
+        assert code == 0, err
+        outputs[command.split()[0]] = out
+    assert json.loads(outputs["train"])["metrics"]["mask_ap50"] > 0.5
+    assert json.loads(Path("out/cells/metrics.json").read_text())["metrics"]["mask_ap50"] > 0.5
+    assert "results" in outputs["score"]
+    assert len(outputs["predict"].splitlines()) == len(list(Path("out/found").glob("*.objects.png"))) == 2
+    assert re.match(r"cells\.onnx: agrees in onnxruntime .* objects\)", outputs["export"])
+    assert Path("cells.onnx").stat().st_size > 1e6
