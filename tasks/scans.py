@@ -20,7 +20,7 @@ from zoo.errors import one_line
 ENDINGS = (".svs", ".btf")  # of scans, beside those of pictures
 TIFF = (".tif", ".tiff", ".btf", ".svs")  # endings of files that may be read by region
 FROM = 2**25  # pixels from which a picture is read by region: 100 MB in RGB
-KEPT = 2**29  # bytes of decoded tiles and strips that are kept for the next regions
+KEPT = 2**27  # bytes of decoded tiles and strips that are kept for the next regions
 BAND = 2**24  # pixels that an overview reads at once
 
 HINT = "a TIFF in tiles or strips is read by region, with --tile 1024"
