@@ -213,8 +213,8 @@ class RescaleTransformer(FairseqEncoderDecoderModel):
         if lost < 0.01 * moved:  # less than a tenth of the way is left
             raise RuntimeError(
                 "the first update has overwritten the biases that the first batch gave: the optimizer has copies of "
-                "the parameters that are unknown here (--ddp-backend fully_sharded is such a case); train the first "
-                "update without that option and go on from its checkpoint"
+                "the parameters that are unknown here, as with options that shard them; train the first update without "
+                "such an option and go on from its checkpoint"
             )
 
 
