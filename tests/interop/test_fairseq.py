@@ -19,10 +19,12 @@ from fairseq import checkpoint_utils, options, tasks
 from fairseq.data import Dictionary, iterators
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
+from fairseq.models import MODEL_REGISTRY
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer.transformer_legacy import base_architecture
 from fairseq.sequence_generator import SequenceGenerator
 from fairseq.trainer import Trainer
+from fairseq.utils import import_user_module
 
 import zoo
 from tasks.translation.search import Beam, beam_search
@@ -374,12 +376,13 @@ def test_the_plugin_has_fairseqs_logits_for_fairseqs_own_checkpoints(data, tmp_p
     ],
 )
 def test_scheme_options_that_are_none(options, message):
-    from zoo.export.fairseq.rescalenet_fairseq import RescaleTransformer
-
+    import_user_module(Namespace(user_dir=USER_DIR))  # as fairseq imports it; under another name it registers twice
     known = symbols()
     task = SimpleNamespace(source_dictionary=known, target_dictionary=known)
     with pytest.raises(ValueError, match=message):
-        RescaleTransformer.build_model(Namespace(scheme_options=options, share_all_embeddings=True), task)
+        MODEL_REGISTRY["rescale_transformer"].build_model(
+            Namespace(scheme_options=options, share_all_embeddings=True), task
+        )
 
 
 @pytest.mark.parametrize(
