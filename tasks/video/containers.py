@@ -44,9 +44,10 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
             raise DataError(f"{path}: no such file")
         if path.stat().st_size == 0:
             raise DataError(f"{path}: is empty; get it again")
-        # With "file:" no name is an address. "replace", because titles that are not UTF-8 do not matter here.
+        # With "file:" no name is an address. The options are not given to streams too: PyAV 17.0 crashes where streams
+        # come after the header (MPEG-PS). "replace", because titles that are not UTF-8 do not matter here.
         options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
-        with av.open(f"file:{os.fspath(path)}", options=options, metadata_errors="replace") as container:
+        with av.open(f"file:{os.fspath(path)}", container_options=options, metadata_errors="replace") as container:
             stream = best_stream(container)
             if stream is None:
                 raise DataError(f"{path}: has no video stream")
@@ -68,10 +69,14 @@ def best_stream(container: Any) -> Any:
 
     It is the default one, of several the largest, and never a cover or preview.
     """
-    default = av.stream.Disposition.default
-    return max(
-        moving_streams(container), key=lambda s: (bool(s.disposition & default), s.width * s.height), default=None
-    )
+    return max(moving_streams(container), key=_rank, default=None)
+
+
+def _rank(stream: Any) -> tuple[bool, bool, int]:
+    """Return a key of a stream: whether its codec is known, whether it is the default, and its pixels."""
+    if stream.codec_context is None:  # which also lacks the size
+        return False, False, 0
+    return True, bool(stream.disposition & av.stream.Disposition.default), stream.width * stream.height
 
 
 def moving_streams(container: Any) -> list[Any]:

@@ -38,3 +38,24 @@ def test_colours_follow_the_matrix_and_the_range_of_the_file(tmp_path, matrix, f
     (frame,) = read_frames(path, probe(path), [1])
     got = frame[32, 16::32].astype(int)
     assert np.abs(got - COLOURS).max() <= 4, got
+
+
+@pytest.mark.parametrize("format", ["yuv420p10le", "yuv444p", "yuvj420p", "bgr0", "rgb24"])
+def test_colours_of_other_formats(tmp_path, format):
+    """10 bit, full chroma, full range and RGB give the colours of the pictures that were encoded, without loss."""
+    path = tmp_path / "colours.mkv"
+    image = np.repeat(np.repeat(COLOURS[None], 64, 0), 32, 1)
+    codec = "ffv1" if format != "yuvj420p" else "mjpeg"
+    if format == "rgb24":
+        codec, format = "qtrle", "rgb24"
+        path = path.with_suffix(".mov")
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, format
+        for number in range(3):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (frame,) = read_frames(path, probe(path), [1])
+    assert np.abs(frame[32, 16::32].astype(int) - COLOURS).max() <= 5

@@ -109,7 +109,7 @@ def test_a_cover_is_no_video(tmp_path):
         source = video(tmp_path / "a.mp4", count=10, audio=True)
         with av.open(str(tmp_path / name), "w") as out, av.open(str(source)) as a, av.open(str(cover)) as b:
             pictures = out.add_stream_from_template(b.streams.video[0])
-            pictures.disposition = av.stream.Disposition.attached_pic
+            pictures.disposition = av.stream.Disposition.attached_pic.value
             kept = {s.index: out.add_stream_from_template(s) for s in a.streams if moving or s.type == "audio"}
             for packet in b.demux(video=0):
                 if packet.dts is not None:
@@ -202,3 +202,11 @@ def test_doubled_and_missing_times_of_packets_cost_no_others(tmp_path):
         expected = [frame.time for frame in container.decode(video=0)]
     np.testing.assert_allclose(info.times, np.array(expected) - expected[0], atol=1e-6)
     assert "even" not in info.notes
+
+
+def test_a_codec_that_ffmpeg_does_not_know(tmp_path):
+    """The size of such a stream is unknown too."""
+    path = video(tmp_path / "a.mkv", count=5)
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_UNKNOWN/CODEC"))
+    with pytest.raises(DataError, match=r"a.mkv: its codec is not known to FFmpeg; convert it to H.264"):
+        probe(path)
