@@ -80,14 +80,14 @@ def test_evaluating_weights_matches_classes_by_name(tree, weights):
 
 
 def test_a_line_of_pixels_is_not_resized_to_gigabytes(tree, weights):
-    """1 x 800000 pixels would be 16 x 12800000; in evaluation, prediction and training, by name."""
-    Image.new("RGB", (800_000, 1)).save(tree / "val/ant/line.png")
+    """1 x 1100000 pixels would be 16 x 17600000; in evaluation, prediction and training, by name."""
+    Image.new("RGB", (1_100_000, 1)).save(tree / "val/ant/line.png")
     model, failed = zoo.create_model("rescalenet20_cifar", weights.name), {}
     images = folder_images(tree / "val")
     assert evaluate_weights(model, weights, images, failed=failed).metrics()["images"] == 4
     assert list(failed) == ["ant/line.png"]
     assert failed["ant/line.png"].endswith(
-        "800000 x 1 pixels, which have more than the limit for one picture once the short side is resized to 16; "
+        "1100000 x 1 pixels, which have more than the limit for one picture once the short side is resized to 16; "
         "crop or remove it"
     )
     files = [tree / "val/ant/line.png", tree / "val/ant/0.png"]
@@ -95,7 +95,7 @@ def test_a_line_of_pixels_is_not_resized_to_gigabytes(tree, weights):
     assert ([p.file for p in predictions], list(unread)) == ([str(files[1])], [str(files[0])])
     content = {"size": 16, "resize": 16, "augment": {"crop": {"name": "pad"}}, "train": "val"}
     task = make_task(config(tree, tree / "run", data=content))
-    with pytest.raises(DataError, match="ant/line.png: 800000 x 1 pixels"):
+    with pytest.raises(DataError, match="ant/line.png: 1100000 x 1 pixels"):
         task.train_set()[0, task.train_images.names.index("ant/line.png")]
     assert task.evaluate(model, make_accelerator(), torch.float32)["failed"] == 1
     content["augment"] = {"crop": {"name": "random_resized"}}
