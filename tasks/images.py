@@ -7,9 +7,10 @@ pictures are read on the scale 0..65535. Of animated pictures the first frame is
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -214,19 +215,59 @@ def _decoded(
     convert: Callable[[Image.Image], Image.Image],
     size: tuple[int, int] | None = None,
 ) -> Image.Image:
+    with _decoding(source, name), Image.open(source) as image:
+        turned = ImageOps.exif_transpose(image)
+        if size is not None and turned.size != size and image.size == size:
+            turned = image
+        if size is not None and turned.size != size:
+            raise DataError(
+                f"{name}: the image has {turned.width} x {turned.height} pixels, the annotations are for "
+                f"{size[0]} x {size[1]}; replace the image or correct the annotations"
+            )
+        converted = convert(turned)
+        converted.load()
+        return converted
+
+
+class PictureHeader(NamedTuple):
+    """What a file states of its picture.
+
+    Attributes:
+        mode: mode in PIL's words.
+        stored: width and height as stored.
+        turned: width and height after the turn to the EXIF orientation.
+        orientation: EXIF orientation, 1 to 8.
+    """
+
+    mode: str
+    stored: tuple[int, int]
+    turned: tuple[int, int]
+    orientation: int
+
+
+def read_header(source: str | Path | BinaryIO, name: str, *, to_end: bool = False) -> PictureHeader:
+    """Return what a file states of its picture.
+
+    Args:
+        source: path of a file, or its content.
+        name: name of the image in errors.
+        to_end: whether EXIF data behind the pixels of a PNG are read too, for which these are decoded.
+
+    Raises:
+        DataError: a file that is missing or no picture, or a picture of more pixels than are decoded.
+    """
+    with _decoding(source, name), Image.open(source) as image:
+        found = (image.getexif() if to_end else Image.Image.getexif(image)).get(0x0112, 1)
+        orientation = found if isinstance(found, int) and 1 <= found <= 8 else 1
+        turned = image.size[::-1] if orientation >= 5 else image.size  # these exchange width and height
+        return PictureHeader(image.mode, image.size, turned, orientation)
+
+
+@contextmanager
+def _decoding(source: str | Path | BinaryIO, name: str) -> Iterator[None]:
+    """Raise what decoders raise as ``DataError`` with the name of the image."""
     try:
-        with Image.open(source) as image:
-            turned = ImageOps.exif_transpose(image)
-            if size is not None and turned.size != size and image.size == size:
-                turned = image
-            if size is not None and turned.size != size:
-                raise DataError(
-                    f"{name}: the image has {turned.width} x {turned.height} pixels, the annotations are for "
-                    f"{size[0]} x {size[1]}; replace the image or correct the annotations"
-                )
-            converted = convert(turned)
-            converted.load()
-            return converted
+        yield
     except DataError:
         raise
     except FileNotFoundError:

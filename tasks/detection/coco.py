@@ -12,6 +12,8 @@ import io
 import json
 import math
 import os
+import posixpath
+import unicodedata
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +32,7 @@ from tasks.detection.image_files import ImageFiles
 from tasks.detection.masks import Extent, broken, decode_mask, encode_mask, polygons, rle_counts
 from tasks.detection.records import ImageId, ImageRecord, Records
 from tasks.errors import DataError
-from tasks.images import EXPOSURE_HINTS, decode_image, exposure
+from tasks.images import EXPOSURE_HINTS, decode_image, exposure, read_header
 from tasks.progress import Progress
 from tasks.textfiles import wide_encoding
 from zoo.errors import one_line
@@ -310,9 +312,9 @@ def _classes(categories: list[dict[str, Any]], annotations: list[dict[str, Any]]
         notes["classes without annotations"] = unused
     folded: dict[str, list[str]] = defaultdict(list)
     for name in first:
-        folded[" ".join(name.casefold().split())].append(name)
+        folded[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
     if alike := [" and ".join(map(repr, names)) for names in folded.values() if len(names) > 1]:
-        notes["classes whose names differ only in case or spaces"] = alike
+        notes["classes whose names differ only in case, spaces or Unicode form"] = alike
     return own_id
 
 
@@ -390,6 +392,8 @@ def _corrected(
             "annotations that are crowds (iscrowd=1), not trained on (CVAT marks masks from its brush so; set it to 0 "
             "for single objects)"
         ] = crowds
+    if repeated := _repeated(followed):
+        notes["annotations equal to another of their image, kept (an evaluation counts each)"] = repeated
     # 3. Correct what can be corrected.
     for name, annotation, extent, wrong in zip(boxes.names, followed, extents, apart.tolist(), strict=True):
         image = owners[annotation["image_id"]]
@@ -397,6 +401,19 @@ def _corrected(
             notes[reason].append(name)
             continue
         yield _clean(name, annotation, extent, image, own_id, notes, wrong=wrong, masks=masks)
+
+
+def _repeated(annotations: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the names of annotations that have image, category, box and mask of an earlier one."""
+    seen: dict[tuple[object, ...], list[object]] = defaultdict(list)
+    found = []
+    for annotation in annotations:
+        masks = seen[annotation["image_id"], annotation["category_id"], *annotation["bbox"]]
+        if any(mask == annotation.get("segmentation") for mask in masks):
+            found.append(f"id {annotation['id']}")
+        else:
+            masks.append(annotation.get("segmentation"))
+    return found
 
 
 def _defect(annotation: dict[str, Any], extent: Extent | None, image: dict[str, Any], *, masks: bool) -> str | None:
@@ -497,27 +514,28 @@ def _check_images(data: Coco, check: Check, problems: Found) -> None:
         size = (image.width, image.height)
         try:
             content = files.read(image.file_name)
-            with Image.open(io.BytesIO(content)) as opened:
-                mode, orientation, stored = opened.mode, opened.getexif().get(0x0112, 1), opened.size
-            # Orientations from 5 on exchange width and height; annotations may be of either picture.
-            turned = stored[::-1] if orientation >= 5 else stored
-            if size not in (stored, turned):
+            header = read_header(io.BytesIO(content), files.label(image.file_name))
+            # Annotations may be of the stored picture or of the turned one.
+            if size not in (header.stored, header.turned):
+                header = read_header(io.BytesIO(content), files.label(image.file_name), to_end=True)
+            if size not in (header.stored, header.turned):
+                own = " x ".join(map(str, header.turned))
                 return "images whose size is not the annotations'", (
-                    f"{image.file_name} ({' x '.join(map(str, turned))}, annotated {image.width} x {image.height})"
+                    f"{image.file_name} ({own}, annotated {image.width} x {image.height})"
                 )
             if check == "decode":
                 reasons += _exposure_notes(decode_image(io.BytesIO(content), files.label(image.file_name), size))
             elif number % step == 0:
                 with suppress(DataError):  # left to those who need the image
                     reasons += _exposure_notes(decode_image(io.BytesIO(content), image.file_name, size))
-        except (DataError, OSError, SyntaxError, ValueError) as error:
+        except DataError as error:
             return "images that cannot be decoded", f"{image.file_name} ({error})"
-        if orientation != 1 and size == turned:
+        if header.orientation != 1 and size == header.turned:
             reasons.append("images turned by their EXIF orientation")
-        elif orientation != 1:
+        elif header.orientation != 1:
             reasons.append("images not turned by their EXIF orientation, as their annotations are of the stored size")
-        elif mode not in ("RGB", "L"):
-            reasons.append(f"images of mode {mode}, converted to RGB")
+        elif header.mode not in ("RGB", "L"):
+            reasons.append(f"images of mode {header.mode}, converted to RGB")
         return reasons
 
     # 1. Inspect the files in threads, which run in parallel because PIL and zlib release Python's global lock.
@@ -533,7 +551,7 @@ def _check_images(data: Coco, check: Check, problems: Found) -> None:
     seen: set[str] = set()
     for image in images:
         place = files.locate(image.file_name)
-        path = image.file_name if place is None else place.path
+        path = posixpath.normpath(image.file_name if place is None else place.path)
         if path in seen:
             problems["images that share a file"].append(image.file_name)
         seen.add(path)

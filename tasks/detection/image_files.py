@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from tasks.errors import DataError
 from tasks.files import SYSTEM_NAMES
+from tasks.images import EXTENSIONS
 from zoo.errors import one_line
 
 LARGEST_FILE = 2**29  # bytes of an image file: more than 16-bit RGB of the largest picture that is decoded
@@ -185,8 +186,8 @@ def _other_readings(name: str) -> Iterator[str]:
 
 
 def _add_without_top(names: dict[str, str]) -> None:
-    """Add the names without the folders that all of them are in."""
-    short = dict(names)
+    """Add the names without the folders that all images are in; beside these there may be other files."""
+    short = {key: name for key, name in names.items() if key.lower().endswith(EXTENSIONS)}
     while short and len({key.partition("/")[0] for key in short}) == 1 and all("/" in key for key in short):
         short = {key.partition("/")[2]: name for key, name in short.items()}
         for key, name in short.items():

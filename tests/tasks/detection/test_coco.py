@@ -1,7 +1,9 @@
 """COCO data: what is read, what is refused, what is handled and counted."""
 
 import pickle
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -16,6 +18,15 @@ from tasks.errors import DataError
 from tests.helpers.coco import RED, encoded, polygon
 from tests.helpers.paths import shared
 from zoo.errors import LONGEST
+
+
+def declared(width, height):
+    """A PNG that declares a size, with the pixels of none."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = (header, b"IDAT" + zlib.compress(b"\0"), b"IEND")
+    packed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
 
 # -- reading ----------------------------------------------------------------------------------------
 
@@ -182,6 +193,7 @@ def test_exif_orientation(builder, annotated):
             encoded(Image.new("RGB", (50, 40))),
             "size is not the annotations': small.png",
         ),
+        ("bomb.png", declared(30_000, 30_000), "bomb.png .*set/images/bomb.png: cannot be decoded.*exceeds limit"),
         ("float.tif", encoded(Image.new("F", (60, 40)), "TIFF"), "float.tif.*pixels of mode 'F'"),
     ],
 )
@@ -189,6 +201,35 @@ def test_bad_pictures_are_refused_before_training(builder, name, data, reason):
     builder.image(9, name, data)
     with pytest.raises(DataError, match=reason):
         builder.load()
+
+
+def test_the_header_of_a_cut_png_is_read_without_its_pixels(builder):
+    """An evaluation skips and counts it; PIL looks for EXIF data behind the pixels of each PNG."""
+    content = encoded(Image.effect_noise((60, 40), 90).convert("RGB"))
+    builder.image(9, "cut.png", content[: len(content) // 2])
+    data = builder.load(check="header")
+    with pytest.raises(DataError, match=r"cut.png: cannot be decoded as an image \("):
+        data.read(data.images[-1])
+
+
+def test_exif_data_behind_the_pixels_of_a_png(builder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(Image.new("RGB", (40, 60), RED))
+    data = exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(data)) + b"eXIf" + data + struct.pack(">I", zlib.crc32(b"eXIf" + data))
+    builder.image(9, "late.png", content[:-12] + chunk + content[-12:], (60, 40))
+    found = builder.load(check="header")
+    assert found.read(found.images[-1]).size == (60, 40)
+    assert any("images turned by their EXIF orientation: late.png" in line for line in found.report())
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65_535])
+def test_an_orientation_that_is_none(builder, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    builder.image(9, "odd.jpg", encoded(Image.new("RGB", (60, 40), RED), "JPEG", exif=exif))
+    assert not any("EXIF" in line for line in builder.load().report())
 
 
 def test_all_problems_in_one_error(builder):

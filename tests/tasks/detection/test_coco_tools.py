@@ -63,7 +63,7 @@ def test_unused_and_double_classes(builder):
     for line in (
         "1 categories with the name of another, one class with it: red (id 9)",
         "2 classes without annotations: none, Blue ",
-        "1 classes whose names differ only in case or spaces: 'blue' and 'Blue '",
+        "1 classes whose names differ only in case, spaces or Unicode form: 'blue' and 'Blue '",
     ):
         assert any(line in said for said in data.report())
     assert coco_metrics(data, perfect(data), ("segm",))["segm"].per_category == {
@@ -75,6 +75,25 @@ def test_unused_and_double_classes(builder):
     assert categories_of(data, ("blue", "red"), "weights") == [7, 3]
     with pytest.raises(DataError, match="category 'red' is not one of weights"):
         categories_of(data, ("blue",), "weights")
+
+
+def test_one_name_in_two_unicode_forms(builder):
+    names = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
+    for category, name in zip(builder.content["categories"], names, strict=True):
+        category["name"] = name
+    found = builder.load()
+    assert any(f"Unicode form: {found.names[0]!r} and {found.names[1]!r}" in line for line in found.report())
+    assert set(found.names) == set(names)
+
+
+def test_equal_annotations_are_counted(builder):
+    first, second = builder.content["annotations"][:2]
+    for repeated in ({**first, "id": 501}, {**second, "id": 502}, {**first, "id": 503}):
+        builder.content["annotations"].append(repeated)
+    moved = {**first, "id": 504, "segmentation": [[v + 0.5 for v in part] for part in first["segmentation"]]}
+    builder.content["annotations"].append(moved)
+    line = "3 annotations equal to another of their image, kept (an evaluation counts each): id 501, id 502, id 503"
+    assert any(line in said for said in builder.load().report())
 
 
 def test_lvis(builder):
@@ -210,7 +229,7 @@ def test_true_boxes_are_never_refused(tmp_path_factory, data, count, masks):
     folder = tmp_path_factory.getbasetemp()
     (folder / "c.json").write_text(json.dumps(content))
     found = load_coco(folder / "c.json", folder, masks=masks, check="none")
-    assert not found.report()
+    assert not [line for line in found.report() if "equal to another" not in line]
     assert [a["bbox"] for a in found.images[0].annotations] == [a["bbox"] for a in annotations]
 
 
@@ -288,6 +307,10 @@ def test_two_names_of_one_file(builder):
     (builder.root / "images/x/a.png").unlink()
     with pytest.raises(DataError, match="1 images that share a file: x/a.png"):
         builder.load()
+    for name in ("./a.png", ".//a.png"):
+        builder.content["images"][-1]["file_name"] = name
+        with pytest.raises(DataError, match=f"1 images that share a file: {name}"):
+            builder.load()
 
 
 def test_missing_images_are_named_with_the_folder(builder):
@@ -340,6 +363,7 @@ PICTURE = encoded(Image.new("RGB", (60, 40), "gray"))
         [unicodedata.normalize("NFD", "Zelle_ä.png").encode(), b"sub/b.png"],  # a Mac
         [b"top/images/Zelle_\xc3\xa4.png", b"top/images/sub/b.png", b"__MACOSX/top/._images", b"top/.DS_Store"],
         [b"top\\Zelle_\xc3\xa4.png", b"top\\sub\\b.png"],
+        [b"train/Zelle_\xc3\xa4.png", b"train/sub/b.png", b"README.roboflow.txt", b"labels/a.json"],
     ],
 )
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
