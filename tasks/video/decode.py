@@ -11,6 +11,7 @@ and frames that follow a damaged one are not trusted before the next key frame.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -607,14 +608,46 @@ def _count_and_decode(container: Any, stream: Any, requested: Sequence[int], fou
             return
 
 
+class _Turn(NamedTuple):
+    """How a picture is displayed: rows exchanged with columns, then mirrored left-right, then upside down."""
+
+    exchanged: bool = False
+    mirrored: bool = False
+    inverted: bool = False
+
+    def of(self, image: np.ndarray) -> np.ndarray:
+        """Return a picture (H, W, 3) as it is displayed; itself where nothing is to be done."""
+        if self.exchanged:
+            image = image.swapaxes(0, 1)
+        if self.mirrored or self.inverted:
+            image = image[:: -1 if self.inverted else 1, :: -1 if self.mirrored else 1]
+        return image
+
+
+def _turn(frame: Any) -> _Turn:
+    """Return how a frame is displayed, to the nearest right angle: by the matrix that phones and editors store.
+
+    With (a, b; c, d) of the matrix, the pixel (x, y) is displayed at (a x + c y, b x + d y). The rotation alone, which
+    PyAV states, does not tell a mirrored picture from one that is upside down.
+    """
+    stored = frame.side_data.get("DISPLAYMATRIX")
+    content = b"" if stored is None else bytes(stored)
+    if len(content) != 36:
+        return _Turn()
+    a, b, _, c, d, *_ = struct.unpack("=9i", content)
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return _Turn(True, c < 0, b < 0)
+    return _Turn(False, a < 0, d < 0)
+
+
 def _pixels(frame: Any) -> np.ndarray:
-    """Return the RGB pixels, on white where they are transparent, rotated for display: uint8 (H, W, 3)."""
+    """Return the RGB pixels, on white where they are transparent, turned for display: uint8 (H, W, 3)."""
     if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
         image = _on_white(frame.to_ndarray(format="rgba"))
     else:
         image = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    turned = _turn(frame).of(image)
+    return image if turned is image else np.ascontiguousarray(turned)
 
 
 def _on_white(image: np.ndarray) -> np.ndarray:
@@ -624,13 +657,13 @@ def _on_white(image: np.ndarray) -> np.ndarray:
 
 
 def _pixel_ratio(frame: Any, stream: Any) -> float:
-    """Return the width of a displayed pixel over its height, after rotation."""
+    """Return the width of a displayed pixel over its height, after the turn for display."""
     ratio = stream.sample_aspect_ratio
     if not ratio or not _FLATTEST <= ratio <= 1 / _FLATTEST:
         return 1.0
-    return round(float(1 / ratio if round(frame.rotation / 90) % 2 else ratio), 6)
+    return round(float(1 / ratio if _turn(frame).exchanged else ratio), 6)
 
 
 def _displayed_size(frame: Any) -> tuple[int, int]:
-    """Return width and height after rotation."""
-    return (frame.height, frame.width) if round(frame.rotation / 90) % 2 else (frame.width, frame.height)
+    """Return width and height after the turn for display."""
+    return (frame.height, frame.width) if _turn(frame).exchanged else (frame.width, frame.height)

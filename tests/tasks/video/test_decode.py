@@ -150,6 +150,30 @@ def test_rotation(tmp_path, degrees, turns):
     assert np.abs(np.rot90(clockwise, 2) - turned).mean() > 30
 
 
+TURNS = {  # matrix (a, b; c, d): what becomes of rows and columns
+    "mirrored": ((-1, 0, 0, 1), lambda image: image[:, ::-1]),
+    "upside down": ((1, 0, 0, -1), lambda image: image[::-1]),
+    "transposed": ((0, 1, 1, 0), lambda image: image.swapaxes(0, 1)),
+    "transposed the other way": ((0, -1, -1, 0), lambda image: image.swapaxes(0, 1)[::-1, ::-1]),
+    "turned by 3 degrees": ((0.9986, 0.0523, -0.0523, 0.9986), lambda image: image),
+}
+
+
+@pytest.mark.parametrize("kind", TURNS)
+def test_mirrored_pictures(tmp_path, kind):
+    """As front cameras and editors store them; their rotation alone is 180 degrees, or none."""
+    (a, b, c, d), change = TURNS[kind]
+    path = video(tmp_path / "mirrored.mp4", count=9)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 40
+    content[at : at + 36] = struct.pack(">9i", *(round(v * 65536) for v in (a, b, 0, c, d, 0, 0, 0)), 1 << 30)
+    path.write_bytes(content)
+    info = probe(path)
+    shown = change(picture(0).astype(int))
+    assert (info.height, info.width) == shown.shape[:2]
+    assert np.abs(read_frames(path, info, [0])[0].astype(int) - shown).mean() < 12  # H.264's loss
+
+
 def broken(tmp_path, kind):
     path = tmp_path / f"{kind}.mp4"
     whole = video(tmp_path / "whole.mp4", g=10).read_bytes()
