@@ -246,6 +246,8 @@ def find_files(paths: Sequence[str], endings: Sequence[str], what: str) -> Found
             left_out += more + LeftOut(results=len(files) - len(inputs))
         elif path.is_file():
             found.append(path)
+        elif path.exists():
+            raise DataError(f"{path}: is a pipe or a device, in which no place can be sought; save it to a file first")
         else:
             raise DataError(f"{path}: no such file or folder")
     if not found:

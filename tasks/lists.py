@@ -14,9 +14,12 @@ from tasks.printing import brief, listed
 from tasks.textfiles import read_text
 from zoo.errors import one_line
 
-PATH_COLUMNS = ("path", "image", "image_path", "video", "video_path", "filename", "fname", "file", "file_name", "name")
+PATH_COLUMNS = (
+    *("path", "image", "image_path", "video", "video_path", "clip_path", "filename", "fname", "file", "file_name"),
+    *("video_name", "image_name", "clip_name", "name"),
+)
 LONGEST_NUMBER = 20  # digits of a label that is a number; Python converts no text of thousands
-LABEL_COLUMNS = ("label", "class", "category", "action")
+LABEL_COLUMNS = ("label", "class", "category", "action", "label_name", "class_name", "tag", "target")
 
 
 class Row(NamedTuple):
@@ -91,7 +94,8 @@ def read_table(file: Path) -> list[Record]:
     """
     lines = text_lines(file)
     separator = next((s for s in (",", "\t", ";") if s in lines[0][1]), ",")
-    reader = csv.reader(io.StringIO(read_text(file)), delimiter=separator, skipinitialspace=True, strict=True)
+    text = io.StringIO(read_text(file), newline=None)  # with the line ends of any system
+    reader = csv.reader(text, delimiter=separator, skipinitialspace=True, strict=True)
     records: list[Record] = []
     columns: list[str] = []
     line = 0  # that the row before ended in
@@ -104,10 +108,11 @@ def read_table(file: Path) -> list[Record]:
                 columns = [field.lower() for field in fields]
                 if len(set(columns)) != len(columns):
                     raise DataError(f"{file}, line {begin}: two columns have one name; rename one")
-            elif len(fields) != len(columns):
+            # Spreadsheets end rows with empty fields.
+            elif len(fields) < len(columns) or any(fields[len(columns) :]):
                 raise DataError(f"{file}, line {begin}: has {len(fields)} fields, must have {len(columns)}")
             else:
-                records.append(Record(begin, dict(zip(columns, fields, strict=True))))
+                records.append(Record(begin, dict(zip(columns, fields, strict=False))))
     except csv.Error as error:
         raise DataError(f"{file}, line {line + 1}: not CSV ({one_line(error)})") from None
     if not records:

@@ -43,7 +43,7 @@ Augmentation = Annotated[
         "flip,0.75,1.25."
     ),
 ]
-Clips = Annotated[int, typer.Option(min=1, help="Clips of each video; 10 is usual.")]
+Clips = Annotated[int, typer.Option(min=1, max=10_000, help="Clips of each video; 10 is usual.")]
 Limit = Annotated[int, typer.Option(min=1, help="Samples of each set to look at, evenly spread; default: all.")]
 Side = Annotated[int, typer.Option(min=1, help="Side of the input, in pixels; default: the weights'.")]
 

@@ -34,6 +34,7 @@ from tasks.video.transforms import FrameResize, crops, displayed
 
 FILES = ("predictions.json", "contact_sheet.png")  # what is written for all videos together
 PICTURE = 360  # pixels of the long side of a video's picture
+MOST_WINDOWS = 100_000  # of the timeline of a video
 _TOGETHER = 256  # files that are looked into before the first of them is classified
 _CLIPS_AT_ONCE = 64  # clips of a job of a file that is decoded from the beginning each time
 TIMELINE, DRAWN_TIMELINE, ANNOTATED = ".timeline.json", ".timeline.png", ".annotated.mp4"  # endings of a video's files
@@ -302,10 +303,14 @@ class _Classifier:
         for number, info in zip(numbers, looks, strict=True):
             if isinstance(info, Unreadable):
                 failed[str(files[number])] = info.reason
-            else:
+                continue
+            try:
                 plans[number] = self._plan(number, files[number], info)
-                for note in info.notes:
-                    self.odd[note].append(str(files[number]))
+            except DataError as error:
+                failed[str(files[number])] = str(error)
+                continue
+            for note in info.notes:
+                self.odd[note].append(str(files[number]))
         # 2. Read and score job by job; a video is complete with its last job.
         jobs = [job for plan in plans.values() for job in (*plan.clips, *plan.windows)]
         scores: list[Tensor | None] = []  # (classes,) of each clip of the video so far; None: it could not be read
@@ -330,7 +335,11 @@ class _Classifier:
             progress.step(job.number + 1)
 
     def _plan(self, number: int, path: Path, info: VideoInfo) -> _Plan:
-        """Return what is read of a video."""
+        """Return what is read of a video.
+
+        Raises:
+            DataError: a timeline of more than ``MOST_WINDOWS`` windows.
+        """
         whole = self.transform.interval is None  # a clip is spread over the whole video
         indices = self.sampler.uniform(info, 1 if whole else self.clips)  # (clips, frames)
         # a file that cannot be sought is decoded from the beginning for each job
@@ -339,7 +348,7 @@ class _Classifier:
         parts = [indices[i : i + size] for i in range(0, len(indices), size)]
         clips = [_Job(number, path, info, part, shown=i == middle) for i, part in enumerate(parts)]
         # the middle clip of each window of the timeline
-        spans = self._windows(info)
+        spans = self._windows(path, info)
         rows = [self.sampler.uniform(info, 1, span) for span in spans]  # (1, frames) each
         windows = [_Job(number, path, info, np.concatenate(part)) for part in chunks(rows, size)]
         return _Plan(clips, windows, spans)
@@ -377,7 +386,7 @@ class _Classifier:
         _report_damage(found, count, len(plan.spans), reasons)
         return found
 
-    def _windows(self, info: VideoInfo) -> list[tuple[float, float]]:
+    def _windows(self, path: Path, info: VideoInfo) -> list[tuple[float, float]]:
         """Return begin and end in seconds of a timeline's windows; none if the video is shorter than two of them."""
         length = self.window or (None if self.transform.interval is None else self.sampler.span(info))
         if length is None:
@@ -386,6 +395,11 @@ class _Classifier:
         if info.duration < length + stride:
             return []
         count = int((info.duration - length) / stride + 1e-9) + 1
+        if count > MOST_WINDOWS:
+            raise DataError(
+                f"{path}: its {info.duration:.0f} s would have {count} windows of {length:g} s, one each {stride:g} s; "
+                f"there may be {MOST_WINDOWS}: raise --window or --step, or correct the times of the file"
+            )
         begins = [k * stride for k in range(count)]
         if begins[-1] + length < info.duration - 1e-6:
             begins.append(info.duration - length)  # the steps may end before the video does

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,6 +124,11 @@ def list_videos(file: Path, root: Path, classes: Sequence[str] | None = None) ->
             items.append(Video(f"{name}#t={segment[0]:g},{segment[1]:g}", root / name, number, segment))
         return Videos(names, tuple(items))
     rows = read_labels(file)
+    if len(rows) > 1 and not (root / rows[0].path).exists() and (root / rows[1].path).exists():
+        raise DataError(
+            f"{file}, line {rows[0].line}: {root / rows[0].path}: no such file; if this line is a header, call its "
+            "columns path and label"
+        )
     names, numbers = number_classes([row.label for row in rows], classes)
     items = [
         Video(row.path, root / row.path, class_number(numbers, row.label, f"{file}, line {row.line}")) for row in rows
@@ -178,25 +183,37 @@ def kinetics_videos(file: Path, root: Path, classes: Sequence[str] | None = None
     rows = read_table(file)
     if missing := [name for name in required if name not in rows[0].fields]:
         raise DataError(f"{file}: has no column {', '.join(missing)}; must have {', '.join(required)}")
-    files = _by_stem(root)
+    segments = [_segment(row, "time_start", "time_end", f"{file}, line {row.line}") for row in rows]
+    trimmed = [
+        f"{row.fields['youtube_id']}_{int(begin):06}_{int(end):06}"
+        for row, (begin, end) in zip(rows, segments, strict=True)
+    ]
+    files = _by_stem(root, {*trimmed, *(row.fields["youtube_id"] for row in rows)})
     names, numbers = number_classes([row.fields["label"] for row in rows], classes)
-    # 2. Check each row and match it with a file.
+    # 2. Match each row with a file.
     items = []
-    for row in rows:
-        place = f"{file}, line {row.line}"
-        begin, end = _segment(row, "time_start", "time_end", place)
-        label = class_number(numbers, row.fields["label"], place)
-        video = row.fields["youtube_id"]
-        trimmed = f"{video}_{int(begin):06}_{int(end):06}"
-        whole = files.get(video)
-        segment = None if trimmed in files or whole is None else (begin, end)
-        items.append(Video(trimmed, files.get(trimmed, whole), label, segment))
+    for row, segment, name in zip(rows, segments, trimmed, strict=True):
+        label = class_number(numbers, row.fields["label"], f"{file}, line {row.line}")
+        whole = files.get(row.fields["youtube_id"])
+        used = None if name in files or whole is None else segment
+        items.append(Video(name, files.get(name, whole), label, used))
     return Videos(names, tuple(items))
 
 
-def _by_stem(root: Path) -> dict[str, Path]:
-    """Return the videos below a folder by their names without ending."""
-    return {path.stem: path for path in sorted(find_below(root, EXTENSIONS, keep_empty=True).files)}
+def _by_stem(root: Path, listed_ids: Collection[str]) -> dict[str, Path]:
+    """Return the videos below a folder by their names without ending, the first of each name.
+
+    Args:
+        root: folder.
+        listed_ids: names that are looked for; it is reported which of them have several files.
+    """
+    files: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(find_below(root, EXTENSIONS, keep_empty=True).files):
+        files[path.stem].append(path)
+    if several := [stem for stem, paths in files.items() if len(paths) > 1 and stem in listed_ids]:
+        first = ", ".join(str(path.relative_to(root)) for path in files[several[0]])
+        print_line(f"{root}: {len(several)} videos have several files, of which the first is read, e.g. {first}")
+    return {stem: paths[0] for stem, paths in files.items()}
 
 
 def ucf101_videos(file: Path, root: Path, classes: Sequence[str] | None = None) -> Videos:
@@ -309,7 +326,7 @@ def something_videos(file: Path, root: Path, classes: Sequence[str] | None = Non
     if not rows:
         raise DataError(f"{file}: has no videos")
     labels = [row.template.replace("[", "").replace("]", "") for row in rows]
-    files = _by_stem(root)
+    files = _by_stem(root, {row.id for row in rows})
     names, numbers = number_classes(labels, classes)
     items = [
         Video(row.id, files.get(row.id), class_number(numbers, label, f"{file}, video {row.id!r}"))

@@ -100,6 +100,12 @@ def test_empty_and_special_files_and_closed_folders(tmp_path):
     assert names(tmp_path, find_files([str(tmp_path)], PNG, "images").files) == ["1.png", "2.png"]
 
 
+def test_a_pipe_that_is_given_is_called_one(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a.png: is a pipe or a device, in which no place can be sought; save it"):
+        find_files([str(tmp_path / "a.png")], PNG, "images")
+
+
 def test_the_order_is_that_of_the_names(tmp_path, monkeypatch):
     made = [f"{folder}{n}.png" for folder in ("", "b/", "a/", "a/z/", "a-b/") for n in (10, 9, "ä", "Z")]
     random.Random(0).shuffle(made)

@@ -10,7 +10,7 @@ from tasks.spec import load_model
 from tasks.video.decode import probe, read_frames
 from tasks.video.predict import classify_videos as predict
 from tasks.video.sampling import ClipSampler
-from tests.helpers.video import write_bar
+from tests.helpers.video import video, write_bar
 
 
 def test_windows_are_the_clips_they_say(moving, weights, tmp_path):
@@ -30,6 +30,16 @@ def test_windows_are_the_clips_they_say(moving, weights, tmp_path):
     assert (window.begin, window.end) == (1.0, 3.0)
     assert window.classes[0] == entry.classes[int(scores.argmax())]
     assert window.scores[0] == pytest.approx(scores.max().item(), rel=1e-4)
+
+
+def test_a_timeline_of_too_many_windows_costs_its_file_alone(moving, weights, tmp_path):
+    """As where a clock that was set leaves years between two frames, or where seconds are taken for milliseconds."""
+    entry = zoo.get_weights(str(weights))
+    times = [100 * number + (number >= 20) * 10**11 for number in range(40)]  # milliseconds
+    whole, jump = moving / "val/down/0.mp4", video(tmp_path / "jump.mkv", pts=times, bf=0)
+    found, failed = predict(load_model(entry).eval(), entry, [jump, whole], window=1.0)
+    assert [each.file for each in found] == [str(whole)]
+    assert "windows of 1 s, one each 0.5 s; there may be 100000: raise --window or --step" in failed[str(jump)]
 
 
 def test_prediction_refuses_what_makes_no_sense(weights, moving):

@@ -113,6 +113,8 @@ def test_unknown_classes_are_named(tmp_path):
         "\ufefflabel;youtube_id;time_start;time_end\r\na b;xyz;0;1\r\n",
         'Label\tYouTube_ID\ttime_start\ttime_end\n"a b"\txyz\t0\t1\n',
         '"label", "youtube_id", "time_start", "time_end"\n"a b", "xyz", 0, 1\n\n',
+        "label,youtube_id,time_start,time_end\ra b,xyz,0,1\r",
+        "\ufefflabel,youtube_id,time_start,time_end\r\na b,xyz,0,1,,\r\n,,,,\r\n",
     ],
 )
 def test_forms_of_a_kinetics_csv(tmp_path, text):
@@ -120,6 +122,36 @@ def test_forms_of_a_kinetics_csv(tmp_path, text):
     videos = kinetics_videos(tmp_path / "list.csv", tmp_path)
     assert videos.classes == ("a b",)
     assert videos.names() == ["xyz_000000_000001"]
+
+
+@pytest.mark.parametrize("name", ["xyz", "xyz_000000_000001"])
+def test_several_files_of_a_video_are_named(tmp_path, capsys, name):
+    (tmp_path / "list.csv").write_text("label,youtube_id,time_start,time_end\na,xyz,0,1\nb,other,0,1\n")
+    for path in (f"b/{name}.webm", f"a/{name}.mp4", "a/unlisted.mp4", "b/unlisted.mp4"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"x")
+    videos = kinetics_videos(tmp_path / "list.csv", tmp_path)
+    assert videos.items[0].path == tmp_path / f"a/{name}.mp4"
+    line = f"1 videos have several files, of which the first is read, e.g. a/{name}.mp4, b/{name}.webm"
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "header", ["video_name,tag", "clip_name,clip_path,label", "file,label_name", "id,video,class_name"]
+)
+def test_headers_of_other_names(tmp_path, header):
+    columns = header.split(",")
+    row = ",".join("v.mp4" if "path" in c or c in ("video_name", "file", "video") else "x" for c in columns)
+    (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
+    videos = list_videos(tmp_path / "list.csv", tmp_path)
+    assert (videos.names(), videos.classes) == (["v.mp4"], ("x",))
+
+
+def test_a_header_that_is_not_known_is_no_sample(tmp_path):
+    (tmp_path / "v.mp4").write_bytes(b"x")
+    (tmp_path / "list.csv").write_text("movie,kind\nv.mp4,x\n")
+    with pytest.raises(DataError, match=r"list.csv, line 1: .*movie: no such file; if this line is a header, call its"):
+        list_videos(tmp_path / "list.csv", tmp_path)
 
 
 def test_a_line_break_in_a_quoted_label(tmp_path):
