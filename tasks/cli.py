@@ -549,17 +549,42 @@ def convert_fairseq(
         raise UserError(f"languages {languages!r}: must be source-target, as in en-de")
     if max(len(dictionary), len(sentencepiece)) > 2:
         raise UserError("--dictionary and --sentencepiece: give one for both languages, or source and target")
+    again = _is_conversion_of(out, checkpoint)
     for path in (checkpoint, *dictionary, *sentencepiece):
-        check_target(out, overwrite=overwrite, source=path)
+        check_target(out, overwrite=overwrite or again, source=path)
     # Given one file, both languages share it.
     vocabularies = [Vocabulary(path.read_bytes(), str(path)) for path in sentencepiece]
     symbols = [read_dictionary(path) for path in dictionary]
     both = [vocabularies[0], vocabularies[-1]]
     model, missing = with_vocabularies(from_fairseq(checkpoint), [symbols[0], symbols[-1]], both)
     transform = zoo.TextTransform.from_vocabularies((source, target), *both)
-    zoo.save_weights(model, out, transform=transform, classes=(), meta={"converted_from": checkpoint.name})
+    zoo.save_weights(model, out, transform=transform, classes=(), meta=_origin(checkpoint))
     unknown = f"; {missing} pieces are not in the dictionaries and behave as unknown" if missing else ""
-    typer.echo(f"{out}: {model.config.name}, scheme {model.config.scheme}{unknown}")
+    replaced = "; replaces the earlier conversion of this checkpoint" if again else ""
+    typer.echo(f"{out}: {model.config.name}, scheme {model.config.scheme}{unknown}{replaced}")
+
+
+def _origin(checkpoint: Path) -> dict[str, str]:
+    """Return what converted weights state about the checkpoint that they were made of."""
+    from zoo.sources.cache import sha256_of
+
+    return {"converted_from": checkpoint.name, "source_sha256": sha256_of(checkpoint)}
+
+
+def _is_conversion_of(out: Path, checkpoint: Path) -> bool:
+    """Return whether a file is an earlier conversion of the checkpoint, which can be made again at any time.
+
+    Weights that were trained on, or converted further, state something else.
+    """
+    from zoo.errors import ZooError
+    from zoo.weights import get_weights
+
+    if out.suffix != ".safetensors" or not out.is_file():
+        return False
+    try:
+        return get_weights(str(out)).meta == _origin(checkpoint)
+    except (ZooError, OSError):  # another file, or a checkpoint that cannot be read
+        return False
 
 
 @app.command()

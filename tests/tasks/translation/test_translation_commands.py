@@ -4,6 +4,7 @@ import io
 import json
 
 import pytest
+import torch
 
 import zoo
 from tasks.translation.scores import score
@@ -144,3 +145,28 @@ def test_empty_lines_in_evaluation_sets(prepared, weights, tmp_path, capsys, mon
     code, _, err = call(capsys, monkeypatch, "eval", weights, tmp_path / "x")
     assert code == 1
     assert "x.de has 2 lines" in err
+
+
+def test_convert_fairseq_again(capsys, monkeypatch, weights, tmp_path):
+    """A conversion of the same checkpoint is replaced, with a word; other files are not."""
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, monkeypatch, "export", weights, "--out", "f")[0] == 0
+    dictionary, model = next(tmp_path.glob("f/dict.*")), next(tmp_path.glob("f/*.model"))
+    files = ("--dictionary", dictionary, "--sentencepiece", model)
+    convert = ("convert-fairseq", "f/checkpoint.pt", "en-de", "o.safetensors", *files)
+    code, out, _ = call(capsys, monkeypatch, *convert)
+    assert (code, "earlier" in out) == (0, False)
+    code, out, _ = call(capsys, monkeypatch, *convert)
+    assert code == 0
+    assert out.endswith("; replaces the earlier conversion of this checkpoint\n")
+    converted = zoo.get_weights("o.safetensors")
+    # another checkpoint of the same name, and weights that state more than a conversion
+    content = torch.load("f/checkpoint.pt", weights_only=False)
+    torch.save({**content, "extra_state": {"epoch": 2}}, "f/checkpoint.pt")
+    refused = (1, "error: o.safetensors: exists; choose another name, or give --overwrite\n")
+    assert call(capsys, monkeypatch, *convert)[::2] == refused
+    assert call(capsys, monkeypatch, *convert, "--overwrite")[:2] == (0, out.partition("; replaces")[0] + "\n")
+    model = zoo.create_model(converted.config.name, "o.safetensors")
+    meta = {**zoo.get_weights("o.safetensors").meta, "metrics": {"bleu": 30.0}}
+    zoo.save_weights(model, "o.safetensors", transform=converted.transform, classes=(), meta=meta)
+    assert call(capsys, monkeypatch, *convert)[::2] == refused
