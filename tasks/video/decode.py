@@ -40,7 +40,7 @@ _NEAR = 4  # frames; up to this distance from the next key frame, decoding on is
 _REORDERING = 16  # frames; no codec delays a frame by more
 _MOST_ERRORS = 100  # packets in a row that cannot be read, after which a file has ended
 _CUT = 0.5  # seconds by which a stream may be shorter than its tag states
-_MOST_FRAMES = 10_000_000  # of a file: four days at 30 frames per second
+MOST_FRAMES = 10_000_000  # of a file: four days at 30 frames per second
 _FLATTEST = Fraction(1, 8)  # width of a pixel over its height; a smaller or larger ratio is an error of the file
 _HDR = (16, 18)  # transfer functions of HDR: SMPTE 2084 (PQ) and ARIB STD-B67 (HLG), as numbered in ITU-T H.273
 
@@ -287,8 +287,8 @@ def _read_packets(container: Any, stream: Any) -> _Packets:
                 found.end = max(found.end, packet.pts + (packet.duration or 0))
             if packet.is_keyframe and packet.pts is not None:
                 found.keys.add(packet.pts)
-            if len(found.times) > _MOST_FRAMES:
-                raise DataError(f"{container.name[5:]}: has more than {_MOST_FRAMES} frames; cut it into parts")
+            if len(found.times) > MOST_FRAMES:
+                raise DataError(f"{container.name[5:]}: has more than {MOST_FRAMES} frames; cut it into parts")
     found.promised -= discarded
     return found
 
@@ -312,7 +312,7 @@ def _missing(packets: _Packets, pts: Sequence[int]) -> int:
     lacking = packets.duration - float(packets.time_base) * packets.end
     count = packets.promised - len(packets.times) if packets.damaged else 0
     count = max(count, round(lacking / step) if lacking > max(_CUT, 3 * step) else 0)
-    return min(max(0, count), _MOST_FRAMES - len(pts))
+    return min(max(0, count), MOST_FRAMES - len(pts))
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:

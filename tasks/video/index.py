@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tasks.errors import DataError
 from tasks.progress import Progress, print_line
-from tasks.video.decode import NOTES, Note, VideoInfo, probe
+from tasks.video.decode import MOST_FRAMES, NOTES, Note, VideoInfo, probe
 from tasks.video.times import Run
 from zoo.errors import ZooError
 from zoo.files import write_json
@@ -27,7 +27,6 @@ READ = (1, 2)  # version 1 knew no frames that it could not time
 LONGEST = 2**31  # bytes of the file; an entry takes a few hundred
 LARGEST_SIDE = 2**16  # pixels
 LONGEST_DELAY = 1e8  # seconds
-MOST_FRAMES = 100_000_000  # of a video: a month at 30 frames per second
 _SAVE_EVERY = 30.0  # seconds between two writes while videos are probed; more if writing takes long
 _SHARE = 20  # least ratio of the time between two writes to that of a write
 

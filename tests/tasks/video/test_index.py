@@ -128,7 +128,7 @@ def test_whole_entries(one):
         ("keys", [0, 5], r"keys: must rise and be below frames=5"),
         ("keys", [3, 0], r"keys: must rise"),
         ("keys", [-1], r"keys.0=-1"),
-        ("frames", 10**12, r"frames=1000000000000: .*less than or equal to 100000000"),
+        ("frames", 10**12, r"frames=1000000000000: .*less than or equal to 10000000"),
         ("frames", True, r"frames=True: .*valid integer"),
         ("width", 0, r"width=0: .*greater"),
         ("height", 10**9, r"height=1000000000: .*less than or equal to 65536"),
