@@ -12,7 +12,8 @@ from tasks.printing import brief
 
 LONGEST = 2**28  # bytes of a file; a list of a million names takes a tenth of it
 
-LATIN1 = "if it is Latin-1, convert it: iconv -f latin1 -t utf-8"  # advice where nothing else is recognised
+# Advice where nothing is recognised.
+UNKNOWN = "convert it from its encoding, as in iconv -f ENCODING -t utf-8 (latin1 for Latin-1)"
 _BEGIN = 1000  # bytes from which an encoding is guessed
 # Marks of encodings with several bytes for each character; that of UTF-32 begins like that of UTF-16.
 _MARKS = {
@@ -57,7 +58,7 @@ def read_text(path: Path, error: type[UserError] = DataError) -> str:
         text, wrong = "", reason.start
     if wrong >= 0:
         line = content.count(b"\n", 0, wrong) + 1
-        unknown = f"line {line} has bytes that are no text" if b"\0" in content else f"line {line}; {LATIN1}"
+        unknown = f"line {line} has bytes that are no text" if b"\0" in content else f"line {line}; {UNKNOWN}"
         raise error(f"{path}: not a text file in UTF-8 ({describe_other(content) or unknown})")
     return text
 
@@ -86,10 +87,30 @@ def wide_encoding(begin: bytes) -> str | None:
     for mark, name in _MARKS.items():
         if begin.startswith(mark):
             return name
+    if 0 not in begin:  # as every line feed, blank and digit of such a text has
+        return None
+    for name in ("utf-32le", "utf-32be"):
+        if _is_text(begin, name):
+            return name
     for name, high in (("utf-16le", begin[1::2]), ("utf-16be", begin[::2])):  # the high bytes are 0 in Latin script
         if high.count(0) > len(begin) // 4:
             return name
-    return None
+    if _is_text(begin.replace(b"\0", b""), "utf-8"):  # with zeros in it
+        return None
+    return next((name for name in ("utf-16le", "utf-16be") if _is_text(begin, name)), None)
+
+
+def _is_text(begin: bytes, encoding: str) -> bool:
+    """Return whether the begin of a text, which may end within a character, has characters in an encoding, all known.
+
+    Control characters other than the ends of lines and tabs are none of text.
+    """
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(begin)
+    except UnicodeDecodeError:
+        return False
+    categories = (unicodedata.category(character) for character in text if character not in "\t\r\n")
+    return text != "" and all(category[0] != "C" or category == "Cf" for category in categories)
 
 
 def read_names(path: Path, *, repeated: Collection[str] = ()) -> list[str]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from tasks.errors import DataError
-from tasks.textfiles import LATIN1, describe_other, wide_encoding
+from tasks.textfiles import UNKNOWN, describe_other, wide_encoding
 from zoo.errors import one_line
 
 LONGEST_LINE = 2**24  # bytes; a line of more is not one of text
+_BEGIN = 1000  # bytes at the beginning by which other encodings are recognised
 
 
 def _open_zst(path: Path) -> IO[bytes]:
@@ -92,10 +93,11 @@ def decode_lines(file: IO[bytes], name: str) -> Iterator[str]:
         number += 1
         if len(raw) > LONGEST_LINE:
             raise DataError(f"{name}, line {number}: has more than {LONGEST_LINE} bytes; one sentence on each line")
-        if number == 1:
-            begin = raw
-            if wide_encoding(begin) is not None:
+        if len(begin) < _BEGIN:  # line feeds that belong to wider characters may end a line early
+            begin += raw
+            if (number == 1 or b"\0" in raw) and wide_encoding(begin) is not None:
                 raise DataError(f"{name}: not UTF-8; {describe_other(begin)}")
+        if number == 1:
             if raw[:-1].count(b"\r") > 1 and not raw.endswith(b"\n"):
                 raise DataError(f"{name}: its lines end with carriage returns; convert it: tr '\\r' '\\n'")
             raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -104,6 +106,6 @@ def decode_lines(file: IO[bytes], name: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{name}, line {number}: not UTF-8 ({error.reason} at byte {error.start + 1}); "
-                f"{describe_other(begin) or LATIN1}"
+                f"{describe_other(begin) or UNKNOWN}"
             ) from None
         yield text.rstrip("\r\n")

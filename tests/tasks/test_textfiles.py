@@ -9,7 +9,7 @@ import pytest
 from tasks.errors import ConfigError, DataError
 from tasks.files import text_lines
 from tasks.splits import read_holdout
-from tasks.textfiles import read_names, read_text
+from tasks.textfiles import read_names, read_text, wide_encoding
 from tests.helpers.commands import call
 
 NAMES = ["Käse", "Brot", "日本"]
@@ -35,7 +35,7 @@ def test_utf8_with_and_without_a_mark(tmp_path, mark, end):
         (gzip.compress(b"Brot\n", mtime=0), "it is compressed; decompress it: gzip -dc"),
         (bz2.compress(b"Brot\n"), "it is compressed; decompress it: bzip2 -dc"),
         (lzma.compress(b"Brot\n"), "it is compressed; decompress it: xz -dc"),
-        ("Brot\nKäse\n".encode("latin1"), "line 2; if it is Latin-1, convert it: iconv -f latin1 -t utf-8"),
+        ("Brot\nKäse\n".encode("latin1"), "line 2; convert it from its encoding, as in iconv -f ENCODING -t utf-8"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + bytes(range(128, 256)) * 9, "line 1 has bytes that are no text"),
     ],
 )
@@ -43,8 +43,20 @@ def test_utf8_with_and_without_a_mark(tmp_path, mark, end):
 def test_other_encodings_are_recognised(tmp_path, content, reason, error):
     path = tmp_path / "names.txt"
     path.write_bytes(content)
-    with pytest.raises(error, match=rf"names.txt: not a text file in UTF-8 \({reason}\)"):
+    with pytest.raises(error, match=rf"names.txt: not a text file in UTF-8 \({reason}.*\)"):
         read_text(path, error)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A dog runs.\n", "Собака бежит 1.\n", "一只狗在跑 。\n", "ผู้ชาย หนึ่ง 1\n", "강아지가 달린다.\n", "कुत्ता दौड़ता है।\n"],
+)
+def test_wide_encodings_without_a_mark_in_any_script(text):
+    for name in ("utf-16le", "utf-16be", "utf-32le", "utf-32be"):
+        assert wide_encoding(text.encode(name)) == name
+        assert wide_encoding((text * 999).encode(name)) == name
+    assert wide_encoding(text.encode()) is None
+    assert wide_encoding(text.encode() + b"a zero\0 in it\n") is None
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_aliases_in_use():
     [
         ("a: ü".encode("utf-16"), "it is UTF-16; convert it: iconv -f utf-16"),
         ("a: ü".encode("utf-16-le"), "it is UTF-16; convert it"),
-        ("b: 1\na: ü".encode("latin1"), "line 2; if it is Latin-1, convert it: iconv -f latin1"),
+        ("b: 1\na: ü".encode("latin1"), "line 2; convert it from its encoding, as in iconv -f ENCODING -t utf-8"),
     ],
 )
 def test_files_of_other_encodings(tmp_path, content, reason):

@@ -24,7 +24,10 @@ def test_lines_end_at_line_feeds_only(tmp_path):
 def test_text_that_cannot_be_read(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"good\nb\xe4d\n")
-    with pytest.raises(DataError, match=r"a\.txt, line 2: not UTF-8 \(.* at byte 2\); if it is Latin-1, convert it: "):
+    with pytest.raises(DataError, match=r"a\.txt, line 2: not UTF-8 \(.* at byte 2\); convert it from its encoding"):
+        list(read_lines(path))
+    path.write_bytes("ชายคน 1\nสอง\n".encode("utf-16-le"))  # a line feed is a byte of the first letter
+    with pytest.raises(DataError, match=r"a\.txt: not UTF-8; it is UTF-16; convert it: iconv -f utf-16le"):
         list(read_lines(path))
     with pytest.raises(DataError, match=r"none\.txt: No such file"):
         list(read_lines(tmp_path / "none.txt"))
