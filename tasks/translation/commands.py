@@ -185,21 +185,22 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     inputs = inputs or ["-"]
     if options.attention and out is None:
         raise UserError("--attention writes pictures: give their folder with --out FOLDER")
-    sources = [path for argument in inputs if (path := _text_file(argument)) is not None]
+    assert isinstance(entry.transform, TextTransform)
+    languages = entry.transform.source, entry.transform.target
+    sources = [path for argument in inputs if (path := _text_file(argument, languages)) is not None]
     folder = None if out is None else OutputFolder(out, [FILE], sources, overwrite=options.overwrite)
     print_line(describe_run(process_state(), "fp32"))
     model, coder = load_folded(entry)
     splitter = Splitter.of(entry, model, coder, options.max_length)
     translator = Translator(
-        model, coder, settings, window=8 * size, batch_size=size, splitter=splitter, live="-" in inputs and _waits()
+        model, coder, settings, window=8 * size, batch_size=size, splitter=splitter, live=_waits(inputs, sources)
     )
     if inputs == ["-"] and sys.stdin.isatty():
         print_line(f"{entry.name}: type sentences, one a line; end with Ctrl-D")
     # 2. Translate and print.
     results = Results(format, ("line", "rank", "score", "source", "text"))
     done: list[dict[str, Any]] = []
-    assert isinstance(entry.transform, TextTransform)
-    lines = Lines(inputs, entry.transform.source)
+    lines = Lines(inputs, languages)
     for number, result in enumerate(translator(lines), 1):
         pairs = list(zip(result.texts, result.scores, strict=True))[:nbest]
         line = "\n".join(text if nbest == 1 else f"{number}\t{value:.4f}\t{text}" for text, value in pairs)
@@ -229,17 +230,17 @@ class Lines:
 
     Args:
         inputs: arguments.
-        language: code of the language of the sentences, for files with several.
+        languages: codes of the source and the target language.
     """
 
-    def __init__(self, inputs: list[str], language: str) -> None:
-        self.inputs, self.language = inputs, language
+    def __init__(self, inputs: list[str], languages: tuple[str, str]) -> None:
+        self.inputs, self.languages = inputs, languages
         self.errors: list[UserError] = []
 
     def __iter__(self) -> Iterator[str]:
         for argument in self.inputs:
             try:
-                yield from _lines(argument, self.language)
+                yield from _lines(argument, self.languages)
             except UserError as error:
                 self.errors.append(error)
 
@@ -257,7 +258,7 @@ class Lines:
             raise UserError(f"{len(self.errors)} of {len(self.inputs)} inputs could not be read to their ends")
 
 
-def _lines(argument: str, language: str) -> Iterator[str]:
+def _lines(argument: str, languages: tuple[str, str]) -> Iterator[str]:
     """Yield the sentences of an argument; see ``Lines``."""
     from tasks.translation.lines import decode_lines
     from tasks.translation.text import read_segments
@@ -265,8 +266,8 @@ def _lines(argument: str, language: str) -> Iterator[str]:
     if argument == "-":
         with _standard_input() as file:
             yield from decode_lines(file, "standard input")
-    elif (path := _text_file(argument)) is not None:
-        yield from read_segments(path, language)
+    elif (path := _text_file(argument, languages)) is not None:
+        yield from read_segments(path, languages[0])
     else:
         yield argument
 
@@ -279,10 +280,11 @@ def _descriptor() -> int | None:
         return None
 
 
-def _waits() -> bool:
-    """Return whether lines of standard input may come one after the other, as from a terminal or another program."""
-    number = _descriptor()
-    return number is not None and not stat.S_ISREG(os.fstat(number).st_mode)
+def _waits(inputs: list[str], files: list[Path]) -> bool:
+    """Return whether lines of an input may come one after the other, as from a terminal or another program."""
+    number = _descriptor() if "-" in inputs else None
+    piped = number is not None and not stat.S_ISREG(os.fstat(number).st_mode)
+    return piped or not all(map(os.path.isfile, files))
 
 
 def _standard_input() -> AbstractContextManager[IO[bytes]]:
@@ -291,13 +293,40 @@ def _standard_input() -> AbstractContextManager[IO[bytes]]:
     return nullcontext(sys.stdin.buffer) if number is None else open(number, "rb", closefd=False)
 
 
-def _text_file(argument: str) -> Path | None:
-    """Return the path of the file that an argument names; None for a sentence."""
+def _text_file(argument: str, languages: tuple[str, str]) -> Path | None:
+    """Return the path of the file or pipe that an argument names; None for a sentence and for standard input.
+
+    Args:
+        argument: argument of the command line.
+        languages: codes of the source and the target language, which names of files end with.
+
+    Raises:
+        UserError: a folder, or one word that can only be the name of a file, and there is none.
+    """
+    if argument == "-":
+        return None
     try:
         path = input_path(argument)
     except UserError:  # a sentence with a dollar sign, or an empty one
         return None
-    return path if os.path.isfile(path) else None  # Path.is_file raises an error for a name that is too long
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a folder; give files with a sentence on each line")
+    if os.path.exists(path):  # Path.exists raises an error for a name that is too long
+        return path
+    if _is_file_name(argument, languages):
+        raise UserError(f"{path}: no such file; to translate this text itself, give it on standard input")
+    return None
+
+
+def _is_file_name(argument: str, languages: tuple[str, str]) -> bool:
+    """Return whether a word is written as the name of a file: as a path, or with an ending of files of text."""
+    from tasks.translation.lines import COMPRESSED
+    from tasks.translation.text import STRUCTURED
+
+    if any(map(str.isspace, argument)) or "://" in argument:
+        return False
+    endings = (".txt", ".tsv", *STRUCTURED, *COMPRESSED, *(f".{code.lower()}" for code in languages))
+    return argument.startswith(("./", "../", "/", "~/")) or Path(argument).suffix.lower() in endings
 
 
 @dataclass(frozen=True)

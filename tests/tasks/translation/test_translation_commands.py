@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import pytest
 import torch
@@ -47,6 +48,24 @@ def test_predict(capsys, monkeypatch, weights, tmp_path):
     code, _, err = call(capsys, monkeypatch, "predict", weights, "-")
     assert code == 1
     assert "error: standard input, line 2: not UTF-8" in err
+
+
+def test_arguments_that_are_pipes_folders_or_no_files(capsys, monkeypatch, weights, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "a.en", "one two", "three")
+    expected = call(capsys, monkeypatch, "predict", weights, "a.en")[1]
+    reading, writing = os.pipe()
+    os.write(writing, b"one two\nthree\n")
+    os.close(writing)
+    assert call(capsys, monkeypatch, "predict", weights, f"/dev/fd/{reading}")[:2] == (0, expected)
+    os.close(reading)
+    (tmp_path / "folder").mkdir()
+    for name in ("folder", "./one", "data/a.en", "b.de", "b.txt.gz", "~/b"):
+        code, out, err = call(capsys, monkeypatch, "predict", weights, "one", name)
+        assert (code, out) == (1, ""), name
+        assert "is a folder" in err or "no such file; to translate this text itself" in err
+    for text in ("one two.", "one/two", "3.5", "http://a.de/b.en", "a.en b.en", "..." * 200):
+        assert call(capsys, monkeypatch, "predict", weights, text)[0] == 0
 
 
 @pytest.mark.parametrize(
