@@ -541,8 +541,7 @@ def convert_fairseq(
     """Convert a checkpoint of fairseq, trained on sentencepiece tokens, to weights of this zoo."""
     import zoo
     from tasks.outputs import check_target
-    from zoo.convert.fairseq import from_fairseq, read_dictionary, with_vocabularies
-    from zoo.text import Vocabulary
+    from zoo.convert.fairseq import from_fairseq, read_dictionary, read_vocabulary, with_vocabularies
 
     source, _, target = languages.partition("-")
     if not source or not target:
@@ -553,7 +552,7 @@ def convert_fairseq(
     for path in (checkpoint, *dictionary, *sentencepiece):
         check_target(out, overwrite=overwrite or again, source=path)
     # Given one file, both languages share it.
-    vocabularies = [Vocabulary(path.read_bytes(), str(path)) for path in sentencepiece]
+    vocabularies = [read_vocabulary(path) for path in sentencepiece]
     symbols = [read_dictionary(path) for path in dictionary]
     both = [vocabularies[0], vocabularies[-1]]
     model, missing = with_vocabularies(from_fairseq(checkpoint), [symbols[0], symbols[-1]], both)

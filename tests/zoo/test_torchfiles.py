@@ -23,19 +23,24 @@ def test_tensors_and_values(tmp_path, protocol, mmap):
     assert torch.equal(found["c"].to_dense(), torch.eye(3))
 
 
-def test_objects_of_other_classes(tmp_path):
-    torch.save({"args": Namespace(layers=3)}, tmp_path / "x.pt")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_objects_of_other_classes(tmp_path, zipped):
+    content = {"args": Namespace(layers=3), "net": torch.eye(2)}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(pickle.UnpicklingError, match="GLOBAL argparse.Namespace"):
         load_torch(tmp_path / "x.pt")
-    assert load_torch(tmp_path / "x.pt", stand_in=Namespace)["args"].layers == 3
+    found = load_torch(tmp_path / "x.pt", stand_in=Namespace)
+    assert found["args"].layers == 3
+    assert torch.equal(found["net"], torch.eye(2))
 
 
-def test_no_code_runs_with_a_stand_in(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_code_runs_with_a_stand_in(tmp_path, zipped):
     class Evil:
         def __reduce__(self):
             return (tmp_path.joinpath("made").touch, ())
 
-    torch.save({"args": Evil()}, tmp_path / "x.pt")
+    torch.save({"args": Evil()}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(Exception, match=r".+"):
         load_torch(tmp_path / "x.pt", stand_in=Namespace)
     assert not (tmp_path / "made").exists()

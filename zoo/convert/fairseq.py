@@ -9,6 +9,7 @@ fairseq's, so logits are equal.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import logging
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from zoo.nets.transformer import Transformer
 from zoo.registry import build_model
 from zoo.specs import MODELS
 from zoo.states import check_shapes, load_state, shapes_of
-from zoo.text import Vocabulary
+from zoo.text import BOS, EOS, PAD, UNK, Vocabulary
 from zoo.torchfiles import load_torch
 
 log = logging.getLogger("rescalenet")
@@ -286,6 +287,46 @@ def read_dictionary(path: str | Path) -> list[str]:
     return symbols
 
 
+def read_vocabulary(path: str | Path) -> Vocabulary:
+    """Return the vocabulary of a sentencepiece model, whose special tokens may have any ids.
+
+    fairseq takes the ids of a dictionary, so recipes train models with sentencepiece's own, unknown first. The pieces
+    of a text do not depend on ids.
+
+    Raises:
+        ZooError: not a sentencepiece model, or one without an unknown token.
+    """
+    content = Path(path).read_bytes()
+    return Vocabulary(_renumbered(content), str(path))
+
+
+def _renumbered(content: bytes) -> bytes:
+    """Return a sentencepiece model with the ids of ``Vocabulary``; what is no such model, as it is."""
+    import sentencepiece
+
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    except (RuntimeError, OSError):
+        return content
+    if (processor.bos_id(), processor.pad_id(), processor.eos_id(), processor.unk_id()) == (BOS, PAD, EOS, UNK):
+        return content
+    protocol = importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    model = protocol.ModelProto.FromString(content)
+    spec = model.trainer_spec
+    names = (spec.bos_piece, spec.pad_piece, spec.eos_piece, spec.unk_piece)
+    pieces = {piece.piece: piece for piece in model.pieces}
+    control, unknown = protocol.ModelProto.SentencePiece.CONTROL, protocol.ModelProto.SentencePiece.UNKNOWN
+    first = [
+        protocol.ModelProto.SentencePiece(piece=name, score=0, type=unknown if name == spec.unk_piece else control)
+        for name in names
+    ]
+    model.ClearField("pieces")
+    model.pieces.extend([*first, *(piece for name, piece in pieces.items() if name not in names)])
+    spec.bos_id, spec.pad_id, spec.eos_id, spec.unk_id = BOS, PAD, EOS, UNK
+    spec.vocab_size = len(model.pieces)
+    return bytes(model.SerializeToString())
+
+
 def dictionary(vocabulary: Vocabulary) -> str:
     """Return the text of the fairseq dictionary with the vocabulary's ids."""
     return "".join(f"{piece} 1\n" for piece in vocabulary.pieces(range(len(_IDS), len(vocabulary))))
@@ -306,7 +347,8 @@ def with_vocabularies(
         the unknown token.
 
     Raises:
-        ZooError: a dictionary of another size than the net's, or different ones for a net with one embedding.
+        ZooError: a dictionary of another size than the net's, one of which the vocabulary lacks most symbols, or
+            different ones for a net with one embedding.
     """
     # for each side the embedding's row of every piece, (vocabulary,); 3 is the unknown token
     layout = model.layout
@@ -317,6 +359,13 @@ def with_vocabularies(
             raise ZooError(f"the {side} dictionary has {len(symbols)} symbols, the checkpoint {size}")
         ids = {symbol: number for number, symbol in enumerate(symbols)}
         pieces = vocabulary.pieces(range(len(_IDS), len(vocabulary)))
+        own = [symbol for symbol in symbols[len(_IDS) :] if not symbol.startswith("madeupword")]  # fairseq's padding
+        known = len(set(pieces).intersection(own))
+        if 2 * known < len(own):
+            raise ZooError(
+                f"the {side} vocabulary has {known} of the {len(own)} symbols of the {side} dictionary: "
+                "they are not of the same net"
+            )
         missing += sum(piece not in ids for piece in pieces)
         rows.append(torch.tensor([*range(len(_IDS)), *(ids.get(piece, 3) for piece in pieces)]))
     if layout.share == "all" and not torch.equal(rows[0], rows[1]):
@@ -430,6 +479,9 @@ def _from_native(model: Transformer, state: dict[str, Tensor], path: Path) -> di
     state = dict(state)
     # each tensor that is used leaves the state
     try:
+        for key in [key for key in state if key.endswith(("in_proj_weight", "in_proj_bias"))]:  # of fairseq until 0.8
+            begin, leaf = key.rsplit("in_proj_", 1)
+            state |= zip((f"{begin}{part}_proj.{leaf}" for part in "qkv"), state.pop(key).chunk(3), strict=False)
         ours = {own: state.pop(their) for own, their in _pairs(model)}
         for own, parts in _packed(model):
             ours[own] = torch.cat([state.pop(part) for part in parts])

@@ -1,14 +1,16 @@
 """Checkpoints for from_fairseq: what is recognised, and that numbers in them take no memory (needs no fairseq)."""
 
 import collections
+import io
 import tracemalloc
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 
 import zoo
-from zoo.convert.fairseq import read_dictionary
+from zoo.convert.fairseq import read_dictionary, read_vocabulary, with_vocabularies
 
 SIZES = {"dim": 8, "hidden": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "max_length": 30}
 TEXTS = {"source_vocabulary": 11, "target_vocabulary": 11}
@@ -141,3 +143,44 @@ def test_symbols_of_dictionaries(tmp_path):
     (tmp_path / "d.txt").write_bytes("café 1\n".encode("latin-1"))
     with pytest.raises(zoo.ZooError, match="d.txt: not a text file in UTF-8"):
         read_dictionary(tmp_path / "d.txt")
+
+
+def test_projections_of_old_versions_are_packed(tmp_path):
+    model = zoo.create_model("rescale_transformer_tiny", scheme="pre_ln", **SIZES, **TEXTS).eval()
+    args, state = zoo.convert.to_fairseq(model)
+    for key in [key for key in state if "q_proj" in key]:
+        begin, leaf = key.split("q_proj.")
+        state[f"{begin}in_proj_{leaf}"] = torch.cat([state.pop(f"{begin}{part}_proj.{leaf}") for part in "qkv"])
+    torch.save({"args": None, "cfg": {"model": args}, "model": state}, tmp_path / "a.pt")
+    again = zoo.convert.from_fairseq(tmp_path / "a.pt").state_dict()
+    assert all(torch.equal(again[key], value) for key, value in model.state_dict().items())
+
+
+def test_sentencepiece_models_with_any_ids(tmp_path):
+    """fairseq's recipes train with sentencepiece's own ids: the pieces of a text stay the same."""
+    content = io.BytesIO()
+    text = ["one two three four five", "six seven eight nine ten eleven"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_writer=content, vocab_size=50, model_type="bpe", minloglevel=2
+    )
+    (tmp_path / "s.model").write_bytes(content.getvalue())
+    before = sentencepiece.SentencePieceProcessor(model_proto=content.getvalue())
+    found = read_vocabulary(tmp_path / "s.model")
+    assert len(found) == 51  # with the padding
+    for line in (*text[:2], "seventy-two \u2581 twos", "unknown \u4e00"):
+        pieces = [before.id_to_piece(i) for i in before.encode(line)]
+        assert found.pieces(found.encode([line])[0]) == pieces
+        assert found.decode(found.encode([line])[0]) == before.decode(before.encode(line))
+    (tmp_path / "s.model").write_bytes(b"no model")
+    with pytest.raises(zoo.ZooError, match=r"s\.model: not a sentencepiece model"):
+        read_vocabulary(tmp_path / "s.model")
+    # a dictionary of other pieces, and one of some of the pieces, filled up
+    some = [*("<s>", "<pad>", "</s>", "<unk>"), *found.pieces(range(20, 40)), *(f"madeupword{i:04}" for i in range(30))]
+    sizes = {"source_vocabulary": len(some), "target_vocabulary": len(some)}
+    model = zoo.create_model("rescale_transformer_tiny", **SIZES, **sizes)
+    assert with_vocabularies(model, [some, some], [found, found])[1] == 2 * (47 - 20)
+    other = [f"{symbol}@@" for symbol in some]
+    with pytest.raises(
+        zoo.ZooError, match="source vocabulary has 0 of the 20 symbols .*: they are not of the same net"
+    ):
+        with_vocabularies(model, [other, other], [found, found])
