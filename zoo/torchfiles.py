@@ -38,7 +38,7 @@ def load_torch(path: Path, *, mmap: bool = False, stand_in: type | None = None) 
 
 
 def _other_classes(path: Path) -> list[str]:
-    """Return the names of the classes and functions in a file that torch does not make without being told to.
+    """Return the names of the classes and functions in a file that torch refuses by itself.
 
     Raises:
         Exception: another kind of file, which fails in any way.

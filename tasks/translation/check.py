@@ -6,8 +6,9 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def check_data(config: TranslationConfig, out: Path | None, limit: int | None, *
     Args:
         config: config of a run.
         out: folder for ``FILES``; None: nothing is written.
-        limit: number of pairs of each set to look at, from its beginning; None: all.
+        limit: number of pairs of each set to look at, evenly spread; None: all. The text is read to its end.
         overwrite: whether earlier results in the folder are replaced.
 
     Raises:
@@ -144,13 +145,10 @@ def check_data(config: TranslationConfig, out: Path | None, limit: int | None, *
     checked = []
     for name, texts in {"train": section.train, **entries}.items():
         found = CheckedSet(name)
-        for text in texts:
-            try:
-                pairs = found.look(_limited(find_pairs(root, text, languages), limit))
-                for _ in cleaner(pairs) if name == "train" else pairs:
-                    pass
-            except DataError as error:
-                report.stops.append(f"{name}: {error}")
+        pairs = _readable(name, [partial(find_pairs, root, text, languages) for text in texts], report)
+        looked = found.look(pairs if limit is None else iter(_spread(pairs, limit)))
+        for _ in cleaner(looked) if name == "train" else looked:
+            pass
         if not found.read:
             report.stops.append(f"{name}: has no pairs")
         else:
@@ -175,12 +173,26 @@ def check_data(config: TranslationConfig, out: Path | None, limit: int | None, *
     return report.show()
 
 
-def _limited(source: Source, limit: int | None) -> Iterator[Pair]:
-    """Yield the pairs of a text, at most ``limit`` of them."""
-    for number, pair in enumerate(source()):
-        if limit is not None and number >= limit:
-            return
-        yield pair
+def _readable(name: str, texts: list[Callable[[], Source]], report: Report) -> Iterator[Pair]:
+    """Yield the pairs of a set's texts, and report what ends one of them early."""
+    for find in texts:
+        try:
+            yield from find()()
+        except DataError as error:
+            report.stops.append(f"{name}: {error}")
+
+
+def _spread(pairs: Iterable[Pair], limit: int) -> list[Pair]:
+    """Return at most ``limit`` pairs, evenly spread, of which at most twice as many are in memory at a time."""
+    kept: list[Pair] = []
+    step = 1
+    for number, pair in enumerate(pairs):
+        if number % step == 0:
+            kept.append(pair)
+        if len(kept) == 2 * limit:
+            kept, step = kept[::2], 2 * step
+    count = min(len(kept), limit)
+    return [kept[i * len(kept) // count] for i in range(count)]
 
 
 def _describe(found: CheckedSet, languages: tuple[str, str], report: Report) -> None:

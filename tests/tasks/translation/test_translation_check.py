@@ -5,7 +5,8 @@ import json
 import pytest
 
 from tasks.errors import UserError
-from tasks.translation.check import check_data
+from tasks.translation.check import _spread, check_data
+from tasks.translation.text import Pair
 from tests.helpers.translation import config, lines, toy
 
 
@@ -67,3 +68,23 @@ def test_what_stops_training(prepared, tmp_path, capsys):
     assert "stops training: cleaning drops every training pair" in out
     assert "train: 10 pairs" in out
     assert "train: 3 pairs" in check(prepared, tmp_path, capsys, limit=3)[1]
+
+
+@pytest.mark.parametrize(("count", "limit"), [(1, 1), (7, 3), (40, 7), (40, 40), (9, 40), (10**4, 100)])
+def test_pairs_of_a_limit_are_spread_evenly(count, limit):
+    chosen = [int(pair.source) for pair in _spread((Pair(str(i), "") for i in range(count)), limit)]
+    assert len(chosen) == min(count, limit)
+    gaps = [after - before for before, after in zip(chosen, [*chosen[1:], count], strict=True)]
+    assert chosen[0] == 0
+    assert min(gaps) >= 1
+    assert max(gaps) <= 2 * count / len(chosen) + 1
+
+
+def test_faults_behind_the_pairs_of_a_limit(prepared, tmp_path, capsys):
+    toy(tmp_path / "text", 50)
+    with (tmp_path / "text/train.de").open("ab") as file:
+        file.write(b"eins\n")
+    fine, out = check(prepared, tmp_path, capsys, limit=5)
+    assert not fine
+    assert "train: 5 pairs" in out
+    assert "train.de 51: line 51 has no counterpart" in out
