@@ -203,7 +203,9 @@ def probe(path: str | Path) -> VideoInfo:
         raise DataError(f"{path}: has no frames; get it again")
     unique = None not in packets.times and len(set(packets.times)) == len(packets.times)
     # Packets before the first key frame give no pictures, so that their times are not those of frames.
+    # Nor do those that are shown before it, as after a cut at an open group of pictures: they need the part cut off.
     trusted = packets.format in _TRUSTED and packets.codec not in _HIDING and unique and packets.first_is_key
+    trusted = trusted and packets.times[0] == min(time for time in packets.times if time is not None)
     # 2. Decode all frames; if the packets' times are trusted, the first ones alone, to check that FFmpeg can decode it.
     with _opened(path) as (container, stream):
         decoded = _decode_all(container, stream, only_first=trusted)

@@ -174,6 +174,23 @@ def test_mirrored_pictures(tmp_path, kind):
     assert np.abs(read_frames(path, info, [0])[0].astype(int) - shown).mean() < 12  # H.264's loss
 
 
+def test_leading_pictures_of_a_cut_are_not_frames(tmp_path):
+    """After a cut at an open group, pictures before the first key frame have packets and are never shown."""
+    options = "keyint=10:min-keyint=10:open-gop=1:bframes=3:b-adapt=0:scenecut=0:log-level=none"
+    whole = video(tmp_path / "whole.mp4", 40, codec="libx265", x265_params=options)
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "cut.mkv"), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.dts is not None]
+        begin = [i for i, packet in enumerate(packets) if packet.is_keyframe][1]
+        first = packets[begin].dts
+        for packet in packets[begin:]:
+            packet.stream, packet.pts, packet.dts = stream, packet.pts - first, packet.dts - first
+            out.mux(packet)
+    info = check(tmp_path / "cut.mkv")
+    assert info.frames < len(packets) - begin
+    assert info.notes == ()
+
+
 def broken(tmp_path, kind):
     path = tmp_path / f"{kind}.mp4"
     whole = video(tmp_path / "whole.mp4", g=10).read_bytes()
