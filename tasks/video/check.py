@@ -66,7 +66,10 @@ def check_data(data: VideoConfig | Path, out: Path | None, limit: int | None, *,
             written or has earlier results.
     """
     if isinstance(data, Path):
-        raise UserError(f"{data}: the check of videos takes a config, not a folder")
+        raise UserError(
+            f"{data}: a folder of videos is checked with a config: rescalenet check CONFIG data.root={data}; "
+            "docs/finetune_video.md has one"
+        )
     folder = None if out is None else OutputFolder(out, FILES, overwrite=overwrite)
     report = Report()
     # 1. Find and index the videos; how many may fail is compared below, after all have been looked at.

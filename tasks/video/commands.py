@@ -5,7 +5,9 @@ The command line reads the options before it knows whether torch is needed, so t
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,8 @@ from tasks.spec import load_model
 if TYPE_CHECKING:
     import zoo
     from tasks.report import Evaluation
+
+_LOOKED = 1000  # files of a folder by which its kind is recognised
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,15 @@ def run_check(data: Any, out: Path | None, options: VideoCheckOptions) -> bool:
     from tasks.video.check import check_data
 
     return check_data(data, out, options.limit, overwrite=options.overwrite)
+
+
+def recognises(path: Path) -> bool:
+    """Return whether a path is data of this task: a folder of which most files, of the first found, are videos."""
+    from tasks.video.containers import EXTENSIONS, PICTURES
+
+    endings = (Path(name).suffix.lower() for _, _, names in os.walk(path) for name in names if name[0] != ".")
+    videos = [ending in EXTENSIONS and ending not in PICTURES for ending in islice(endings, _LOOKED)]
+    return 2 * sum(videos) > len(videos)
 
 
 def prepare(config: Any) -> Path:

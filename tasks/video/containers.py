@@ -18,6 +18,7 @@ EXTENSIONS = (
     *(".mts", ".m2ts", ".m2t", ".mod", ".tod", ".vob", ".m2v", ".mpv", ".mxf", ".3g2", ".asf", ".f4v", ".divx", ".dv"),
     *(".qt", ".ogm", ".rm", ".rmvb", ".wtv", ".dav", ".gif", ".apng"),
 )
+PICTURES = (".gif", ".apng")  # of these, which sets of pictures have too
 
 # Demuxers of FFmpeg that read one file of moving pictures. Others are not tried: playlists (hls, concat, dash) open
 # other files and addresses, and pictures, subtitles and text are no videos.

@@ -15,5 +15,6 @@ SPEC = TaskSpec(
     predict=Command(commands.run_predict, commands.VideoPredictOptions),
     export=Command(commands.example_inputs, commands.VideoExportOptions),
     check=Command(commands.run_check, commands.VideoCheckOptions),
+    recognises=commands.recognises,
     prepare="tasks.video.commands:prepare",
 )

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from tasks import config as engine_cfg
+from tasks.video.commands import recognises
 from tests.helpers.commands import call
 from tests.helpers.video import config, video
 
@@ -57,3 +58,26 @@ def test_the_index_is_prepared_once(recipe, tmp_path, capsys, monkeypatch):
     assert code == 0
     assert "probing" not in err
     assert index.stat().st_mtime_ns == before
+
+
+def test_a_folder_of_videos_names_the_command(moving, tmp_path, capsys, monkeypatch):
+    code, _, err = call(capsys, monkeypatch, "check", moving)
+    assert code != 0
+    assert f"a folder of videos is checked with a config: rescalenet check CONFIG data.root={moving}" in err
+
+
+@pytest.mark.parametrize(
+    ("names", "videos"),
+    [
+        (["a/1.mp4", "a/2.MOV", "b/3.png"], True),
+        (["a/1.gif", "b/2.gif"], False),
+        (["a/1.png", "b/2.mp4"], False),
+        ([".hidden.mp4"], False),
+        ([], False),
+    ],
+)
+def test_folders_of_videos_are_recognised_by_most_files(tmp_path, names, videos):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert recognises(tmp_path) == videos
