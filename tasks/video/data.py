@@ -41,6 +41,7 @@ from tasks.video.transforms import FrameResize, crops, train_transform
 from zoo import VideoTransform
 from zoo.errors import one_line
 
+_ROUNDED = 0.5  # seconds by which a part in a list may reach past the end of its video
 SHOWN = 5  # failures that ``report_failures`` prints one by one
 
 
@@ -227,6 +228,8 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
             infos.append(info)
             for note in info.notes:
                 odd[note].append(video.name)
+            if video.segment is not None and video.segment[1] > info.delay + info.duration + _ROUNDED:
+                odd["short"].append(video.name)
     if not items:
         first = next(iter(failures.values()), "the list is empty")
         raise DataError(f"none of {len(videos)} videos can be read: {first}")

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tasks.errors import DataError
-from tasks.video.data import index_videos, load_videos, read_set
+from tasks.video.data import index_videos, load_videos, print_notes, read_set
 from tasks.video.index import Index
 from tasks.video.sources import (
     folder_videos,
@@ -72,6 +72,18 @@ def test_kinetics_csv(moving, tmp_path):
     assert len(indexed) == 2
     assert "gone_000001_000011: no such file below" in indexed.failures["gone_000001_000011"]
     assert "5 s is past its end at 1.2 s" in indexed.failures["xyz_000005_000015"]
+    assert not indexed.odd
+
+
+def test_parts_that_reach_past_the_end_are_counted(moving, tmp_path, capsys):
+    shutil.copy(moving / "train/down/0.mp4", tmp_path / "xyz.mp4")  # 1.2 seconds
+    (tmp_path / "l.csv").write_text("label,youtube_id,time_start,time_end\na,xyz,0,1\nb,xyz,1,11\nb,xyz,0,1.5\n")
+    indexed = index_videos(kinetics_videos(tmp_path / "l.csv", tmp_path), Index(tmp_path / "index.json", tmp_path))
+    assert len(indexed) == 3
+    assert indexed.odd == {"short": ["xyz_000001_000011"]}
+    print_notes(indexed.odd, indexed.total, "training set")
+    line = "1 of 3 videos end before their part in the list does; clips come from what is there: xyz"
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
