@@ -631,7 +631,7 @@ def _turn(frame: Any) -> _Turn:
     """Return how a frame is displayed, to the nearest right angle: by the matrix that phones and editors store.
 
     With (a, b; c, d) of the matrix, the pixel (x, y) is displayed at (a x + c y, b x + d y). The rotation alone, which
-    PyAV states, does not tell a mirrored picture from one that is upside down.
+    PyAV states, does not distinguish a mirrored picture from one that is upside down.
     """
     stored = frame.side_data.get("DISPLAYMATRIX")
     content = b"" if stored is None else bytes(stored)
