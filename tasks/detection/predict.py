@@ -27,6 +27,7 @@ from tasks.detection.found import Found, Packed
 from tasks.detection.results import CocoResults, ImageIds
 from tasks.devices import best_device
 from tasks.errors import DataError, UserError
+from tasks.images import Exposures
 from tasks.outputs import Entries, OutputFolder, try_to_draw, unique_stems
 from tasks.plots import draw_instances
 from tasks.progress import print_line
@@ -306,6 +307,7 @@ def detect_each(
     results = None if out is None or ids is None else CocoResults(out.path, ids, masks=model.has_masks)
     model.to(best_device()).eval()
     limit = choice.detections or model.roi_heads.detections_per_img
+    exposures = Exposures()
     shrunk, full = 0, 0  # pictures that were made much smaller, and that have as many objects as are reported
     # 2. Detect batch by batch; the objects are yielded before they are drawn.
     read = open_whole if tiles is None else open_by_region
@@ -320,6 +322,8 @@ def detect_each(
                 detections = Detections(str(opened.path), *opened.content.size, instances)
                 shrunk += tiles is None and max(opened.content.size) > 2 * model.input.max_size
                 full += most >= limit
+                if isinstance(opened.content, Image.Image):  # a scan is never read as a whole
+                    exposures.add(str(opened.path), opened.content)
                 if entries is not None:
                     entries.add(detections.to_json())
                 if results is not None:
@@ -330,6 +334,8 @@ def detect_each(
                     try_to_draw(partial(_draw, opened.content, instances, target), target)
     # 3. Report what is missing, and write the results.
     report_unread(failed, len(files))
+    for line in exposures.lines():
+        print_line(line)
     if shrunk:
         print_line(
             f"{shrunk} pictures were shrunk to less than half to fit the net; give a tile size to see small objects"
