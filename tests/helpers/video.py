@@ -23,9 +23,9 @@ def picture(number, width=64, height=48):
     return image.astype(np.uint8)
 
 
-def video(path, count=40, *, codec="libx264", pts=None, rate=25, size=(64, 48), audio=False, **options):
-    """A small video; ``pts`` in milliseconds makes its rate vary."""
-    with av.open(str(path), "w") as container:
+def video(path, count=40, *, codec="libx264", pts=None, rate=25, size=(64, 48), audio=False, movflags="", **options):
+    """A small video; ``pts`` in milliseconds makes its rate vary; ``movflags`` are of the container."""
+    with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
         stream = container.add_stream(
             codec, rate=rate, options={k.replace("_", "-"): str(v) for k, v in options.items()}
         )
