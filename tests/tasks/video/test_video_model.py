@@ -12,12 +12,13 @@ import yaml
 import zoo
 from tasks import config as engine_cfg
 from tasks.engine import Trainer
+from tasks.errors import UserError
 from tasks.plots import read_log
 from tasks.spec import make_task, task_of
 from tasks.study.fit import measure_fit_loss
 from tasks.video.evaluate import read_predictions
 from tests.helpers.commands import environment, on_two_processes
-from tests.helpers.video import config, fit
+from tests.helpers.video import config, fit, layout
 
 
 def test_it_learns_motion(moving, tmp_path):
@@ -44,6 +45,53 @@ def test_it_learns_motion(moving, tmp_path):
     assert task_of(entry) == "video"
     assert entry.transform.interval is None
     assert entry.transform.frames == 8
+
+
+@pytest.mark.parametrize(
+    ("stored", "rows", "line"),
+    [
+        (["still", "down", "right"], [1, 2, 0], "classes: in another order"),
+        (["still", "up", "right"], [1, 2, 0], "classes: 1 of 3 new, which start as those that they replace"),
+        (["down", "right", "still"], [0, 1, 2], ""),
+    ],
+)
+def test_rows_of_the_last_layer_follow_the_names_of_classes(moving, tmp_path, capsys, stored, rows, line):
+    model = zoo.create_model("rescale_r3d_10", width=0.25, num_classes=3)
+    path = tmp_path / "w.safetensors"
+    zoo.save_weights(model, path, transform=layout(4, 2.0, 10.0, 16, 18), classes=stored)
+    data = {"clip": None, "size": None, "resize": None}
+    section = {"weights": str(path), "options": {}}
+    task = make_task(config(moving, tmp_path / "run", model=section, data=data))
+    tuned = task.build_model()
+    assert task.classes == ("down", "right", "still")
+    assert torch.equal(tuned.fc.weight, model.fc.weight[rows])
+    assert torch.equal(tuned.fc.bias, model.fc.bias[rows])
+    said = " ".join(capsys.readouterr().err.split())
+    assert line in said if line else "classes:" not in said
+
+
+def test_an_added_class_makes_a_new_last_layer(moving, tmp_path, weights):
+    root = tmp_path / "data"
+    shutil.copytree(moving, root)
+    for split in ("train", "val"):
+        shutil.copytree(root / split / "down", root / split / "again")
+    data = {"clip": None, "size": None, "resize": None}
+    section = {"weights": str(weights), "options": {}}
+    task = make_task(config(root, tmp_path / "run", model=section, data=data))
+    tuned, stored = task.build_model(), zoo.create_model("rescale_r3d_10", weights=str(weights), width=0.25)
+    assert task.classes == ("again", "down", "right", "still")
+    assert tuned.fc.weight.shape[0] == 4
+    assert all(torch.equal(a, stored.state_dict()[key]) for key, a in tuned.state_dict().items() if "fc." not in key)
+
+
+def test_a_run_does_not_resume_with_a_renamed_class(moving, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(moving, root)
+    fit(root, tmp_path / "run", epochs=1)
+    for split in ("train", "val"):
+        (root / split / "still").rename(root / split / "at rest")
+    with pytest.raises(UserError, match="class"):
+        Trainer(make_task(config(root, tmp_path / "run", epochs=2)), resume=True).fit()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
