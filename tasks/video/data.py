@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -211,15 +212,16 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
         found = Index(index.path, index.root).entries(paths, workers=workers)
     entries = dict(zip(paths, found, strict=True))
     # 2. Separate the videos that can be read from the others.
-    items, infos, failures = [], [], {}
+    items, infos = [], []
+    failures: dict[str, str] = {}
     odd: dict[Note, list[str]] = defaultdict(list)
     for video in videos.items:
         if video.path is None:
-            failures[video.name] = f"{video.name}: no such file below {index.root}"
+            failures[_new(video.name, failures)] = f"{video.name}: no such file below {index.root}"
         elif (info := entries[video.path].info) is None:
-            failures[video.name] = entries[video.path].failure
+            failures[_new(video.name, failures)] = entries[video.path].failure
         elif video.segment is not None and video.segment[0] >= info.delay + info.duration:
-            failures[video.name] = (
+            failures[_new(video.name, failures)] = (
                 f"{video.path}: {video.segment[0]:g} s is past its end at "
                 f"{info.delay + info.duration:.1f} s; get it again"
             )
@@ -234,6 +236,11 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
         first = next(iter(failures.values()), "the list is empty")
         raise DataError(f"none of {len(videos)} videos can be read: {first}")
     return Indexed(videos.classes, Packed(items), Packed(infos), failures, dict(odd))
+
+
+def _new(name: str, names: Collection[str]) -> str:
+    """Return a name, with a number if it is among the names already: each row of a list counts."""
+    return next(each for number in count(1) if (each := name if number == 1 else f"{name} ({number})") not in names)
 
 
 def report_damage(damaged: dict[str, str], total: int, what: str) -> None:

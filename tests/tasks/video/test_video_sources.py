@@ -75,6 +75,16 @@ def test_kinetics_csv(moving, tmp_path):
     assert not indexed.odd
 
 
+def test_each_row_of_a_video_that_is_missing_counts(moving, tmp_path):
+    shutil.copy(moving / "train/down/0.mp4", tmp_path / "xyz.mp4")
+    row = "a,gone,0,1\n"
+    (tmp_path / "l.csv").write_text(f"label,youtube_id,time_start,time_end\n{row}{row}{row}b,xyz,0,1\n")
+    indexed = index_videos(kinetics_videos(tmp_path / "l.csv", tmp_path), Index(tmp_path / "index.json", tmp_path))
+    name = "gone_000000_000001"
+    assert [*indexed.failures] == [name, f"{name} (2)", f"{name} (3)"]
+    assert indexed.total == 4
+
+
 def test_parts_that_reach_past_the_end_are_counted(moving, tmp_path, capsys):
     shutil.copy(moving / "train/down/0.mp4", tmp_path / "xyz.mp4")  # 1.2 seconds
     (tmp_path / "l.csv").write_text("label,youtube_id,time_start,time_end\na,xyz,0,1\nb,xyz,1,11\nb,xyz,0,1.5\n")
