@@ -23,14 +23,14 @@ _BEGIN = 1000  # bytes at the beginning by which other encodings are recognised
 
 
 def _open_zst(path: Path) -> IO[bytes]:
-    """Open a file of Zstandard, which Python has from 3.14 on, and packages have before."""
-    for module in ("compression.zstd", "backports.zstd", "zstandard"):
+    """Open a file of Zstandard, which Python has from 3.14 on, and its backport before."""
+    for module in ("compression.zstd", "backports.zstd"):
         try:
             found: IO[bytes] = importlib.import_module(module).open(path, "rb")
         except ImportError:
             continue
         return found
-    raise DataError(f"{path}: requires the package zstandard (pip install zstandard); or decompress it: zstd -d")
+    raise DataError(f"{path}: requires backports.zstd (pip install 'rescalenet-zoo[zstd]'); or decompress it: zstd -d")
 
 
 _OPEN: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst}

@@ -52,11 +52,23 @@ def test_compressed_text(tmp_path, ending, compress):
             list(read_lines(path))
 
 
+def test_zstandard(tmp_path):
+    module = pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+    text = "".join(f"line {i}\n" for i in range(999)).encode()
+    whole = module.compress(text[:2000]) + module.compress(text[2000:])  # as of tools that compress parts
+    (tmp_path / "a.zst").write_bytes(whole)
+    assert list(read_lines(tmp_path / "a.zst")) == text.decode().split("\n")[:-1]
+    for damaged in (whole[:-30], text):
+        (tmp_path / "a.zst").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.zst, after line \d+: damaged"):
+            list(read_lines(tmp_path / "a.zst"))
+
+
 def test_zstandard_without_its_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "backports.zstd", None)
     (tmp_path / "a.zst").write_bytes(b"\x28\xb5\x2f\xfd")
     if sys.version_info < (3, 14):
-        with pytest.raises(DataError, match="a.zst: requires the package zstandard .*; or decompress it: zstd -d"):
+        with pytest.raises(DataError, match=r"a.zst: requires backports.zstd \(.*zstd\]'\); or decompress it: zstd -d"):
             list(read_lines(tmp_path / "a.zst"))
 
 
