@@ -446,16 +446,17 @@ def find_frames(
     if outside := [i for i in (requested[0], requested[-1]) if not 0 <= i < info.frames]:
         raise DataError(f"{path}: frame {outside[0]} requested, the video has {info.frames}; the first is frame 0")
     found: dict[int, np.ndarray] = _Prepared(prepare)  # frame number -> (H, W, 3)
+    shown = _Display()
     # 1. Decode the requested frames: with seeking, or all frames up to the last requested one.
     with _opened(path) as (container, stream):
         if info.seekable:
-            _seek_and_decode(container, stream, info, requested, found)
+            _seek_and_decode(container, stream, info, requested, found, shown)
         else:
-            _count_and_decode(container, stream, requested, found)
+            _count_and_decode(container, stream, requested, found, shown)
     # 2. Decode the rest from the beginning: in some containers (MPEG-TS) a seek leads past the requested frames.
     if info.seekable and (rest := set(requested) - found.keys()):
         with _opened(path) as (container, stream):
-            _decode(container, stream, _numbers(info), rest, found, False)
+            _decode(container, stream, _numbers(info), rest, found, shown, False)
     return Found(dict(found), [i for i in requested if i not in found])
 
 
@@ -476,13 +477,19 @@ def decode_all(path: str | Path) -> Iterator[np.ndarray]:
     Raises:
         DataError: a file that cannot be decoded to its end.
     """
+    shown = _Display()
     with _opened(Path(path)) as (container, stream):
         for frame in container.decode(stream):
-            yield _pixels(frame)
+            yield shown(frame)
 
 
 def _seek_and_decode(
-    container: Any, stream: Any, info: VideoInfo, requested: Sequence[int], found: dict[int, np.ndarray]
+    container: Any,
+    stream: Any,
+    info: VideoInfo,
+    requested: Sequence[int],
+    found: dict[int, np.ndarray],
+    shown: _Display,
 ) -> None:
     """Add the requested frames (rising numbers) to ``found``, as far as they can be decoded."""
     pts, numbers = info.pts, _numbers(info)
@@ -497,7 +504,7 @@ def _seek_and_decode(
                     container.seek(int(pts[keys[key]]), stream=stream)
                 except FFmpegError:  # a container that cannot seek
                     return
-                _decode(container, stream, numbers, missing, found, skip, set(pts[keys].tolist()))
+                _decode(container, stream, numbers, missing, found, shown, skip, set(pts[keys].tolist()))
 
 
 def _numbers(info: VideoInfo) -> dict[int, int]:
@@ -563,6 +570,7 @@ def _decode(
     numbers: dict[int, int],
     missing: set[int],
     found: dict[int, np.ndarray],
+    shown: _Display,
     skip: bool,
     sought: Collection[int] | None = None,
 ) -> None:
@@ -590,7 +598,7 @@ def _decode(
             if i is None and sought is not None:
                 trust.trusted = False  # other times than those of a decode from the beginning
             if i in missing and trusted:
-                found[i] = _pixels(frame)
+                found[i] = shown(frame)
                 missing.discard(i)
             if not missing or (i is not None and i > last + _REORDERING):
                 return
@@ -598,7 +606,9 @@ def _decode(
         context.skip_frame = "DEFAULT"
 
 
-def _count_and_decode(container: Any, stream: Any, requested: Sequence[int], found: dict[int, np.ndarray]) -> None:
+def _count_and_decode(
+    container: Any, stream: Any, requested: Sequence[int], found: dict[int, np.ndarray], shown: _Display
+) -> None:
     """Add the requested frames (rising numbers) to ``found``, counted from the beginning as ``probe`` counts them."""
     needed, number = set(requested), -1
     for frame, trusted in _frames(container, stream, _Trust(), lambda packet: None):
@@ -606,7 +616,7 @@ def _count_and_decode(container: Any, stream: Any, requested: Sequence[int], fou
             continue
         number += 1
         if number in needed and trusted:
-            found[number] = _pixels(frame)
+            found[number] = shown(frame)
         if number >= requested[-1]:
             return
 
@@ -643,13 +653,30 @@ def _turn(frame: Any) -> _Turn:
     return _Turn(False, a < 0, d < 0)
 
 
-def _pixels(frame: Any) -> np.ndarray:
-    """Return the RGB pixels, on white where they are transparent, turned for display: uint8 (H, W, 3)."""
+class _Display:
+    """Converts the frames of a file to what is displayed.
+
+    All are turned as the first one. A frame of PyAV whose side data were looked at refers to itself, so that its memory
+    is not free before Python looks for such circles.
+    """
+
+    def __init__(self) -> None:
+        self.turn: _Turn | None = None
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        """Return the RGB pixels, on white where they are transparent, turned for display: uint8 (H, W, 3)."""
+        if self.turn is None:
+            self.turn = _turn(frame)
+        return _pixels(frame, self.turn)
+
+
+def _pixels(frame: Any, turn: _Turn) -> np.ndarray:
+    """Return the RGB pixels, on white where they are transparent, turned: uint8 (H, W, 3)."""
     if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
         image = _on_white(frame.to_ndarray(format="rgba"))
     else:
         image = frame.to_ndarray(format="rgb24")
-    turned = _turn(frame).of(image)
+    turned = turn.of(image)
     return image if turned is image else np.ascontiguousarray(turned)
 
 

@@ -1,5 +1,6 @@
 """Frames by number: those of a full sequential decode, for files in the wild and for every awkward kind made here."""
 
+import gc
 import io
 import struct
 import subprocess
@@ -189,6 +190,19 @@ def test_leading_pictures_of_a_cut_are_not_frames(tmp_path):
     info = check(tmp_path / "cut.mkv")
     assert info.frames < len(packets) - begin
     assert info.notes == ()
+
+
+def test_frames_are_free_as_soon_as_they_are_converted(tmp_path):
+    """Frames that refer to themselves would stay until Python looks for circles: gigabytes of 4K video."""
+    path = video(tmp_path / "a.mp4", count=60)
+    info = probe(path)
+    gc.collect()
+    gc.disable()
+    try:
+        read_frames(path, info, range(60))
+        assert sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()) <= 2
+    finally:
+        gc.enable()
 
 
 def broken(tmp_path, kind):
