@@ -5,6 +5,7 @@ import re
 import shlex
 
 import numpy as np
+import pytest
 
 from tasks.video.encode import write_video
 from tests.helpers.commands import call
@@ -26,6 +27,7 @@ def write_clips(root):
                 write_video(folder / f"{n}.mp4", [(noise + 180 * bar[..., None]).astype(np.uint8) for bar in bars], 16)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_clips(tmp_path / "clips")

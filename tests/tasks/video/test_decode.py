@@ -200,7 +200,7 @@ def test_frames_are_free_as_soon_as_they_are_converted(tmp_path):
     gc.disable()
     try:
         read_frames(path, info, range(60))
-        assert sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()) <= 2
+        assert sum(type(each) is av.VideoFrame for each in gc.get_objects()) <= 2
     finally:
         gc.enable()
 
