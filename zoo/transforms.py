@@ -301,7 +301,7 @@ class TextTransform:
     def of(cls, languages: tuple[str, str], source: Vocabulary, target: Vocabulary) -> TextTransform:
         """Call ``from_vocabularies``: its name of version 0.1.0, deprecated."""
         warnings.warn("TextTransform.of is named from_vocabularies", DeprecationWarning, stacklevel=2)
-        return cls.from_vocabularies(languages, source, target)
+        return cls.from_vocabularies(languages, source, target, cleaning=1)  # the rules of that version
 
     def build(self) -> Tokenizer:
         """Return the tokenizer from sentences to int64 (B, S).

@@ -130,6 +130,11 @@ def run_score(results: Path, data: Path, out: Path | None, options: DetectionSco
 
     coco = load_coco(data, data.parent, masks=False, check="none")
     found, kinds = read_results(results, coco)
+    if "segm" in kinds:  # the evaluator needs the masks of the set too
+        coco = load_coco(data, data.parent, masks=None if "bbox" in kinds else True, check="none")
+        if not any("segmentation" in annotation for image in coco.images for annotation in image.annotations):
+            print_line(f"{data}: has no masks, so that the boxes of {results} alone are scored")
+            kinds = ("bbox",)
     if (note := beyond_limit(coco, options.max_dets)) is not None:
         print_line(note)
     reports = coco_metrics(coco, found, kinds, fast=options.fast, limit=options.max_dets)

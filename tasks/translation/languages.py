@@ -45,7 +45,7 @@ def count_words(text: str) -> int:
     """Return the number of words between blanks; in scripts without blanks it is estimated from the characters.
 
     >>> count_words("A black dog runs."), count_words("我喜欢那只黑色的狗。")
-    (4, 5)
+    (4, 4)
     """
     words = text.split()
     if not _DENSE.search(text):

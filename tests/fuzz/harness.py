@@ -84,8 +84,9 @@ class Harness:
         return self.process.stdout.readline().strip()
 
     def close(self) -> None:
-        """End the server."""
+        """End the server: by an empty line, because processes that a test forked may hold the pipe open."""
         assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
         self.process.stdin.close()
         self.process.wait(30)
 

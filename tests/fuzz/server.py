@@ -221,7 +221,7 @@ def _is_spent(reply: dict[str, Any]) -> bool:
 
 
 def main() -> None:
-    """Serve requests from standard input."""
+    """Serve requests from standard input, up to an empty line."""
     requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):
@@ -234,6 +234,8 @@ def main() -> None:
     replies.flush()
     worker: Worker | None = None
     for line in requests:
+        if not line.strip():  # the end
+            break
         request = json.loads(line)
         if worker is None:
             worker = Worker(request["memory"])
