@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 
 from tasks.errors import DataError
 from tasks.video.containers import EXTENSIONS, moving_streams
@@ -657,27 +658,25 @@ class _Display:
     """Converts the frames of a file to what is displayed.
 
     All are turned as the first one. A frame of PyAV whose side data were looked at refers to itself, so that its memory
-    is not free before Python looks for such circles.
+    is not free before Python looks for such circles, which may be in a forked process that loads data. A frame that
+    converted itself has FFmpeg's threads for it, which such a process lacks and would wait for. So one converter, which
+    no circle contains, serves all frames.
     """
 
     def __init__(self) -> None:
         self.turn: _Turn | None = None
+        self.converter = VideoReformatter()
 
     def __call__(self, frame: Any) -> np.ndarray:
         """Return the RGB pixels, on white where they are transparent, turned for display: uint8 (H, W, 3)."""
         if self.turn is None:
             self.turn = _turn(frame)
-        return _pixels(frame, self.turn)
-
-
-def _pixels(frame: Any, turn: _Turn) -> np.ndarray:
-    """Return the RGB pixels, on white where they are transparent, turned: uint8 (H, W, 3)."""
-    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
-        image = _on_white(frame.to_ndarray(format="rgba"))
-    else:
-        image = frame.to_ndarray(format="rgb24")
-    turned = turn.of(image)
-    return image if turned is image else np.ascontiguousarray(turned)
+        if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+            image = _on_white(self.converter.reformat(frame, format="rgba").to_ndarray())
+        else:
+            image = self.converter.reformat(frame, format="rgb24").to_ndarray()
+        turned = self.turn.of(image)
+        return image if turned is image else np.ascontiguousarray(turned)
 
 
 def _on_white(image: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import gc
 import io
+import os
+import signal
 import struct
 import subprocess
 import sys
@@ -201,6 +203,24 @@ def test_frames_are_free_as_soon_as_they_are_converted(tmp_path):
     try:
         read_frames(path, info, range(60))
         assert sum(type(each) is av.VideoFrame for each in gc.get_objects()) <= 2
+    finally:
+        gc.enable()
+
+
+def test_frames_that_are_left_do_not_hold_up_a_forked_process(tmp_path):
+    """A data loading process may be the one that frees them; FFmpeg's threads are not in it."""
+    path = video(tmp_path / "a.mp4")
+    info = probe(path)
+    gc.collect()
+    gc.disable()
+    try:
+        read_frames(path, info, [0, 9])
+        list(decode_all(path))
+        if (child := os.fork()) == 0:
+            signal.alarm(60)  # ends it if it waits
+            gc.collect()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
     finally:
         gc.enable()
 
