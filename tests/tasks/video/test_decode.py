@@ -323,8 +323,10 @@ def test_only_requested_frames_are_decoded(tmp_path, monkeypatch):
     info = probe(path)
     assert len(info.keys) >= 20
     converted = []
-    pixels = decode._pixels
-    monkeypatch.setattr(decode, "_pixels", lambda frame: converted.append(frame.pts) or pixels(frame))
+    convert = decode._Display.__call__
+    monkeypatch.setattr(
+        decode._Display, "__call__", lambda shown, frame: converted.append(frame.pts) or convert(shown, frame)
+    )
     read_frames(path, info, [150, 157, 196])
     assert converted == [int(info.pts[i]) for i in (150, 157, 196)]
     decoded = []
@@ -339,7 +341,7 @@ def test_only_requested_frames_are_decoded(tmp_path, monkeypatch):
             def seek(self, *args, **kwargs):
                 container.seek(*args, **kwargs)
 
-        decode._seek_and_decode(Counted(), stream, info, [150, 157, 196], {})
+        decode._seek_and_decode(Counted(), stream, info, [150, 157, 196], {}, decode._Display())
     assert len(decoded) < 40
 
 
