@@ -1,17 +1,15 @@
-"""Images with their annotations, packed into a few arrays: processes that load data share them instead of copying them.
-
-Python counts the references to an object in the object itself, so that a forked process copies the memory of every
-dict that it looks at. COCO has 860,000 annotations.
-"""
+"""Images with their annotations, packed into a few arrays (``tasks.compact``): COCO has 860,000 annotations."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
+
+from tasks.compact import Packed
 
 ImageId = int | str
 
@@ -54,14 +52,20 @@ class Records(Sequence[ImageRecord]):
         order: number of each image of this set in the arrays.
     """
 
-    def __init__(self, heads: Packed, bodies: Packed, sizes: np.ndarray, order: np.ndarray) -> None:
+    def __init__(
+        self,
+        heads: Packed[tuple[ImageId, str]],
+        bodies: Packed[list[dict[str, Any]]],
+        sizes: np.ndarray,
+        order: np.ndarray,
+    ) -> None:
         self._heads, self._bodies, self._sizes, self._order = heads, bodies, sizes, order
 
     @classmethod
     def of(cls, images: Sequence[tuple[ImageId, str, int, int, list[dict[str, Any]]]]) -> Records:
         """Return the records of images: id, file name, width, height and annotations of each."""
-        heads = Packed.of((id, name) for id, name, _, _, _ in images)
-        bodies = Packed.of(annotations for _, _, _, _, annotations in images)
+        heads = Packed((id, name) for id, name, _, _, _ in images)
+        bodies = Packed(annotations for _, _, _, _, annotations in images)
         sizes = np.array([(width, height) for _, _, width, height, _ in images], dtype=np.int64).reshape(-1, 2)
         return cls(heads, bodies, sizes, np.arange(len(images)))
 
@@ -87,34 +91,9 @@ class Records(Sequence[ImageRecord]):
         if isinstance(index, slice):
             return self.take(range(len(self))[index])
         number = int(self._order[index])
-        id, name = pickle.loads(self._heads[number])
+        id, name = self._heads[number]
         width, height = self._sizes[number].tolist()
-        return ImageRecord(id, name, width, height, self._bodies[number])
+        return ImageRecord(id, name, width, height, self._bodies.content(number))
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return (self[index] for index in range(len(self)))
-
-
-class Packed:
-    """Values as one array of bytes.
-
-    Args:
-        content: bytes of all values, one after the other.
-        ends: position behind each value.
-    """
-
-    def __init__(self, content: np.ndarray, ends: np.ndarray) -> None:
-        self._content, self._ends = content, ends
-
-    @classmethod
-    def of(cls, values: Iterable[Any]) -> Packed:
-        """Return plain values (numbers, text, lists, dicts, None) packed."""
-        content, ends = bytearray(), []
-        for value in values:
-            content += pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
-            ends.append(len(content))
-        return cls(np.frombuffer(bytes(content), dtype=np.uint8), np.array(ends, dtype=np.int64))
-
-    def __getitem__(self, number: int) -> bytes:
-        begin = int(self._ends[number - 1]) if number else 0
-        return self._content[begin : int(self._ends[number])].tobytes()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from tasks.compact import Packed
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.locks import in_turn
@@ -24,7 +25,6 @@ from tasks.splits import read_holdout, require_same_classes, split_sets
 from tasks.video.config import DataSection
 from tasks.video.decode import NOTES, Found, Note, VideoInfo, find_frames, stacked
 from tasks.video.index import Index
-from tasks.video.packed import Packed
 from tasks.video.sampling import ClipSampler
 from tasks.video.sources import (
     UCF101_CLASSES,

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from tasks.compact import Packed
 from tasks.video.decode import VideoInfo
-from tasks.video.packed import Packed
 from tasks.video.sources import Video
 from tests.helpers.commands import environment
 from tests.helpers.video import video
