@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tasks.errors import UserError
 from tasks.printing import print_out
+from zoo.errors import ZooError
 from zoo.files import write_json
+
+if TYPE_CHECKING:
+    from tasks.engine import Task
 
 SHOWN = 10  # names, and classes beyond ten times as many, that the terminal shows; the file has all
 
@@ -43,3 +48,15 @@ class Report:
     def write(self, folder: Path) -> None:
         """Write ``check.json`` into a folder."""
         write_json({**self.content, "warnings": self.warnings, "stops": self.stops}, folder / "check.json")
+
+
+def stops_at_start(task: Task) -> list[str]:
+    """Return what keeps the training of a task from starting: batches and a net that cannot be made."""
+    stops = []
+    train = task.config.train
+    for attempt in (lambda: task.batches(train.batch_size, train.seed), task.build_model):
+        try:
+            attempt()
+        except (UserError, ZooError) as error:
+            stops.append(str(error))
+    return stops

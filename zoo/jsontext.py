@@ -78,7 +78,7 @@ def parse_json(text: str, *, finite: bool = True, most: int | None = None) -> An
             parse_constant=_constant if finite else None,
             parse_float=_float if finite else None,
             parse_int=_integer,
-            object_pairs_hook=_object,
+            object_pairs_hook=unique_keys,
         )
     except RecursionError:
         raise ZooError(f"nested deeper than {DEEPEST} levels") from None
@@ -125,7 +125,12 @@ def _integer(digits: str) -> int:
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, of which Python would keep the last of two equal keys; a hook of ``json.loads``.
+
+    Raises:
+        ZooError: a key that occurs twice.
+    """
     value = dict(pairs)
     if len(value) != len(pairs):
         left = iter(value)  # the first key out of place is one that occurs before

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import zoo
-from tasks.check import SHOWN, Report
+from tasks.check import SHOWN, Report, stops_at_start
 from tasks.classification.config import ClassificationConfig, DataSection
 from tasks.classification.data import (
     SETS,
@@ -27,14 +27,13 @@ from tasks.classification.data import (
 )
 from tasks.classification.model import Classification
 from tasks.devices import available_cpus
-from tasks.errors import DataError, UserError
+from tasks.errors import DataError
 from tasks.images import Exposure, exposure, to_pixels, to_rgb, value_counts
 from tasks.outputs import OutputFolder, try_to_draw
 from tasks.printing import listed, printable
 from tasks.progress import Progress
 from tasks.shards import chunks
 from tasks.splits import describe_set
-from zoo.errors import ZooError
 from zoo.files import atomic_write
 
 SAMPLES, COLUMNS = 8, 5  # rows and columns of the sheet: as in evaluation, then augmented
@@ -176,7 +175,7 @@ def check_data(
         task = Classification(data)
         section, transform = task.config.data, task.transform
         sets = {"train": task.train_images, "val": task.val_images}
-        report.stops += _stops(task)
+        report.stops += stops_at_start(task)
     folder = None
     if out is not None:  # so that a folder that cannot be written is known before the work
         inputs = [Path(path) for images in sets.values() for path in images.paths or ()]
@@ -217,18 +216,6 @@ def _folder_sets(folder: Path, report: Report) -> dict[str, Images]:
             f"{folder}: not looked at: {', '.join(others)}; a config with data.val={others[0]} checks it beside train"
         )
     return {name: folder_images(folder / name) for name in names}
-
-
-def _stops(task: Classification) -> list[str]:
-    """Return what keeps the training of a task from starting."""
-    stops = []
-    train = task.config.train
-    for attempt in (lambda: task.batches(train.batch_size, train.seed), task.build_model):
-        try:
-            attempt()
-        except (UserError, ZooError) as error:
-            stops.append(str(error))
-    return stops
 
 
 def _describe(checked: CheckedSet, transform: zoo.InputTransform, report: Report) -> None:

@@ -86,7 +86,7 @@ def check_data(
         if isinstance(data, Path):
             for name, (annotations, place) in find_sets(data, images).items():
                 sets[name] = load_coco(annotations, place, masks=None, check="header")
-            masks = all(_has_masks(found) for found in sets.values())
+            masks = all(found.has_masks for found in sets.values())
             if "val" in sets:
                 sets["val"] = sets["val"].with_names(sets["train"].names)
         else:
@@ -115,10 +115,6 @@ def check_data(
             sheet = folder.path / "samples.png"
             try_to_draw(lambda: draw_samples(checked[0], section, sheet, masks=masks), sheet)
     return report.show()
-
-
-def _has_masks(data: Coco) -> bool:
-    return any("segmentation" in annotation for image in data.images for annotation in image.annotations)
 
 
 def _stops(config: DetectionConfig, section: DataSection) -> list[str]:

@@ -36,6 +36,7 @@ from tasks.images import EXPOSURE_HINTS, decode_image, exposure, read_header
 from tasks.progress import Progress
 from tasks.textfiles import wide_encoding
 from zoo.errors import one_line
+from zoo.jsontext import unique_keys
 
 __all__ = [
     "Coco",
@@ -97,6 +98,11 @@ class Coco:
         """
         content = io.BytesIO(self.files.read(image.file_name))
         return decode_image(content, self.files.label(image.file_name), (image.width, image.height))
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether any annotation has a mask."""
+        return any("segmentation" in annotation for image in self.images for annotation in image.annotations)
 
     def counts(self) -> dict[str, int]:
         """Return the number of annotations of each category by its name, without crowds."""
@@ -242,7 +248,7 @@ def _read_json(path: Path) -> dict[str, Any]:
                 raise DataError(f"{path}: has more than {LARGEST_JSON} bytes when unpacked; unpack it with gzip -d")
         text = content.decode(wide_encoding(content) or "utf-8-sig")
         del content
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=unique_keys)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except RecursionError:
@@ -251,16 +257,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: not valid JSON ({one_line(error)})") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a COCO 'instances' file, an object; found {type(value).__name__}")
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON, of which Python would keep the last of two equal keys."""
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        left = iter(value)  # the first key out of place is one that occurs before
-        twice = next(key for key, _ in pairs if key != next(left, None))
-        raise ValueError(f"key {twice[:80]!r} occurs twice in one object")
     return value
 
 

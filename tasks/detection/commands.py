@@ -124,17 +124,19 @@ def run_score(results: Path, data: Path, out: Path | None, options: DetectionSco
     """Compute COCO's metrics of detections in a file; writes ``metrics.json`` into ``out``."""
     from tasks.detection.coco import load_coco
     from tasks.detection.evaluate import all_metrics, beyond_limit, coco_metrics
-    from tasks.detection.results import read_results
+    from tasks.detection.results import choose_results, parse_results
     from tasks.progress import print_line
     from zoo.files import write_json
 
-    coco = load_coco(data, data.parent, masks=False, check="none")
-    found, kinds = read_results(results, coco)
-    if "segm" in kinds:  # the evaluator needs the masks of the set too
-        coco = load_coco(data, data.parent, masks=None if "bbox" in kinds else True, check="none")
-        if not any("segmentation" in annotation for image in coco.images for annotation in image.annotations):
-            print_line(f"{data}: has no masks, so that the boxes of {results} alone are scored")
-            kinds = ("bbox",)
+    # The masks of the set are needed for those of the results alone.
+    given = parse_results(results)
+    masks = any("segmentation" in result for result in given)
+    boxes = any(result.get("bbox") for result in given)
+    coco = load_coco(data, data.parent, masks=None if masks and boxes else masks, check="none")
+    found, kinds = choose_results(results, given, coco)
+    if "segm" in kinds and not coco.has_masks:
+        print_line(f"{data}: has no masks, so that the boxes of {results} alone are scored")
+        kinds = ("bbox",)
     if (note := beyond_limit(coco, options.max_dets)) is not None:
         print_line(note)
     reports = coco_metrics(coco, found, kinds, fast=options.fast, limit=options.max_dets)

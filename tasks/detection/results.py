@@ -159,22 +159,36 @@ class CocoResults:
             entries.write(self.folder / FILES[kind])
 
 
+def parse_results(path: Path) -> list[CocoResult]:
+    """Return the entries of a file of results.
+
+    Raises:
+        DataError: a file that is missing or no list of results.
+    """
+    results: list[CocoResult] = _checked(path, "results", _json(path), _RESULTS)
+    return results
+
+
 def read_results(path: Path, data: Coco) -> tuple[list[CocoResult], tuple[Kind, ...]]:
-    """Read detections of a set, and print what is left out.
+    """Read detections of a set; see ``parse_results`` and ``choose_results``."""
+    return choose_results(path, parse_results(path), data)
+
+
+def choose_results(path: Path, results: list[CocoResult], data: Coco) -> tuple[list[CocoResult], tuple[Kind, ...]]:
+    """Choose the detections of a set, and print what is left out.
 
     Args:
-        path: path of the file, of which all entries have boxes, all have masks, or all have both.
+        path: path of the file of the results, for messages.
+        results: entries of the file, of which all have boxes, all have masks, or all have both; changed in place.
         data: set of images with annotations.
 
     Returns:
         Detections of the set's images and categories, and the kinds that all of them have: bbox, segm or both.
 
     Raises:
-        DataError: a file that is missing or no list of results, masks that do not fit their images, or no entry of the
-            set's images and categories.
+        DataError: masks that do not fit their images, or no entry of the set's images and categories.
     """
-    # 1. Check the form of each result.
-    results: list[CocoResult] = _checked(path, "results", _json(path), _RESULTS)
+    # 1. Choose the results of the set, and check their masks.
     records = {image.id: image for image in data.images}
     left_out: Counter[str] = Counter()
     kept = []

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import zoo
-from tasks.check import SHOWN, Report
+from tasks.check import SHOWN, Report, stops_at_start
 from tasks.devices import available_cpus
 from tasks.errors import UserError
 from tasks.outputs import OutputFolder, try_to_draw
@@ -26,7 +26,6 @@ from tasks.video.data import EvalSet, Indexed
 from tasks.video.decode import NOTES
 from tasks.video.model import VideoClassification
 from tasks.video.sampling import ClipSampler
-from zoo.errors import ZooError
 from zoo.files import atomic_write
 
 FILES = ("check.json", "samples.png")  # what is written
@@ -89,7 +88,7 @@ def check_data(data: VideoConfig | Path, out: Path | None, limit: int | None, *,
     failed = len(sets[0].videos.failures) / sets[0].videos.total
     if failed > allowed:
         report.stops.append(f"train: {failed:.1%} of the videos cannot be read, data.max_failed is {allowed:.1%}")
-    report.stops += _stops(task)
+    report.stops += stops_at_start(task)
     # 3. Write the results.
     if folder is not None:
         report.write(folder.path)
@@ -110,18 +109,6 @@ def _look(checked: CheckedSet, transform: zoo.VideoTransform, limit: int | None)
                 checked.unread[checked.videos.items[number].name] = reason
             progress.step(done, set=checked.name)
     checked.looked = len(chosen)
-
-
-def _stops(task: VideoClassification) -> list[str]:
-    """Return what keeps the training of a task from starting."""
-    stops = []
-    train = task.config.train
-    for attempt in (lambda: task.batches(train.batch_size, train.seed), task.build_model):
-        try:
-            attempt()
-        except (UserError, ZooError) as error:
-            stops.append(str(error))
-    return stops
 
 
 def _describe(checked: CheckedSet, transform: zoo.VideoTransform, report: Report) -> None:
