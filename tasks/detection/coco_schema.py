@@ -107,7 +107,7 @@ def _with_file_name(value: Any) -> Any:
     return value
 
 
-_Id = Annotated[Any, AfterValidator(_plain_id)]
+PlainId = Annotated[Any, AfterValidator(_plain_id)]
 _Pixels = Annotated[float, BeforeValidator(_number), Field(strict=True, allow_inf_nan=False, ge=-_FAR, le=_FAR)]
 _Name = Annotated[str, Field(strict=True, max_length=LONGEST), AfterValidator(_printable)]
 _File = Annotated[str, Field(strict=True, max_length=LONGEST), AfterValidator(_inner_path)]
@@ -115,7 +115,7 @@ _Side = Annotated[int, BeforeValidator(_whole), Field(strict=True, gt=0, le=_MOS
 
 
 class _Image(TypedDict):
-    id: _Id
+    id: PlainId
     file_name: _File
     width: _Side
     height: _Side
@@ -128,9 +128,9 @@ class _Category(TypedDict):
 
 
 class _Annotation(TypedDict):
-    id: _Id
-    image_id: _Id
-    category_id: _Id
+    id: PlainId
+    image_id: PlainId
+    category_id: PlainId
     bbox: Annotated[list[_Pixels], Field(min_length=4, max_length=4)]
     area: NotRequired[Annotated[Any, AfterValidator(_area)]]
     iscrowd: NotRequired[Annotated[Any, AfterValidator(_flag)]]

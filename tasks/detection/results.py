@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from tasks.detection.coco import Coco, rle_counts
+from tasks.detection.coco_schema import PlainId
 from tasks.detection.evaluate import CocoResult, Kind, results_of
 from tasks.errors import DataError
 from tasks.outputs import Entries
@@ -52,8 +53,8 @@ class _Rle(TypedDict):
 
 
 class _Result(TypedDict):
-    image_id: _Id
-    category_id: _Id
+    image_id: PlainId  # as the loader has those of the set
+    category_id: PlainId
     score: _Finite
     bbox: NotRequired[
         Annotated[list[_Finite], Field(min_length=4, max_length=4)] | Annotated[list[Any], Field(max_length=0)]

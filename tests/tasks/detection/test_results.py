@@ -96,6 +96,21 @@ def test_results_beside_the_set_are_counted(builder, tmp_path, capsys):
             read_results(tmp_path / "b.json", builder.load())
 
 
+def test_ids_of_text_are_those_of_the_set(builder, tmp_path):
+    """The loader takes "3" for 3; files of results have the ids as their COCO file writes them."""
+    for image in builder.content["images"]:
+        image["id"] = str(image["id"])
+    for annotation in builder.content["annotations"]:
+        annotation |= {"image_id": str(annotation["image_id"]), "category_id": str(annotation["category_id"])}
+    for category in builder.content["categories"]:
+        category["id"] = str(category["id"])
+    data = builder.load()
+    content = [{**r, "image_id": str(r["image_id"]), "category_id": str(r["category_id"])} for r in perfect(data)]
+    found, kinds = read_results(written(tmp_path / "r.json", content), data)
+    assert len(found) == len(content)
+    assert coco_metrics(data, found, kinds)["segm"].stats[0] == pytest.approx(1)
+
+
 def test_nothing_found_is_a_result(builder, tmp_path):
     data = builder.load()
     found, kinds = read_results(written(tmp_path / "r.json", []), data)
