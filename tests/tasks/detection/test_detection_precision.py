@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from tests.helpers.detection import sample, sharpened, small
 
@@ -16,9 +17,16 @@ SETTINGS = [
 ]
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
 def seen(module, kept):
     """Keep what a module is given and returns."""
-    return module.register_forward_hook(lambda _, given, returned: kept.append((given, returned)))
+
+    def keep(_, given, returned):
+        kept.append(tree_map(lambda value: value.cpu() if torch.is_tensor(value) else value, (given, returned)))
+
+    return module.register_forward_hook(keep)
 
 
 def decoded(deltas, boxes, weights, size):
@@ -55,18 +63,19 @@ def nearest(boxes, others):
     return max(np.abs(others - box).max(1).min() for box in boxes)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("detector", "options", "dtype"), SETTINGS)
-def test_coordinates_beyond_1024_pixels(detector, options, dtype):
+def test_coordinates_beyond_1024_pixels(detector, options, dtype, device):
     """Proposals and boxes are those that float64 makes of the same outputs of the heads."""
-    model = sharpened(small(detector=detector, min_size=SIZE[0], max_size=SIZE[1], **options)).eval()
+    model = sharpened(small(detector=detector, min_size=SIZE[0], max_size=SIZE[1], **options)).eval().to(device)
     model.roi_heads.score_thresh = 0.0
     proposed, pooled, predicted = [], [], []
     seen(model.rpn.head, proposed)
     seen(model.rpn, pooled)
     seen(model.roi_heads.box_predictor, predicted)
-    image = sample(*SIZE)[0]
-    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
-        found = model([image])[0]
+    image = sample(*SIZE)[0].to(device)
+    with torch.no_grad(), torch.autocast(device, dtype=dtype):
+        found = {name: value.cpu() for name, value in model([image])[0].items()}
     (_, (logits, deltas)), (_, (proposals, _)), (_, (scores, box_deltas)) = proposed[0], pooled[0], predicted[0]
     for tensor in (*logits, *deltas, *proposals, scores, box_deltas, *found.values()):
         assert tensor.dtype in (torch.float32, torch.int64)
@@ -84,12 +93,13 @@ def test_coordinates_beyond_1024_pixels(detector, options, dtype):
     assert nearest(found["boxes"].double().numpy(), np.concatenate(each)) < 0.01
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("detector", "options", "dtype"), SETTINGS)
-def test_losses_are_float32(detector, options, dtype):
-    model = small(detector=detector, **options).train()
+def test_losses_are_float32(detector, options, dtype, device):
+    model = small(detector=detector, **options).train().to(device)
     image, target = sample(seed=1)
-    with torch.autocast("cpu", dtype=dtype):
-        losses = model([image], [target])
+    with torch.autocast(device, dtype=dtype):
+        losses = model([image.to(device)], [{name: value.to(device) for name, value in target.items()}])
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     assert all(torch.isfinite(loss) for loss in losses.values())
     sum(losses.values()).backward()
