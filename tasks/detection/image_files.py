@@ -127,7 +127,8 @@ class ImageFiles:
         """Return the content of a file.
 
         Raises:
-            DataError: a file that is missing, too large for an image, or damaged or encrypted in its zip file.
+            DataError: a file that is missing, too large for an image or the memory, or damaged or encrypted in its
+                zip file.
         """
         place = self.locate(name)
         if place is None:
@@ -144,6 +145,10 @@ class ImageFiles:
             return self._zip().read(info)
         except (KeyError, FileNotFoundError):
             raise DataError(f"{self.label(name)}: no such file") from None
+        except MemoryError:  # a member packed by LZMA states the size of its dictionary, up to 4 GiB
+            raise DataError(
+                f"{self.label(name)}: needs more memory than there is; unpack the zip file, and give the folder"
+            ) from None
         except _UNREADABLE as error:
             raise DataError(f"{self.label(name)}: cannot be read ({one_line(error)})") from None
 

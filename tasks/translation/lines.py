@@ -53,6 +53,10 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 def damage(path: str, after: str, error: BaseException) -> DataError:
     """Return the error about a file that cannot be decompressed."""
+    if isinstance(error, MemoryError):  # a file of LZMA states the size of its dictionary, up to 4 GiB
+        return DataError(
+            f"{path}, {after}: needs more memory than there is to be decompressed; get it again, or as .gz"
+        )
     kind = type(error).__name__
     if "zst" in kind.lower() or isinstance(error, _DAMAGED):
         return DataError(f"{path}, {after}: damaged ({one_line(error)}); get it again")

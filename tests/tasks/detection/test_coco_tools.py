@@ -19,6 +19,7 @@ from tasks.detection.image_files import parts_of
 from tasks.errors import DataError
 from tests.helpers.coco import encoded
 from tests.helpers.detection import KINDS, perfect
+from tests.helpers.memory import more_memory
 
 # -- ids and classes --------------------------------------------------------------------------------
 
@@ -381,6 +382,20 @@ def test_an_encrypted_zip_file_is_to_be_unpacked(tmp_path):
     (tmp_path / "i.zip").write_bytes(content)
     with pytest.raises(DataError, match="i.zip/a.png: is encrypted; unpack the zip file, and give the folder"):
         ImageFiles(tmp_path / "i").read("a.png")
+
+
+def test_a_member_that_needs_a_dictionary_of_four_gigabytes(tmp_path):
+    """LZMA's header states how much memory unpacking takes."""
+    with zipfile.ZipFile(tmp_path / "i.zip", "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("a.png", PICTURE)
+    content = bytearray((tmp_path / "i.zip").read_bytes())
+    place = 30 + len("a.png") + 4 + 1  # behind the member's header, LZMA's version and the first property
+    assert content[place : place + 4] == (1 << 23).to_bytes(4, "little")
+    content[place : place + 4] = b"\xff" * 4
+    (tmp_path / "i.zip").write_bytes(content)
+    files = ImageFiles(tmp_path / "i.zip")
+    with more_memory(1 << 30), pytest.raises(DataError, match="i.zip/a.png: needs more memory than there is; unpack"):
+        files.read("a.png")
 
 
 def test_other_files_are_no_folders_of_images(tmp_path):

@@ -4,12 +4,14 @@ import bz2
 import gzip
 import lzma
 import sys
+import zlib
 
 import pytest
 
 from tasks.errors import DataError
 from tasks.translation.lines import LONGEST_LINE, read_lines
 from tasks.translation.text import read_pairs
+from tests.helpers.memory import more_memory
 from tests.helpers.translation import lines
 
 
@@ -75,6 +77,19 @@ def test_zstandard_without_its_package(tmp_path, monkeypatch):
 def test_a_line_without_an_end(tmp_path):
     (tmp_path / "a.xz").write_bytes(lzma.compress(b"one\n" + b"x" * (LONGEST_LINE + 1)))
     with pytest.raises(DataError, match=rf"a\.xz, line 2: has more than {LONGEST_LINE} bytes"):
+        list(read_lines(tmp_path / "a.xz"))
+
+
+def test_a_dictionary_of_four_gigabytes(tmp_path):
+    """A file of LZMA states how much memory it needs."""
+    content = bytearray(lzma.compress(b"one\n"))
+    header = content[12 : 12 + 4 * (content[12] + 1)]  # of the first block, behind that of the file
+    assert header[2:4] == b"\x21\x01"  # LZMA2, whose one byte is the size of the dictionary
+    header[4] = 40
+    header[-4:] = zlib.crc32(header[:-4]).to_bytes(4, "little")
+    content[12 : 12 + len(header)] = header
+    (tmp_path / "a.xz").write_bytes(content)
+    with more_memory(1 << 30), pytest.raises(DataError, match=r"a\.xz, after line 0: needs more memory than there is"):
         list(read_lines(tmp_path / "a.xz"))
 
 
