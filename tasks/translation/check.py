@@ -145,7 +145,7 @@ def check_data(config: TranslationConfig, out: Path | None, limit: int | None, *
     checked = []
     for name, texts in {"train": section.train, **entries}.items():
         found = CheckedSet(name)
-        pairs = _readable(name, [partial(find_pairs, root, text, languages) for text in texts], report)
+        pairs = _readable(name, [partial(find_pairs, root, text, languages, section.columns) for text in texts], report)
         looked = found.look(pairs if limit is None else iter(_spread(pairs, limit)))
         for _ in cleaner(looked) if name == "train" else looked:
             pass

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import zoo
     from tasks.report import Evaluation
     from tasks.translation import search
+    from tasks.translation.columns import Columns
     from tasks.translation.scores import Scoring
 
 
@@ -52,12 +53,30 @@ class TranslationEvalOptions:
         list[Path] | None,
         typer.Option(parser=input_path, help="File with a further reference on each line; more than once."),
     ] = None
+    columns: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Columns of source and target in a .tsv, by number or name.")
+    ] = None
     metrics: Annotated[str, typer.Option(metavar="A,B,...", help="Scores: bleu, chrf, chrf++, ter.")] = "bleu,chrf"
     tokenize: Annotated[
         str | None, typer.Option(help="Tokeniser of sacrebleu's BLEU; default: that of the target language.")
     ] = None
     lowercase: Annotated[bool, typer.Option(help="Case does not count in scores.")] = False
     tokenized: Annotated[bool, typer.Option(help="The text is Moses-tokenised.")] = False
+
+    def chosen_columns(self) -> Columns | None:
+        """Return the columns of source and target; None if the option is not given.
+
+        Raises:
+            UserError: not two different columns.
+        """
+        from tasks.translation.columns import checked_columns
+
+        if self.columns is None:
+            return None
+        try:
+            return checked_columns(self.columns.split(","))
+        except ValueError as error:
+            raise UserError(f"--columns {self.columns}: {error}") from None
 
     def scoring(self, language: str) -> Scoring:
         """Return the settings of the scores.
@@ -92,7 +111,7 @@ def run_eval(
     assert isinstance(entry.transform, TextTransform)
     scoring = options.scoring(entry.transform.target)
     settings = Beam(beam=options.beam, length_penalty=options.length_penalty)
-    pairs = read_set(entry, data, options.reference or ())
+    pairs = read_set(entry, data, options.reference or (), options.chosen_columns())
     if process_state().is_main_process:
         print_line(describe_run(process_state(), "fp32"))
     scores, texts = evaluate_pairs(

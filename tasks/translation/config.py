@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from tasks.config import FREE, BackboneSection, PathText, RunConfig, Strict, WeightsText
 from tasks.errors import ConfigError
+from tasks.translation.columns import checked_columns, has_columns
 from zoo.schemes.text import TRANSFORMER_SCHEMES
 
 LANGUAGE = r"^[A-Za-z0-9_-]{1,20}$"  # as in zoo.TextTransform
@@ -58,10 +59,21 @@ class CorpusSection(Strict):
         {}, description="names of further sets, which are stored as text"
     )
     holdout: int = Field(0, ge=0, description="every n-th training pair is held out and replaces val; 0: none")
+    columns: Annotated[tuple[str, str], AfterValidator(checked_columns)] | None = Field(
+        None,
+        description="columns of source and target in .tsv files, by number, from 1, or by name in the first line; "
+        "default: those that the first line names, or both of two",
+    )
     clean: CleanSection = CleanSection()
     vocabulary: VocabularySection = Field(
         VocabularySection(), description="default: the vocabularies of model.weights; without weights, new ones"
     )
+
+    @model_validator(mode="after")
+    def _columns_of_a_file(self) -> Self:
+        if self.columns is not None and not any(map(has_columns, (*self.train, self.val, *self.test.values()))):
+            raise ValueError("columns: is for .tsv files, and no text of train, val and test is one")
+        return self
 
     @property
     def languages(self) -> tuple[str, str]:

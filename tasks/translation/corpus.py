@@ -27,6 +27,7 @@ from tasks.progress import print_line
 from tasks.shards import chunks
 from tasks.translation.clean import JOINED, Cleaner
 from tasks.translation.config import LANGUAGE, CorpusSection, SetName, TranslationConfig, VocabularySection
+from tasks.translation.lines import read_lines
 from tasks.translation.sources import find_pairs
 from tasks.translation.text import Pair, read_pairs
 from tasks.translation.vocabulary import train_vocabulary
@@ -304,9 +305,9 @@ def _fill(section: CorpusSection, folder: Path) -> None:
     """Write all files of a corpus into an empty folder."""
     root, languages, holdout = Path(section.root), section.languages, section.holdout
     # 1. Find all texts and read the sets that are scored, because errors in them should come before the long work.
-    training = [find_pairs(root, entry, languages) for entry in section.train]
+    training = [find_pairs(root, entry, languages, section.columns) for entry in section.train]
     entries = dict(section.test) if holdout else {**section.test, "val": section.val}
-    scored = {name: list(find_pairs(root, entry, languages)()) for name, entry in entries.items()}
+    scored = {name: list(find_pairs(root, entry, languages, section.columns)()) for name, entry in entries.items()}
     for name, pairs in scored.items():
         if not pairs:
             raise DataError(f"{root}: {entries[name]} has no pairs")
@@ -325,7 +326,7 @@ def _fill(section: CorpusSection, folder: Path) -> None:
 
     def cleaned(*, held_out: bool) -> Iterator[Pair]:
         """Yield the held-out pairs or the others."""
-        for number, pair in enumerate(read_pairs(clean, clean, languages), 1):
+        for number, pair in enumerate(map(_pair, read_lines(clean)), 1):
             if (holdout > 0 and number % holdout == 0) == held_out:
                 yield pair
 
@@ -361,6 +362,11 @@ def _fill(section: CorpusSection, folder: Path) -> None:
         "settings": section.model_dump(mode="json"),
     }
     write_json(info, folder / "corpus.json")
+
+
+def _pair(line: str) -> Pair:
+    """Return the pair of a line of cleaned text, in which a tab stands between source and target alone."""
+    return Pair(*line.split("\t"))
 
 
 def _write_ids(

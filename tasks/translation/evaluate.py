@@ -12,6 +12,7 @@ from tasks.errors import DataError
 from tasks.progress import Progress, print_line
 from tasks.shards import chunks, gather_in_order, own_batch_size, own_part
 from tasks.spec import load_model
+from tasks.translation.columns import Columns, has_columns
 from tasks.translation.pieces import Splitter
 from tasks.translation.scores import Score, Scoring, score
 from tasks.translation.search import Beam, Hypothesis, beam_search
@@ -100,7 +101,9 @@ def load_folded(entry: zoo.Weights) -> tuple[Transformer, Tokenizer]:
     return model, coder
 
 
-def read_set(entry: zoo.Weights, data: Path, further: Sequence[Path] = ()) -> list[Referenced]:
+def read_set(
+    entry: zoo.Weights, data: Path, further: Sequence[Path] = (), columns: Columns | None = None
+) -> list[Referenced]:
     """Return the sentences of a set with their references, in the languages of the weights.
 
     Args:
@@ -108,9 +111,10 @@ def read_set(entry: zoo.Weights, data: Path, further: Sequence[Path] = ()) -> li
         data: name of the set: a path (``tasks.translation.sources.find_pair_files``), or a name with ``sacrebleu:`` or
             ``hf:``.
         further: files with a further reference on each line.
+        columns: columns of a .tsv file; see ``tasks.translation.columns.read_columns``.
 
     Raises:
-        DataError: a set that does not exist, or has no sentences.
+        DataError: a set that does not exist, or has no sentences; columns of another file.
     """
     assert isinstance(entry.transform, TextTransform)
     languages = entry.transform.source, entry.transform.target
@@ -121,7 +125,9 @@ def read_set(entry: zoo.Weights, data: Path, further: Sequence[Path] = ()) -> li
         root, name = Path(), f"{left}::{right}"
     else:
         root, name = data.parent, data.name
-    found = read_referenced(root, name, languages, further)
+    if columns is not None and not has_columns(name):
+        raise DataError(f"{data}: --columns is for .tsv files")
+    found = read_referenced(root, name, languages, further, columns)
     if not found:
         raise DataError(f"{data}: has no sentences")
     return found

@@ -5,16 +5,79 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-# ISO 639 codes of languages with rules of their own, by their other codes; further parts, as in zh-CN, do not matter.
+# Two-letter codes of ISO 639 by the other codes and the English names of languages.
 _ALIASES = {
-    **dict.fromkeys(("zh", "zho", "chi", "cmn", "yue", "wuu", "lzh"), "zh"),
-    **dict.fromkeys(("ja", "jpn"), "ja"),
-    **dict.fromkeys(("ko", "kor"), "ko"),
-    **dict.fromkeys(("th", "tha"), "th"),
-    **dict.fromkeys(("lo", "lao"), "lo"),
-    **dict.fromkeys(("km", "khm"), "km"),
-    **dict.fromkeys(("my", "mya", "bur"), "my"),
-    **dict.fromkeys(("bo", "bod", "tib", "dz", "dzo"), "bo"),
+    other: code
+    for code, others in {
+        "af": "afr afrikaans",
+        "ar": "ara arb arabic",
+        "be": "bel belarusian",
+        "bg": "bul bulgarian",
+        "bn": "ben bengali",
+        "bo": "bod tib dz dzo tibetan",
+        "ca": "cat catalan",
+        "cs": "ces cze czech",
+        "cy": "cym wel welsh",
+        "da": "dan danish",
+        "de": "deu ger german",
+        "el": "ell gre greek",
+        "en": "eng english",
+        "eo": "epo esperanto",
+        "es": "spa spanish",
+        "et": "est ekk estonian",
+        "eu": "eus baq basque",
+        "fa": "fas per pes persian farsi",
+        "fi": "fin finnish",
+        "fr": "fra fre french",
+        "ga": "gle irish",
+        "gl": "glg galician",
+        "gu": "guj gujarati",
+        "he": "heb iw hebrew",
+        "hi": "hin hindi",
+        "hr": "hrv croatian",
+        "hu": "hun hungarian",
+        "hy": "hye arm armenian",
+        "id": "ind indonesian",
+        "is": "isl ice icelandic",
+        "it": "ita italian",
+        "ja": "jpn japanese",
+        "ka": "kat geo georgian",
+        "kk": "kaz kazakh",
+        "km": "khm khmer",
+        "ko": "kor korean",
+        "lo": "lao",
+        "lt": "lit lithuanian",
+        "lv": "lav lvs latvian",
+        "mk": "mkd mac macedonian",
+        "mr": "mar marathi",
+        "ms": "msa may zsm malay",
+        "mt": "mlt maltese",
+        "my": "mya bur burmese",
+        "ne": "nep npi nepali",
+        "nl": "nld dut dutch",
+        "no": "nor nb nob nn nno norwegian",
+        "pl": "pol polish",
+        "ps": "pus pbt pashto",
+        "pt": "por portuguese",
+        "ro": "ron rum romanian",
+        "ru": "rus russian",
+        "si": "sin sinhala",
+        "sk": "slk slo slovak",
+        "sl": "slv slovenian",
+        "sq": "sqi alb albanian",
+        "sr": "srp serbian",
+        "sv": "swe swedish",
+        "sw": "swa swh swahili",
+        "ta": "tam tamil",
+        "te": "tel telugu",
+        "th": "tha thai",
+        "tr": "tur turkish",
+        "uk": "ukr ukrainian",
+        "ur": "urd urdu",
+        "vi": "vie vietnamese",
+        "zh": "zho chi cmn yue wuu lzh chinese",
+    }.items()
+    for other in others.split()
 }
 # Languages that are written without blanks between words.
 WITHOUT_BLANKS = frozenset(("zh", "ja", "th", "lo", "km", "my", "bo"))
@@ -32,10 +95,10 @@ _FIRST_HAN = re.compile(f"[{_HAN}]")
 
 
 def language_of(code: str) -> str:
-    """Return the code of a language without script and country, ISO 639-1 where rules depend on it.
+    """Return the code of a language without script and country, that of two letters for those in the table above.
 
-    >>> language_of("zho_Hans"), language_of("pt-BR")
-    ('zh', 'pt')
+    >>> language_of("zho_Hans"), language_of("pt-BR"), language_of("English")
+    ('zh', 'pt', 'en')
     """
     first = re.split("[-_]", code.lower())[0]
     return _ALIASES.get(first, first)

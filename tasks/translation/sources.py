@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tasks.errors import DataError
+from tasks.translation.columns import Columns
 from tasks.translation.documents import paired
 from tasks.translation.lines import COMPRESSED, kind_of
 from tasks.translation.text import STRUCTURED, Pair, read_pairs, read_segments
@@ -16,7 +17,7 @@ from zoo.errors import one_line
 Source = Callable[[], Iterator[Pair]]
 
 
-def find_pairs(root: Path, entry: str, languages: tuple[str, str]) -> Source:
+def find_pairs(root: Path, entry: str, languages: tuple[str, str], columns: Columns | None = None) -> Source:
     """Find parallel text by name; return a function that reads its pairs from the start at each call.
 
     Args:
@@ -25,6 +26,7 @@ def find_pairs(root: Path, entry: str, languages: tuple[str, str]) -> Source:
             ``hf:NAME[@CONFIG]:SPLIT`` is a data set of the Hugging Face hub whose rows are ``{"translation":
             {language: text}}``, such as ``hf:wmt/wmt14@de-en:train``. Other names are files, see ``find_pair_files``.
         languages: codes of the source and the target language.
+        columns: columns of a .tsv file; see ``tasks.translation.columns.read_columns``.
 
     Raises:
         DataError: a text that does not exist, or cannot be downloaded.
@@ -32,7 +34,7 @@ def find_pairs(root: Path, entry: str, languages: tuple[str, str]) -> Source:
     if entry.startswith("hf:"):
         return _hub(entry.removeprefix("hf:"), languages)
     source, targets = _files(root, entry, languages)
-    return lambda: read_pairs(source, targets[0], languages)
+    return lambda: read_pairs(source, targets[0], languages, columns)
 
 
 class Referenced(NamedTuple):
@@ -48,7 +50,11 @@ class Referenced(NamedTuple):
 
 
 def read_referenced(
-    root: Path, entry: str, languages: tuple[str, str], further: Sequence[Path] = ()
+    root: Path,
+    entry: str,
+    languages: tuple[str, str],
+    further: Sequence[Path] = (),
+    columns: Columns | None = None,
 ) -> list[Referenced]:
     """Return the sentences of a set with all of their references.
 
@@ -57,6 +63,7 @@ def read_referenced(
         entry: name of the set; see ``find_pairs``.
         languages: codes of the source and the target language.
         further: files with a further reference on each line.
+        columns: columns of a .tsv file; see ``tasks.translation.columns.read_columns``.
 
     Raises:
         DataError: a set that does not exist, cannot be downloaded, or has other numbers of lines.
@@ -68,7 +75,8 @@ def read_referenced(
         if kind_of(source) in STRUCTURED and kind_of(targets[0]) in STRUCTURED:
             found = [Referenced(text, tuple(each)) for text, each in paired(source, targets[0], languages)]
         else:
-            found = [Referenced(pair.source, (pair.target,)) for pair in read_pairs(source, targets[0], languages)]
+            pairs = read_pairs(source, targets[0], languages, columns)
+            found = [Referenced(pair.source, (pair.target,)) for pair in pairs]
             further = [*targets[1:], *further]
     for path in further:
         lines = list(read_segments(path, languages[1]))

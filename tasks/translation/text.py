@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.errors import DataError
+from tasks.translation.columns import Columns, has_columns, read_columns
 from tasks.translation.documents import paired, read_documents
 from tasks.translation.lines import kind_of, read_lines
 
@@ -33,24 +34,34 @@ def read_segments(path: Path, language: str) -> Iterator[str]:
         path: path of the file.
         language: code of the language to read from a file with several; if there are several references, the first is
             read.
+
+    Raises:
+        DataError: a file that ``read_lines`` or ``read_documents`` refuses, or a .tsv file with several columns.
     """
     if kind_of(path) not in STRUCTURED:
-        yield from read_lines(path)
+        columned = has_columns(path.name)
+        for line in read_lines(path):
+            if columned and "\t" in line:
+                raise DataError(f"{path}: has several columns; write the sentences alone to a file: cut -f1 {path}")
+            yield line
         return
     yield from read_documents(path).chosen(language, source=True)[0].segments.values()
 
 
-def read_pairs(source: Path, target: Path, languages: tuple[str, str]) -> Iterator[Pair]:
+def read_pairs(
+    source: Path, target: Path, languages: tuple[str, str], columns: Columns | None = None
+) -> Iterator[Pair]:
     """Yield the pairs of two files, line by line, or those of one file.
 
     Args:
         source: path of the source file.
         target: path of the target file; the same path for a .tsv, .xml or .tmx file.
         languages: codes of the source and the target language.
+        columns: columns of a .tsv file; see ``tasks.translation.columns.read_columns``.
 
     Raises:
-        DataError: a file that ``read_lines`` refuses, unequal numbers of lines, a .tsv line without two columns, or
-            segments that cannot be paired (``tasks.translation.documents.paired``).
+        DataError: a file that ``read_lines`` or ``read_columns`` refuses, unequal numbers of lines, or segments that
+            cannot be paired (``tasks.translation.documents.paired``).
     """
     if kind_of(source) in STRUCTURED and kind_of(target) in STRUCTURED:
         yield from (
@@ -58,12 +69,8 @@ def read_pairs(source: Path, target: Path, languages: tuple[str, str]) -> Iterat
             for text, references in paired(source, target, languages)
         )
         return
-    if source == target and kind_of(source) == ".tsv":
-        for number, line in enumerate(read_lines(source), 1):
-            columns = line.split("\t")
-            if len(columns) < 2:
-                raise DataError(f"{source}, line {number}: has no tab; source and target must be in two columns")
-            yield Pair(columns[0], columns[1])
+    if source == target and has_columns(source.name):
+        yield from (Pair(*pair) for pair in read_columns(source, languages, columns))
         return
     count = 0
     lines = zip_longest(read_segments(source, languages[0]), read_segments(target, languages[1]))

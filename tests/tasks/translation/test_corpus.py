@@ -43,6 +43,34 @@ def test_a_corpus_holds_the_cleaned_text(tmp_path, kind, share):
     assert type(corpus.sentences("train")[0].ids) is np.memmap
 
 
+def test_columns_of_one_file(tmp_path):
+    """Both orders of the columns give the same corpus, and a pair of words for languages is no header later."""
+    root = toy(tmp_path / "text")
+    for side, word in (("en", "english"), ("de", "german")):
+        lines(root / f"train.{side}", word, *read_lines(root / f"train.{side}"))
+    for name in ("train", "val"):
+        pairs = read_pairs(root / f"{name}.en", root / f"{name}.de", ("en", "de"))
+        lines(root / f"{name}.tsv", "score\tt\ts", *(f"0.5\t{target}\t{source}" for source, target in pairs))
+    plain = prepare(section(root, test={}), tmp_path / "plain")
+    wanted = section(root, train=["train.tsv"], val="val.tsv", test={}, columns=["s", "t"])
+    found = prepare(wanted, tmp_path / "columns")
+    assert found.info["settings"]["columns"] == ["s", "t"]
+    same = {"pairs", "cleaning", "sizes"}
+    assert {key: found.info[key] for key in same} == {key: plain.info[key] for key in same}
+    for file in ("joint.model", "train.source.ids", "train.target.ids", "val.target.txt"):
+        assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "columns" / file).read_bytes()
+    with pytest.raises(DataError, match=r"val\.tsv: has 3 columns"):
+        prepare(section(root, train=["train.tsv"], val="val.tsv", test={}), tmp_path / "other")
+
+
+def test_columns_are_two_of_a_file(tmp_path):
+    with pytest.raises(ValueError, match="two different columns"):
+        section(tmp_path, train=["a.tsv"], columns=["en", "en"])
+    with pytest.raises(ValueError, match=r"is for \.tsv files, and no text of train, val and test is one"):
+        section(tmp_path, columns=[1, 2])
+    assert section(tmp_path, train=["a.tsv.gz"], columns=[3, 2]).columns == ("3", "2")
+
+
 def test_held_out_pairs(tmp_path):
     corpus = prepare(section(toy(tmp_path / "text"), holdout=10, clean={"duplicates": "keep"}), tmp_path / "corpus")
     assert corpus.info["pairs"] == {"train": 360, "val": 40, "t": 16}

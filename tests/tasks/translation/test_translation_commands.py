@@ -166,6 +166,25 @@ def test_empty_lines_in_evaluation_sets(prepared, weights, tmp_path, capsys, mon
     assert "x.de has 2 lines" in err
 
 
+def test_columns_in_evaluation(prepared, weights, tmp_path, capsys, monkeypatch):
+    """An exchanged set is evaluated as the same set in two files."""
+    sides = [list(read_lines(prepared / f"text/test.{code}")) for code in ("en", "de")]
+    lines(tmp_path / "x.tsv", *(f"{target}\t{source}" for source, target in zip(*sides, strict=True)))
+    lines(tmp_path / "y.tsv", "de\ten", *(read_lines(tmp_path / "x.tsv")))
+    _, plain, _ = call(capsys, monkeypatch, "eval", weights, prepared / "text/test")
+    assert call(capsys, monkeypatch, "eval", weights, tmp_path / "x.tsv", "--columns", "2,1")[1] == plain
+    assert call(capsys, monkeypatch, "eval", weights, tmp_path / "y.tsv")[1] == plain
+    for data, columns, message in (
+        (tmp_path / "x.tsv", "2", "--columns 2: must be two different columns"),
+        (tmp_path / "x.tsv", "3,1", "column 3: must be 1 to 2"),
+        (prepared / "text/test", "2,1", "--columns is for .tsv files"),
+    ):
+        code, _, err = call(capsys, monkeypatch, "eval", weights, data, "--columns", columns)
+        assert (code, message in err) == (1, True)
+    code, _, err = call(capsys, monkeypatch, "predict", weights, tmp_path / "x.tsv")
+    assert (code, "x.tsv: has several columns; write the sentences alone to a file: cut -f1" in err) == (1, True)
+
+
 def test_convert_fairseq_again(capsys, monkeypatch, weights, tmp_path):
     """A conversion of the same checkpoint is replaced, with a word; other files are not."""
     monkeypatch.chdir(tmp_path)

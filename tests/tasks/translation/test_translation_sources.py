@@ -29,7 +29,7 @@ def test_wmt_formats(tmp_path):
     (tmp_path / "b.xml").write_text("<dataset><doc>")
     with pytest.raises(DataError, match=r"b\.xml: not XML"):
         list(find_pairs(tmp_path, "b.xml", ("en", "de"))())
-    lines(tmp_path / "a.tsv", "a\tx\tmore", "b\ty")
+    lines(tmp_path / "a.tsv", "a\tx", "b\ty")
     assert list(find_pairs(tmp_path, "a.tsv", ("en", "de"))()) == [("a", "x"), ("b", "y")]
     lines(tmp_path / "b.tsv", "a\tx", "b y")
     with pytest.raises(DataError, match=r"b\.tsv, line 2: has no tab"):
