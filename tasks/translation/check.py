@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections import Counter
@@ -16,10 +15,11 @@ from tasks.check import Report
 from tasks.errors import DataError, UserError
 from tasks.outputs import OutputFolder
 from tasks.printing import brief
-from tasks.translation.clean import Cleaner
+from tasks.translation.clean import Cleaner, digest
 from tasks.translation.config import TranslationConfig
 from tasks.translation.corpus import Corpus, with_defaults
 from tasks.translation.languages import count_words, language_of
+from tasks.translation.overlap import Overlap
 from tasks.translation.scores import Scoring
 from tasks.translation.sources import Source, find_pairs
 from tasks.translation.text import Pair
@@ -67,7 +67,6 @@ class CheckedSet:
         letters: number of letters by script, of the source and of the target.
         copies: number of pairs whose sides are equal.
         odd: number of pairs by kind of damage.
-        sources: hashes of the sources.
         repeated: number of pairs that occurred before in the set.
         samples: pairs that are shown.
     """
@@ -78,7 +77,6 @@ class CheckedSet:
     letters: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()))
     copies: int = 0
     odd: Counter[str] = field(default_factory=Counter)
-    sources: set[bytes] = field(default_factory=set)
     repeated: int = 0
     samples: list[Pair] = field(default_factory=list)
 
@@ -95,8 +93,7 @@ class CheckedSet:
             self.copies += cleaned.source == cleaned.target != ""
             for kind, pattern in _ODD.items():
                 self.odd[kind] += any(pattern.search(text) is not None for text in pair)
-            self.sources.add(_digest(cleaned.source))
-            both = _digest("\t".join(cleaned))
+            both = digest("\t".join(cleaned))
             self.repeated += both in seen
             seen.add(both)
             # pairs at growing distances, so that the whole set is represented
@@ -113,10 +110,6 @@ class CheckedSet:
 def _script(letter: str) -> str:
     """Return the script of a letter, the first word of its name."""
     return unicodedata.name(letter, "OTHER").partition(" ")[0].partition("-")[0]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 def check_data(config: TranslationConfig, out: Path | None, limit: int | None, *, overwrite: bool = False) -> bool:
@@ -141,19 +134,24 @@ def check_data(config: TranslationConfig, out: Path | None, limit: int | None, *
     if section.holdout:
         del entries["val"]
         report.lines.append(f"val: every {section.holdout}th training pair is held out")
-    cleaner = Cleaner(section.clean)
+    cleaner, overlap = Cleaner(section.clean), Overlap()
     checked = []
-    for name, texts in {"train": section.train, **entries}.items():
+    for name, texts in {**entries, "train": section.train}.items():
         found = CheckedSet(name)
         pairs = _readable(name, [partial(find_pairs, root, text, languages, section.columns) for text in texts], report)
         looked = found.look(pairs if limit is None else iter(_spread(pairs, limit)))
-        for _ in cleaner(looked) if name == "train" else looked:
-            pass
+        if name == "train":
+            for _ in overlap.watch(cleaner(looked)):
+                pass
+        else:
+            overlap.add(name, looked)
         if not found.read:
             report.stops.append(f"{name}: has no pairs")
         else:
             checked.append(found)
-            _describe(found, languages, report)
+    checked.sort(key=lambda each: each.name != "train")  # first in the report
+    for found in checked:
+        _describe(found, languages, report)
     # 2. Describe what the cleaning drops, and pairs of the evaluation that are trained on.
     report.lines.append(f"training text: {cleaner}")
     report.content["cleaning"] = dict(cleaner.counts)
@@ -162,7 +160,10 @@ def check_data(config: TranslationConfig, out: Path | None, limit: int | None, *
         report.stops.append("cleaning drops every training pair; change data.corpus.clean")
     elif kept < read / 2:
         report.warnings.append(f"cleaning drops {read - kept} of {read} training pairs; look at data.corpus.clean")
-    _describe_overlap(checked, report)
+    report.warnings += overlap.findings()
+    for found in checked:
+        if found.name in overlap.common:
+            report.content["sets"][found.name]["in_train"] = len(overlap.common[found.name])
     # 3. Try what training does at its start.
     report.stops += _stops(config, section.languages[1])
     # 4. Write the results.
@@ -231,21 +232,6 @@ def _describe(found: CheckedSet, languages: tuple[str, str], report: Report) -> 
         report.warnings.append(f"{name}: pairs whose source and target are equal: {found.copies} of {found.read}")
     if name != "train" and found.repeated:
         report.warnings.append(f"{name}: pairs that occur more than once: {found.repeated} of {found.read}")
-
-
-def _describe_overlap(checked: list[CheckedSet], report: Report) -> None:
-    """Add the sources of the evaluation sets that are trained on to the report."""
-    train = next((each for each in checked if each.name == "train"), None)
-    if train is None:
-        return
-    for each in checked:
-        common = len(each.sources & train.sources) if each is not train else 0
-        report.content["sets"][each.name]["in_train"] = common
-        if common:
-            report.warnings.append(
-                f"{each.name}: sources that are in train, of which the evaluation measures what was learned by heart: "
-                f"{common} of {len(each.sources)}"
-            )
 
 
 def _stops(config: TranslationConfig, language: str) -> list[str]:

@@ -15,6 +15,11 @@ REPLACED = "mended"  # key in corpus.json of the number of pairs that ``zoo.text
 JOINED = "joined"  # key in corpus.json of the number of kept pairs with joiners, which are part of the spelling
 
 
+def digest(text: str) -> bytes:
+    """Return 12 bytes for a text, to compare: those of the sentences of a large corpus need less memory than these."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
 class Cleaner:
     """Filter of sentence pairs.
 
@@ -61,9 +66,7 @@ class Cleaner:
         if max(lengths) > rules.max_ratio * min(lengths):
             return "ratio"
         if rules.duplicates == "drop":
-            # Digests need less memory than the sentences of a large corpus.
-            key = hashlib.blake2b("\t".join(pair).encode(), digest_size=12).digest()
-            if key in self._seen:
+            if (key := digest("\t".join(pair))) in self._seen:
                 return "duplicate"
             self._seen.add(key)
         return None

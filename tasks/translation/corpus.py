@@ -28,6 +28,7 @@ from tasks.shards import chunks
 from tasks.translation.clean import JOINED, Cleaner
 from tasks.translation.config import LANGUAGE, CorpusSection, SetName, TranslationConfig, VocabularySection
 from tasks.translation.lines import read_lines
+from tasks.translation.overlap import Overlap
 from tasks.translation.sources import find_pairs
 from tasks.translation.text import Pair, read_pairs
 from tasks.translation.vocabulary import train_vocabulary
@@ -334,14 +335,20 @@ def _fill(section: CorpusSection, folder: Path) -> None:
     joined = cleaner.counts[JOINED] > 0
     vocabularies = _vocabularies(section.vocabulary, folder, lambda: cleaned(held_out=False), joined=joined)
     dtypes = ["uint16" if len(v) <= 1 << 16 else "int32" for v in vocabularies]
-    counts: dict[str, int] = {}
-    counts["train"], dropped = _write_ids(
-        folder, "train", cleaned(held_out=False), vocabularies, dtypes, drop_empty=True
-    )
-    cleaner.counts["untokenisable"] += dropped
     if holdout:
         scored["val"] = list(cleaned(held_out=True))
+    overlap = Overlap()
+    for name, pairs in scored.items():
+        overlap.add(name, pairs)
+    counts: dict[str, int] = {}
+    counts["train"], dropped = _write_ids(
+        folder, "train", overlap.watch(cleaned(held_out=False)), vocabularies, dtypes, drop_empty=True
+    )
+    cleaner.counts["untokenisable"] += dropped
     counts["val"], _ = _write_ids(folder, "val", scored["val"], vocabularies, dtypes, drop_empty=False)
+
+    for line in overlap.findings():
+        print_line(line)
 
     # 4. Write the scored sets as text, and the description of the corpus.
     for name, pairs in scored.items():

@@ -71,6 +71,25 @@ def test_columns_are_two_of_a_file(tmp_path):
     assert section(tmp_path, train=["a.tsv.gz"], columns=[3, 2]).columns == ("3", "2")
 
 
+@pytest.mark.parametrize("holdout", [0, 2])
+def test_evaluation_sentences_in_the_training_text_are_counted(tmp_path, capsys, holdout):
+    """Equal sources with other targets count, and what the cleaning drops does not; two equal ones count as one."""
+    root = toy(tmp_path / "text", 30)
+    extra = [("one rare", "a"), ("one rare", "b"), ("two  rare", "c"), ("three rare", "d " * 9), ("four rare", "e")]
+    for i, side in enumerate(("en", "de")):
+        lines(root / f"train.{side}", *(pair[i] for pair in extra))
+    lines(root / "val.en", "one rare", "two\u00ad rare", "three rare", "one rare", "new")
+    lines(root / "val.de", "A", "B", "C", "D", "E")
+    lines(root / "test.en", "nobody"), lines(root / "test.de", "niemand")
+    wanted = section(root, holdout=holdout, vocabulary={"size": 30})
+    corpus = prepare(wanted, tmp_path / "corpus")
+    found = [line for line in capsys.readouterr().err.splitlines() if "learned by heart" in line]
+    if holdout:
+        assert [pair.target for pair in corpus.text("val")] == ["b", "e"]
+    message = "sources that are in train, of which the evaluation measures what was learned by heart"
+    assert found == [f"val: {message}: {'1 of 2' if holdout else '2 of 4'}"]
+
+
 def test_held_out_pairs(tmp_path):
     corpus = prepare(section(toy(tmp_path / "text"), holdout=10, clean={"duplicates": "keep"}), tmp_path / "corpus")
     assert corpus.info["pairs"] == {"train": 360, "val": 40, "t": 16}
