@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,12 +127,12 @@ def classify_videos(
         Predictions in the order of ``files``, and the reason for each file that could not be read.
 
     Raises:
-        UserError: a window or step that is not > 0, or ``annotate`` without ``out``.
+        UserError: a window or step that is not > 0 and finite, or ``annotate`` without ``out``.
     """
     # 1. Check the arguments, and choose the names of the files.
     for name, value in (("window", window), ("step", step)):
-        if value is not None and not value > 0:
-            raise UserError(f"{name}={value}: must be > 0 (seconds)")
+        if value is not None and not 0 < value < inf:
+            raise UserError(f"{name}={value}: must be > 0 and finite (seconds)")
     if annotate and out is None:
         raise UserError("annotate=True requires out, the folder of the annotated copies")
     stems = [] if out is None else out.stems(files, [TIMELINE, DRAWN_TIMELINE, ANNOTATED])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.video.decode import probe
-from tests.helpers.commands import call
+from tests.helpers.commands import call, on_two_processes
 from tests.helpers.video import write_bar
 
 
@@ -47,6 +47,17 @@ def test_the_command_line(moving, weights, tmp_path, capsys, monkeypatch):
     assert json.loads(out)["transform"]["frames"] == 4
     code, out, _ = call(capsys, monkeypatch, "export", weights, "--out", tmp_path / "n.onnx")
     assert "agrees in onnxruntime" in out
+
+
+def test_two_processes_evaluate_as_one(moving, weights, tmp_path, capsys, monkeypatch):
+    """The same scores to the bit, with the same share of a batch on each process."""
+    arguments = ["eval", weights, moving / "val", "--index", tmp_path / "i.json", "--clips", 2]
+    _, out, _ = call(capsys, monkeypatch, *arguments, "--batch-size", 2, "--out", tmp_path / "one")
+    assert on_two_processes(*arguments, "--batch-size", 4, "--out", tmp_path / "two") == out
+    with np.load(tmp_path / "one/predictions.npz") as one, np.load(tmp_path / "two/predictions.npz") as two:
+        assert one.files == two.files
+        for key in one.files:
+            assert np.array_equal(one[key], two[key]), key
 
 
 def test_prediction_of_files_and_folders(moving, weights, tmp_path, capsys, monkeypatch):

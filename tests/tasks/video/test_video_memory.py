@@ -49,6 +49,45 @@ def test_frames_are_resized_as_they_are_decoded(tmp_path):
     assert results[1].returncode != 0  # the limit is one
 
 
+# Evaluates a set of 10,000 videos without decoding any, within a limit as above.
+SCORES = """
+import resource, sys
+from types import SimpleNamespace
+import torch
+from tasks.devices import make_accelerator
+from tasks.video.data import Views
+from tasks.video.evaluate import evaluate
+torch.set_num_threads(1)
+
+class Set:
+    clips, crop_count, count = 2, 1, 3
+    def __init__(self, videos):
+        items = [SimpleNamespace(name="x", label=0)] * videos
+        self.videos = SimpleNamespace(items=items, failures={})
+    def __len__(self):
+        return len(self.videos.items)
+    def __getitem__(self, number):
+        return Views(torch.full((3, 1, 3, 1, 1), number % 256, dtype=torch.uint8), number, "", (True,) * 3)
+
+model = torch.nn.Linear(3, 400)
+def scored(videos):
+    return evaluate(model, Set(videos), make_accelerator(), classes=range(400), batch_size=500,
+                    inputs=lambda clips: clips.flatten(1).float())
+scored(1000)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+limit = size + int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(tuple(scored(10_000).multi.shape))
+"""
+
+
+def test_scores_of_large_sets_are_arrays():
+    """10,000 x 400 scores of 8 bytes, twice, take 64 MB; as lists of numbers they took 300 MB more."""
+    arguments = [sys.executable, "-c", SCORES, str(250 * 2**20)]
+    found = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
+    assert found.stdout.strip() == "(10000, 400)", found.stderr[-1000:]
+
+
 def test_a_packed_sequence_is_the_sequence():
     items = [Video(f"a/{n}.mp4", None, n % 7, (n, n + 0.5) if n % 3 else None) for n in range(100)]
     packed = Packed(items)

@@ -47,5 +47,7 @@ def test_prediction_refuses_what_makes_no_sense(weights, moving):
     model, file = load_model(entry), moving / "val/down/0.mp4"
     with pytest.raises(UserError, match="window=0: must be > 0"):
         predict(model, entry, [file], window=0)
+    with pytest.raises(UserError, match="step=inf: must be > 0 and finite"):
+        predict(model, entry, [file], window=1, step=float("inf"))
     with pytest.raises(UserError, match="annotate=True requires out"):
         predict(model, entry, [file], annotate=True)
