@@ -73,9 +73,8 @@ def check_data(data: VideoConfig | Path, out: Path | None, limit: int | None, *,
     report = Report()
     # 1. Find and index the videos; how many may fail is compared below, after all have been looked at.
     allowed = data.data.max_failed
-    task = VideoClassification(
-        data.model_copy(update={"data": data.data.model_copy(update={"max_failed": 1.0})}), workers=available_cpus()
-    )
+    lenient = data.model_copy(update={"data": data.data.model_copy(update={"max_failed": 1.0})})
+    task = VideoClassification(lenient, workers=available_cpus(), report=False)
     sets = [CheckedSet("train", task.train_videos), CheckedSet("val", task.val_videos)]
     train, val = (found.videos.total for found in sets)
     report.lines += describe_sets(train, val, "videos", classes=len(task.classes), left_out=task.left_out)

@@ -22,8 +22,8 @@ from zoo.errors import ZooError
 from zoo.files import write_json
 from zoo.jsontext import first_error, read_json
 
-VERSION = 2
-READ = (1, 2)  # version 1 knew no frames that it could not time
+VERSION = 3
+READ = (1, 2, 3)
 LONGEST = 2**31  # bytes of the file; an entry takes a few hundred
 LARGEST_SIDE = 2**16  # pixels
 LONGEST_DELAY = 1e8  # seconds
@@ -65,8 +65,8 @@ class Index:
             content = _read_file(path)
             if content.rescalenet_video_index in READ:
                 self.records = content.videos
-            if content.rescalenet_video_index == 1:  # others than these may have other times or errors by now
-                self.records = {key: record for key, record in self.records.items() if not _outdated(record)}
+            version = content.rescalenet_video_index
+            self.records = {key: record for key, record in self.records.items() if not _outdated(record, version)}
 
     def entries(self, paths: Sequence[Path], *, workers: int = 0, write: bool = True) -> list[Entry]:
         """Return the entry of each video; probe the videos that have no valid entry.
@@ -84,7 +84,13 @@ class Index:
         if new:
             print_line(f"{self.path}: probing {len(new)} of {len(stats)} videos")
             self._probe(new, stats, workers, write)
-        return [_to_entry(self._checked(path)) for path in paths]
+        checked = [self._checked(path) for path in paths]
+        if old := sum(isinstance(each, _Decodable) and "pixel_ratio" not in each.model_fields_set for each in checked):
+            print_line(
+                f"{self.path}: {old} of {len(paths)} entries are of version 0.1.0, which took all pixels for squares; "
+                "if videos are anamorphic, remove the file: it is made again"
+            )
+        return [_to_entry(each) for each in checked]
 
     def _record(self, path: Path, stat: tuple[int, int]) -> dict[str, Any] | None:
         """Return the stored record of a video, None if there is no record or the video has changed since."""
@@ -220,9 +226,17 @@ class _Probes(Dataset[Entry]):
             return Entry(None, str(error))
 
 
-def _outdated(record: Any) -> bool:
-    """Return whether version 1 could not decode a video, or took its frames for evenly spaced."""
-    return isinstance(record, dict) and (record.get("decodable") is False or record.get("seekable") is False)
+def _outdated(record: Any, version: int) -> bool:
+    """Return whether the rules of an earlier version may have given other times or errors.
+
+    Version 1 could not decode all videos, and took the frames of some for evenly spaced. Until version 2, pictures
+    before the first key frame counted, which may lack what they refer to.
+    """
+    if not isinstance(record, dict):
+        return False
+    keys = record.get("keys")
+    late = isinstance(keys, list) and keys[:1] not in ([], [0])
+    return (version < 3 and late) or (version == 1 and False in (record.get("decodable"), record.get("seekable")))
 
 
 def _unchanged(entry: Any) -> Any:

@@ -45,6 +45,7 @@ class VideoClassification(BaseTask):
     Args:
         config: config of the run.
         workers: number of processes that index videos; None: ``train.workers``.
+        report: whether the videos that cannot be read or are odd are printed.
 
     Raises:
         DataError: problems that ``load_videos`` lists, or more unreadable videos than ``data.max_failed`` allows.
@@ -54,7 +55,7 @@ class VideoClassification(BaseTask):
     unit = "clips"
     one_shape = True
 
-    def __init__(self, config: VideoConfig, *, workers: int | None = None) -> None:
+    def __init__(self, config: VideoConfig, *, workers: int | None = None, report: bool = True) -> None:
         # 1. Describe the input of the net; the config of the run states what was chosen.
         self.entry = weights_entry(config.model)
         self.transform = chosen_input(config, self.entry)
@@ -72,7 +73,7 @@ class VideoClassification(BaseTask):
         self.mixing = make_mixing(data.augment, len(self.classes), config.train.batch_size, ranks)
         # 3. Report the videos that cannot be read.
         for videos, name in ((self.train_videos, "training"), (self.val_videos, "evaluation")):
-            if process_state().is_main_process:
+            if report and process_state().is_main_process:
                 report_failures(videos.failures, videos.total, f"{name} set")
                 print_notes(videos.odd, videos.total, f"{name} set")
         self._refuse(self.train_videos.failures, "of the training set", DataError)

@@ -23,13 +23,25 @@ def picture(number, width=64, height=48):
     return image.astype(np.uint8)
 
 
-def video(path, count=40, *, codec="libx264", pts=None, rate=25, size=(64, 48), audio=False, movflags="", **options):
+def video(
+    path,
+    count=40,
+    *,
+    codec="libx264",
+    pts=None,
+    rate=25,
+    size=(64, 48),
+    audio=False,
+    movflags="",
+    pix_fmt="yuv420p",
+    **options,
+):
     """A small video; ``pts`` in milliseconds makes its rate vary; ``movflags`` are of the container."""
     with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
         stream = container.add_stream(
             codec, rate=rate, options={k.replace("_", "-"): str(v) for k, v in options.items()}
         )
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
         if pts is not None:
             stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
         if audio:

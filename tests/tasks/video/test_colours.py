@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tasks.video.decode import probe, read_frames
+from tests.helpers.video import picture, video
 
 COLOURS = np.array([[200, 30, 30], [30, 180, 40], [30, 40, 200], [190, 190, 20]], np.uint8)
 MATRICES = {"bt709": (0.2126, 0.0722), "smpte170m": (0.299, 0.114)}  # weights of red and blue (ITU-R BT.709, BT.601)
@@ -38,6 +39,19 @@ def test_colours_follow_the_matrix_and_the_range_of_the_file(tmp_path, matrix, f
     (frame,) = read_frames(path, probe(path), [1])
     got = frame[32, 16::32].astype(int)
     assert np.abs(got - COLOURS).max() <= 4, got
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_ten_bits_are_eight_bits_with_more_steps(tmp_path, codec):
+    """Encoded at crf 1, single values err by up to 11 of 255, all by 1; a wrong depth is off by a factor of 4."""
+    found = {}
+    for format in ("yuv444p", "yuv444p10le"):
+        path = video(tmp_path / f"{format}.mp4", 6, codec=codec, pix_fmt=format, crf=1, bf=2)
+        info = probe(path)
+        assert (info.frames, info.notes) == (6, ())
+        found[format] = read_frames(path, info, range(6)).astype(int)
+    assert np.abs(found["yuv444p10le"] - found["yuv444p"]).mean() < 1
+    assert np.abs(found["yuv444p10le"] - [picture(n) for n in range(6)]).mean() < 2
 
 
 @pytest.mark.parametrize("format", ["yuv420p10le", "yuv444p", "yuvj420p", "bgr0", "rgb24"])

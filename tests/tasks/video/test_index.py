@@ -86,7 +86,7 @@ def one(tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "_stat", lambda path: (10, 20))
 
     def entry_of(record):
-        content = {"rescalenet_video_index": 2, "videos": {"a.mp4": record}}
+        content = {"rescalenet_video_index": 3, "videos": {"a.mp4": record}}
         (tmp_path / "index.json").write_text(json.dumps(content))
         (entry,) = Index(tmp_path / "index.json", tmp_path).entries([tmp_path / "a.mp4"])
         return entry
@@ -145,17 +145,35 @@ def test_a_damaged_entry_is_named(one, key, value, reason):
         one({**WHOLE, key: value})
 
 
-@pytest.mark.parametrize(("key", "value"), [("decodable", False), ("seekable", False), (None, None)])
-def test_entries_of_version_1(tmp_path, monkeypatch, key, value):
+@pytest.mark.parametrize(
+    ("version", "changed", "new"),
+    [
+        (1, {}, False),
+        (1, {"decodable": False}, True),
+        (1, {"seekable": False}, True),
+        (1, {"keys": [2]}, True),
+        (2, {"seekable": False}, False),
+        (2, {"keys": [2]}, True),
+        (3, {"keys": [2]}, False),
+    ],
+)
+def test_entries_of_earlier_versions(tmp_path, monkeypatch, version, changed, new):
     """Those of videos that it could not decode or time are made anew, the others stay."""
     monkeypatch.setattr(index_module, "_stat", lambda path: (10, 20))
-    content = {"rescalenet_video_index": 1, "videos": {"a.mp4": {**WHOLE, **({key: value} if key else {})}}}
+    content = {"rescalenet_video_index": version, "videos": {"a.mp4": {**WHOLE, **changed}}}
     (tmp_path / "index.json").write_text(json.dumps(content))
     (entry,) = Index(tmp_path / "index.json", tmp_path).entries([tmp_path / "a.mp4"])
-    if key:
+    if new:
         assert "no such file" in entry.failure
     else:
         assert entry.info.frames == 5
+
+
+def test_entries_without_the_shape_of_pixels_are_named(one, capsys):
+    one(WHOLE)
+    assert "index.json: 1 of 1 entries are of version 0.1.0, which took all pixels for" in capsys.readouterr().err
+    one({**WHOLE, "pixel_ratio": 1.0})
+    assert not capsys.readouterr().err
 
 
 def test_runs_of_rounded_times(one):

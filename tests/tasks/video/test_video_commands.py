@@ -1,13 +1,15 @@
 """Video classification on the command line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+import tasks.config as engine_cfg
 from tasks.video.decode import probe
 from tests.helpers.commands import call, on_two_processes
-from tests.helpers.video import write_bar
+from tests.helpers.video import config, video, write_bar
 
 
 def test_the_command_line(moving, weights, tmp_path, capsys, monkeypatch):
@@ -58,6 +60,41 @@ def test_two_processes_evaluate_as_one(moving, weights, tmp_path, capsys, monkey
         assert one.files == two.files
         for key in one.files:
             assert np.array_equal(one[key], two[key]), key
+
+
+def test_odd_videos_are_named_once_a_set(moving, weights, tmp_path, capsys, monkeypatch):
+    """In prepare, check, train, eval and predict; 10-bit videos with usual colours are nothing odd."""
+    root = tmp_path / "data"
+    shutil.copytree(moving, root)
+    for name in ("train/down/pq.mp4", "train/still/hlg.mp4", "val/right/pq.mp4"):
+        curve = "smpte2084" if "pq" in name else "arib-std-b67"
+        stated = f"log-level=none:colorprim=bt2020:transfer={curve}:colormatrix=bt2020nc"
+        video(root / name, 12, codec="libx265", pix_fmt="yuv420p10le", x265_params=stated)
+    video(root / "train/right/fields.mp4", 12, flags="+ildct+ilme", x264_params="tff=1")
+    video(root / "train/right/ten.mp4", 12, codec="libx265", pix_fmt="yuv420p10le", x265_params="log-level=none")
+    path = tmp_path / "c.yaml"
+    path.write_text(engine_cfg.dump(config(root, tmp_path / "run", epochs=1)))
+
+    def lines(*arguments):
+        code, out, err = call(capsys, monkeypatch, *arguments)
+        assert code == 0, err
+        return sorted(line for line in (out + err).splitlines() if "HDR" in line or "are interlaced" in line)
+
+    hdr, fields = "have HDR colours, which look pale to a net; convert them to SDR", "moving edges are combs"
+    for command, train, val in (
+        (("prepare", path), "training set: ", "evaluation set: "),
+        (("check", path), "warning: train: ", "warning: val: "),
+        (("train", path), "training set: ", "evaluation set: "),
+    ):
+        one, two, three = sorted(lines(*command), key=lambda line: (val in line, "HDR" not in line))
+        assert one == f"{train}2 of 28 videos {hdr}: down/pq.mp4, still/hlg.mp4"
+        assert two.startswith(f"{train}1 of 28 videos are interlaced: {fields}")
+        assert three == f"{val}1 of 10 videos {hdr}: right/pq.mp4"
+    index = tmp_path / "i.json"
+    (found,) = lines("eval", weights, root / "val", "--index", index)
+    assert found == f"1 of 10 videos {hdr}: right/pq.mp4"
+    found = lines("predict", weights, root / "train", "--no-files")
+    assert [line.partition(" videos")[0] for line in found] == ["1 of 28", "2 of 28"]
 
 
 def test_prediction_of_files_and_folders(moving, weights, tmp_path, capsys, monkeypatch):
