@@ -72,7 +72,7 @@ class Cleaner:
         return None
 
     def __str__(self) -> str:
-        dropped = ", ".join(f"{self.counts[r]} {r}" for r in ("empty", "long", "ratio", "duplicate", "untokenisable"))
+        dropped = ", ".join(f"{self.counts[r]} {r}" for r in ("empty", "long", "ratio", "duplicate"))
         return (
             f"{self.counts['read']} pairs read, {self.counts['kept']} kept "
             f"({self.counts[REPLACED]} with blanks, control or format characters changed); dropped: {dropped}"

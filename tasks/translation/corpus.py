@@ -345,6 +345,8 @@ def _fill(section: CorpusSection, folder: Path) -> None:
         folder, "train", overlap.watch(cleaned(held_out=False)), vocabularies, dtypes, drop_empty=True
     )
     cleaner.counts["untokenisable"] += dropped
+    if dropped:
+        print_line(f"train: dropped {dropped} pairs more, of which a side has no tokens")
     counts["val"], _ = _write_ids(folder, "val", scored["val"], vocabularies, dtypes, drop_empty=False)
 
     for line in overlap.findings():

@@ -153,7 +153,7 @@ def _read_sgm(path: Path, documents: Documents) -> None:
         DataError: a segment without an end.
     """
     content = "\n".join(read_lines(path))
-    kind, language, author = "src", "", ""
+    kind, author = "src", ""
     ids = _Ids()
     begin: int | None = None  # of the segment that is open
     opened = 0  # documents without their ends
@@ -164,7 +164,7 @@ def _read_sgm(path: Path, documents: Documents) -> None:
             raise DataError(f"{path}: {where}: has no </seg>; get it again")
         if closing:
             if begin is not None:
-                documents.add((kind, language, author), ids.key, html.unescape(content[begin : found.start()]))
+                documents.add((kind, "", author), ids.key, html.unescape(content[begin : found.start()]))
                 begin = None
             opened -= name == "doc"
             continue

@@ -231,7 +231,7 @@ def index_videos(videos: Videos, index: Index, *, workers: int = 0) -> Indexed:
             for note in info.notes:
                 odd[note].append(video.name)
             if video.segment is not None and video.segment[1] > info.delay + info.duration + _ROUNDED:
-                odd["short"].append(video.name)
+                odd["past_end"].append(video.name)
     if not items:
         first = next(iter(failures.values()), "the list is empty")
         raise DataError(f"none of {len(videos)} videos can be read: {first}")

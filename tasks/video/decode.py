@@ -45,7 +45,7 @@ MOST_FRAMES = 10_000_000  # of a file: four days at 30 frames per second
 _FLATTEST = Fraction(1, 8)  # width of a pixel over its height; a smaller or larger ratio is an error of the file
 _HDR = (16, 18)  # transfer functions of HDR: SMPTE 2084 (PQ) and ARIB STD-B67 (HLG), as numbered in ITU-T H.273
 
-Note = Literal["even", "mended", "cut", "damaged", "interlaced", "hdr", "streams", "short"]
+Note = Literal["even", "mended", "cut", "damaged", "interlaced", "hdr", "streams", "past_end"]
 NOTES: dict[Note, str] = {
     "even": "have no times of their own; their frames count as evenly spaced at the declared rate",
     "mended": "lack some times, or have some that do not rise; these frames are placed between their neighbours",
@@ -54,7 +54,7 @@ NOTES: dict[Note, str] = {
     "interlaced": "are interlaced: moving edges are combs; deinterlace them with ffmpeg -vf bwdif",
     "hdr": "have HDR colours, which look pale to a net; convert them to SDR",
     "streams": "have several video streams, of which the best is read",
-    "short": "end before their part in the list does; clips come from what is there",
+    "past_end": "end before their part in the list does; clips come from what is there",
 }
 
 
@@ -142,6 +142,7 @@ class _Packets:
     Attributes:
         times: presentation time of each packet, None where it has none.
         keys: times of the packets that are key frames.
+        first_is_key: whether the first packet is a key frame.
         damaged: whether packets are marked as damaged, or cannot be read.
         promised: number of frames that the container announces; 0 if it does not.
         end: time at which the last picture ends, in units of ``time_base``.

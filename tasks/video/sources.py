@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -336,7 +336,7 @@ def something_videos(file: Path, root: Path, classes: Sequence[str] | None = Non
 
 
 def describe_lists(train: Videos, val: Videos, folder: Path) -> list[str]:
-    """Return lines about lists that may not be what was meant: videos that stand twice, in both, or in none.
+    """Return lines about lists that may not be what was meant: videos that are twice, of two classes, in both, in none.
 
     Args:
         train, val: videos of two lists; the same object if there is one list.
@@ -345,9 +345,15 @@ def describe_lists(train: Videos, val: Videos, folder: Path) -> list[str]:
     lines = []
     # 1. The same video twice.
     for name, videos in (("training", train), ("evaluation", val)):
-        twice = sorted(name for name, count in Counter(videos.names()).items() if count > 1)
+        classes: dict[str, list[int]] = defaultdict(list)  # of each video
+        for video in videos.items:
+            classes[video.name].append(video.label)
+        twice = sorted(name for name, labels in classes.items() if len(labels) > 1)
+        several = sorted(name for name in twice if len(set(classes[name])) > 1)
         if twice:
             lines.append(f"{name} list: {len(twice)} videos stand in it more than once: {listed(twice, SHOWN)}")
+        if several:
+            lines.append(f"{name} list: {len(several)} videos have several classes: {listed(several, SHOWN)}")
         if train is val:
             break
     if train is not val and (both := sorted({*train.names()} & {*val.names()})):

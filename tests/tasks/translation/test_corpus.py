@@ -90,6 +90,19 @@ def test_evaluation_sentences_in_the_training_text_are_counted(tmp_path, capsys,
     assert found == [f"val: {message}: {'1 of 2' if holdout else '2 of 4'}"]
 
 
+def test_training_pairs_without_tokens_are_reported(tmp_path, capsys):
+    """The vocabulary has no token for U+2581, which is its mark of a blank."""
+    root = toy(tmp_path / "text", 30)
+    lines(root / "train.en", *read_lines(root / "train.en"), "\u2581", "one")
+    lines(root / "train.de", *read_lines(root / "train.de"), "eins", "\u2581 \u2581")
+    corpus = prepare(section(root, vocabulary={"size": 40}, clean={"duplicates": "keep"}), tmp_path / "corpus")
+    assert corpus.info["pairs"]["train"] == 30
+    assert corpus.info["cleaning"]["untokenisable"] == 2
+    said = capsys.readouterr().err
+    assert "32 pairs read, 32 kept" in said
+    assert "train: dropped 2 pairs more, of which a side has no tokens" in said
+
+
 def test_held_out_pairs(tmp_path):
     corpus = prepare(section(toy(tmp_path / "text"), holdout=10, clean={"duplicates": "keep"}), tmp_path / "corpus")
     assert corpus.info["pairs"] == {"train": 360, "val": 40, "t": 16}

@@ -90,7 +90,7 @@ def test_parts_that_reach_past_the_end_are_counted(moving, tmp_path, capsys):
     (tmp_path / "l.csv").write_text("label,youtube_id,time_start,time_end\na,xyz,0,1\nb,xyz,1,11\nb,xyz,0,1.5\n")
     indexed = index_videos(kinetics_videos(tmp_path / "l.csv", tmp_path), Index(tmp_path / "index.json", tmp_path))
     assert len(indexed) == 3
-    assert indexed.odd == {"short": ["xyz_000001_000011"]}
+    assert indexed.odd == {"past_end": ["xyz_000001_000011"]}
     print_notes(indexed.odd, indexed.total, "training set")
     line = "1 of 3 videos end before their part in the list does; clips come from what is there: xyz"
     assert line in capsys.readouterr().err
@@ -294,5 +294,7 @@ def test_what_is_odd_about_lists_is_reported(moving, tmp_path, capsys):
     load_videos(config(moving, tmp_path / "run", data=data).data)
     said = capsys.readouterr().err
     assert "training list: 1 videos stand in it more than once: train/down/0.mp4" in said
+    assert "training list: 1 videos have several classes: train/down/0.mp4" in said
+    assert "evaluation list" not in said
     assert "1 videos are in both lists, so that the evaluation is of training videos: train/down/1.mp4" in said
     assert "30 videos below " in said
