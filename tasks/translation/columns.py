@@ -46,7 +46,7 @@ def checked_columns(names: Sequence[str]) -> Columns:
     return found[0], found[1]
 
 
-def read_columns(path: Path, languages: tuple[str, str], columns: Columns | None = None) -> Iterator[Columns]:
+def read_columns(path: Path, languages: tuple[str, str], columns: Columns | None = None) -> Iterator[tuple[str, str]]:
     """Yield source and target of each line of a file whose columns are separated by tabs.
 
     A first line that names both languages, or source and target, is a header. Without one, and without ``columns``, the
@@ -112,6 +112,8 @@ def _chosen(
     """
     if columns is not None:
         found = [_column(path, first, column) for column in columns]
+        if found[0] == found[1]:
+            raise DataError(f"{path}: columns {' and '.join(columns)} are the same; source and target are in two")
         by_name = not all(map(str.isdecimal, columns))
         return (found[0], found[1]), by_name or named is not None
     if named is not None:

@@ -83,6 +83,8 @@ def test_chosen_columns(read):
     ]:
         with pytest.raises(DataError, match=message):
             read(table(*rows), columns)
+    with pytest.raises(DataError, match="columns 2 and 02 are the same"):
+        read(table(*rows), ("2", "02"))
     with pytest.raises(DataError, match="column 'x': several columns of this name"):
         read(table(("x", "X", "y")), ("x", "y"))
 
