@@ -58,6 +58,17 @@ def test_sides_that_are_exchanged(prepared, tmp_path, capsys):
     assert "train: the source is written in Cyrillic, not en; are source and target exchanged?" in out
 
 
+def test_columns_of_one_file(prepared, tmp_path, capsys):
+    toy(tmp_path / "text", 10)
+    rows = zip(*((tmp_path / f"text/train.{code}").read_text().splitlines() for code in ("de", "en")), strict=True)
+    lines(tmp_path / "text/train.tsv", *(f"1.0\t{target}\t{source}" for target, source in rows))
+    _, plain = check(prepared, tmp_path, capsys)
+    assert check(prepared, tmp_path, capsys, train=["train.tsv"], columns=[3, 2])[1] == plain
+    fine, out = check(prepared, tmp_path, capsys, train=["train.tsv"])
+    assert not fine
+    assert "train.tsv: has 3 columns, and its first line" in out
+
+
 def test_what_stops_training(prepared, tmp_path, capsys):
     toy(tmp_path / "text", 10)
     lines(tmp_path / "text/val.de", "eins")
