@@ -7,7 +7,7 @@ import pytest
 
 import zoo
 from tests.helpers.detection import calibrated, sharpened, small
-from tests.soak.kit import PICTURES, assert_accounted, make_files, watch
+from tests.soak.kit import PICTURES, assert_accounted, left_out_line, make_files, watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
@@ -25,8 +25,7 @@ def detector(tmp_path):
 
 @pytest.mark.parametrize("task", ["detection", "classification"])
 def test_predict_over_many_mixed_pictures(task, detector, tmp_path, count):
-    files = make_files(tmp_path / "in", count, PICTURES)
-    assert len(files) == count
+    fates = make_files(tmp_path / "in", count, PICTURES)
     weights = detector if task == "detection" else "rescalenet20_cifar.cifar10_v2"
     options = ["--threshold", "0.05"] if task == "detection" else []
     out = tmp_path / "out"
@@ -36,11 +35,12 @@ def test_predict_over_many_mixed_pictures(task, detector, tmp_path, count):
     assert found.code == 0, found.errors[-2000:]
     assert "Traceback" not in found.errors
     content = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
-    assert_accounted(files, found.lines, content["failed"])
+    assert_accounted(fates, found.lines, content["failed"], found.errors)
     assert len(content["predictions"]) == len(found.lines)
-    assert 0.03 * count < len(content["failed"]) < 0.25 * count
     if task == "detection":
         assert len(list(out.glob("*.objects.png"))) == len(found.lines)
-    print(f"{task}: {len(files)} files, growth {found.growth():.1f} MB, peak {max(found.memory):.0f} MB")
+    print(f"{task}: {len(found.lines)} results, {len(content['failed'])} reasons, {left_out_line(fates)}")
+    print(f"growth {found.growth():.1f} MB, peak {found.peak:.0f} MB")
+    assert found.peak < 1200  # no picture is decoded whose header states more pixels than the limit
     # a result of classification is kept until the end, with 5 names and scores
     assert found.growth() < 25 + 0.002 * count, found.memory[:: max(len(found.memory) // 20, 1)]
