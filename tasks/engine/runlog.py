@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Callable, Sequence
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from tasks.engine.records import Record
 from tasks.errors import ConfigError, TrainingError
@@ -71,10 +76,8 @@ class JsonlSink:
         self._file.seek(self.size)
 
     def write(self, record: Record) -> None:
-        rest = (json.dumps(record.as_dict()) + "\n").encode()
-        while rest:  # a disk that becomes full takes a part
-            written = self._file.write(rest)
-            self.size, rest = self.size + written, rest[written:]
+        for written in _parts_written(self._file, (json.dumps(record.as_dict()) + "\n").encode()):
+            self.size += written
 
     def flush(self) -> None:
         os.fsync(self._file.fileno())
@@ -83,22 +86,51 @@ class JsonlSink:
         self._file.close()
 
 
+def _parts_written(file: io.FileIO, content: bytes) -> Iterator[int]:
+    """Write content to a file without a buffer, and yield the length of each part that the system takes.
+
+    A disk that becomes full takes a part, and refuses the next one.
+    """
+    while content:
+        written = file.write(content)
+        content = content[written:]
+        yield written
+
+
 @register_sink("tensorboard")
 class TensorBoardSink:
-    """Curves of all numbers, in ``tensorboard/``."""
+    """Curves of all numbers, in ``tensorboard/``.
+
+    The file is not written by torch's ``SummaryWriter``: its thread prints a traceback where the disk is full.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        board = folder / "tensorboard"
+        board.mkdir(exist_ok=True)
+        # TensorBoard reads the files of a folder in the order of their names
+        path = board / f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = path.open("xb", buffering=0)
+        flush_folder(board)
+        self._write(Event(file_version="brain.Event:2"))
+        # of later steps, which an interrupted run wrote, nothing is shown
+        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, record: Record) -> None:
-        for tag, value in record.scalars():
-            self._board.add_scalar(tag, value, record.step)
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in record.scalars()]
+        self._write(Event(step=record.step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        framed = io.BytesIO()
+        RecordWriter(framed).write(event.SerializeToString())
+        for _ in _parts_written(self._file, framed.getvalue()):
+            pass
 
     def flush(self) -> None:
-        self._board.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._board.close()
+        self._file.close()
 
 
 class RunLog:

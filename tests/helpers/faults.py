@@ -143,6 +143,12 @@ def small_disk(folder: Path, size: int, remains: Path) -> None:
     at_end(lambda: shutil.copytree(folder, remains))
 
 
+def small_board(folder: Path, size: int, remains: Path) -> None:
+    """Let the curves of a run that has not begun be in a file system of their own, see ``small_disk``."""
+    folder.mkdir()
+    small_disk(folder / "tensorboard", size, remains)
+
+
 def read_only(folder: Path) -> None:
     """Let a folder be a file system that cannot be written."""
     bind, remount = 0x1000, 0x20 | 0x1000 | 1

@@ -14,7 +14,6 @@ import matplotlib.backends.backend_agg
 import matplotlib.figure
 import pytest
 import torch
-import torch.utils.tensorboard
 import yaml
 from PIL import Image
 from safetensors.torch import load_file

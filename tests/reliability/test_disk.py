@@ -8,8 +8,10 @@ import random
 
 import pytest
 
+from tasks.plots import read_log
 from tests.helpers import faults
-from tests.helpers.small_run import IN_A_ROW, points
+from tests.helpers.curves import curves_in
+from tests.helpers.small_run import EPOCHS, IN_A_ROW, STEPS, points
 
 FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -65,6 +67,34 @@ def test_a_small_disk(run, tmp_path, point):
     remains.rename(folder)
     run.assert_sound(folder)
     run.assert_goes_on(folder)
+
+
+def test_a_disk_that_takes_no_more_curves(run, tmp_path):
+    """Those of TensorBoard: the run goes on without them, and reports it in one line; what was written is whole."""
+    folder, remains = tmp_path / "run", tmp_path / "remains"
+    arguments = "train.sinks=[tensorboard]", "train.epochs=12"
+    ended = run.start(folder, *arguments, fault=faults.small_board, given=(folder, 4096, remains)).end()
+    if "[Errno 1] mount" in ended.written:
+        pytest.skip("this user may not mount a file system")
+    assert ended.code == 0, ended
+    assert "Traceback" not in ended.written, ended.written
+    failure = (
+        "TensorBoardSink failed and gets no more records of this run (OSError: [Errno 28] No space left on device)"
+    )
+    assert ended.written.count("TensorBoardSink") == ended.written.splitlines().count(failure) == 1
+    assert len(read_log(folder / "log.jsonl")) == 12 * (STEPS // EPOCHS + 2)
+    steps = [event.step for event in curves_in(remains)["step/loss"]]
+    assert 0 < len(steps) < 12 * STEPS // EPOCHS
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_folder_that_takes_no_curves(run, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "tensorboard").chmod(0o555)
+    ended = run.start(folder, "train.sinks=[tensorboard]", fault=faults.drop_privileges).end()
+    assert "train.sinks: tensorboard cannot be opened (PermissionError: " in ended.error()
+    assert str(folder / "tensorboard") in ended.error()
 
 
 def test_a_folder_without_permission(run, tmp_path):

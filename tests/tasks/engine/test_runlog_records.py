@@ -2,15 +2,18 @@
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from tasks import plots
 from tasks.engine import BlocksRecord, EpochRecord, RunLog, StepRecord, read_log, read_records, register_sink
 from tasks.engine import runlog as sinks
 from tasks.engine.records import read_complete_records
 from tasks.errors import ConfigError, DataError
+from tests.helpers.curves import curves_in
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted([*(ROOT / "weights").glob("*.jsonl"), *(ROOT / "docs/records").glob("*.jsonl")])
@@ -161,6 +164,30 @@ def test_a_sink_of_ones_own(tmp_path, monkeypatch):
     assert (tmp_path / "losses.csv").read_text() == "3,1.5\n"
     with pytest.raises(ValueError, match="sink 'csv' is registered already"):
         register_sink("csv")
+
+
+def test_tensorboard_shows_the_curves_of_a_run_that_was_resumed(tmp_path):
+    """As those of torch's ``SummaryWriter``; of steps that were done again, the second time."""
+    epoch = EpochRecord(step=2, epoch=0, train_loss=0.5, metrics={"top1": 10.0, "auc": math.nan})
+    sessions = [(0, [1.0, 2.0, 3.0, 4.0]), (2, [5.0, 6.0])]
+    for begin, losses in sessions:
+        records = [StepRecord(step=begin + i, epoch=0, loss=loss, lr=0.1) for i, loss in enumerate(losses, 1)]
+        records[2:2] = [epoch] if begin == 0 else []
+        sink = sinks.SINKS["tensorboard"](tmp_path, begin)
+        writer = SummaryWriter(str(tmp_path / "expected"), purge_step=begin + 1)
+        for record in records:
+            sink.write(record)
+            for tag, value in record.scalars():
+                writer.add_scalar(tag, value, record.step)
+        sink.flush()
+        sink.close()
+        writer.close()
+        time.sleep(1.1)  # torch names its files by the second
+    shown, expected = curves_in(tmp_path / "tensorboard"), curves_in(tmp_path / "expected")
+    assert [(point.step, point.value) for point in shown["step/loss"]] == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)]
+    points = [{tag: [(p.step, str(p.value)) for p in each[tag]] for tag in each} for each in (shown, expected)]
+    assert points[0] == points[1]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
 def test_unknown_sinks_are_refused():
