@@ -213,12 +213,25 @@ class Run:
                 f"{self.files.state}: the data have changed: {listed}; restore them, or continue with the changed data "
                 "by --resume --changed-data"
             )
-        # each sample once in the epoch that begins anew
         at = self.at
+        same_val = self.fingerprint.val == stored.val
+        if at.epoch >= self.train.epochs or (self._is_stale() and same_val):
+            field = "epochs" if at.epoch >= self.train.epochs else "early_stopping.patience"
+            print_line(
+                f"the data have changed: {listed}; the run has ended and stays as it is: raise train.{field} to train "
+                "on them"
+            )
+            return
+        # each sample once in the epoch that begins anew
         at.batch, at.loss_sum, at.loss_count = 0, 0.0, 0
-        if self.fingerprint.val != stored.val:
+        if not same_val:
             at.best, at.counted, at.stale = -math.inf, -math.inf, 0
         print_line(f"the data have changed: {listed}; epoch {at.epoch + 1} begins anew")
+
+    def _is_stale(self) -> bool:
+        """Return whether ``train.early_stopping`` ends the run."""
+        rule = self.train.early_stopping
+        return rule is not None and self.at.stale >= rule.patience
 
     def _load(self, load: Callable[[Any], object], part: Any) -> None:
         """Load a part of a training state.

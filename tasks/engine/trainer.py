@@ -202,10 +202,6 @@ class Trainer(Run):
         self.accelerator.end_training()
         return at.metrics
 
-    def _is_stale(self) -> bool:
-        rule = self.train.early_stopping
-        return rule is not None and self.at.stale >= rule.patience
-
     def _epoch(self, progress: Progress) -> None:
         """Train the rest of the epoch in progress."""
         at, train = self.at, self.train

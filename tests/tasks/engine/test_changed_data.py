@@ -94,6 +94,45 @@ def test_another_evaluation_set_begins_the_best_anew(data, tmp_path, monkeypatch
     assert Trainer(make_task(config(data, tmp_path / "run")), resume=True, changed_data=True).at.best == -float("inf")
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_run_that_has_ended_stays_as_it_is(data, tmp_path, capsys, split):
+    """Its state is that of the earlier data; more epochs train on the new ones."""
+    metrics = fit(data, tmp_path / "run")
+    sorted((data / split).rglob("*.png"))[0].unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.safetensors")}
+    capsys.readouterr()
+    trainer = Trainer(make_task(config(data, tmp_path / "run")), resume=True, changed_data=True)
+    assert trainer.at.best > 0
+    assert trainer.fit() == metrics
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"{split} has " in shown
+    assert "; the run has ended and stays as it is: raise train.epochs to train on them" in shown
+    assert "begins anew" not in shown
+    assert before == {path: path.read_bytes() for path in before}
+    # what the line advises
+    longer = Trainer(make_task(config(data, tmp_path / "run", epochs=3)), resume=True, changed_data=True)
+    longer.fit()
+    assert longer.at.epoch == 3
+    assert "epoch 3 begins anew" in " ".join(capsys.readouterr().err.split())
+    assert fit(data, tmp_path / "run", epochs=3, resume=True) == longer.at.metrics
+
+
+def test_a_run_that_stopped_early_goes_on_with_another_evaluation_set(data, tmp_path, capsys):
+    """It counts from there; with other training samples alone it has ended."""
+    rule = {"early_stopping": {"patience": 1, "min_delta": 1000.0}, "epochs": 9}
+    fit(data, tmp_path / "run", **rule)
+    sorted((data / "train").rglob("*.png"))[0].unlink()
+    trainer = Trainer(make_task(config(data, tmp_path / "run", **rule)), resume=True, changed_data=True)
+    trainer.fit()
+    assert trainer.at.epoch == 2
+    assert "stays as it is: raise train.early_stopping.patience to" in " ".join(capsys.readouterr().err.split())
+    sorted((data / "val").rglob("*.png"))[0].unlink()
+    trainer = Trainer(make_task(config(data, tmp_path / "run", **rule)), resume=True, changed_data=True)
+    trainer.fit()
+    assert trainer.at.epoch == 4
+    assert fit(data, tmp_path / "run", resume=True, **rule) == trainer.at.metrics
+
+
 def test_data_that_moved_are_the_same_data(data, tmp_path, monkeypatch):
     fit(data, tmp_path / "whole")
     begun(data, tmp_path / "run", monkeypatch)
