@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ log = logging.getLogger("rescalenet")
 _HASH = re.compile(r"[0-9a-f]{64}")
 LONGEST_RECORD = 2**16  # bytes
 _TRUE = ("1", "on", "true", "yes")
+_forbidden: ContextVar[str | None] = ContextVar("_forbidden", default=None)  # what ``without_downloads`` states
 
 
 def cache_root() -> Path:
@@ -46,11 +48,30 @@ def cache_root() -> Path:
 
 
 def offline() -> str | None:
-    """Return what forbids downloads, ``RESCALENET_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``; None if nothing does."""
+    """Return what forbids downloads, ``RESCALENET_OFFLINE=1`` or ``HF_HUB_OFFLINE=1``; None if nothing does.
+
+    See also ``without_downloads``.
+    """
+    if (what := _forbidden.get()) is not None:
+        return what
     for name in ("RESCALENET_OFFLINE", "HF_HUB_OFFLINE"):
         if os.environ.get(name, "").lower() in _TRUE:
             return f"{name}={os.environ[name]}"
     return None
+
+
+@contextmanager
+def without_downloads(what: str) -> Iterator[None]:
+    """Forbid downloads in a block: weights are found on this machine, or are an error.
+
+    Args:
+        what: noun for messages of what forbids them.
+    """
+    token = _forbidden.set(what)
+    try:
+        yield
+    finally:
+        _forbidden.reset(token)
 
 
 def is_sha256(text: object) -> bool:

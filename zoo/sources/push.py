@@ -20,7 +20,7 @@ from zoo.errors import WeightsError, ZooError, one_line
 from zoo.files import write_json, write_text
 from zoo.headers import HEADER_KEY, Header, write_header
 from zoo.registry import list_models, model_info
-from zoo.sources.cache import offline, sha256_of
+from zoo.sources.cache import offline, sha256_of, without_downloads
 from zoo.sources.card import write_card
 from zoo.sources.hub import CARD, CONFIG, FORMAT, LIBRARY, WEIGHTS, check_repository, endpoint
 from zoo.weights import Weights, get_weights, is_weights_name
@@ -95,8 +95,9 @@ def build_repository(
     if run is None and not is_weights_name(str(source)):
         raise ZooError(f"{source}: neither the folder of a run nor a name of weights")
     entry = get_weights(str(source if run is None else run / "checkpoints" / f"{checkpoint}.safetensors"))
+    start = start_of(entry)
     meta = _without_folders(entry.meta)
-    meta["licence"] = _licence(entry, licence)
+    meta["licence"] = _licence(entry, start, licence)
     _write_weights(entry, meta, folder / WEIGHTS)
     # the run's own files
     if run is not None:
@@ -115,7 +116,6 @@ def build_repository(
     }
     write_json(content, folder / CONFIG)
     kind = model_info(pushed.config.name)
-    start = start_of(entry)
     write_text(write_card(pushed, repository, kind.task, start.name if start else None), folder / CARD)
 
 
@@ -141,7 +141,10 @@ def _is_folder(value: Any) -> bool:
 
 
 def start_of(entry: Weights) -> Weights | None:
-    """Return the weights that the training of weights started from; None if it started from none, or if unknown."""
+    """Return the weights that the training of weights started from; None if it started from none, or if unknown.
+
+    They are looked for on this machine alone: a file may name any address.
+    """
     config = entry.meta.get("config")
     section = config.get("model") if isinstance(config, dict) else None
     name = section.get("weights") or section.get("weights_backbone") if isinstance(section, dict) else None
@@ -151,20 +154,26 @@ def start_of(entry: Weights) -> Weights | None:
     models = [entry.config.name, *(model for model in list_models() if f"_{model}_" in entry.config.name), None]
     for model in models:
         try:
-            return get_weights(name, model=model)
+            with without_downloads("a name in a file"):
+                return get_weights(name, model=model)
         except ZooError:
             continue
-    log.warning("%s: the weights %s that it started from are not here; their licence is unknown", entry.name, name)
+    log.warning(
+        "%s: the weights %s that it started from are not here, and what a file names is not fetched; their licence is "
+        "unknown: load them once, or state it",
+        entry.name,
+        name,
+    )
     return None
 
 
-def _licence(entry: Weights, given: str | None) -> str:
-    """Return the licence of weights: the given, its own, or that of the weights that they started from.
+def _licence(entry: Weights, start: Weights | None, given: str | None) -> str:
+    """Return the licence of weights: the given, its own, or that of the weights ``start`` that they started from.
 
     Raises:
         ZooError: the given licence contradicts an inherited one.
     """
-    inherited = _inherited(entry)
+    inherited = _inherited(entry, start)
     if inherited is None:
         return given or "unknown"
     if given not in (None, inherited):
@@ -172,15 +181,15 @@ def _licence(entry: Weights, given: str | None) -> str:
     return inherited
 
 
-def _inherited(entry: Weights) -> str | None:
+def _inherited(entry: Weights, start: Weights | None) -> str | None:
     """Return the first licence among weights and those that they started from, one run after another; None if none."""
     current: Weights | None = entry
-    for _ in range(MOST_RUNS):  # files may name each other in a circle
+    for number in range(MOST_RUNS):  # files may name each other in a circle
         if current is None:
             return None
         if (licence := current.meta.get("licence")) not in (None, "unknown"):
             return str(licence)
-        current = start_of(current)
+        current = start if number == 0 else start_of(current)
     return None
 
 

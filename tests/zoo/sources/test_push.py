@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 import zoo
+from tests.helpers.server import Answer
 from zoo.sources.push import build_repository
 
 TRANSFORM = zoo.InputTransform(16, 16, (0.5,) * 3, (0.3,) * 3)
@@ -95,6 +96,7 @@ def test_the_licence_is_inherited_by_what_was_fine_tuned(hub, tmp_path, own_file
     config = {**CONFIG, "model": {**CONFIG["model"], "weights": "hf-hub:owner/start"}}
     zoo.push(str(own_file[0]), "owner/start")
     write_run(tmp_path / "run", config)
+    zoo.get_weights("hf-hub:owner/start")  # as the training did
     zoo.push(tmp_path / "run", "owner/tuned")
     card = ModelCard(files_of(hub, "owner/tuned")["README.md"].decode())
     assert (card.data.license, card.data.base_model) == ("cc-by-nc-4.0", "owner/start")
@@ -127,6 +129,21 @@ def test_weights_that_it_started_from_are_missing(hub, tmp_path, lines):
     zoo.push(tmp_path / "run", "owner/tuned")
     assert ModelCard(files_of(hub, "owner/tuned")["README.md"].decode()).data.license == "unknown"
     assert any("weights gone.safetensors that it started from are not here" in line for line in lines())
+
+
+@pytest.mark.parametrize("source", ["hf-hub:owner/start", "timm:resnet18.a1_in1k", "https", "https of a checkpoint"])
+def test_what_a_file_names_is_never_fetched(hub, server, tmp_path, own_file, lines, source):
+    """A stranger's file may name any address; what is on this machine already is found."""
+    if source.startswith("https"):
+        server.answers = dict.fromkeys(("/start.safetensors", "/start.pth"), Answer(own_file[0].read_bytes()))
+        ending = "pth" if "checkpoint" in source else "safetensors"
+        source = f"{server.address}/start.{ending}#sha256={own_file[1]}"
+    write_run(tmp_path / "run", {**CONFIG, "model": {**CONFIG["model"], "weights": source}})
+    build_repository(tmp_path / "run", "owner/tuned", tmp_path)
+    assert hub.requests == server.requests == []
+    (line,) = [line for line in lines() if "that it started from are not here" in line]
+    assert line.endswith("what a file names is not fetched; their licence is unknown: load them once, or state it")
+    assert ModelCard((tmp_path / "README.md").read_text()).data.license == "unknown"
 
 
 def test_a_given_licence(hub, run):
