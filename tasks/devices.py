@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,10 @@ from accelerate.utils import DataLoaderConfiguration
 
 from tasks.errors import TrainingError, UserError
 from tasks.launch import local_process_count, process_count
+
+# DistributedDataParallel compares the strides of dimensions of length 1 too, which mean nothing: of weights of 1 x 1
+# pixels in channels_last they differ between the implementations of a convolution.
+warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
 
 _chosen: torch.device | None = None  # the device that ``choose_device`` has set for this process
 

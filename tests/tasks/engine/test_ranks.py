@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import zoo
 from tasks import config as cfg
 from tasks.engine import Trainer
 from tasks.engine.ranks import first_to_fail, lost_peer
@@ -14,6 +15,7 @@ from tasks.errors import TrainingError
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.commands import environment, on_two_processes
+from tests.helpers.detection import sample, small
 from tests.helpers.training import config, fit, fit_until_crash, weights_of
 
 
@@ -22,6 +24,7 @@ def test_decisions_states_and_statistics_are_the_main_process_s():
     command = [*launch, "-m", "tests.helpers.two_ranks"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     main, other = json.loads(done.stdout)
     assert (main["decided"], other["decided"]) == ("by 0", None)
     assert main["refused"] == other["refused"] == "refused by 0"
@@ -36,6 +39,25 @@ def test_decisions_states_and_statistics_are_the_main_process_s():
         assert found["mean"] == main["own"]
         assert found["barriers"] == [{}]
     assert main["own"] != other["own"]
+    assert main["strides"] > 0  # torch's remark on them would be wrong, see the next test
+
+
+@pytest.mark.parametrize("kind", ["images", "clips", "detection"])
+def test_gradients_are_laid_out_as_their_parameters(kind):
+    """But for strides of dimensions of length 1: the gradients of several processes are summed without reordering."""
+    torch.manual_seed(0)
+    if kind == "detection":
+        model = small().to(memory_format=torch.channels_last)
+        samples = [sample(seed=i) for i in range(2)]
+        sum(model([image for image, _ in samples], [target for _, target in samples]).values()).backward()
+    else:
+        name, size = ("rescalenet50", (64, 64)) if kind == "images" else ("rescale_r3d_10", (4, 32, 32))
+        model = zoo.create_model(name, num_classes=3)
+        model.to(memory_format=torch.channels_last if kind == "images" else torch.channels_last_3d)
+        model(torch.randn(2, 3, *size)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        pairs = zip(parameter.stride(), parameter.grad.stride(), parameter.shape, strict=True)
+        assert all(own == other for own, other, length in pairs if length > 1), name
 
 
 @pytest.mark.slow
