@@ -7,6 +7,7 @@ that the loader has made of the file.
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
@@ -18,7 +19,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,12 +29,14 @@ from pycocotools import mask as rle
 
 from tasks.detection.coco_boxes import Boxes
 from tasks.detection.coco_schema import KEYS, checked_entries
+from tasks.detection.extents import AT_ONCE, Extent, examine
 from tasks.detection.image_files import ImageFiles
-from tasks.detection.masks import Extent, broken, decode_mask, encode_mask, polygons, rle_counts
+from tasks.detection.masks import decode_mask, encode_mask, polygons, rle_counts
 from tasks.detection.records import ImageId, ImageRecord, Records
 from tasks.errors import DataError
 from tasks.images import EXPOSURE_HINTS, decode_image, exposure, read_header
 from tasks.progress import Progress
+from tasks.shards import chunks
 from tasks.textfiles import wide_encoding
 from zoo.errors import one_line
 from zoo.jsontext import unique_keys
@@ -194,6 +197,30 @@ def load_coco(annotations: Path, images: Path, *, masks: bool | None, check: Che
             categories, boxes in another layout, or images that are missing, unreadable or not of the annotated size.
             The message has counts and the first examples.
     """
+    found = _read_set(annotations, images, masks)
+    if check != "none":
+        _check_images(found, check)
+    if empty := [image.file_name for image in found.images if not image.annotations]:
+        found.notes["images without annotations"] = empty
+    found.notes = dict(found.notes)
+    return found
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Suspend Python's search for cycles, which goes through the millions of values of a file again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collection()
+def _read_set(annotations: Path, images: Path, masks: bool | None) -> Coco:
+    """Read and check an annotation file; see ``load_coco``."""
     problems: Found = defaultdict(list)
     notes: Found = defaultdict(list)
 
@@ -224,17 +251,7 @@ def load_coco(annotations: Path, images: Path, *, masks: bool | None, check: Che
     _refuse(annotations, problems)
     ids = sorted(names)
     records = Records.of([(i["id"], i["file_name"], i["width"], i["height"], kept[i["id"]]) for i in owners.values()])
-    del entries, owners, kept
-    found = Coco(annotations, records, tuple(ids), tuple(names[id] for id in ids), ImageFiles(images), notes)
-
-    # 4. Check the image files.
-    if check != "none":
-        _check_images(found, check, problems)
-        _refuse(annotations, problems)
-    if empty := [image.file_name for image in records if not image.annotations]:
-        notes["images without annotations"] = empty
-    found.notes = dict(notes)
-    return found
+    return Coco(annotations, records, tuple(ids), tuple(names[id] for id in ids), ImageFiles(images), notes)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -344,26 +361,25 @@ def _corrected(
         masks: whether annotations must have a segmentation.
     """
     # 1. Find the annotations that follow the format, and measure their masks.
+    listed: list[tuple[dict[str, Any], dict[str, Any]]] = []  # with their images
+    for annotation in annotations:
+        name, image = f"id {annotation['id']}", owners.get(annotation["image_id"])
+        if annotation["category_id"] not in own_id:
+            problems["annotations of a category that is not listed"].append(name)
+        elif image is None:
+            notes["annotations of images that are not listed, left out"].append(name)
+        elif annotation.get("segmentation") is None and masks:
+            problems["annotations without a segmentation, which Mask R-CNN requires"].append(name)
+        else:
+            listed.append((annotation, image))
     followed: list[dict[str, Any]] = []
     extents: list[Extent | None] = []
     boxes = Boxes()
-    for annotation in annotations:
+    for (annotation, image), extent in zip(listed, _extents(listed), strict=True):
         name = f"id {annotation['id']}"
-        image = owners.get(annotation["image_id"])
-        segmentation = annotation.get("segmentation")
-        if annotation["category_id"] not in own_id:
-            problems["annotations of a category that is not listed"].append(name)
+        if isinstance(extent, str):
+            problems[extent].append(name)
             continue
-        if image is None:
-            notes["annotations of images that are not listed, left out"].append(name)
-            continue
-        if segmentation is None and masks:
-            problems["annotations without a segmentation, which Mask R-CNN requires"].append(name)
-            continue
-        if segmentation is not None and (reason := broken(segmentation, image["height"], image["width"])):
-            problems[reason].append(name)
-            continue
-        extent = Extent(annotation, image["height"], image["width"]) if segmentation else None
         followed.append(annotation)
         extents.append(extent)
         boxes.names.append(name)
@@ -374,8 +390,9 @@ def _corrected(
         area = annotation.get("area")
         boxes.areas.append(math.nan if area is None else area)
     if masks and followed and not any(annotation["segmentation"] for annotation in followed):
-        reason = "annotations with an empty segmentation, all of the file (a Faster R-CNN needs boxes only)"
-        problems[reason] = boxes.names
+        problems["annotations with an empty segmentation, all of the file (a Faster R-CNN needs boxes only)"] = (
+            boxes.names
+        )
     # 2. Compare the boxes with the masks and the images.
     if problems:
         return
@@ -397,6 +414,15 @@ def _corrected(
             notes[reason].append(name)
             continue
         yield _clean(name, annotation, extent, image, own_id, notes, wrong=wrong, masks=masks)
+
+
+def _extents(listed: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> Iterator[Extent | str | None]:
+    """Yield what ``examine`` finds of the mask of each annotation with its image; None where there is none."""
+    for part in chunks(listed, AT_ONCE):
+        masked = [(a["segmentation"], image) for a, image in part if a.get("segmentation") is not None]
+        sizes = [(image["height"], image["width"]) for _, image in masked]
+        found = iter(examine([segmentation for segmentation, _ in masked], sizes))
+        yield from (None if annotation.get("segmentation") is None else next(found) for annotation, _ in part)
 
 
 def _repeated(annotations: Iterable[dict[str, Any]]) -> list[str]:
@@ -489,14 +515,17 @@ def _clean(
     return clean
 
 
-def _check_images(data: Coco, check: Check, problems: Found) -> None:
+def _check_images(data: Coco, check: Check) -> None:
     """Check that all image files exist, have the annotated size and, with ``check`` "decode", can be decoded.
 
     Args:
         data: set, to whose notes defects are added that can be handled.
         check: "header" or "decode".
-        problems: reason -> examples, to which the other defects are added.
+
+    Raises:
+        DataError: other defects.
     """
+    problems: Found = defaultdict(list)
     images, files, notes = data.images, data.files, data.notes
     step = max(1, -(-len(images) // LOOKED_AT))  # of the images that are decoded in any case
 
@@ -557,6 +586,7 @@ def _check_images(data: Coco, check: Check, problems: Found) -> None:
         hint = f"; {other} is there: is this the right folder?" if other else ""
         problems["images that are missing"] = missing
         problems[f"(searched in {files.path}{hint})"] = []
+    _refuse(data.path, problems)
 
 
 def _exposure_notes(image: Image.Image) -> list[str]:
