@@ -69,6 +69,7 @@ def run_eval(
     from tasks.detection.evaluate import evaluate_weights
     from tasks.detection.views import parse_views
     from tasks.devices import process_state
+    from tasks.engine.ranks import from_main
     from tasks.progress import print_line
     from tasks.splits import describe_set
 
@@ -76,7 +77,8 @@ def run_eval(
         raise UserError("a detector's evaluation needs --images FOLDER or --images FILE.zip, which has the images")
     choice = Choice(nms=options.nms, views=parse_views(options.tta))
     model = load_model(entry)
-    coco = load_coco(data, options.images, masks=model.has_masks, check="header")
+    images = options.images
+    coco = from_main(process_state(), lambda: load_coco(data, images, masks=model.has_masks, check="header"))
     if process_state().is_main_process:
         for line in [*describe_set(len(coco), "images", classes=len(coco.names)), *coco.report()]:
             print_line(line)

@@ -21,7 +21,9 @@ from tasks.detection.data import TrainSet, aspect_groups, describe_objects, load
 from tasks.detection.detector import Detector, Target, create_detector
 from tasks.detection.evaluate import all_metrics, beyond_limit, coco_metrics, detect, kinds_of, readable_part
 from tasks.detection.predict import draw_results
+from tasks.devices import process_state
 from tasks.engine import BaseTask, EpochBatches, Fingerprint, SetPrint
+from tasks.engine.ranks import from_main
 from tasks.outputs import try_to_draw
 from tasks.progress import print_line
 from tasks.reading import report_new
@@ -72,7 +74,9 @@ class Detection(BaseTask):
         self.entry = None if name is None else zoo.get_weights(name, model=config.model.name)
         self.config = with_sizes(config, self.entry)
         self.masks = config.has_masks
-        self.train_data, self.val_data = load_sets(config.data, masks=self.masks, report=report)
+        self.train_data, self.val_data = from_main(
+            process_state(), lambda: load_sets(config.data, masks=self.masks, report=report)
+        )
         if report and (note := beyond_limit(self.val_data)) is not None:
             print_line(note)
         self.unread: dict[str, str] = {}  # evaluation images that could not be read so far, with reasons

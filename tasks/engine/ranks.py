@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -14,9 +16,12 @@ from torch import Tensor, nn
 
 from tasks.engine.fingerprint import Fingerprint
 from tasks.errors import TrainingError, UserError
+from tasks.shards import Ranks
 
 Result = TypeVar("Result")
-_STORE_SECONDS = 3.0  # time to reach torchrun
+_BEGIN_SECONDS, _REPORT_SECONDS = 60.0, 3.0  # time to reach torchrun, at the begin of a run and at its end
+_LOOK_EVERY = 0.1  # seconds between looks for whether the main process is ready
+_waits = itertools.count()  # numbers of the waits for the main process, the same on all processes
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result | None:
@@ -28,17 +33,71 @@ def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result 
         UserError: the error of the main process.
         OSError: likewise.
     """
-    result, failure = None, None
-    if accelerator.is_main_process:
-        try:
-            result = function()
-        except (UserError, OSError) as error:
-            failure = error
+    result, failure = _called_on_main(accelerator, function)
     if accelerator.num_processes > 1:
         failure = broadcast_object_list([failure])[0]
     if failure is not None:
         raise failure
     return result
+
+
+def from_main(ranks: Ranks, function: Callable[[], Result]) -> Result:
+    """Call a function on the main process, and return its result on every process.
+
+    What the function reads is so read once, and need not be on a disk that the other machines see. It may take hours:
+    the others wait outside of collective operations, which would end the run after ``train.timeout_minutes``.
+
+    Args:
+        ranks: processes of the run.
+        function: function whose result can be pickled.
+
+    Raises:
+        UserError: the error of the main process, on every process.
+        OSError: likewise.
+        TrainingError: another process has ended.
+    """
+    result, failure = _called_on_main(ranks, function)
+    if ranks.num_processes > 1:
+        try:
+            _wait_for_main(ranks)
+            result, failure = broadcast_object_list([result, failure])
+        except RuntimeError as error:
+            if not lost_peer(error):
+                raise
+            raise TrainingError("while data were read another process of the run ended") from None
+    if failure is not None:
+        raise failure
+    return cast(Result, result)
+
+
+def _called_on_main(ranks: Ranks, function: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    """Return the function's result, or the error of the user that it raises, on the main process."""
+    if not ranks.is_main_process:
+        return None, None
+    try:
+        return function(), None
+    except (UserError, OSError) as error:
+        return None, error
+
+
+def _wait_for_main(ranks: Ranks) -> None:
+    """Wait until the main process has come here, outside of collective operations: torchrun ends those that wait."""
+    store, key = _store(_BEGIN_SECONDS), _key(f"read/{next(_waits)}")
+    if ranks.is_main_process:
+        store.set(key, "")
+    while not store.check([key]):  # not its own wait, during which Python handles no signals
+        time.sleep(_LOOK_EVERY)
+
+
+def _store(seconds: float) -> torch.distributed.TCPStore:
+    """Return what stores values for all processes of a run, which torchrun has in a process of its own."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return torch.distributed.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=seconds))
+
+
+def _key(name: str) -> str:
+    """Return the key of a value in the store; torchrun may start the processes again."""
+    return f"rescalenet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{name}"
 
 
 def wait_for_all(accelerator: Accelerator) -> None:
@@ -112,13 +171,10 @@ def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
 def first_to_fail() -> bool:
     """Return whether this process is the first of those that torchrun launched to report why it ends.
 
-    The others fail because of it, and would report only that. The answer is stored where the processes find each other,
-    which torchrun has in a process of its own. Where it cannot be reached each process reports.
+    The others fail because of it, and would report only that. Where the store cannot be reached each process reports.
     """
     try:
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = torch.distributed.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_STORE_SECONDS))
-        return store.add(f"rescalenet/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+        return _store(_REPORT_SECONDS).add(_key("failed"), 1) == 1
     except (KeyError, ValueError, RuntimeError):
         return True
 

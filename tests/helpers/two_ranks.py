@@ -3,13 +3,14 @@
 import json
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 
 import zoo
 from tasks.devices import make_accelerator
 from tasks.engine.fingerprint import Fingerprint, SetPrint
-from tasks.engine.ranks import on_main, require_same_data, share_buffers, share_state, wait_for_all
+from tasks.engine.ranks import from_main, on_main, require_same_data, share_buffers, share_state, wait_for_all
 from tasks.errors import TrainingError
 from tasks.progress import print_line
 
@@ -28,6 +29,12 @@ def main():
         on_main(accelerator, refuse)
     except TrainingError as error:
         found["refused"] = str(error)
+    # what the main process reads for all, and its error
+    found["read"] = from_main(accelerator, lambda: {"by": rank, "bytes": b"0" * 2**20})["by"]
+    try:
+        from_main(PartialState(), refuse)
+    except TrainingError as error:
+        found["unread"] = str(error)
     # the state, which only the main process has
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))

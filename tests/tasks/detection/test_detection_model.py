@@ -1,11 +1,15 @@
 """Training of detectors."""
 
 import json
+import subprocess
+import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import zoo
 from tasks.detection.detector import create_detector
@@ -16,7 +20,7 @@ from tasks.errors import ConfigError
 from tasks.plots import read_log
 from tasks.spec import check, make_task, resolve
 from tests.helpers.coco import Builder
-from tests.helpers.commands import on_two_processes
+from tests.helpers.commands import environment, on_two_processes
 from tests.helpers.detection import config, real
 from tests.helpers.paths import shared
 
@@ -87,6 +91,53 @@ def test_two_processes_train(sample_config, tmp_path):
     for report in evaluate_weights(model, zoo.get_weights(path), real("sample")).values():
         for key, value in report.metrics().items():
             assert measured[key] == pytest.approx(value, abs=1e-12), key
+
+
+def launched(run, content, **variables):
+    """Train on two processes in a folder; the end of ``counted_reads`` and the files that each process opened."""
+    run.mkdir()
+    path = run / "c.yaml"
+    path.write_text(yaml.safe_dump({**content, "output": str(run / "out")}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.helpers.counted_reads", "train", str(path)]
+    variables = {**environment(), "COUNTS": str(run), **variables}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    counts = {name: run / f"{name}.json" for name in ("main", "other")}
+    return done, {name: json.loads(path.read_text()) for name, path in counts.items() if path.exists()}
+
+
+@pytest.mark.slow
+def test_two_processes_read_the_set_once(builder, tmp_path):
+    """The main process does, longer than the time-out of the group; the weights are those of two that read each."""
+    builder.load()
+    file, images = builder.root / "instances.json", builder.root / "images"
+    changes = {"data__split": "share", "data__val_share": 0.34, "train__epochs": 1, "train__timeout_minutes": 0.1}
+    content = config(tmp_path, images, file, **changes)
+    for key in ("val_annotations", "val_images"):
+        del content["data"][key]
+    weights = []
+    for name, variables in (("once", {"SECONDS": "12"}), ("each", {"EACH": "1"})):
+        done, opened = launched(tmp_path / name, content, **variables)
+        assert done.returncode == 0, done.stderr
+        pictures = [str(images / image["file_name"]) for image in builder.content["images"]]
+        expected = {str(file): 1} | dict.fromkeys(pictures, 1)
+        for rank, paths in opened.items():
+            found = Counter(path for path in paths if path.startswith(str(builder.root)))
+            assert found == (expected if rank == "main" or name == "each" else {})
+        weights.append(load_file(tmp_path / name / "out/checkpoints/last.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+@pytest.mark.slow
+def test_a_set_that_is_refused_ends_two_processes_with_one_line(builder, tmp_path):
+    builder.content["annotations"][0]["bbox"] = [1, 2]
+    (builder.root / "instances.json").write_text(json.dumps(builder.content))
+    done, _ = launched(tmp_path / "run", config(tmp_path, builder.root / "images", builder.root / "instances.json"))
+    assert done.returncode != 0
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "1 annotations whose bbox is not four finite numbers: id 1" in line
+    assert "[rank" not in done.stderr
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp64"])

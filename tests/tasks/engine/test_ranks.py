@@ -28,6 +28,8 @@ def test_decisions_states_and_statistics_are_the_main_process_s():
     main, other = json.loads(done.stdout)
     assert (main["decided"], other["decided"]) == ("by 0", None)
     assert main["refused"] == other["refused"] == "refused by 0"
+    assert (main["read"], other["read"]) == (0, 0)
+    assert main["unread"] == other["unread"] == "refused by 0"
     for found in (main, other):
         assert found["state"]
         assert found["types"]
