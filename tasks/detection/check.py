@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tasks.check import SHOWN, Report
+from tasks.check import SHOWN, Report, stops_at_start
 from tasks.detection.coco import Coco, load_coco
 from tasks.detection.config import DataSection, DetectionConfig
 from tasks.detection.data import TrainSet, load_sets, make_target
@@ -96,8 +96,7 @@ def check_data(
             masks = data.has_masks
             train, val = load_sets(section, masks=masks, report=False)
             sets = {"train": train, "val": val}
-            section = with_sizes(data, None).data
-            report.stops += _stops(data, section)
+            section = _begin(data, train, val, report)
     except DataError as error:
         report.stops.append(str(error))
     # 2. Read the images, and describe the sets.
@@ -117,17 +116,15 @@ def check_data(
     return report.show()
 
 
-def _stops(config: DetectionConfig, section: DataSection) -> list[str]:
-    """Return what keeps the training of a config from starting, besides its annotations."""
-    stops = []
+def _begin(config: DetectionConfig, train: Coco, val: Coco, report: Report) -> DataSection:
+    """Return the ``data`` section of a run with the sizes that it has; what keeps it from starting is reported."""
     try:
-        changed = config.model_copy(update={"data": section.model_copy(update={"check": "header"})})
-        task = Detection(changed, report=False)
-        task.batches(config.train.batch_size, config.train.seed)
-        task.build_model()
+        task = Detection(config, sets=(train, val))
     except (UserError, ZooError) as error:
-        stops.append(str(error))
-    return stops
+        report.stops.append(str(error))
+        return with_sizes(config, None).data
+    report.stops += stops_at_start(task)
+    return task.config.data
 
 
 def look_at_all(name: str, data: Coco, limit: int | None) -> CheckedSet:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import zoo
 from tasks.detection.build import IMAGENET
 from tasks.detection.class_rows import follow_names
-from tasks.detection.coco import repeat_factors
+from tasks.detection.coco import Coco, repeat_factors
 from tasks.detection.config import DetectionConfig
 from tasks.detection.data import TrainSet, aspect_groups, describe_objects, load_sets, train_sizes
 from tasks.detection.detector import Detector, Target, create_detector
@@ -60,7 +60,7 @@ class Detection(BaseTask):
 
     Args:
         config: config of the run.
-        report: whether what was corrected in the data is printed.
+        sets: training and evaluation set of the config; None: they are loaded, and what was corrected is printed.
 
     Raises:
         DataError: see ``load_sets``.
@@ -69,17 +69,20 @@ class Detection(BaseTask):
 
     unit = "images"
 
-    def __init__(self, config: DetectionConfig, *, report: bool = True) -> None:
+    def __init__(self, config: DetectionConfig, *, sets: tuple[Coco, Coco] | None = None) -> None:
         name = config.model.weights
         self.entry = None if name is None else zoo.get_weights(name, model=config.model.name)
         self.config = with_sizes(config, self.entry)
         self.masks = config.has_masks
-        self.train_data, self.val_data = from_main(
-            process_state(), lambda: load_sets(config.data, masks=self.masks, report=report)
-        )
-        if report and (note := beyond_limit(self.val_data)) is not None:
-            print_line(note)
+        self.train_data, self.val_data = sets or self._load()
         self.unread: dict[str, str] = {}  # evaluation images that could not be read so far, with reasons
+
+    def _load(self) -> tuple[Coco, Coco]:
+        """Load the sets in the main process, for all."""
+        train, val = from_main(process_state(), lambda: load_sets(self.config.data, masks=self.masks))
+        if (note := beyond_limit(val)) is not None:
+            print_line(note)
+        return train, val
 
     def build_model(self) -> Detector:
         section, data = self.config.model, self.config.data

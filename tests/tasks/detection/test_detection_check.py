@@ -7,11 +7,13 @@ import pytest
 import yaml
 from PIL import Image
 
+import zoo
 from tasks.cli import main
+from tasks.detection import coco
 from tasks.detection.layouts import find_sets, is_coco
 from tasks.errors import DataError
 from tests.helpers.coco import encoded
-from tests.helpers.detection import config
+from tests.helpers.detection import config, small
 
 
 @pytest.fixture
@@ -79,6 +81,28 @@ def test_a_config(builder, run, tmp_path):
     code, out = run(tmp_path / "c.yaml", "train.batch_size=8")
     assert code == 1
     assert "stops training: the training set has 3 samples, fewer than one batch of 8" in out
+
+
+def test_a_config_is_read_once_and_has_the_sizes_of_its_weights(builder, run, tmp_path, monkeypatch):
+    builder.load()
+    (builder.root / "val.json").write_bytes((builder.root / "instances.json").read_bytes())
+    model = small(num_classes=2, min_size=32, max_size=48)
+    zoo.save_weights(model, tmp_path / "w.safetensors", transform=model.input, classes=("red", "blue"))
+    content = config(tmp_path / "run", builder.root / "images", builder.root / "instances.json")
+    for key in ("min_size", "max_size", "augment"):
+        del content["data"][key]
+    content["data"]["val_annotations"] = "val.json"
+    content["data"]["train_annotations"] = "instances.json"
+    content["data"]["root"] = str(builder.root)
+    content["model"] = {"name": "mask_rcnn_rescalenet18_fpn", "weights": str(tmp_path / "w.safetensors")}
+    builder.annotate(1, 3, (30, 30, 4, 4))
+    builder.load()
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    read, files = coco._read_json, []
+    monkeypatch.setattr(coco, "_read_json", lambda path: files.append(path.name) or read(path))
+    code, out = run(tmp_path / "c.yaml")
+    assert (code, files) == (0, ["instances.json", "val.json"])
+    assert "train: objects of less than 4 pixels at the input of the net (short side 32, long side at most 48)" in out
 
 
 def test_an_image_in_both_sets_and_a_folder_of_roboflow(builder, run):
