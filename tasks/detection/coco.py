@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ __all__ = [
     "clipped_box",
     "decode_mask",
     "load_coco",
+    "read_object",
     "repeat_factors",
     "rle_counts",
 ]
@@ -74,6 +75,7 @@ class Coco:
         names: names of the categories, in the same order.
         files: image files.
         notes: defects that were handled: reason -> affected images or annotations.
+        texts: ids that the file writes as text and that are numbers here, by their key in results.
     """
 
     path: Path
@@ -82,6 +84,7 @@ class Coco:
     names: tuple[str, ...]
     files: ImageFiles
     notes: Found
+    texts: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -106,6 +109,10 @@ class Coco:
     def has_masks(self) -> bool:
         """Whether any annotation has a mask."""
         return any("segmentation" in annotation for image in self.images for annotation in image.annotations)
+
+    def as_written(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a detection in COCO's results format with the ids as the file writes them, for other programs."""
+        return {**result, **{key: str(result[key]) for key, ids in self.texts.items() if result[key] in ids}}
 
     def counts(self) -> dict[str, int]:
         """Return the number of annotations of each category by its name, without crowds."""
@@ -225,7 +232,7 @@ def _read_set(annotations: Path, images: Path, masks: bool | None) -> Coco:
     notes: Found = defaultdict(list)
 
     # 1. Check the form of the file.
-    content = _read_json(annotations)
+    content = read_object(annotations)
     entries = _checked(annotations, content, problems)
     _refuse(annotations, problems)
     federated = [image for image in content["images"] if _FEDERATED & image.keys()]
@@ -234,6 +241,12 @@ def _read_set(annotations: Path, images: Path, masks: bool | None) -> Coco:
             "images with LVIS's lists of categories that were looked for, which COCO's metrics do not read (objects of "
             "other categories count as wrong)"
         ] = [str(image.get("file_name", f"id {image['id']}")) for image in federated]
+    texts = {
+        key: frozenset(
+            entry["id"] for entry, raw in zip(entries[name], content[name], strict=True) if _is_text(raw, entry)
+        )
+        for key, name in (("image_id", "images"), ("category_id", "categories"))
+    }
     del content
 
     if masks is None:
@@ -251,11 +264,20 @@ def _read_set(annotations: Path, images: Path, masks: bool | None) -> Coco:
     _refuse(annotations, problems)
     ids = sorted(names)
     records = Records.of([(i["id"], i["file_name"], i["width"], i["height"], kept[i["id"]]) for i in owners.values()])
-    return Coco(annotations, records, tuple(ids), tuple(names[id] for id in ids), ImageFiles(images), notes)
+    return Coco(annotations, records, tuple(ids), tuple(names[id] for id in ids), ImageFiles(images), notes, texts)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file whose top level is an object, in UTF-8, UTF-16 or UTF-32, or compressed."""
+def _is_text(raw: dict[str, Any], entry: dict[str, Any]) -> bool:
+    """Return whether the id of an entry is a number that the file writes as text."""
+    return isinstance(raw["id"], str) and isinstance(entry["id"], int)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file whose top level is an object, in UTF-8, UTF-16 or UTF-32, or compressed.
+
+    Raises:
+        DataError: a file that is missing or is none.
+    """
     try:
         content = path.read_bytes()
         if content.startswith(b"\x1f\x8b"):

@@ -114,14 +114,19 @@ _File = Annotated[str, Field(strict=True, max_length=LONGEST), AfterValidator(_i
 _Side = Annotated[int, BeforeValidator(_whole), Field(strict=True, gt=0, le=_MOST_PIXELS)]
 
 
-class _Image(TypedDict):
+class _Named(TypedDict):
     id: PlainId
     file_name: _File
+
+
+class _Image(_Named):
     width: _Side
     height: _Side
 
 
-class _Category(TypedDict):
+class Category(TypedDict):
+    """A category; its id is a whole number, also where the file has text."""
+
     id: Annotated[Any, AfterValidator(_plain_number)]
     name: _Name
     supercategory: NotRequired[Any]
@@ -138,9 +143,10 @@ class _Annotation(TypedDict):
     segmentation: NotRequired[Any]
 
 
+NamedImage = Annotated[_Named, BeforeValidator(_with_file_name)]  # of a file whose pictures have their own sizes
 _SCHEMA: dict[str, TypeAdapter[Any]] = {
     "images": TypeAdapter(list[Annotated[_Image, BeforeValidator(_with_file_name)]]),
-    "categories": TypeAdapter(list[_Category]),
+    "categories": TypeAdapter(list[Category]),
     "annotations": TypeAdapter(list[_Annotation]),
 }
 KEYS = tuple(_SCHEMA)

@@ -41,9 +41,14 @@ _AREAS = ("all", "small", "medium", "large")  # of objects, as pycocotools numbe
 
 
 def metric_names(limit: int = LIMIT) -> tuple[str, ...]:
-    """Return the names of COCO's 12 metrics in the order of pycocotools; the limit is part of the recall's name."""
+    """Return the names of COCO's 12 metrics in the order of pycocotools; limits are part of the recalls' names."""
     return ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
-            "ar1", "ar10", f"ar{limit}", "ar_small", "ar_medium", "ar_large")  # fmt: skip
+            *(f"ar{most}" for most in _limits(limit)), "ar_small", "ar_medium", "ar_large")  # fmt: skip
+
+
+def _limits(limit: int) -> list[int]:
+    """Return the numbers of an image's detections that are counted for the recalls, COCO's maxDets."""
+    return [1, min(10, limit), limit]
 
 
 @dataclass
@@ -76,7 +81,7 @@ class CocoReport:
             tail = name[2:].lstrip("_")
             overlap = {"50": "0.50", "75": "0.75"}.get(tail, "0.50:0.95") if name.startswith("ap") else "0.50:0.95"
             area = tail if tail in ("small", "medium", "large") else "all"
-            limit = int(tail) if tail in ("1", "10") else self.limit
+            limit = int(tail) if name.startswith("ar") and tail.isdecimal() else self.limit
             lines.append(f" {title} @[ IoU={overlap:<9} | area={area:>6} | maxDets={limit:>3} ] = {value:0.3f}")
         return "\n".join(lines)
 
@@ -228,7 +233,7 @@ def coco_metrics(
             detections = _indexed(coco_class, {**truth.dataset, "annotations": _as_annotations(results, kind)})
             evaluation = eval_class(truth, detections, kind)
             evaluation.params.imgIds = [image["id"] for image in content["images"]]
-            evaluation.params.maxDets = [1, min(10, limit), limit]
+            evaluation.params.maxDets = _limits(limit)
             evaluation.evaluate()
             evaluation.accumulate()
         # summarize() knows a limit of 100 only. The means here are those that it computes.
@@ -370,8 +375,9 @@ def evaluate_weights(
     # 3. Compute the metrics, and write the files on one rank.
     reports = coco_metrics(data, results, kinds_of(masks=model.has_masks), fast=fast, limit=limit)
     if out is not None and accelerator.is_main_process:
+        written = [data.as_written(result) for result in results]
         for kind in reports:
-            write_json(results_of(results, kind), out / f"results_{kind}.json")
+            write_json(results_of(written, kind), out / f"results_{kind}.json")
         per_category = {kind: report.per_category for kind, report in reports.items()}
         write_json(
             {

@@ -6,6 +6,7 @@ The format is a list of objects with ``image_id``, ``category_id``, ``score``, a
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from pycocotools import mask as rle
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from tasks.detection.coco import Coco, rle_counts
-from tasks.detection.coco_schema import PlainId
+from tasks.detection.coco import Coco, read_object, rle_counts
+from tasks.detection.coco_schema import Category, NamedImage, PlainId
 from tasks.detection.evaluate import CocoResult, Kind, results_of
+from tasks.detection.image_files import parts_of
 from tasks.errors import DataError
 from tasks.outputs import Entries
 from tasks.printing import listed
@@ -33,18 +35,7 @@ LARGEST_FILE = 2**31  # bytes of a file of results, or of a COCO file
 FILES: dict[Kind, str] = {"bbox": "results_bbox.json", "segm": "results_segm.json"}
 
 Id: TypeAlias = int | float | str
-_Id = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True, max_length=1000)]
 _Finite = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e9, le=1e9)]
-
-
-class _Image(TypedDict):
-    id: _Id
-    file_name: Annotated[str, Field(strict=True, min_length=1)]
-
-
-class _Category(TypedDict):
-    id: _Id
-    name: Annotated[str, Field(strict=True)]
 
 
 class _Rle(TypedDict):
@@ -62,11 +53,13 @@ class _Result(TypedDict):
     segmentation: NotRequired[_Rle]
 
 
-_IMAGES, _CATEGORIES, _RESULTS = (TypeAdapter(list[kind]) for kind in (_Image, _Category, _Result))  # type: ignore[valid-type]
+_IMAGES, _CATEGORIES, _RESULTS = (TypeAdapter(list[kind]) for kind in (NamedImage, Category, _Result))  # type: ignore[valid-type]
 
 
 class ImageIds:
-    """The ids of the images and categories of a COCO file, with or without annotations.
+    """The ids of the images and categories of a COCO file, with or without annotations, as the file writes them.
+
+    They are checked as the loader does, which makes numbers of ids that are text; other programs compare both.
 
     Args:
         path: path of the file.
@@ -76,21 +69,23 @@ class ImageIds:
     """
 
     def __init__(self, path: Path) -> None:
-        content = _json(path)
-        if not isinstance(content, dict):
-            raise DataError(f"{path}: must be a COCO file, an object with 'images' and 'categories'")
+        content = read_object(path)
         self.path = path
         self._images: dict[str, list[Id]] = defaultdict(list)
-        for image in _checked(path, "images", content.get("images"), _IMAGES):
-            self._images[image["file_name"].removeprefix("./")].append(image["id"])
+        images = _checked(path, "images", content.get("images"), _IMAGES)
+        for image, written in zip(images, content["images"], strict=True):
+            self._images[_key(image["file_name"])].append(written["id"])
         named = _checked(path, "categories", content.get("categories"), _CATEGORIES)
-        self.categories: dict[str, Id] = {category["name"]: category["id"] for category in named}
+        pairs = zip(named, content["categories"], strict=True)
+        self.categories: dict[str, Id] = {}
+        for category, written in sorted(pairs, key=lambda pair: pair[0]["id"]):
+            self.categories.setdefault(category["name"], written["id"])  # the class of several of a name, as loaded
 
     def of(self, file: Path) -> Id | None:
         """Return the id of a picture: of the image whose name is the end of the picture's path, the longest first."""
         parts = file.absolute().parts
         for count in range(len(parts), 0, -1):
-            found = self._images.get("/".join(parts[-count:]), [])
+            found = self._images.get(_key("/".join(parts[-count:])), [])
             if len(found) == 1:
                 return found[0]
         return None
@@ -225,6 +220,11 @@ def choose_results(path: Path, results: list[CocoResult], data: Coco) -> tuple[l
     if not kinds:
         raise DataError(f"{path}: results have neither 'bbox' nor 'segmentation'")
     return kept, tuple(kinds)
+
+
+def _key(name: str) -> str:
+    """Return the name of an image as those of other systems and other Unicode forms are compared."""
+    return unicodedata.normalize("NFC", "/".join(parts_of(name)))
 
 
 def _json(path: Path) -> Any:

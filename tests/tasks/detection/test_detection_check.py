@@ -98,8 +98,8 @@ def test_a_config_is_read_once_and_has_the_sizes_of_its_weights(builder, run, tm
     builder.annotate(1, 3, (30, 30, 4, 4))
     builder.load()
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    read, files = coco._read_json, []
-    monkeypatch.setattr(coco, "_read_json", lambda path: files.append(path.name) or read(path))
+    read, files = coco.read_object, []
+    monkeypatch.setattr(coco, "read_object", lambda path: files.append(path.name) or read(path))
     code, out = run(tmp_path / "c.yaml")
     assert (code, files) == (0, ["instances.json", "val.json"])
     assert "train: objects of less than 4 pixels at the input of the net (short side 32, long side at most 48)" in out

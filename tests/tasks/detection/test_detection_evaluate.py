@@ -11,8 +11,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import zoo
+from tasks.detection.coco import load_coco
 from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import categories_of, coco_metrics, detect, evaluate_weights, results_of, to_results
+from tasks.detection.results import read_results
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tests.helpers.commands import on_two_processes
@@ -76,6 +78,69 @@ def test_figures_are_pycocotools(fast, tmp_path, capsys):
         assert np.mean(values) == pytest.approx(expected[0], abs=1e-6)
 
 
+def scattered(ids, seed=0):
+    """A set of rectangles of all sizes, crowds and 130 objects in an image, with detections: ``ids`` makes the ids."""
+    random = np.random.RandomState(seed)
+    content = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"c{i}"} for i in (90, 3, 17)]}
+    results = []
+    for image, count in enumerate((0, 130, 12, 30), 1):
+        content["images"].append({"id": ids(image), "file_name": f"{image}.png", "width": 640, "height": 480})
+        for _ in range(count):
+            w, h = random.choice([6, 20, 31, 32, 33, 95, 96, 97, 150], 2).tolist()
+            x, y = random.randint(0, 640 - w), random.randint(0, 480 - h)
+            number = len(content["annotations"])
+            entry = {"image_id": ids(image), "category_id": int(random.choice([90, 3, 17])), "bbox": [x, y, w, h]}
+            crowd = int(random.rand() < 0.1)
+            content["annotations"].append(
+                {**entry, "id": ids(number), "area": w * h, "iscrowd": crowd, "segmentation": rectangle(x, y, w, h)}
+            )
+            for _ in range(random.choice([0, 1, 1, 2])):
+                x2, y2 = min(x + random.randint(0, 3), 640 - w), min(y + random.randint(0, 3), 480 - h)
+                score, mask = round(random.rand(), 2), rectangle(x2, y2, w, h)
+                results.append({**entry, "bbox": [x2, y2, w, h], "score": score, "segmentation": mask})
+    return content, results
+
+
+def rectangle(x, y, w, h):
+    """Its pixels as RLE."""
+    mask = np.zeros((480, 640), np.uint8, order="F")
+    mask[y : y + h, x : x + w] = 1
+    return {"size": [480, 640], "counts": rle.encode(mask)["counts"].decode()}
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    "ids", [lambda i: i, lambda i: i - 9, lambda i: f"a{i}", lambda i: str(i), lambda i: 2**50 + i]
+)
+def test_figures_of_odd_sets_are_pycocotools(ids, fast, tmp_path):
+    """On a copy of the set with ids from 1 in the same order; with every limit."""
+    for name, content in zip(("odd", "found"), scattered(ids), strict=True):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    data = load_coco(tmp_path / "odd.json", tmp_path, masks=True, check="none")
+    results, kinds = read_results(tmp_path / "found.json", data)
+    plain, found = scattered(lambda i: i)
+    for number, annotation in enumerate(plain["annotations"], 1):  # pycocotools takes the id 0 for "not found"
+        annotation["id"] = number
+    for limit in (7, 100, 150):
+        reports = coco_metrics(data, results, kinds, fast=fast, limit=limit)
+        for kind in KINDS:
+            truth = COCO()
+            truth.dataset = plain
+            truth.createIndex()
+            detections = truth.loadRes(results_of(found, kind))
+            evaluation = COCOeval(truth, detections, kind)
+            evaluation.params.maxDets = [1, min(10, limit), limit]
+            evaluation.evaluate()
+            evaluation.accumulate()
+            precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+            parts = [precision[..., 0, 2], precision[0, ..., 0, 2], precision[5, ..., 0, 2]]
+            parts += [precision[..., area, 2] for area in (1, 2, 3)]
+            parts += [recall[..., 0, number] for number in range(3)] + [recall[..., area, 2] for area in (1, 2, 3)]
+            expected = [part[part > -1].mean() for part in parts]
+            assert reports[kind].stats == pytest.approx(expected, abs=1e-6 if fast else 0)
+            assert 0.1 < expected[0] < 0.9
+
+
 def test_nothing_found():
     for fast in (False, True):
         reports = coco_metrics(real("sample"), [], KINDS, fast=fast)
@@ -128,6 +193,27 @@ def test_two_processes_evaluate_as_one(weights, tmp_path, capsys):
     assert said.count("maxDets=100 ]") == 2 * 10  # one process reports, boxes and masks
     for kind in KINDS:
         assert alone(data, tmp_path / "two" / f"results_{kind}.json", kind) == pytest.approx(one[kind].stats, abs=1e-12)
+
+
+def test_results_have_the_ids_of_the_file(weights, tmp_path):
+    """Other programs compare text with text; here it is a number."""
+    root = shared("data", "coco_permissive", "sample")
+    content = json.loads((root / "instances_val2017.json").read_text())
+    content["images"] = content["images"][:2]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    for entry in [*content["images"], *content["categories"]]:
+        entry["id"] = str(entry["id"])
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    data = load_coco(tmp_path / "c.json", root / "val2017", masks=True, check="none")
+    model = create_detector("mask_rcnn_rescalenet18_fpn", str(weights))
+    evaluate_weights(model, zoo.get_weights(str(weights)), data, out=tmp_path)
+    found = json.loads((tmp_path / "results_bbox.json").read_text())
+    assert len(found) > 100
+    assert {result["image_id"] for result in found} == {image["id"] for image in content["images"]}
+    assert {result["category_id"] for result in found} <= {category["id"] for category in content["categories"]}
+    assert isinstance(data.categories[0], int)
+    assert len(read_results(tmp_path / "results_bbox.json", data)[0]) == len(found)
 
 
 def test_categories_are_found_by_name(weights):

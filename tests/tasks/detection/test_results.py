@@ -1,6 +1,8 @@
 """COCO's results format: what is written is what eval writes, what is read is checked."""
 
+import gzip
 import json
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +149,7 @@ def test_the_limit_of_the_metrics_is_stated_and_can_be_raised(builder, tmp_path,
     assert figures[100]["box_ar100"] == pytest.approx(100 / 150)
     assert figures[5]["box_ar5"] == pytest.approx(5 / 150)
     assert figures[100]["box_ap"] < 0.7
+    assert "box_ar10" not in figures[5]  # no recall of ten detections where five are counted
 
 
 # -- writing ----------------------------------------------------------------------------------------
@@ -170,6 +173,23 @@ def test_ids_are_found_by_the_end_of_the_path(tmp_path):
         ids.require_some([Path("a.jpg")], ["dog"])
     with pytest.raises(DataError, match="images are not those of COCO's format"):
         ImageIds(written(tmp_path / "d.json", {"categories": []}))
+
+
+def test_ids_of_a_file_as_tools_write_them(tmp_path):
+    """Numbers as floats and text, LVIS's addresses, names of Windows and of a Mac; a class has its first id."""
+    images = [
+        {"id": 3.0, "coco_url": "http://images.cocodataset.org/val2017/a.jpg"},
+        {"id": "12", "file_name": ".\\sub\\b.jpg"},
+        {"id": 4, "file_name": unicodedata.normalize("NFD", "später.jpg")},
+    ]
+    categories = [{"id": 9, "name": "cat"}, {"id": "2", "name": "cat"}, {"id": 5, "name": "dog"}]
+    content = json.dumps({"images": images, "categories": categories}).encode("utf-16")
+    (tmp_path / "c.json").write_bytes(gzip.compress(content))
+    ids = ImageIds(tmp_path / "c.json")
+    assert ids.of(Path("/data/val2017/a.jpg")) == 3.0
+    assert ids.of(Path("/data/sub/b.jpg")) == "12"
+    assert ids.of(Path("/data") / unicodedata.normalize("NFC", "später.jpg")) == 4
+    assert ids.categories == {"cat": "2", "dog": 5}
 
 
 def test_predict_writes_the_results_of_eval(capsys, monkeypatch, weights, tmp_path):
