@@ -170,7 +170,7 @@ class Entries:
         self.count += 1
 
     def write(self, path: Path, content: Mapping[str, Any] | None = None, key: str = "") -> None:
-        """Write the file, completely or not at all: the list alone, or an object that has it.
+        """Write the file, completely or not at all: the list alone, or an object that has it. It takes no entries then.
 
         Args:
             path: JSON file to write.
@@ -188,7 +188,8 @@ class Entries:
                 shutil.copyfileobj(self._file, file)
                 file.write("\n]\n" if content is None else "\n]\n}\n")
 
-        atomic_write(path, write)
+        with self._file:
+            atomic_write(path, write)
 
 
 def require_outside(out: Path, source: Path) -> None:

@@ -1,14 +1,27 @@
 """The folder of results: proven before any work, names that meet neither an input nor earlier results."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks.errors import UserError
-from tasks.outputs import LONGEST, OutputFolder, check_target, file_stem, next_folder, try_to_draw, unique_stems
+from tasks.outputs import (
+    LONGEST,
+    Entries,
+    OutputFolder,
+    check_target,
+    file_stem,
+    next_folder,
+    try_to_draw,
+    unique_stems,
+)
+from zoo.files import write_json
 
 
 @pytest.mark.parametrize(
@@ -123,3 +136,27 @@ def test_two_commands_at_once_get_two_folders(tmp_path, monkeypatch):
     other.wait(timeout=60)
     assert next_folder(Path("p")) == Path("p")
     assert not list(tmp_path.iterdir())
+
+
+@given(st.lists(st.dictionaries(st.text(), st.floats(allow_nan=False) | st.text() | st.none(), max_size=3), max_size=5))
+def test_entries_are_those_of_a_list_that_is_written_at_once(tmp_path_factory, content):
+    """Alone or in an object, also none; nothing else is left in the folder."""
+    folder = tmp_path_factory.mktemp("entries")
+    for name, others in (("list", None), ("object", {"count": len(content), "failed": {}})):
+        entries = Entries(folder)
+        for entry in content:
+            entries.add(entry)
+        assert entries.count == len(content)
+        assert name not in {path.name for path in folder.iterdir()}
+        entries.write(folder / name, others, "images")
+        write_json(content if others is None else {**others, "images": content}, folder / "expected")
+        found, expected = (json.loads((folder / file).read_bytes()) for file in (name, "expected"))
+        assert found == expected
+    assert {path.name for path in folder.iterdir()} == {"list", "object", "expected"}
+
+
+def test_entries_with_a_name_that_is_no_text(tmp_path):
+    entries = Entries(tmp_path)
+    entries.add({"file": os.fsdecode(b"\xe9.png")})
+    entries.write(tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == [{"file": "\\xe9.png"}]
