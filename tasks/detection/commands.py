@@ -77,11 +77,13 @@ def run_eval(
         raise UserError("a detector's evaluation needs --images FOLDER or --images FILE.zip, which has the images")
     choice = Choice(nms=options.nms, views=parse_views(options.tta))
     model = load_model(entry)
+    # Read the set once, in the main process, for all.
     images = options.images
     coco = from_main(process_state(), lambda: load_coco(data, images, masks=model.has_masks, check="header"))
     if process_state().is_main_process:
         for line in [*describe_set(len(coco), "images", classes=len(coco.names)), *coco.report()]:
             print_line(line)
+    # Evaluate what can be read of it.
     failed: dict[str, str] = {}
     reports = evaluate_weights(
         model,
