@@ -180,6 +180,16 @@ def test_normalised_boxes(builder, masks):
         builder.load(masks=masks)
 
 
+def test_a_pixel_at_the_corner_is_no_normalised_box(builder):
+    builder.content["annotations"] = []
+    for box in ((0, 0, 1, 1), (30, 20, 1, 1)):
+        builder.annotate(1, 3, box, segmentation=None)
+    assert sum(builder.load(masks=False).counts().values()) == 2
+    builder.content["annotations"][1]["bbox"] = [0.5, 0.25, 0.5, 0.75]
+    with pytest.raises(DataError, match=r"2 annotations whose bbox is within 0..1 .*: id 1, id 2"):
+        builder.load(masks=False)
+
+
 @pytest.mark.parametrize("area", [True, False])
 def test_corners_without_masks(builder, area):
     for annotation in builder.content["annotations"]:
