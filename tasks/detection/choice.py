@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,6 +50,14 @@ class Choice:
         """
         lowest = tuple(thresholds[name] if only is None or name in only else LEFT_OUT for name in classes)
         return cls(thresholds=lowest, **others)  # type: ignore[arg-type]
+
+    def reporting(self, number: int, model: Detector) -> Choice:
+        """Return the choice by which a detector reports at least this number of objects of an image, if it finds them.
+
+        Where the metrics count more objects than a detector reports, they measure its limit.
+        """
+        own = self.detections or model.roi_heads.detections_per_img
+        return replace(self, detections=number) if number > own else self
 
     def shown(self, classes: Sequence[str]) -> float | dict[str, float] | None:
         """Return the thresholds as JSON has them: one number, or one for each class that is reported."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from tasks.config import FREE, PathOrEmpty, PathText, RunConfig, Strict, WeightsText
+from tasks.detection.commands import MOST
 from zoo.schemes.vision import SCHEMES
 
 
@@ -112,6 +113,12 @@ class DataSection(Strict):
     cache: Annotated[bool, FREE] = Field(False, description="keep decoded images in memory")
     eval_batch_size: Annotated[int, FREE] = Field(
         1, ge=1, description="images of a forward in evaluation, on each rank"
+    )
+    max_dets: int = Field(
+        100,
+        ge=1,
+        le=MOST,
+        description="detections of an image that the metrics count, and that the detector reports at least",
     )
     fast_eval: Annotated[bool, FREE] = Field(
         False, description="faster-coco-eval instead of pycocotools (same metrics)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -256,14 +255,20 @@ def _mean(values: np.ndarray) -> float:
     return float(defined.mean()) if defined.size else -1.0
 
 
-def beyond_limit(data: Coco, limit: int = LIMIT) -> str | None:
-    """Return a line about images with more objects than the metrics count; None if there are none."""
+def beyond_limit(data: Coco, limit: int = LIMIT, setting: str = "--max-dets") -> str | None:
+    """Return a line about images with more objects than the metrics count; None if there are none.
+
+    Args:
+        data: set with annotations.
+        limit: number of an image's detections that the metrics count.
+        setting: name of the setting of the limit, which the line gives as the remedy.
+    """
     counts = [sum(not a.get("iscrowd", 0) for a in image.annotations) for image in data.images]
     if not (over := [count for count in counts if count > limit]):
         return None
     return (
         f"{data.path}: {len(over)} of {len(data)} images have more than {limit} objects (up to {max(over)}), and "
-        f"COCO's metrics count {limit} detections of an image: AP and AR stay below 1; rescalenet eval has --max-dets"
+        f"COCO's metrics count {limit} detections of an image: AP and AR stay below 1; raise the limit with {setting}"
     )
 
 
@@ -351,11 +356,7 @@ def evaluate_weights(
             print_line(note)
     model.to(accelerator.device)
     unread: dict[int, str] = {}
-    chosen = choice or Choice()
-    most = max(limit, chosen.detections or model.roi_heads.detections_per_img)
-    with dataclasses.replace(chosen, detections=most if most > model.roi_heads.detections_per_img else None).applied(
-        model
-    ):
+    with (choice or Choice()).reporting(limit, model).applied(model):
         results = detect(
             model,
             data,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import zoo
 from tasks.detection.build import IMAGENET
+from tasks.detection.choice import Choice
 from tasks.detection.class_rows import follow_names
 from tasks.detection.coco import Coco, repeat_factors
 from tasks.detection.config import DetectionConfig
@@ -80,7 +81,7 @@ class Detection(BaseTask):
     def _load(self) -> tuple[Coco, Coco]:
         """Load the sets in the main process, for all."""
         train, val = from_main(process_state(), lambda: load_sets(self.config.data, masks=self.masks))
-        if (note := beyond_limit(val)) is not None:
+        if (note := beyond_limit(val, self.config.data.max_dets, "data.max_dets")) is not None:
             print_line(note)
         return train, val
 
@@ -155,21 +156,23 @@ class Detection(BaseTask):
         assert isinstance(model, Detector)
         data = self.config.data
         unread: dict[int, str] = {}
-        results = detect(
-            model,
-            self.val_data,
-            accelerator,
-            batch_size=data.eval_batch_size,
-            workers=self.config.train.workers,
-            dtype=dtype,
-            failed=unread,
-        )
+        with Choice().reporting(data.max_dets, model).applied(model):
+            results = detect(
+                model,
+                self.val_data,
+                accelerator,
+                batch_size=data.eval_batch_size,
+                workers=self.config.train.workers,
+                dtype=dtype,
+                failed=unread,
+            )
         readable, failed = readable_part(self.val_data, unread)
         report_new(failed, self.unread, len(self.val_data), "evaluation images")
         if accelerator.is_main_process:
             folder = Path(self.config.output) / "pictures"
             try_to_draw(lambda: draw_results(readable, results, folder), folder)
-        reports = coco_metrics(readable, results, kinds_of(masks=self.masks), fast=data.fast_eval)
+        kinds = kinds_of(masks=self.masks)
+        reports = coco_metrics(readable, results, kinds, fast=data.fast_eval, limit=data.max_dets)
         return {**all_metrics(reports), "images": len(readable), "failed": len(failed)}
 
     def save_weights(self, model: nn.Module, path: Path, meta: dict[str, Any]) -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pycocotools import mask as rle
 from safetensors.torch import load_file
 
 import zoo
 from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import evaluate_weights
+from tasks.detection.found import Found, Packed
 from tasks.devices import make_accelerator
 from tasks.engine import Trainer, training_loss
 from tasks.errors import ConfigError
@@ -21,7 +23,7 @@ from tasks.plots import read_log
 from tasks.spec import check, make_task, resolve
 from tests.helpers.coco import Builder
 from tests.helpers.commands import environment, on_two_processes
-from tests.helpers.detection import config, real
+from tests.helpers.detection import config, perfect, real
 from tests.helpers.paths import shared
 
 
@@ -243,6 +245,41 @@ def test_evaluation_images_that_cannot_be_read_are_counted(tmp_path, capsys, mon
     assert sum("b.jpg" in line for line in lines) == 1
     assert lines.count("1 of 3 evaluation images could not be read") == 1
     assert sum("pictures: cannot be drawn (no fonts)" in line for line in lines) == 2
+
+
+def test_the_limit_of_the_metrics_is_the_runs(tmp_path, capsys):
+    """A detector that finds all of 150 objects, and whose own limit is 100, reports as many as the metrics count."""
+    built = Builder(tmp_path)
+    built.content |= {"annotations": [], "images": built.content["images"][:1]}
+    for i in range(150):
+        built.annotate(1, 3, (i % 15 * 4, i // 15 * 4, 3, 3))
+    truth = perfect(built.load())
+    masks = [Packed.of(rle.decode(result["segmentation"]).astype(bool)) for result in truth]
+    boxes = torch.tensor([(x, y, x + w, y + h) for x, y, w, h in (result["bbox"] for result in truth)])
+
+    def metrics_at(limit):
+        data = {"data__max_dets": limit}
+        task = make_task(check(config(tmp_path, tmp_path / "images", tmp_path / "instances.json", **data), "test"))
+        model, label = task.build_model(), 1 + task.train_data.names.index("red")
+
+        def perfect_detections(images):
+            n = min(model.roi_heads.detections_per_img, len(boxes))
+            return [Found(boxes[:n], torch.full((n,), label), torch.ones(n), (40, 60), masks[:n])]
+
+        model.detect = perfect_detections
+        found = task.evaluate(model, make_accelerator(), torch.float32)
+        assert model.roi_heads.detections_per_img == 100
+        return found, capsys.readouterr().err
+
+    metrics, lines = metrics_at(100)
+    assert metrics["mask_ar100"] == pytest.approx(100 / 150)
+    assert "(up to 150), " in lines
+    assert "raise the limit with data.max_dets\n" in lines
+    metrics, lines = metrics_at(150)
+    assert metrics["mask_ar150"] == metrics["box_ap"] == metrics["mask_ap"] == pytest.approx(1)
+    assert "raise the limit" not in lines
+    with pytest.raises(ConfigError, match=r"data\.max_dets"):
+        metrics_at(0)
 
 
 def test_what_a_run_trains_on_is_told(tmp_path):
