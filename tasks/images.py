@@ -292,12 +292,17 @@ def _rgb(image: Image.Image, name: str) -> Image.Image:
         converted = ImageCms.applyTransform(image, ImageCms.buildTransform(*profiles, "LAB", "RGB"))
         assert converted is not None  # it is None for a change in place
         return converted
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        return on_background(image)
+    return image.convert("RGB")
+
+
+def on_background(image: Image.Image) -> Image.Image:
+    """Return an image that has transparent pixels in RGB, on white."""
     if image.mode in ("RGBa", "La"):  # premultiplied
         image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        colours = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), colours).convert("RGB")
-    return image.convert("RGB")
+    colours = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), colours).convert("RGB")
 
 
 def _from_16_bit(image: Image.Image, name: str) -> Image.Image:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tasks.errors import DataError
-from tasks.images import TooLarge, read_image
+from tasks.images import LARGEST, TooLarge, on_background, read_image
 from zoo.errors import one_line
 
 ENDINGS = (".svs", ".btf")  # of scans, beside those of pictures
@@ -55,10 +55,12 @@ class Scan:
         page = self._opened().pages[0]
         kinds = {"MINISBLACK": (1, 2), "MINISWHITE": (1, 2), "RGB": (3, 4), "YCBCR": (3,), "PALETTE": (1,)}
         name = getattr(page.photometric, "name", "")
-        if page.samplesperpixel not in kinds.get(name, ()) or page.dtype not in ("bool", "uint8", "uint16"):
+        bits = (8,) if name == "PALETTE" else (1, 8, 16)
+        unsigned = page.dtype in ("bool", "uint8", "uint16") and page.bitspersample in bits
+        if page.samplesperpixel not in kinds.get(name, ()) or not unsigned:
             raise DataError(
-                f"{path}: {page.samplesperpixel} channels of {page.dtype} ({name}); a scan must be grey, RGB or have a "
-                "palette, with 1, 8 or 16 bits"
+                f"{path}: {page.samplesperpixel} channels of {page.dtype} ({name}, {page.bitspersample} bits); a scan "
+                "must be grey or RGB with 1, 8 or 16 bits, or have a palette with 8"
             )
         self.size = (int(page.imagewidth), int(page.imagelength))
 
@@ -81,7 +83,7 @@ class Scan:
         Raises:
             DataError: a part of the file that cannot be decoded.
         """
-        return Image.fromarray(self._read(0, region))
+        return self._read(0, region)
 
     def overview(self, longest: int) -> Image.Image:
         """Return the whole picture in RGB, reduced to a longer side of at most ``longest`` pixels."""
@@ -97,7 +99,7 @@ class Scan:
             bottom = min(top + step, height)
             first, last = round(top * size[1] / height), round(bottom * size[1] / height)
             if last > first:
-                band = Image.fromarray(self._read(level, (0, top, width, bottom)))
+                band = self._read(level, (0, top, width, bottom))
                 shown.paste(band.resize((size[0], last - first), Image.Resampling.BOX), (0, first))
         return shown
 
@@ -106,8 +108,8 @@ class Scan:
             self._state = _open(self.path)
         return self._state
 
-    def _read(self, level: int, region: tuple[int, int, int, int]) -> np.ndarray:
-        """Return a region of a stored size, uint8 (h, w, 3)."""
+    def _read(self, level: int, region: tuple[int, int, int, int]) -> Image.Image:
+        """Return a region of a stored size in RGB."""
         left, upper, right, lower = region
         page = self._opened().pages[level]
         channels = page.samplesperpixel
@@ -131,7 +133,7 @@ class Scan:
                         place[..., plane] = of_piece[..., 0]
                     else:
                         place[:] = of_piece
-        return _colours(pixels, page)
+        return _rgb(pixels, page)
 
     def _piece(self, level: int, number: int) -> np.ndarray | None:
         """Return a decoded tile or strip (h, w, channels); the last ones are kept."""
@@ -166,25 +168,56 @@ def _open(path: Path) -> _Opened:
     try:
         file = tifffile.TiffFile(path)
         levels: list[Any] = [level.pages[0] for level in file.series[0].levels]
-        pages = sorted((page.aspage() for page in levels), key=lambda page: -page.imagewidth)
+        pages = [page.aspage() for page in levels]
+        for page in pages:
+            _check_layout(page)
+        pages.sort(key=lambda page: -page.imagewidth)
     except Exception as error:
         raise DataError(f"{path}: cannot be read as a TIFF ({one_line(str(error))}); remove or replace it") from None
     return _Opened(file, pages, OrderedDict())
 
 
-def _colours(pixels: np.ndarray, page: Any) -> np.ndarray:
-    """Return pixels (h, w, channels) of a page as uint8 (h, w, 3)."""
+def _check_layout(page: Any) -> None:
+    """Refuse sizes that are no numbers, tiles and strips that are too large to be decoded, and incomplete palettes.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    least = {"imagewidth": 1, "imagelength": 1, "samplesperpixel": 1, "tilewidth": 0, "tilelength": 0}
+    least["rowsperstrip"] = 1 if page.tilewidth == 0 else 0
+    for key, lowest in least.items():
+        value = getattr(page, key)
+        if not isinstance(value, int) or value < lowest:
+            raise ValueError(f"{key} {value!r}")
+    if page.is_tiled and not page.tilelength:
+        raise ValueError("tilelength 0")
+    rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    if min(rows, page.imagelength) * columns > LARGEST:
+        raise ValueError(f"tiles or strips of {columns} x {rows} pixels")
+    colours = getattr(page.colormap, "shape", None), getattr(page.colormap, "dtype", None)
+    if getattr(page.photometric, "name", "") == "PALETTE" and colours != ((3, 256), np.uint16):
+        raise ValueError("a palette that is not of 256 colours")
+
+
+def _rgb(pixels: np.ndarray, page: Any) -> Image.Image:
+    """Return pixels (h, w, channels) of a page in RGB, on white where they are transparent."""
     name = page.photometric.name
     if name == "PALETTE":
-        return (page.colormap[:, pixels[..., 0]] >> 8).astype(np.uint8).transpose(1, 2, 0)
+        return Image.fromarray((page.colormap[:, pixels[..., 0]] >> 8).astype(np.uint8).transpose(1, 2, 0))
     if pixels.dtype == bool:
         pixels = pixels.astype(np.uint8) * 255
     elif pixels.dtype == np.uint16:
         pixels = (pixels / np.float32(257)).round().astype(np.uint8)  # as of other pictures: 65535 is white
+    colours = 3 if pixels.shape[-1] >= 3 else 1
     if name == "MINISWHITE":
-        pixels = 255 - pixels
-    colours = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, -1)
-    return np.ascontiguousarray(colours)
+        pixels[..., :colours] = 255 - pixels[..., :colours]
+    extra = next(iter(page.extrasamples), 0)
+    if pixels.shape[-1] > colours and extra in (1, 2):  # premultiplied, and not
+        mode = {(1, 1): "La", (1, 2): "LA", (3, 1): "RGBa", (3, 2): "RGBA"}[colours, int(extra)]
+        return on_background(Image.frombytes(mode, pixels.shape[1::-1], pixels.tobytes()))
+    if colours == 1:
+        return Image.fromarray(np.ascontiguousarray(pixels[..., 0])).convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
 
 
 def open_by_region(path: Path) -> Image.Image | Scan:

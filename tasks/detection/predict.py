@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -308,6 +309,7 @@ def detect_each(
     model.to(best_device()).eval()
     limit = choice.detections or model.roi_heads.detections_per_img
     exposures = Exposures()
+    side = math.inf if tiles is None else tiles.side  # of the largest part of a picture that goes through the net
     shrunk, full = 0, 0  # pictures that were made much smaller, and that have as many objects as are reported
     # 2. Detect batch by batch; the objects are yielded before they are drawn.
     read = open_whole if tiles is None else open_by_region
@@ -320,7 +322,7 @@ def detect_each(
                 continue
             for opened, (instances, most) in zip(batch, found, strict=True):
                 detections = Detections(str(opened.path), *opened.content.size, instances)
-                shrunk += tiles is None and max(opened.content.size) > 2 * model.input.max_size
+                shrunk += min(side, max(opened.content.size)) > 2 * model.input.max_size
                 full += most >= limit
                 if isinstance(opened.content, Image.Image):  # a scan is never read as a whole
                     exposures.add(str(opened.path), opened.content)
@@ -337,8 +339,10 @@ def detect_each(
     for line in exposures.lines():
         print_line(line)
     if shrunk:
+        what = "pictures" if tiles is None else "pictures, tile by tile,"
         print_line(
-            f"{shrunk} pictures were shrunk to less than half to fit the net; give a tile size to see small objects"
+            f"{shrunk} {what} were shrunk to less than half to fit the net; give --tile {model.input.min_size} to see "
+            "small objects"
         )
     if full:
         where = "a tile" if tiles is not None else "a picture"

@@ -10,7 +10,7 @@ from tasks.errors import DataError
 from tasks.images import read_image
 from tasks.scans import Scan, open_by_region, open_whole
 
-KINDS = ["L", "RGB", "RGBA", "1", "P", "I;16"]
+KINDS = ["L", "LA", "RGB", "RGBA", "1", "P", "I;16"]
 REGIONS = [(0, 0, 1, 1), (0, 0, 333, 222), (100, 37, 300, 39), (332, 221, 333, 222), (64, 0, 128, 222)]
 
 
@@ -20,7 +20,10 @@ def some_picture(mode):
     image = Image.fromarray(values)
     if mode == "I;16":
         return Image.fromarray(values[..., 0].astype(np.uint16) * 257)
-    return image.convert(mode)
+    image = image.convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray(values[..., 2]))
+    return image
 
 
 def assert_equal_regions(scan, whole):
@@ -36,8 +39,20 @@ def test_strips_are_read_as_pillow_reads_them(mode, compression, tmp_path):
     pytest.importorskip("imagecodecs")
     picture = some_picture(mode)
     picture.save(tmp_path / "a.tif", compression=compression)
-    whole = read_image(tmp_path / "a.tif") if mode != "RGBA" else picture.convert("RGB")
-    assert_equal_regions(Scan(tmp_path / "a.tif"), whole)
+    assert_equal_regions(Scan(tmp_path / "a.tif"), read_image(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("kind", ["unspecified", "assocalpha", "unassalpha"])
+def test_transparent_pixels_are_white(kind, tmp_path):
+    """As of pictures that are read as a whole; a fourth channel that is no transparency is left out."""
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs")
+    pixels = np.random.default_rng(0).integers(0, 256, (222, 333, 4), dtype=np.uint8)
+    pixels[..., 3] = np.linspace(0, 255, 333).round()
+    if kind == "assocalpha":
+        pixels[..., :3] = pixels[..., :3] * (pixels[..., 3:] / 255)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extrasamples=[kind], tile=(64, 48))
+    assert_equal_regions(Scan(tmp_path / "a.tif"), read_image(tmp_path / "a.tif"))
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -97,6 +112,56 @@ def test_other_files_are_refused_in_a_line(tmp_path):
     (tmp_path / "cut.tif").write_bytes(content)
     with pytest.raises(DataError, match=r"cut\.tif: "):
         Scan(tmp_path / "cut.tif").crop((0, 0, 333, 222))
+
+
+LAYOUTS = {
+    "tiles": {"tile": (64, 64)},
+    "jpeg": {"tile": (64, 64), "compression": "jpeg"},
+    "strips": {"rowsperstrip": 16, "compression": "zlib"},
+    "palette": {"rowsperstrip": 16, "colormap": np.arange(768, dtype=np.uint16).reshape(3, 256)},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_damaged_fields_are_refused_in_a_line(layout, tmp_path, monkeypatch):
+    """Each field of the header with another value, type or count: the scan is read, or the file is named."""
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs")
+    monkeypatch.setattr("tasks.scans.FROM", 1)
+    pixels = np.asarray(some_picture("RGB"))
+    given = pixels[..., 0] if layout == "palette" else pixels
+    photometric = "palette" if layout == "palette" else "rgb"
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, given, photometric=photometric, **LAYOUTS[layout])
+    content, refused = path.read_bytes(), []
+    first = int.from_bytes(content[4:8], "little")
+    fields = range(first + 2, first + 2 + 12 * int.from_bytes(content[first : first + 2], "little"), 12)
+    changes = [(8, 4, v) for v in (0, 1, 7, 65535, 2**32 - 1)]
+    changes += [(2, 2, v) for v in (1, 2, 5, 11)] + [(4, 4, v) for v in (0, 2, 255)]
+    for field in fields:
+        for place, length, value in changes:
+            damaged = bytearray(content)
+            damaged[field + place : field + place + length] = value.to_bytes(length, "little")
+            path.write_bytes(damaged)
+            try:
+                scan = open_by_region(path)
+                width, height = scan.size
+                scan.crop((max(width - 64, 0), max(height - 64, 0), width, height))
+            except DataError as error:
+                refused.append(str(error))
+    assert len(refused) > len(fields)
+    assert all(reason.startswith(f"{path}: ") and "\n" not in reason for reason in refused)
+
+
+def test_parts_that_are_too_large_are_refused(tmp_path, monkeypatch):
+    """A file in one strip is decoded as a whole, whatever region is read."""
+    pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs")
+    some_picture("RGB").save(tmp_path / "a.tif", tiffinfo={278: 222})
+    Scan(tmp_path / "a.tif")
+    monkeypatch.setattr("tasks.scans.LARGEST", 333 * 222 - 1)
+    with pytest.raises(DataError, match=r"a\.tif: cannot be read as a TIFF \(tiles or strips of 333 x 222 pixels"):
+        Scan(tmp_path / "a.tif")
 
 
 def test_small_pictures_and_other_formats_are_read_as_a_whole(tmp_path):

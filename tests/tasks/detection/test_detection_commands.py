@@ -6,6 +6,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -193,6 +194,43 @@ def test_a_scan_is_read_by_region(capsys, monkeypatch, weights, tmp_path):
     assert code == 0
     assert "a.png: " in out
     assert "1 of 2 files could not be read" in err
+
+
+def test_scans_and_pictures_by_any_number_of_processes(capsys, monkeypatch, weights, tmp_path):
+    """The same objects in the same order; scans and pictures that are damaged are named."""
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("imagecodecs")
+    monkeypatch.setattr("tasks.scans.FROM", 100_000)
+    folder = tmp_path / "in"
+    pixels = [picture(folder / name, size=(420, 300), seed=i) for i, name in enumerate(("b.png", "e.png"))]
+    kind = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib"}
+    for number, name in enumerate(("a.svs", "c.btf", "d.tif", "f.tif")):
+        tifffile.imwrite(folder / name, np.roll(pixels[0], 50 * number, 0), bigtiff=name == "c.btf", **kind)
+    content = (folder / "d.tif").read_bytes()
+    (folder / "d.tif").write_bytes(content[:9000] + b"\xff" * (len(content) - 18000) + content[-9000:])
+    (folder / "g.svs").write_bytes(content[:2000])
+    (folder / "h.png").write_bytes(b"no picture")
+    results = []
+    for workers in (0, 1, 2):
+        out = tmp_path / f"out{workers}"
+        options = ("--tile", "200", "--threshold", "0.3", "--workers", workers, "--out", out)
+        code, lines, err = call(capsys, monkeypatch, "predict", weights, folder, *options)
+        assert code == 0
+        assert "3 of 8 files could not be read" in err
+        assert len(list(out.glob("*.objects.png"))) == 5
+        results.append((lines, (out / "predictions.json").read_text()))
+    assert results[0] == results[1] == results[2]
+    names = [Path(line.partition(": ")[0]).name for line in results[0][0].splitlines()]
+    assert names == ["a.svs", "b.png", "c.btf", "e.png", "f.tif"]
+    assert {Path(path).name for path in json.loads(results[0][1])["failed"]} == {"d.tif", "g.svs", "h.png"}
+
+
+def test_pictures_that_are_shrunk_are_counted(capsys, monkeypatch, weights, tmp_path):
+    """The net takes 128 to 200 px: a picture of 500 px, and tiles of it of 450 px, lose what is small."""
+    picture(tmp_path / "a.png", size=(500, 300))
+    for options, shrunk in (((), True), (("--tile", "450"), True), (("--tile", "200"), False)):
+        _, _, err = call(capsys, monkeypatch, "predict", weights, tmp_path / "a.png", *options, "--no-files")
+        assert ("were shrunk to less than half to fit the net; give --tile 128 to see small objects" in err) == shrunk
 
 
 # -- the page on fine-tuning ------------------------------------------------------------------------
