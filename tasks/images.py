@@ -1,7 +1,7 @@
 """Pictures from files: every mode and orientation becomes RGB, grey or the net's channels, or the error names the file.
 
 Transparent pictures are composed onto white (``BACKGROUND``), in training as in evaluation and prediction. 16-bit
-pictures are read on the scale 0..65535. Of animated pictures the first frame is read.
+pictures are read on the scale 0..65535. Of pictures with several frames the first is read (``has_frames``).
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ EXTENSIONS = (*datasets.folder.IMG_EXTENSIONS, ".jpe", ".jfif", ".gif", ".mpo", 
 BACKGROUND = "white"  # colour behind transparent pixels
 DARK, LIGHT = 16, 239  # limits of the 8-bit values of a picture that is nearly black, and nearly white
 MOST = 0.999  # share of the values beyond the limit
+_FRAMES = "rescalenet: more frames"  # key of PIL's info
+FRAMES_HINT = "several frames, of which the first is read"
 EXPOSURE_HINTS: dict[Exposure, str] = {
     "black": "16-bit pictures are read on the scale 0..65535, so multiply 12-bit values (0..4095) by 16",
     "white": "values above the scale are cut off",
@@ -171,27 +173,58 @@ class TooLarge(DataError):
     """A picture of more pixels than are decoded as a whole."""
 
 
-class Exposures:
-    """Counts of pictures that are nearly black or nearly white."""
+class PictureNotes:
+    """Counts of pictures that are nearly black or nearly white, and of those with several frames."""
 
     def __init__(self) -> None:
         self.count = 0
         self.names: dict[Exposure, list[str]] = {"black": [], "white": []}
+        self.frames: list[str] = []
 
     def add(self, name: str, picture: Picture) -> None:
         """Look at a picture."""
         self.count += 1
         if (found := exposure(picture)) is not None:
             self.names[found].append(name)
+        if has_frames(picture):
+            self.frames.append(name)
 
     def lines(self) -> list[str]:
         """Return a line for each kind of pictures of which there are any."""
-        return [
+        lines = [
             f"pictures that are nearly {kind} as they are read: {len(names)} of {self.count}, e.g. "
             f"{printable(names[0])}; look at them: {EXPOSURE_HINTS[kind]}"
             for kind, names in self.names.items()
             if names
         ]
+        if self.frames:
+            example = printable(self.frames[0])
+            lines.append(f"pictures with {FRAMES_HINT}: {len(self.frames)} of {self.count}, e.g. {example}")
+        return lines
+
+
+def has_frames(picture: Picture) -> bool:
+    """Return whether the file of a picture has further frames or pages of its size, which were not read.
+
+    Previews are no frames: those of ``.mpo`` files, which cameras write, and smaller pages of TIFF files.
+    """
+    return isinstance(picture, Image.Image) and bool(picture.info.get(_FRAMES))
+
+
+def _more_frames(image: Image.Image) -> bool:
+    """Return whether a file of which nothing was decoded has frames for ``has_frames``; it is left at the first."""
+    if image.format == "MPO" or not getattr(image, "is_animated", False):
+        return False
+    if image.format != "TIFF":
+        return True
+    size = image.size
+    try:
+        image.seek(1)
+        return image.size == size
+    except Exception:  # a damaged page is none
+        return False
+    finally:
+        image.seek(0)
 
 
 def decode_image(source: str | Path | BinaryIO, name: str, size: tuple[int, int] | None = None) -> Image.Image:
@@ -216,6 +249,7 @@ def _decoded(
     size: tuple[int, int] | None = None,
 ) -> Image.Image:
     with _decoding(source, name), Image.open(source) as image:
+        more_frames = _more_frames(image)
         turned = ImageOps.exif_transpose(image)
         if size is not None and turned.size != size and image.size == size:
             turned = image
@@ -226,6 +260,8 @@ def _decoded(
             )
         converted = convert(turned)
         converted.load()
+        if more_frames:
+            converted.info[_FRAMES] = True
         return converted
 
 

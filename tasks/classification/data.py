@@ -23,7 +23,7 @@ from tasks.compact import Strings, packed
 from tasks.engine import Key, seed_from
 from tasks.errors import DataError
 from tasks.files import LeftOut, class_files
-from tasks.images import Exposures, Picture, Pixels, endings_for, read_picture, require_shape, to_pixels
+from tasks.images import Picture, PictureNotes, Pixels, endings_for, read_picture, require_shape, to_pixels
 from tasks.lists import Row, class_number, number_classes, read_labels
 from tasks.locks import in_turn
 from tasks.printing import printable
@@ -265,7 +265,7 @@ def describe_images(train: Images, val: Images) -> list[str]:
 
 
 def look_at_sample(*sets: Images, limit: int = 32) -> list[str]:
-    """Return lines about pictures that are nearly black or white, from a look at some of each set, spread evenly.
+    """Return lines about odd pictures (``tasks.images.PictureNotes``), from a look at some of each set, spread evenly.
 
     Pictures that cannot be read are left to those who need them.
 
@@ -273,12 +273,12 @@ def look_at_sample(*sets: Images, limit: int = 32) -> list[str]:
         sets: sets of images.
         limit: number of images to look at in all.
     """
-    exposures = Exposures()
+    notes = PictureNotes()
     for images in sets:
         for i in spread(len(images), limit // len(sets)):
             with suppress(DataError):
-                exposures.add(images.names[i], images.read(i))
-    return exposures.lines()
+                notes.add(images.names[i], images.read(i))
+    return notes.lines()
 
 
 def spread(length: int, limit: int | None) -> list[int]:

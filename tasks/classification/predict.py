@@ -13,7 +13,7 @@ from torch import Tensor
 import zoo
 from tasks.classification.evaluate import class_scores
 from tasks.devices import best_device
-from tasks.images import Exposures, read_picture, require_shape, to_rgb
+from tasks.images import PictureNotes, read_picture, require_shape, to_rgb
 from tasks.outputs import OutputFolder, try_to_draw
 from tasks.progress import print_line
 from tasks.reading import read_each, report_unread
@@ -88,7 +88,7 @@ def classify_images(
     model.to(device).eval()
     predictions: list[ClassifiedImage] = []
     failed: dict[str, str] = {}
-    sheet, exposures = Sheet(), Exposures()
+    sheet, notes = Sheet(), PictureNotes()
     # 1. Predict batch by batch, while the files are read.
     opened = read_each(files, Reader(weights), failed, workers=workers, quiet_up_to=batch_size)
     with torch.inference_mode():
@@ -99,11 +99,11 @@ def classify_images(
                 best = best_classes(row, weights.classes, top, threshold=threshold, only=only)
                 predictions.append(ClassifiedImage(str(file.path), *best))
                 report(predictions[-1])
-                exposures.add(str(file.path), file.content[1])
+                notes.add(str(file.path), file.content[1])
                 sheet.add(file.content[1], predictions[-1])
     # 2. Report what is missing, and write the files; the picture may fail.
     report_unread(failed, len(files))
-    for line in exposures.lines():
+    for line in notes.lines():
         print_line(line)
     if out is not None:
         content = {"weights": weights.name, "predictions": [asdict(p) for p in predictions], "failed": failed}

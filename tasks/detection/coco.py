@@ -34,7 +34,7 @@ from tasks.detection.image_files import ImageFiles
 from tasks.detection.masks import decode_mask, encode_mask, polygons, rle_counts
 from tasks.detection.records import ImageId, ImageRecord, Records
 from tasks.errors import DataError
-from tasks.images import EXPOSURE_HINTS, decode_image, exposure, read_header
+from tasks.images import EXPOSURE_HINTS, FRAMES_HINT, decode_image, exposure, has_frames, read_header
 from tasks.progress import Progress
 from tasks.shards import chunks
 from tasks.textfiles import wide_encoding
@@ -571,10 +571,10 @@ def _check_images(data: Coco, check: Check) -> None:
                     f"{image.file_name} ({own}, annotated {image.width} x {image.height})"
                 )
             if check == "decode":
-                reasons += _exposure_notes(decode_image(io.BytesIO(content), files.label(image.file_name), size))
+                reasons += _pixel_notes(decode_image(io.BytesIO(content), files.label(image.file_name), size))
             elif number % step == 0:
                 with suppress(DataError):  # left to those who need the image
-                    reasons += _exposure_notes(decode_image(io.BytesIO(content), image.file_name, size))
+                    reasons += _pixel_notes(decode_image(io.BytesIO(content), image.file_name, size))
         except DataError as error:
             return "images that cannot be decoded", f"{image.file_name} ({error})"
         if header.orientation != 1 and size == header.turned:
@@ -611,10 +611,11 @@ def _check_images(data: Coco, check: Check) -> None:
     _refuse(data.path, problems)
 
 
-def _exposure_notes(image: Image.Image) -> list[str]:
-    """Return the reason of a note about an image that is nearly black or white."""
+def _pixel_notes(image: Image.Image) -> list[str]:
+    """Return the reasons of notes about an image that is nearly black or white, or has several frames."""
     kind = exposure(image)
-    return [] if kind is None else [f"images that are nearly {kind} as they are read ({EXPOSURE_HINTS[kind]})"]
+    reasons = [] if kind is None else [f"images that are nearly {kind} as they are read ({EXPOSURE_HINTS[kind]})"]
+    return [*reasons, f"images with {FRAMES_HINT}"] if has_frames(image) else reasons
 
 
 def _refuse(path: Path, problems: Found) -> None:

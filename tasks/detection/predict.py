@@ -28,7 +28,7 @@ from tasks.detection.found import Found, Packed
 from tasks.detection.results import CocoResults, ImageIds
 from tasks.devices import best_device
 from tasks.errors import DataError, UserError
-from tasks.images import Exposures
+from tasks.images import PictureNotes
 from tasks.outputs import Entries, OutputFolder, try_to_draw, unique_stems
 from tasks.plots import draw_instances
 from tasks.progress import print_line
@@ -308,7 +308,7 @@ def detect_each(
     results = None if out is None or ids is None else CocoResults(out.path, ids, masks=model.has_masks)
     model.to(best_device()).eval()
     limit = choice.detections or model.roi_heads.detections_per_img
-    exposures = Exposures()
+    notes = PictureNotes()
     side = math.inf if tiles is None else tiles.side  # of the largest part of a picture that goes through the net
     shrunk, full = 0, 0  # pictures that were made much smaller, and that have as many objects as are reported
     # 2. Detect batch by batch; the objects are yielded before they are drawn.
@@ -325,7 +325,7 @@ def detect_each(
                 shrunk += min(side, max(opened.content.size)) > 2 * model.input.max_size
                 full += most >= limit
                 if isinstance(opened.content, Image.Image):  # a scan is never read as a whole
-                    exposures.add(str(opened.path), opened.content)
+                    notes.add(str(opened.path), opened.content)
                 if entries is not None:
                     entries.add(detections.to_json())
                 if results is not None:
@@ -336,7 +336,7 @@ def detect_each(
                     try_to_draw(partial(_draw, opened.content, instances, target), target)
     # 3. Report what is missing, and write the results.
     report_unread(failed, len(files))
-    for line in exposures.lines():
+    for line in notes.lines():
         print_line(line)
     if shrunk:
         what = "pictures" if tiles is None else "pictures, tile by tile,"

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
 from tasks.errors import DataError
-from tasks.images import Exposures, exposure, read_image, read_picture, to_pixels, to_rgb
+from tasks.images import PictureNotes, exposure, has_frames, read_image, read_picture, to_pixels, to_rgb
 from tests.helpers.classification import picture
 
 
@@ -169,8 +169,35 @@ def test_arrays(tmp_path, channels):
             read_picture(tmp_path / f"{name}.npy", channels)
 
 
+@pytest.mark.parametrize(
+    ("name", "several"), [("a.gif", True), ("a.webp", True), ("a.png", True), ("a.tif", True), ("a.mpo", False)]
+)
+def test_pictures_with_several_frames_are_counted(tmp_path, name, several):
+    """The first frame is read; a camera's second picture (.mpo) is a preview or the other eye's."""
+    first, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    first.save(tmp_path / f"one-{name}")
+    found = PictureNotes()
+    for each in (f"one-{name}", name):
+        found.add(each, read_image(tmp_path / each))
+    expected = f"pictures with several frames, of which the first is read: 1 of 2, e.g. {name}"
+    assert found.lines() == ([expected] if several else [])
+    assert np.abs(np.asarray(read_image(tmp_path / name)).astype(int) - (255, 0, 0)).max() <= 3
+    assert has_frames(read_picture(tmp_path / name, 1)) == several
+
+
+def test_a_smaller_or_damaged_page_is_no_frame(tmp_path):
+    first = Image.new("RGB", (8, 8), "red")
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[first.resize((4, 4))])
+    assert not has_frames(read_image(tmp_path / "a.tif"))
+    first.save(tmp_path / "b.tif", save_all=True, append_images=[first])
+    content = (tmp_path / "b.tif").read_bytes()
+    (tmp_path / "b.tif").write_bytes(content[:-60])
+    assert read_image(tmp_path / "b.tif").getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_pictures_that_are_nearly_black_or_white(tmp_path):
-    found = Exposures()
+    found = PictureNotes()
     twelve_bits = np.random.RandomState(0).randint(0, 4096, (40, 40)).astype(np.uint16)
     Image.fromarray(twelve_bits).save(tmp_path / "dark.png")
     Image.new("RGB", (40, 40), "white").save(tmp_path / "light.png")

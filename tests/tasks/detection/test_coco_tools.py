@@ -425,3 +425,13 @@ def test_twelve_bits_are_reported(builder, check):
         "1 images that are nearly black as they are read (16-bit pictures are read on the scale 0..65535, so multiply"
     )
     assert any(f"{said} 12-bit values (0..4095) by 16): deep.tif" in line for line in builder.load(check).report())
+
+
+@pytest.mark.parametrize("check", ["decode", "header"])
+def test_several_frames_are_reported(builder, check):
+    frames = [Image.effect_noise((60, 40), 90).convert("RGB") for _ in range(3)]
+    builder.image(9, "stack.tif", encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]))
+    data = builder.load(check)
+    noted = "1 images with several frames, of which the first is read: stack.tif"
+    assert any(noted in line for line in data.report())
+    assert np.array_equal(np.asarray(data.read(data.images[-1])), np.asarray(frames[0]))

@@ -125,15 +125,16 @@ def test_a_wrong_overlap_is_refused():
         detect_image(Blobs(), Image.new("RGB", (200, 200)), ["blob"], tile=50, overlap=50)
 
 
-def test_pictures_that_are_nearly_black_are_reported(weights, tmp_path, capsys):
+def test_odd_pictures_are_reported(weights, tmp_path, capsys):
     entry = zoo.get_weights(str(weights))
     values = np.random.default_rng(0).integers(0, 4096, (100, 150), np.uint16)  # of a camera of 12 bits
     Image.fromarray(values).save(tmp_path / "deep.png")
-    Image.effect_noise((150, 100), 90).save(tmp_path / "plain.png")
-    predict(create_detector(entry.config.name, str(weights)), entry, [tmp_path / "deep.png", tmp_path / "plain.png"])
-    assert (
-        f"pictures that are nearly black as they are read: 1 of 2, e.g. {tmp_path}/deep.png" in capsys.readouterr().err
-    )
+    noise = [Image.effect_noise((150, 100), 90) for _ in range(2)]
+    noise[0].save(tmp_path / "plain.gif", save_all=True, append_images=noise[1:])
+    predict(create_detector(entry.config.name, str(weights)), entry, [tmp_path / "deep.png", tmp_path / "plain.gif"])
+    lines = capsys.readouterr().err
+    assert f"pictures that are nearly black as they are read: 1 of 2, e.g. {tmp_path}/deep.png" in lines
+    assert f"pictures with several frames, of which the first is read: 1 of 2, e.g. {tmp_path}/plain.gif" in lines
 
 
 def test_predict_writes_pictures_and_json(weights, tmp_path, capsys):
