@@ -254,11 +254,13 @@ def detections(model, image):
 
 
 @pytest.mark.parametrize("rpn_convs", [1, 2])
-def test_the_predictor_finds_what_our_detector_finds(tmp_path, image, rpn_convs):
+def test_the_predictor_finds_what_our_detector_finds(tmp_path, image, caplog, rpn_convs):
     model, weights = write_detector(tmp_path / "detector.safetensors", rpn_convs=rpn_convs)
     changes = {"MODEL__RPN__CONV_DIMS": [-1] * rpn_convs}
     found = predictor(weights, **changes)(image[..., ::-1])["instances"]
     assert_same_objects(found, detections(model, image))
+    names = ", ".join(map(repr, zoo.get_weights(weights).classes))
+    assert f"its classes are {names}; the data set must list the same in this order" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from zoo.weights import open_weights
 
 log = logging.getLogger("rescalenet")
 
+SHOWN = 10  # classes of weights that a line names
 _LAST = ("roi_heads.box_predictor.", "roi_heads.mask_head.predictor.")  # layers whose size is the number of classes
 
 
@@ -127,12 +129,15 @@ def detectron2_state(weights: str, model: nn.Module) -> dict[str, Tensor]:
     entry = open_weights(weights, own.name)
     if entry.config.name != own.name:
         detector = zoo.create_model(entry.config.name, weights)
-        state |= _around(detector, model, weights)
+        state |= _around(detector, model, weights, entry.classes)
     return state
 
 
-def _around(detector: Any, model: nn.Module, weights: str) -> dict[str, Tensor]:
-    """Return the pyramid and the heads of a detector of the zoo as far as they fit a model of detectron2."""
+def _around(detector: Any, model: nn.Module, weights: str, classes: Sequence[str]) -> dict[str, Tensor]:
+    """Return the pyramid and the heads of a detector of the zoo as far as they fit a model of detectron2.
+
+    A model of detectron2 has no names of classes, so that the last layers cannot be compared with those of its data.
+    """
     options = {**zoo.model_info(detector.config.name).options, **detector.config.options}
     state = {key: value for key, value in detector.state_dict().items() if not key.startswith("backbone.body.")}
     state = {their_key(key, options["rpn_convs"]): value for key, value in background_last(state).items()}
@@ -156,6 +161,9 @@ def _around(detector: Any, model: nn.Module, weights: str) -> dict[str, Tensor]:
     if any(shapes.get(key) != heads[key].shape for key in last):
         log.warning("%s: its last layers are for %d classes and were not loaded", weights, detector.num_classes)
         heads = {key: value for key, value in heads.items() if key not in last}
+    elif len(classes) > 1:
+        names = f"{', '.join(map(repr, classes[:SHOWN]))}{', ...' if len(classes) > SHOWN else ''}"
+        log.warning("%s: its classes are %s; the data set must list the same in this order", weights, names)
     return {**pyramid, **heads}
 
 
