@@ -212,19 +212,18 @@ def has_frames(picture: Picture) -> bool:
 
 
 def _more_frames(image: Image.Image) -> bool:
-    """Return whether a file of which nothing was decoded has frames for ``has_frames``; it is left at the first."""
-    if image.format == "MPO" or not getattr(image, "is_animated", False):
+    """Return whether a file, whose first frame has been decoded, has frames for ``has_frames``."""
+    if image.format == "MPO":
         return False
-    if image.format != "TIFF":
-        return True
     size = image.size
     try:
-        image.seek(1)
-        return image.size == size
-    except Exception:  # a damaged page is none
+        several = bool(getattr(image, "is_animated", False))
+        if several and image.format == "TIFF":
+            image.seek(1)
+            return image.size == size
+        return several
+    except Exception:  # of a decoder, for a damaged frame or page, which is none
         return False
-    finally:
-        image.seek(0)
 
 
 def decode_image(source: str | Path | BinaryIO, name: str, size: tuple[int, int] | None = None) -> Image.Image:
@@ -249,7 +248,6 @@ def _decoded(
     size: tuple[int, int] | None = None,
 ) -> Image.Image:
     with _decoding(source, name), Image.open(source) as image:
-        more_frames = _more_frames(image)
         turned = ImageOps.exif_transpose(image)
         if size is not None and turned.size != size and image.size == size:
             turned = image
@@ -260,7 +258,7 @@ def _decoded(
             )
         converted = convert(turned)
         converted.load()
-        if more_frames:
+        if _more_frames(image):  # last: a damaged second frame does not keep the first from being read
             converted.info[_FRAMES] = True
         return converted
 

@@ -1,5 +1,6 @@
 """Pictures in all modes and orientations, and files that are none."""
 
+import io
 import numpy as np
 import pytest
 import torch
@@ -184,6 +185,21 @@ def test_pictures_with_several_frames_are_counted(tmp_path, name, several):
     assert found.lines() == ([expected] if several else [])
     assert np.abs(np.asarray(read_image(tmp_path / name)).astype(int) - (255, 0, 0)).max() <= 3
     assert has_frames(read_picture(tmp_path / name, 1)) == several
+
+
+def test_a_damaged_second_frame_does_not_keep_the_first_from_being_read(tmp_path):
+    random = np.random.RandomState(0)
+    first, second = (Image.fromarray(random.randint(0, 256, (24, 32, 3), dtype=np.uint8)) for _ in range(2))
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=[second], duration=80)
+    content = buffer.getvalue()
+    expected = np.asarray(read_image(buffer))
+    descriptor = b"\x2c\0\0\0\0\x20\0\x18\0"  # of a frame of the whole picture
+    assert content.count(descriptor) == 2
+    begin = content.rfind(descriptor)
+    for cut in range(begin - 8, begin + 20):  # an extension of eight bytes is in front
+        buffer = io.BytesIO(content[:cut])
+        np.testing.assert_array_equal(np.asarray(read_image(buffer)), expected)
 
 
 def test_a_smaller_or_damaged_page_is_no_frame(tmp_path):
