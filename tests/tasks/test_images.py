@@ -1,6 +1,7 @@
 """Pictures in all modes and orientations, and files that are none."""
 
 import io
+
 import numpy as np
 import pytest
 import torch
