@@ -23,7 +23,7 @@ from tests.helpers.commands import call
 # Fields whose text is no path; the overrides of a study are checked in the configs of its runs.
 NO_PATHS = {
     "class_weights",
-    *("task", "name", "options", "scheme", "source", "target", "sinks", "schemes", "baseline", "tokenize"),
+    *("task", "name", "options", "scheme", "source", "target", "sinks", "schemes", "baseline", "columns", "tokenize"),
     *("overrides", "last_overrides", "trials", "grid"),
 }
 RECIPES = {
@@ -148,7 +148,20 @@ def test_paths_of_a_study(tmp_path):
 
 # Arguments and options whose text is no path; weights are expanded by zoo.get_weights, inputs of predict one by one.
 NO_PATHS_OF_COMMANDS = {
-    *("filter", "input_kind", "overrides", "device", "format", "to", "form", "option", "name", "more", "languages"),
+    *(
+        "filter",
+        "input_kind",
+        "overrides",
+        "device",
+        "format",
+        "to",
+        "form",
+        "option",
+        "name",
+        "more",
+        "languages",
+        "columns",
+    ),
     *("repository", "checkpoint", "licence", "tta", "weights", "model", "inputs", "metrics", "threshold", "tokenize"),
     "classes",  # of eval and predict names, of convert a path or a word
 }
