@@ -19,6 +19,7 @@ from tasks.check import SHOWN, Report, stops_at_start
 from tasks.detection.coco import Coco, load_coco
 from tasks.detection.config import DataSection, DetectionConfig
 from tasks.detection.data import TrainSet, load_sets, make_target
+from tasks.detection.evaluate import beyond_limit
 from tasks.detection.layouts import find_sets
 from tasks.detection.model import Detection, with_sizes
 from tasks.devices import available_cpus
@@ -35,7 +36,6 @@ FILES = ("check.json", "samples.png")  # what is written
 SAMPLES, COLUMNS = 8, 4  # rows and columns of the sheet: as annotated, then augmented
 TILE = 320  # side of a picture on the sheet, in pixels
 SMALL, LARGE = 32**2, 96**2  # pixels: limits of COCO's small, medium and large objects
-MOST = 100  # objects of a picture that COCO's metrics take into account
 TINY = 4  # pixels at the input of the net, below which an object leaves no trace
 UNEVEN = 10  # ratio of the largest class to the smallest that is warned of
 
@@ -230,12 +230,8 @@ def _describe_objects(
         f"small {kinds['small']}, medium {kinds['medium']}, large {kinds['large']}",
     ]
     # Warn of objects that the metrics or the net do not see.
-    if each["max"] > MOST:
-        more = sum(count > MOST for count in per_image)
-        report.warnings.append(
-            f"{name}: images with more than {MOST} objects: {more}; COCO's metrics take the {MOST} best detections of "
-            "an image"
-        )
+    if (note := beyond_limit(data, section.max_dets, "data.max_dets")) is not None:
+        report.warnings.append(f"{name}: {note}")
     if tiny:
         report.warnings.append(
             f"{name}: objects of less than {TINY} pixels at the input of the net (short side {short}, long side at "

@@ -78,8 +78,10 @@ def test_a_config(builder, run, tmp_path):
     assert (
         "images in train and in val, of which the evaluation measures what was learned by heart: 2: train/a.png" in out
     )
-    code, out = run(tmp_path / "c.yaml", "train.batch_size=8")
+    assert "images have more than" not in out
+    code, out = run(tmp_path / "c.yaml", "train.batch_size=8", "data.max_dets=1")
     assert code == 1
+    assert "images have more than 1 objects" in out
     assert "stops training: the training set has 3 samples, fewer than one batch of 8" in out
 
 
