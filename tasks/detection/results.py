@@ -165,11 +165,6 @@ def parse_results(path: Path) -> list[CocoResult]:
     return results
 
 
-def read_results(path: Path, data: Coco) -> tuple[list[CocoResult], tuple[Kind, ...]]:
-    """Read detections of a set; see ``parse_results`` and ``choose_results``."""
-    return choose_results(path, parse_results(path), data)
-
-
 def choose_results(path: Path, results: list[CocoResult], data: Coco) -> tuple[list[CocoResult], tuple[Kind, ...]]:
     """Choose the detections of a set, and print what is left out.
 

@@ -10,6 +10,7 @@ import zoo
 from tasks.detection.coco import decode_mask, load_coco
 from tasks.detection.detector import create_detector
 from tasks.detection.found import Found, Packed
+from tasks.detection.results import choose_results, parse_results
 from tests.helpers.nets import IMAGES as NARROW
 from tests.helpers.paths import shared
 
@@ -48,6 +49,11 @@ def calibrated(model, batches=2):
     data = [sample(seed=i) for i in range(2 * batches)]
     pairs = [([image for image, _ in data[i : i + 2]], [t for _, t in data[i : i + 2]]) for i in range(0, len(data), 2)]
     return zoo.calibrate(model, pairs, forward=lambda m, batch: m.calibration_pass(*batch)), pairs
+
+
+def read_results(path, data):
+    """The detections of a file for a set, and their kinds, as ``rescalenet score`` reads them."""
+    return choose_results(path, parse_results(path), data)
 
 
 def found_of(output, threshold=0.0):

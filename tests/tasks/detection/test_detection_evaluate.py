@@ -14,11 +14,10 @@ import zoo
 from tasks.detection.coco import load_coco
 from tasks.detection.detector import create_detector
 from tasks.detection.evaluate import categories_of, coco_metrics, detect, evaluate_weights, results_of, to_results
-from tasks.detection.results import read_results
 from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tests.helpers.commands import on_two_processes
-from tests.helpers.detection import KINDS, found_of, perfect, real
+from tests.helpers.detection import KINDS, found_of, perfect, read_results, real
 from tests.helpers.paths import shared
 
 

@@ -10,10 +10,10 @@ import pytest
 from pycocotools import mask as rle
 
 from tasks.detection.evaluate import beyond_limit, coco_metrics, results_of
-from tasks.detection.results import ImageIds, read_results
+from tasks.detection.results import ImageIds
 from tasks.errors import DataError
 from tests.helpers.commands import call
-from tests.helpers.detection import perfect
+from tests.helpers.detection import perfect, read_results
 from tests.helpers.paths import shared
 
 
