@@ -19,6 +19,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.memory import address_space
+
 INPUTS_OF_A_WORKER = 25
 BESIDE = ("detectron2", "fairseq.rescalenet_fairseq", "timm", "onnx", "graphs")  # heavy or not installed, not needed
 
@@ -168,8 +170,8 @@ def work(requests: int, answers: int, memory: int) -> None:
     """Answer requests in this fork until they end."""
     watch, base = Watch(), peak_memory()
     sys.addaudithook(watch)
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + memory, size + memory))
+    size = address_space() + memory
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, 2**26))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with os.fdopen(requests) as lines, os.fdopen(answers, "w") as replies:

@@ -6,12 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def address_space() -> int:
+    """Return the bytes of this process's address space (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 @contextmanager
 def more_memory(size: int) -> Iterator[None]:
-    """Let this process (Linux) have no more than this number of bytes beyond those that it has."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    """Let this process have no more than this number of bytes of address space beyond those that it has."""
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + size, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + size, before[1]))
     try:
         yield
     finally:

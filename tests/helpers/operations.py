@@ -1,6 +1,7 @@
 """The operations that torch runs, and those among them whose result the host reads."""
 
 from collections import Counter
+from contextlib import contextmanager
 
 import torch
 
@@ -29,3 +30,14 @@ def recorded(function):
 def waiting(names):
     """Those of the operations for whose result the host waits on a GPU, with their counts."""
     return Counter(name for name in names if any(wait in name for wait in WAITS))
+
+
+@contextmanager
+def no_waits_for_the_gpu():
+    """CUDA itself raises where the host reads the result of an operation."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -16,13 +16,13 @@ import torch
 import zoo
 from tasks import config as cfg
 from tasks.devices import choose_device
-from tasks.engine import Trainer
 from tasks.plots import read_log
-from tasks.spec import check, make_task
+from tasks.spec import check
 from tests.fuzz.videos import make_videos
 from tests.helpers.commands import environment, on_two_processes
+from tests.helpers.operations import no_waits_for_the_gpu
 from tests.helpers.paths import ROOT
-from tests.helpers.tasks import BATCHES, MODELS, write_data
+from tests.helpers.tasks import BATCHES, MODELS, trainer_of, write_data
 
 DEVICE = os.environ["RESCALENET_TEST_DEVICE"]
 pytestmark = [pytest.mark.slow if DEVICE == "cpu" else pytest.mark.gpu]
@@ -43,17 +43,11 @@ def on():
 
 
 def made(task, data, folder, **train):
-    """A trainer of the small net of a task, in training mode."""
-    settings = {"epochs": 1, "batch_size": BATCHES[task], "calibration_batches": 1, **train}
-    settings["optimizer"] = {"name": "sgd", "lr": 1e-3}
+    """A trainer of the small net of a task, without dropout: each device has its own random numbers."""
     model = MODELS[task]
-    if task == "translation":  # each device has its own random numbers
+    if task == "translation":
         model = {**model, "options": {**model["options"], "drop_rate": 0.0}}
-    content = {"task": task, "output": str(folder), "model": model, "data": data[task], "train": settings}
-    trainer = Trainer(make_task(check(content, "test")))
-    trainer.batches.seek(0, 0)
-    trainer.model.train()
-    return trainer
+    return trainer_of(task, data, folder, model, **train)
 
 
 def first_step(task, data, folder, on, device, **train):
@@ -104,19 +98,14 @@ def test_compiled_nets_have_the_same_loss(data, tmp_path, on, task):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("task", ["classification", "video", "translation"])
 def test_a_step_does_not_wait_for_the_gpu(data, tmp_path, on, task, precision):
-    """CUDA itself reports an operation whose result the host reads."""
     on(DEVICE)
     trainer = made(task, data, tmp_path, precision=precision)
     batches = iter(trainer.loader)
     trainer._step([next(batches)])  # makes the state of the optimizer
     batch = next(batches)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits_for_the_gpu():
         trainer._step([batch])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-        trainer.close()
+    trainer.close()
 
 
 @pytest.mark.gpu

@@ -6,10 +6,8 @@ operations, so this needs no GPU.
 
 import pytest
 
-from tasks.engine import Trainer
-from tasks.spec import check, make_task
 from tests.helpers.operations import recorded, waiting
-from tests.helpers.tasks import BATCHES, MODELS, write_data
+from tests.helpers.tasks import trainer_of, write_data
 
 KNOWN = {
     "classification": {},
@@ -25,13 +23,8 @@ def data(tmp_path_factory):
 
 @pytest.mark.parametrize("task", KNOWN)
 def test_waits_of_a_step(data, tmp_path, task):
-    settings = {"epochs": 1, "batch_size": BATCHES[task], "calibration_batches": 1}
-    settings["optimizer"] = {"name": "sgd", "lr": 1e-3}
-    content = {"task": task, "output": str(tmp_path), "model": MODELS[task], "data": data[task], "train": settings}
-    trainer = Trainer(make_task(check(content, "test")))
-    trainer.batches.seek(0, 0)
+    trainer = trainer_of(task, data, tmp_path)
     batches = iter(trainer.loader)
-    trainer.model.train()
     trainer._step([next(batches)])  # makes the state of the optimizer
     batch = next(batches)
     names = recorded(lambda: trainer._step([batch]))

@@ -11,7 +11,7 @@ from tasks.engine import Trainer
 from tasks.plots import read_log
 from tasks.spec import make_task
 from tests.helpers.commands import on_two_processes
-from tests.helpers.operations import recorded, waiting
+from tests.helpers.operations import no_waits_for_the_gpu, recorded, waiting
 from tests.helpers.training import assert_resume_is_exact, config, draw_as_ranks, fit, weights_of
 
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9}
@@ -80,12 +80,8 @@ def test_a_step_does_not_wait_for_the_gpu(images, tmp_path, settings):
     trainer.model.train()
     batches = list(trainer.loader)
     trainer._step(batches[:1])
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits_for_the_gpu():
         trainer._step(batches[1:2])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(("name", "precision"), [("sgd", "fp32"), ("muon", "fp16")])

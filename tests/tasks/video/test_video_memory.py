@@ -10,24 +10,24 @@ from tasks.compact import Packed
 from tasks.video.decode import VideoInfo
 from tasks.video.sources import Video
 from tests.helpers.commands import environment
+from tests.helpers.paths import ROOT
 from tests.helpers.video import video
 
 # Reads 64 frames of a video, resized to 64 px, within a limit of address space beyond what the program has loaded.
 PROGRAM = """
-import resource, sys
+import sys
 import zoo
 from tasks.video.decode import probe, read_frames
 from tasks.video.transforms import FrameResize
+from tests.helpers.memory import more_memory
 import torch
 torch.set_num_threads(1)
 path = sys.argv[1]
 transform = zoo.VideoTransform(64, None, None, 64, 64, (0.5,) * 3, (0.5,) * 3)
 info = probe(path)
 read_frames(path, info, [0], FrameResize(64, transform))
-size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-limit = size + int(sys.argv[2])
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-frames = read_frames(path, info, list(range(64)), FrameResize(64, transform) if sys.argv[3] == "small" else None)
+with more_memory(int(sys.argv[2])):
+    frames = read_frames(path, info, list(range(64)), FrameResize(64, transform) if sys.argv[3] == "small" else None)
 print(frames.shape)
 """
 
@@ -38,6 +38,7 @@ def test_frames_are_resized_as_they_are_decoded(tmp_path):
     results = [
         subprocess.run(
             [sys.executable, "-c", PROGRAM, str(path), str(150 * 2**20), kind],
+            cwd=ROOT,
             env=environment(),
             capture_output=True,
             text=True,
@@ -51,12 +52,13 @@ def test_frames_are_resized_as_they_are_decoded(tmp_path):
 
 # Evaluates a set of 10,000 videos without decoding any, within a limit as above.
 SCORES = """
-import resource, sys
+import sys
 from types import SimpleNamespace
 import torch
 from tasks.devices import make_accelerator
 from tasks.video.data import Views
 from tasks.video.evaluate import evaluate
+from tests.helpers.memory import more_memory
 torch.set_num_threads(1)
 
 class Set:
@@ -74,17 +76,15 @@ def scored(videos):
     return evaluate(model, Set(videos), make_accelerator(), classes=range(400), batch_size=500,
                     inputs=lambda clips: clips.flatten(1).float())
 scored(1000)
-size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-limit = size + int(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-print(tuple(scored(10_000).multi.shape))
+with more_memory(int(sys.argv[1])):
+    print(tuple(scored(10_000).multi.shape))
 """
 
 
 def test_scores_of_large_sets_are_arrays():
     """10,000 x 400 scores of 8 bytes, twice, take 64 MB; as lists of numbers they took 300 MB more."""
     arguments = [sys.executable, "-c", SCORES, str(250 * 2**20)]
-    found = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
+    found = subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert found.stdout.strip() == "(10000, 400)", found.stderr[-1000:]
 
 
