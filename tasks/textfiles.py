@@ -92,25 +92,36 @@ def wide_encoding(begin: bytes) -> str | None:
     for name in ("utf-32le", "utf-32be"):
         if _is_text(begin, name):
             return name
-    for name, high in (("utf-16le", begin[1::2]), ("utf-16be", begin[::2])):  # the high bytes are 0 in Latin script
-        if high.count(0) > len(begin) // 4:
+    high_bytes = {"utf-16le": begin[1::2], "utf-16be": begin[:-1:2]}
+    for name, high in high_bytes.items():
+        if high.count(0) > len(begin) // 4:  # Latin script
             return name
     if _is_text(begin.replace(b"\0", b""), "utf-8"):  # with zeros in it
         return None
-    return next((name for name in ("utf-16le", "utf-16be") if _is_text(begin, name)), None)
+    if _decode(begin, "utf-8") is not None:  # UTF-16 by chance only: most letters of an alphabet share a high byte
+        high_bytes = {
+            name: high for name, high in high_bytes.items() if max(map(high.count, high), default=0) > len(high) // 2
+        }
+    return next((name for name in high_bytes if _is_text(begin, name)), None)
+
+
+def _decode(begin: bytes, encoding: str) -> str | None:
+    """Return the begin of a text, which may end within a character; None for bytes that the encoding does not have."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(begin)
+    except UnicodeDecodeError:
+        return None
 
 
 def _is_text(begin: bytes, encoding: str) -> bool:
-    """Return whether the begin of a text, which may end within a character, has characters in an encoding, all known.
+    """Return whether the begin of a text has characters in an encoding, all known.
 
     Control characters other than the ends of lines and tabs are none of text.
     """
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(begin)
-    except UnicodeDecodeError:
+    if not (text := _decode(begin, encoding)):
         return False
     categories = (unicodedata.category(character) for character in text if character not in "\t\r\n")
-    return text != "" and all(category[0] != "C" or category == "Cf" for category in categories)
+    return all(category[0] != "C" or category == "Cf" for category in categories)
 
 
 def read_names(path: Path, *, repeated: Collection[str] = ()) -> list[str]:

@@ -59,6 +59,12 @@ def test_wide_encodings_without_a_mark_in_any_script(text):
     assert wide_encoding(text.encode() + b"a zero\0 in it\n") is None
 
 
+@pytest.mark.parametrize("before", [b"", b"A dog runs.\n", b"\xe4\xb8\x80 1\n"])
+def test_zeros_among_control_characters_are_no_wide_encoding(before):
+    for control in (b"\0", b"\0\x01\x1b[2J\n"):
+        assert wide_encoding(before + control) is None
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
