@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks import config as cfg
+from zoo.states import load_state
 
 
 def ema_decay(rule: cfg.EMA, updates: int) -> float:
@@ -93,6 +94,7 @@ class WeightAverage:
 
         Raises:
             ValueError: a state without an average where there is one, or with one where there is none.
+            WeightsError: the average of another net, or numbers of another kind.
         """
         if (self.average is None) != (state is None):
             raise ValueError(f"it has {'no' if state is None else 'an'} average of the weights")
@@ -100,7 +102,8 @@ class WeightAverage:
             self.updates = int(state["n_averaged"])
             if self.updates < 0:
                 raise ValueError(f"n_averaged is {self.updates}")
-            self.average.load_state_dict({k.removeprefix(_PREFIX): v for k, v in state.items() if k != "n_averaged"})
+            tensors = {k.removeprefix(_PREFIX): v for k, v in state.items() if k != "n_averaged"}
+            load_state(self.average, tensors, "the average")
 
 
 _PREFIX = "module."

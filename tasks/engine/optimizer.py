@@ -12,6 +12,7 @@ import zoo
 from tasks import config as cfg
 from tasks.engine.gradients import require_ends
 from tasks.engine.muon import JoinedOptimizer, Muon
+from tasks.engine.ranks import tensors_of
 from tasks.errors import ConfigError
 from zoo.errors import ZooError, one_line
 from zoo.nets.parameters import input_parameters, output_parameters, packed_matrices, parameters_by_level
@@ -100,6 +101,8 @@ def load_optimizer(optimizer: Any, state: dict[str, Any]) -> None:
             torch for a state with other groups have several classes.
     """
     expected = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    if any(not tensor.is_floating_point() for tensor in tensors_of(state)):  # torch converts them, and drops parts
+        raise ValueError("the optimizer's state has numbers of another kind")
     optimizer.load_state_dict(state)
     for before, group in zip(expected, optimizer.param_groups, strict=True):
         for key, value in before.items():

@@ -128,7 +128,7 @@ def share_state(accelerator: Accelerator, state: dict[str, Any] | None) -> dict[
     form = broadcast_object_list([form])[0]
     if not accelerator.is_main_process:
         state = _map_tensors(form, lambda tensor: torch.empty_like(tensor, device="cpu"))
-    for tensor in _tensors(state):  # one by one: they need not fit on a device together
+    for tensor in tensors_of(state):  # one by one: they need not fit on a device together
         tensor.copy_(broadcast(tensor.to(accelerator.device)))
     return state
 
@@ -197,10 +197,10 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_of(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested dictionaries, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict | list | tuple):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner)
+            yield from tensors_of(inner)

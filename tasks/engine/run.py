@@ -37,6 +37,7 @@ from tasks.progress import print_line
 from zoo.convert.centering import center_inputs_, untouched_biases
 from zoo.errors import one_line
 from zoo.options import plain
+from zoo.states import load_state
 
 
 class Run:
@@ -111,7 +112,7 @@ class Run:
         else:
             self._check_net(state)
             self._check_position()
-            self._load(self.bare.load_state_dict, state["model"])
+            self._load(lambda model: load_state(self.bare, model, "the net"), state["model"])
         self._prepare_training(state)
         self.log = self._open_log()
         self.saved_at, self.saved_step = time.monotonic(), -1
@@ -241,7 +242,7 @@ class Run:
         """
         try:
             load(part)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except (zoo.WeightsError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             if (reason := out_of_memory(error)) is not None:
                 raise TrainingError(
                     f"{self.files.state}: {reason} while it was loaded; free memory and continue with --resume"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -422,6 +423,7 @@ def test_a_state_of_another_form_is_refused(images, tmp_path, change, reason):
         (lambda optimizer: optimizer["state"].update({0: 1.0}), ""),
         (lambda optimizer: optimizer["state"][0].update(momentum_buffer=[]), "momentum_buffer does not fit its"),
         (lambda optimizer: optimizer["state"][0].update(momentum_buffer=torch.ones(3)), "momentum_buffer does not fit"),
+        (lambda optimizer: optimizer["state"][0].update(momentum_buffer=torch.ones(3) * 1j), "numbers of another kind"),
         (lambda optimizer: optimizer.update(state=[]), ""),
     ],
 )
@@ -447,11 +449,22 @@ def test_too_little_memory_for_a_state_is_no_damage(images, tmp_path, monkeypatc
         fit(images, tmp_path / "run", epochs=1, resume=True)
 
 
+def retype(part, state):
+    """Multiply the first weight of a part of a training state by i."""
+    key = next(key for key in state[part] if key.endswith("weight"))
+    state[part][key] = state[part][key] * 1j
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         (lambda state: state.update(average=None), "does not fit the run of its folder .it has no average of the we"),
         (lambda state: state["average"].update(n_averaged=-1), "does not fit the run of its folder .n_averaged is -1"),
+        (
+            partial(retype, "model"),
+            "does not fit the run of its folder .the net: .* has type torch.complex64, the model",
+        ),
+        (partial(retype, "average"), "does not fit the run of its folder .the average: .* has type torch.complex64, "),
         (
             lambda state: state["position"].update(batch=7, epoch=0),
             "its position, batch 7 of 6, is not one of this",
