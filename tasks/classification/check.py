@@ -28,7 +28,7 @@ from tasks.classification.data import (
 from tasks.classification.model import Classification
 from tasks.devices import available_cpus
 from tasks.errors import DataError
-from tasks.images import Exposure, exposure, to_pixels, to_rgb, value_counts
+from tasks.images import FRAMES_HINT, Exposure, exposure, has_frames, to_pixels, to_rgb, value_counts
 from tasks.outputs import OutputFolder, try_to_draw
 from tasks.printing import listed, printable
 from tasks.progress import Progress
@@ -53,6 +53,7 @@ class Look:
         mode: mode of the file in PIL's words, or array.
         digest: hash of the size and the decoded pixels.
         exposure: black or white if the picture is nearly so.
+        frames: whether the file has further frames, which are not read.
         mean: mean of each channel, on the 0..1 scale.
         square: mean of the squares of each channel.
     """
@@ -62,6 +63,7 @@ class Look:
     mode: str
     digest: bytes
     exposure: Exposure | None
+    frames: bool
     mean: tuple[float, ...]
     square: tuple[float, ...]
 
@@ -102,6 +104,7 @@ def look_at(images: Images, index: int) -> Look:
         mode=_mode(images.paths[index]) if images.paths else "RGB",
         digest=digest.digest(),
         exposure=exposure(picture),
+        frames=has_frames(picture),
         mean=tuple((shares @ values).tolist()),
         square=tuple((shares @ values**2).tolist()),
     )
@@ -251,13 +254,17 @@ def _describe(checked: CheckedSet, transform: zoo.InputTransform, report: Report
     )
     if small:
         report.lines.append(f"{name}: images smaller than the input of {transform.size} px: {small} of {len(looks)}")
-    # Brightness.
-    for kind in ("black", "white"):
-        names = [checked.images.names[i] for i, look in checked.looks.items() if look.exposure == kind]
-        content[f"nearly_{kind}"] = names
+    # Brightness and frames.
+    odd = {
+        "nearly_black": ("that are nearly black", [i for i, look in checked.looks.items() if look.exposure == "black"]),
+        "nearly_white": ("that are nearly white", [i for i, look in checked.looks.items() if look.exposure == "white"]),
+        "several_frames": (f"with {FRAMES_HINT}", [i for i, look in checked.looks.items() if look.frames]),
+    }
+    for key, (what, chosen) in odd.items():
+        content[key] = names = [checked.images.names[i] for i in chosen]
         if names:
             shown = listed([printable(each) for each in names], SHOWN)
-            report.warnings.append(f"{name}: images that are nearly {kind}: {len(names)} of {len(looks)}: {shown}")
+            report.warnings.append(f"{name}: images {what}: {len(names)} of {len(looks)}: {shown}")
     _compare_statistics(name, looks, transform, content, report)
 
 

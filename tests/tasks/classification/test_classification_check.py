@@ -70,6 +70,15 @@ def test_a_folder_with_faults(faulty, tmp_path, capsys, monkeypatch):
     assert Image.open(tmp_path / "out/samples.png").size == (5 * 232 + 8, 8 * 250 + 26)
 
 
+def test_pictures_with_several_frames_are_named(tree, capsys, monkeypatch):
+    with Image.open(tree / "train/ant/2.png") as first, Image.open(tree / "train/bee/1.png") as second:
+        first.save(tree / "train/ant/moving.gif", save_all=True, append_images=[second])
+    code, out, _ = call(capsys, monkeypatch, "check", tree / "train")
+    assert code == 0
+    line = "warning: train: images with several frames, of which the first is read: 1 of 9: ant/moving.gif"
+    assert line in out.splitlines()
+
+
 def test_a_sound_folder(tree, capsys, monkeypatch):
     code, out, _ = call(capsys, monkeypatch, "check", tree / "train")
     assert code == 0
