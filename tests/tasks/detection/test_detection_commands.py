@@ -261,12 +261,14 @@ def test_the_page_on_fine_tuning_runs(capsys, monkeypatch, tmp_path):
     nuclei_set(tmp_path / "cells")
     Path("mine.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
     commands = re.findall(r"^\$ rescalenet (.*)", page, re.MULTILINE)
-    assert [command.split()[0] for command in commands] == ["train", "eval", "score", "predict", "export"]
+    assert [command.split()[0] for command in commands] == ["check", "train", "eval", "score", "predict", "export"]
     outputs = {}
     for command in commands:
         code, out, err = call(capsys, monkeypatch, *command.split())
         assert code == 0, err
         outputs[command.split()[0]] = out
+    assert outputs["check"].endswith("nothing found that would stop training\n")
+    assert Path("out/check/samples.png").exists()
     assert json.loads(outputs["train"])["metrics"]["mask_ap50"] > 0.5
     assert json.loads(Path("out/cells/metrics.json").read_text())["metrics"]["mask_ap50"] > 0.5
     assert "results" in outputs["score"]
