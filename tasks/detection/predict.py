@@ -347,8 +347,8 @@ def detect_each(
     if full:
         where = "a tile" if tiles is not None else "a picture"
         print_line(
-            f"{full} of {len(files)} pictures have {limit} objects, the most that are reported of {where}: others may "
-            "be missing; raise the limit with --detections"
+            f"{full} of {len(files) - len(failed)} pictures have {limit} objects, the most that are reported of "
+            f"{where}: others may be missing; raise the limit with --detections"
         )
     if out is not None and entries is not None:
         content = {"weights": weights.name, "threshold": choice.shown(weights.classes), "failed": failed}
