@@ -1,4 +1,4 @@
-"""``rescalenet`` with a data set that takes 10 seconds to download, once: ``python -m tests.helpers.slow_download``."""
+"""``rescalenet`` with a data set that takes 15 seconds to download, once: ``python -m tests.helpers.slow_download``."""
 
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ class CIFAR10:
     def __init__(self, root: str, train: bool, download: bool) -> None:
         downloaded = Path(root) / "downloaded"
         if not downloaded.exists():
-            time.sleep(10)
+            time.sleep(15)
             downloaded.touch()
 
     def __len__(self) -> int:

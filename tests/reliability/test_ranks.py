@@ -149,14 +149,14 @@ def test_a_signal_to_one_rank_stops_all(config, tmp_path, sent):
 
 
 def test_preparation_longer_than_the_time_out_of_the_group(config, tmp_path):
-    """One process downloads the data for 10 seconds, the other waits; the time-out is 3 seconds."""
+    """One process downloads the data for 15 seconds, the other waits; the time-out is 6 seconds."""
     launch = Launch(
         "train",
         config,
         "data.source=cifar10",
         f"data.root={tmp_path}",
         "train.epochs=1",
-        "train.timeout_minutes=0.05",
+        "train.timeout_minutes=0.1",
         module="tests.helpers.slow_download",
     )
     assert launch.end(240) == 0, launch.text
