@@ -112,9 +112,9 @@ def classify_photographs(out: Path) -> list[str]:
     weights = zoo.get_weights(CLASSIFIER)
     photographs = find_images([str(pictures_dir() / "photographs")])
     folder = OutputFolder(out, photo_files, photographs, overwrite=True)
-    predictions, _ = classify_images(load_model(weights), weights, photographs, out=folder)
+    failed: dict[str, str] = {}
     rows, right, shown = [], 0, set()
-    for p in predictions:
+    for p in classify_images(load_model(weights), weights, photographs, failed, out=folder):
         name, true = Path(p.file).name, Path(p.file).parent.name
         first, second = (f"{c} {s:.0%}" for c, s in zip(p.classes[:2], p.scores[:2], strict=True))
         rows.append(f"| {name} | {true} | {first} | {second} |")
@@ -292,7 +292,9 @@ def watch_shapes(out: Path) -> list[str]:
     video, entry = out / "input" / "triangle.mp4", zoo.get_weights(VIDEO)
     render_shapes(video)
     folder = OutputFolder(out, video_files, [video], overwrite=True)
-    (found,), _ = classify_videos(load_model(entry), entry, [video], window=2.0, step=0.5, annotate=True, out=folder)
+    failed: dict[str, str] = {}
+    model = load_model(entry)
+    (found,) = classify_videos(model, entry, [video], failed, window=2.0, step=0.5, annotate=True, out=folder)
     # Only a window that lies within one motion has a right answer.
     inside = [w for w in found.timeline if w.begin // SECONDS == (w.end - 1e-6) // SECONDS]
     right = sum(w.classes[0] == MOTIONS[int(w.begin // SECONDS)] for w in inside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -76,15 +76,23 @@ def print_evaluation(found: Evaluation, weights: str, data: str, format: Format)
     results.add("\n".join(map(printable, found.lines)), content, list(found.metrics.items()))
 
 
-def print_prediction(results: Results, found: Classified) -> None:
-    """Print a file's classes with their scores: a line, an object, or a row for each class."""
-    pairs = list(zip(found.classes, found.scores, strict=True))
-    rows = [(found.file, rank, *pair) for rank, pair in enumerate(pairs, 1)]
-    content = asdict(found) if is_dataclass(found) and not isinstance(found, type) else vars(found)
-    results.add(prediction_line(found), content, rows)
+def print_each(results: Results, classified: Iterable[Classified]) -> int:
+    """Print the classes of each file with their scores at once: a line, an object, or a row for each class.
+
+    Returns:
+        The number of files.
+    """
+    count = 0
+    for found in classified:
+        pairs = list(zip(found.classes, found.scores, strict=True))
+        rows = [(found.file, rank, *pair) for rank, pair in enumerate(pairs, 1)]
+        content = asdict(found) if is_dataclass(found) and not isinstance(found, type) else vars(found)
+        results.add(prediction_line(found), content, rows)
+        count += 1
+    return count
 
 
-CLASS_COLUMNS = ("file", "rank", "class", "score")  # of ``print_prediction``
+CLASS_COLUMNS = ("file", "rank", "class", "score")  # of ``print_each``
 
 
 def prediction_line(found: Classified) -> str:

@@ -17,6 +17,7 @@ from tasks.translation.predict import Translator
 from tasks.translation.search import Beam
 from tasks.video.predict import classify_videos
 from tests.helpers.paths import ROOT
+from tests.helpers.tasks import predict_all
 
 SAMPLES = ROOT / "tests" / "data" / "samples"
 EXPECTED = SAMPLES / "expected.json"
@@ -59,7 +60,7 @@ def outputs(name):
         return [{"class": entry.classes[index], "score": score} for index, score in found]
     if task == "video":
         videos = sorted((SAMPLES / "shapes").glob("*.mp4"))
-        predictions, failed = classify_videos(model, entry, videos, clips=2)
+        predictions, failed = predict_all(classify_videos, model, entry, videos, clips=2)
         assert not failed
         return [{"class": found.classes[0], "score": found.scores[0]} for found in predictions]
     if task == "detection":

@@ -91,7 +91,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     from tasks.outputs import OutputFolder
     from tasks.printing import Results, checked_format
     from tasks.progress import print_line
-    from tasks.report import CLASS_COLUMNS, print_prediction
+    from tasks.report import CLASS_COLUMNS, print_each
 
     # Check the options and the folder before anything is computed.
     format, flip = checked_format(options.format), flips(options.tta)
@@ -103,10 +103,12 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     print_line(describe_run(process_state(), "fp32"))
     model = load_model(entry)
     results = Results(format, CLASS_COLUMNS)
-    predictions, _ = classify_images(
+    failed: dict[str, str] = {}
+    classified = classify_images(
         model,
         entry,
         files,
+        failed,
         top=options.top,
         threshold=threshold,
         only=only,
@@ -114,9 +116,8 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         batch_size=options.batch_size,
         workers=options.workers,
         out=folder,
-        report=lambda found: print_prediction(results, found),
     )
-    if not predictions:
+    if not print_each(results, classified):
         raise DataError(f"none of {len(files)} pictures could be read; the reasons are above")
     return True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import zoo
 from tasks.classification.evaluate import class_scores
 from tasks.devices import best_device
 from tasks.images import PictureNotes, read_picture, require_shape, to_rgb
-from tasks.outputs import OutputFolder, try_to_draw
+from tasks.outputs import Entries, OutputFolder, try_to_draw
 from tasks.progress import print_line
 from tasks.reading import read_each, report_unread
 from tasks.report import Sheet, best_classes
@@ -56,6 +56,7 @@ def classify_images(
     model: zoo.Backbone,
     weights: zoo.Weights,
     files: Sequence[Path],
+    failed: dict[str, str],
     *,
     top: int = 5,
     threshold: Mapping[str, float] | None = None,
@@ -64,14 +65,16 @@ def classify_images(
     batch_size: int = 32,
     workers: int = 0,
     out: OutputFolder | None = None,
-    report: Callable[[ClassifiedImage], object] = lambda found: None,
-) -> tuple[list[ClassifiedImage], dict[str, str]]:
-    """Classify pictures, and report those that cannot be read.
+) -> Iterator[ClassifiedImage]:
+    """Yield the classes of each picture that can be read, in order, and report the others at the end.
+
+    The memory that is taken does not grow with the number of pictures.
 
     Args:
         model: net of the weights.
         weights: input transform and class names.
         files: paths of the pictures.
+        failed: mapping from file to reason, to which the files that cannot be read are added.
         top: number of classes to report for each picture.
         threshold: lowest score of each class; None: 0.
         only: classes to report; None: all.
@@ -79,34 +82,29 @@ def classify_images(
         batch_size: number of pictures of a forward.
         workers: number of processes that read the pictures.
         out: folder for ``FILES``; the contact sheet has the first pictures.
-        report: function that is called with each prediction at once, in the order of ``files``.
-
-    Returns:
-        Predictions in the order of ``files``, and the reason for each file that could not be read.
     """
     device = best_device()
     model.to(device).eval()
-    predictions: list[ClassifiedImage] = []
-    failed: dict[str, str] = {}
+    entries = None if out is None else Entries(out.path)
     sheet, notes = Sheet(), PictureNotes()
     # 1. Predict batch by batch, while the files are read.
     opened = read_each(files, Reader(weights), failed, workers=workers, quiet_up_to=batch_size)
-    with torch.inference_mode():
-        for batch in chunks(opened, batch_size):
-            inputs = torch.stack([file.content[0] for file in batch])  # (N, C, size, size)
+    for batch in chunks(opened, batch_size):
+        inputs = torch.stack([file.content[0] for file in batch])  # (N, C, size, size)
+        with torch.inference_mode():
             scores = class_scores(model, inputs.to(device), flip=flip).cpu()  # (N, classes)
-            for file, row in zip(batch, scores, strict=True):
-                best = best_classes(row, weights.classes, top, threshold=threshold, only=only)
-                predictions.append(ClassifiedImage(str(file.path), *best))
-                report(predictions[-1])
-                notes.add(str(file.path), file.content[1])
-                sheet.add(file.content[1], predictions[-1])
+        for file, row in zip(batch, scores, strict=True):
+            best = best_classes(row, weights.classes, top, threshold=threshold, only=only)
+            found = ClassifiedImage(str(file.path), *best)
+            yield found
+            if entries is not None:
+                entries.add(asdict(found))
+            notes.add(str(file.path), file.content[1])
+            sheet.add(file.content[1], found)
     # 2. Report what is missing, and write the files; the picture may fail.
     report_unread(failed, len(files))
     for line in notes.lines():
         print_line(line)
-    if out is not None:
-        content = {"weights": weights.name, "predictions": [asdict(p) for p in predictions], "failed": failed}
-        out.write_json(content, "predictions.json")
+    if out is not None and entries is not None:
+        entries.write(out.path / "predictions.json", {"weights": weights.name, "failed": failed}, "predictions")
         try_to_draw(lambda: sheet.write(out.path / "contact_sheet.png"), out.path / "contact_sheet.png")
-    return predictions, failed

@@ -93,7 +93,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     from tasks.outputs import OutputFolder
     from tasks.printing import Results, checked_format
     from tasks.progress import print_line
-    from tasks.report import CLASS_COLUMNS, print_prediction
+    from tasks.report import CLASS_COLUMNS, print_each
     from tasks.video.predict import FILES, classify_videos
     from tasks.video.sources import find_videos
 
@@ -107,10 +107,12 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
     print_line(describe_run(process_state(), "fp32"))
     model = load_model(entry)
     results = Results(format, CLASS_COLUMNS)
-    predictions, _ = classify_videos(
+    failed: dict[str, str] = {}
+    classified = classify_videos(
         model,
         entry,
         files,
+        failed,
         top=options.top,
         clips=options.clips,
         window=options.window,
@@ -119,9 +121,8 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         batch_size=options.batch_size,
         workers=options.workers,
         out=folder,
-        report=lambda found: print_prediction(results, found),
     )
-    return bool(predictions)
+    return print_each(results, classified) > 0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -19,7 +19,7 @@ from torch import Tensor
 import zoo
 from tasks.devices import best_device
 from tasks.errors import DataError, UserError
-from tasks.outputs import OutputFolder, try_to_draw
+from tasks.outputs import Entries, OutputFolder, try_to_draw
 from tasks.plots import timeline
 from tasks.printing import listed, printable
 from tasks.progress import Progress, print_line
@@ -94,6 +94,7 @@ def classify_videos(
     model: zoo.Backbone,
     weights: zoo.Weights,
     files: Sequence[Path],
+    failed: dict[str, str],
     *,
     top: int = 5,
     clips: int = 10,
@@ -103,14 +104,16 @@ def classify_videos(
     batch_size: int = 8,
     workers: int = 0,
     out: OutputFolder | None = None,
-    report: Callable[[Prediction], object] = lambda found: None,
-) -> tuple[list[Prediction], dict[str, str]]:
-    """Classify videos; report and skip those that cannot be read, and the clips and windows that cannot.
+) -> Iterator[Prediction]:
+    """Yield the classes of each video that can be read, in order; report the others, and clips and windows left out.
+
+    The memory that is taken does not grow with the number of videos.
 
     Args:
         model: net of the weights.
         weights: transform, which defines the frames of a clip, and class names.
         files: paths of the videos.
+        failed: mapping from file to reason, to which the files that cannot be read are added.
         top: number of classes to report for each video and window.
         clips: number of clips spread over the video; one is used if a clip is spread over the whole video itself.
         window: length of a timeline's windows in seconds; None: the length of a clip, or no timeline if a clip is
@@ -120,11 +123,7 @@ def classify_videos(
         batch_size: number of clips of a forward.
         workers: number of processes that read the videos.
         out: folder for ``FILES``; for videos longer than a window and a step also ``NAME.timeline.json`` and ``.png``;
-            with ``annotate`` also ``NAME.annotated.mp4``.
-        report: function that is called with each prediction at once, in the order of ``files``.
-
-    Returns:
-        Predictions in the order of ``files``, and the reason for each file that could not be read.
+            with ``annotate`` also ``NAME.annotated.mp4``. The files of a video are made after it is yielded.
 
     Raises:
         UserError: a window or step that is not > 0 and finite, or ``annotate`` without ``out``.
@@ -136,17 +135,15 @@ def classify_videos(
     if annotate and out is None:
         raise UserError("annotate=True requires out, the folder of the annotated copies")
     stems = [] if out is None else out.stems(files, [TIMELINE, DRAWN_TIMELINE, ANNOTATED])
+    entries = None if out is None else Entries(out.path)
     # 2. Classify the videos one by one.
     model.to(best_device()).to(memory_format=torch.channels_last_3d).eval()
     classifier = _Classifier(model, weights, top, clips, window, step, batch_size, workers)
-    predictions: list[Prediction] = []
-    failed: dict[str, str] = {}
     sheet = Sheet()
     for number, info, found, picture in classifier.classified(files, failed):
-        predictions.append(found)
-        report(found)
+        yield found
         sheet.add(picture, found)
-        if out is None:
+        if out is None or entries is None:
             continue
         # 3. Write the files of a video.
         path, stem = files[number], stems[number]
@@ -155,21 +152,20 @@ def classify_videos(
                 write_annotated(path, info, found, out.path / f"{stem}{ANNOTATED}")
             except DataError as error:  # damage after the frames of the clips; the prediction is valid
                 failed[str(path)] = str(error)
+        whole = asdict(found)
+        entries.add({key: value for key, value in whole.items() if key != "timeline"})
         if found.timeline:
-            whole = asdict(found)
             content = {"file": found.file, "weights": weights.name, "windows": whole["timeline"]}
             out.write_json(content | {"unread_windows": whole["unread_windows"]}, f"{stem}{TIMELINE}")
             drawn = out.path / f"{stem}{DRAWN_TIMELINE}"
             try_to_draw(partial(timeline, found.timeline, drawn), drawn)
     # 4. Report, and write the files of all videos.
-    failed = {str(path): failed[str(path)] for path in files if str(path) in failed}  # in the order of the files
-    report_unread(failed, len(files))
+    unread = {str(path): failed[str(path)] for path in files if str(path) in failed}  # in the order of the files
+    report_unread(unread, len(files))
     print_notes(classifier.odd, len(files))
-    if out is not None:
-        rows = [{k: v for k, v in asdict(p).items() if k != "timeline"} for p in predictions]
-        out.write_json({"weights": weights.name, "predictions": rows, "failed": failed}, "predictions.json")
+    if out is not None and entries is not None:
+        entries.write(out.path / "predictions.json", {"weights": weights.name, "failed": unread}, "predictions")
         try_to_draw(lambda: sheet.write(out.path / "contact_sheet.png"), out.path / "contact_sheet.png")
-    return predictions, failed
 
 
 class _Job(NamedTuple):

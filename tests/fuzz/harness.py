@@ -65,6 +65,7 @@ class Harness:
             "HF_HUB_OFFLINE": "1",
             "MPLBACKEND": "agg",
             "CUDA_VISIBLE_DEVICES": "",
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # CUDA's own check fails in forked processes, with a warning
             "TERM": "dumb",
             "COLUMNS": "100",
         }

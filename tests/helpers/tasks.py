@@ -30,3 +30,9 @@ def trainer_of(task, data, folder, model=None, **train):
     trainer.batches.seek(0, 0)
     trainer.model.train()
     return trainer
+
+
+def predict_all(predict, model, weights, files, **options):
+    """All that a function such as ``classify_images`` yields, and the reason for each file that could not be read."""
+    failed: dict[str, str] = {}
+    return list(predict(model, weights, files, failed, **options)), failed

@@ -16,6 +16,7 @@ from tasks.devices import make_accelerator
 from tasks.errors import DataError
 from tasks.metrics import ClassCounts
 from tasks.spec import make_task
+from tests.helpers.tasks import predict_all
 from tests.helpers.training import config
 
 
@@ -91,7 +92,7 @@ def test_a_line_of_pixels_is_not_resized_to_gigabytes(tree, weights):
         "crop or remove it"
     )
     files = [tree / "val/ant/line.png", tree / "val/ant/0.png"]
-    predictions, unread = classify_images(model, weights, files)
+    predictions, unread = predict_all(classify_images, model, weights, files)
     assert ([p.file for p in predictions], list(unread)) == ([str(files[1])], [str(files[0])])
     content = {"size": 16, "resize": 16, "augment": {"crop": {"name": "pad"}}, "train": "val"}
     task = make_task(config(tree, tree / "run", data=content))

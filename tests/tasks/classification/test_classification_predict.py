@@ -6,13 +6,13 @@ import pytest
 from PIL import Image
 
 import zoo
-from tasks.classification.predict import FILES
-from tasks.classification.predict import classify_images as predict
+from tasks.classification.predict import FILES, classify_images
 from tasks.errors import DataError
 from tasks.images import find_images, read_image
 from tasks.outputs import OutputFolder
 from tests.helpers.classification import picture
 from tests.helpers.nets import narrow
+from tests.helpers.tasks import predict_all
 
 
 def test_predict_files_and_folders(tree, weights, tmp_path, capsys):
@@ -20,8 +20,14 @@ def test_predict_files_and_folders(tree, weights, tmp_path, capsys):
     (tree / "val/bee/x.jpg").write_text("broken")
     files = find_images([str(tree / "val"), str(tree / "train/ant/0.png")])
     assert len(files) == 6
-    predictions, failed = predict(
-        model, weights, files, top=2, batch_size=2, out=OutputFolder(tmp_path / "out", FILES, files)
+    predictions, failed = predict_all(
+        classify_images,
+        model,
+        weights,
+        files,
+        top=2,
+        batch_size=2,
+        out=OutputFolder(tmp_path / "out", FILES, files),
     )
     assert [p.file for p in predictions] == [str(f) for f in files if f.name != "x.jpg"]
     assert list(failed) == [str(tree / "val/bee/x.jpg")]
@@ -46,6 +52,6 @@ def test_narrow_net_takes_grey_and_large_pictures(tmp_path):
     model = narrow("cifar")
     path = tmp_path / "w.safetensors"
     zoo.save_weights(model, path, transform=zoo.InputTransform(32, 36, (0.5,) * 3, (0.3,) * 3), classes=list("abcde"))
-    predictions, failed = predict(model, zoo.get_weights(str(path)), [tmp_path / "grey.png"])
+    predictions, failed = predict_all(classify_images, model, zoo.get_weights(str(path)), [tmp_path / "grey.png"])
     assert len(predictions) == 1
     assert not failed

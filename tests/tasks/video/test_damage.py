@@ -15,6 +15,7 @@ from tasks.video.evaluate import evaluate_weights, read_predictions
 from tasks.video.index import Index
 from tasks.video.predict import classify_videos
 from tasks.video.sources import folder_videos
+from tests.helpers.tasks import predict_all
 from tests.helpers.video import config, layout, video
 
 
@@ -102,7 +103,7 @@ def test_windows_that_can_be_read_are_kept(long, weights, tmp_path, capsys):
     path.write_bytes(long.read_bytes())
     damage(path, 83)
     entry = zoo.get_weights(str(weights))
-    (found,), failed = classify_videos(load_model(entry), entry, [path], window=0.5, step=0.5, workers=0)
+    (found,), failed = predict_all(classify_videos, load_model(entry), entry, [path], window=0.5, step=0.5, workers=0)
     assert not failed
     assert [(w.begin, w.end) for w in found.unread_windows] == [(3.0, 3.5), (3.5, 4.0)]
     assert "cannot be decoded, the first at 3.4" in found.unread_windows[0].reason
@@ -117,7 +118,7 @@ def test_a_cut_video_on_the_command_line(long, weights, tmp_path, capsys):
     path.write_bytes(long.read_bytes())
     cut(path)
     entry = zoo.get_weights(str(weights))
-    (found,), failed = classify_videos(load_model(entry), entry, [path], window=1, step=1)
+    (found,), failed = predict_all(classify_videos, load_model(entry), entry, [path], window=1, step=1)
     assert not failed
     assert [w.begin for w in found.timeline] == [0, 1, 2, 3, 4]
     assert [w.begin for w in found.unread_windows] == [5, 6, 7]
@@ -132,7 +133,7 @@ def test_a_video_without_any_clip_fails_with_its_reason(weights, tmp_path):
     )
     damage(path, 1)
     entry = zoo.get_weights(str(weights))
-    found, failed = classify_videos(load_model(entry), entry, [path], clips=2)
+    found, failed = predict_all(classify_videos, load_model(entry), entry, [path], clips=2)
     assert not found
     assert "cannot be decoded, the first at" in failed[str(path)]
 

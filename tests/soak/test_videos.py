@@ -1,0 +1,63 @@
+"""Thousands of whole and damaged videos of all kinds: memory stays where it is, and each has a result or a reason."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import zoo
+from tests.fuzz.videos import make_videos
+from tests.helpers.video import layout
+from tests.soak.kit import watch
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Weights of a narrow net for clips of 4 frames."""
+    torch.manual_seed(0)
+    model = zoo.create_model("rescale_r3d_10", width=0.25, num_classes=3)
+    zoo.calibrate(model, [torch.randn(4, 3, 4, 16, 16)])
+    path = tmp_path / "w.safetensors"
+    zoo.save_weights(model, path, transform=layout(4, 2.0, 10.0, 16, 18), classes=["down", "right", "still"])
+    return path
+
+
+def damaged_videos(folder, count):
+    """Write videos of all kinds: half of them whole, a quarter cut, a quarter with a flipped bit; return the whole."""
+    kinds, whole = sorted(make_videos().items()), []
+    folder.mkdir()
+    for number in range(count):
+        name, content = kinds[number % len(kinds)]
+        turn, place = number // len(kinds) % 4, number * 7919 % len(content)
+        path = folder / f"{number:06}.{name}"
+        if turn == 1:
+            content = content[:place]
+        elif turn == 2:
+            content = content[:place] + bytes([content[place] ^ (1 << number % 8)]) + content[place + 1 :]
+        else:
+            whole.append(str(path))
+        path.write_bytes(content)
+    return whole
+
+
+def test_predict_over_many_damaged_videos(weights, tmp_path, count):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    whole = damaged_videos(folder, count)
+    options = ["--clips", "2", "--window", "0.2", "--step", "0.2", "--format", "json", "--device", "cpu", "--out", out]
+    found = watch("predict", weights, folder, *options, errors=tmp_path / "errors.txt")
+    assert found.code == 0, found.errors[-2000:]
+    assert "Traceback" not in found.errors
+    answered = [json.loads(line)["file"] for line in found.lines]
+    content = json.loads((out / "predictions.json").read_text())
+    assert [row["file"] for row in content["predictions"]] == answered
+    assert sorted([*answered, *content["failed"]]) == sorted(map(str, folder.iterdir()))
+    assert set(whole) <= set(answered)
+    print(
+        f"{len(answered)} results, {len(content['failed'])} reasons, growth {found.growth():.1f} MB, {found.peak:.0f}"
+    )
+    # Damaged times make timelines of up to 100,000 windows, which take 200 MB while they are written.
+    assert found.peak < 1500
+    assert found.growth() < 25, found.memory[:: max(len(found.memory) // 20, 1)]
