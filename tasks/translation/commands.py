@@ -190,7 +190,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
             ``out``.
     """
     from tasks.devices import describe_run, process_state
-    from tasks.outputs import OutputFolder, try_to_draw
+    from tasks.outputs import Entries, OutputFolder, try_to_draw
     from tasks.printing import Results, checked_format
     from tasks.translation.attention import attention_picture
     from tasks.translation.evaluate import load_folded
@@ -218,7 +218,7 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         print_line(f"{entry.name}: type sentences, one a line; end with Ctrl-D")
     # 2. Translate and print.
     results = Results(format, ("line", "rank", "score", "source", "text"))
-    done: list[dict[str, Any]] = []
+    entries = None if folder is None else Entries(folder.path)
     lines = Lines(inputs, languages)
     for number, result in enumerate(translator(lines), 1):
         pairs = list(zip(result.texts, result.scores, strict=True))[:nbest]
@@ -226,16 +226,16 @@ def run_predict(entry: zoo.Weights, inputs: list[str], out: Path | None, options
         content = {"source": result.source, "texts": result.texts[:nbest], "scores": result.scores[:nbest]}
         rows = [(number, rank, value, result.source, text) for rank, (text, value) in enumerate(pairs, 1)]
         results.add(line, content, rows)
-        if folder is not None:
-            done.append(content)
+        if folder is not None and entries is not None:
+            entries.add(content)
             if options.attention:
                 for place, part in enumerate(result.parts, 1):
                     ending = f"_{place}" if len(result.parts) > 1 else ""
                     path = folder.path / f"attention_{number}{ending}.png"
                     try_to_draw(partial(attention_picture, model, coder, *part, path), path)
     # 3. Write the translations as JSON, and report inputs that ended early.
-    if folder is not None:
-        folder.write_json(done, FILE)
+    if folder is not None and entries is not None:
+        entries.write(folder.path / FILE)
     if translator.in_parts > 1:
         print_line(f"{translator.in_parts} lines were translated in parts")
     lines.raise_errors()

@@ -79,7 +79,7 @@ def test_every_line_of_many_files_is_translated(tmp_path):
     steps = [len(lines) // 3, len(lines) - 1]
     program = PROGRAM.replace("STEPS", ", ".join(map(str, steps)))
     weights = "rescale_transformer_tiny.multi30k_en_de"
-    options = ["--format", "json", "--beam", "1", "--device", "cpu"]
+    options = ["--format", "json", "--beam", "1", "--device", "cpu", "--out", "out"]
     call = [sys.executable, "-c", program, weights, *names, *options]
     ended = subprocess.run(call, cwd=tmp_path, env=environment(), capture_output=True, check=False)
     error = ended.stderr.decode()
@@ -88,6 +88,7 @@ def test_every_line_of_many_files_is_translated(tmp_path):
     results = ended.stdout.decode().split("\n")[:-1]
     assert len(results) == len(lines)
     assert [json.loads(result)["source"] for result in results] == lines
+    assert [entry["source"] for entry in json.loads((tmp_path / "out/translations.json").read_text())] == lines
     memory = [int(row.split()[2]) for row in error.split("\n") if row.startswith("memory ")]
     assert len(memory) == 2
     assert memory[1] - memory[0] < 2**26  # 64 MiB for two thirds of the lines
