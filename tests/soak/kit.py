@@ -55,16 +55,19 @@ class Watched:
         return statistics.median(self.memory[-quarter:]) - statistics.median(self.memory[quarter : 2 * quarter])
 
 
-def watch(*arguments: object, errors: Path) -> Watched:
+def watch(*arguments: object, errors: Path, folder: Path = ROOT) -> Watched:
     """Run ``rescalenet`` with these arguments in a process of its own.
 
     Args:
         arguments: arguments of the command.
         errors: file for what it writes on stderr.
+        folder: folder in which it runs.
     """
     command = [sys.executable, "-m", "tasks.cli", *map(str, arguments)]
     with errors.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=sink, cwd=ROOT, env=environment(), text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=sink, cwd=folder, env=environment(), text=True
+        )
         found = Watched(0)
         assert process.stdout is not None
         for line in process.stdout:
