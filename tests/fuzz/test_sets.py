@@ -111,7 +111,7 @@ def files_of_tools(draw, valid):
     return (
         draw(st.sampled_from((text.encode(), text.encode(), text.encode("utf-16"), text.encode("utf-8-sig"))))
         if draw(st.booleans())
-        else gzip.compress(text.encode())
+        else gzip.compress(text.encode(), mtime=0)
     )
 
 
