@@ -86,7 +86,9 @@ def print_each(results: Results, classified: Iterable[Classified]) -> int:
     for found in classified:
         pairs = list(zip(found.classes, found.scores, strict=True))
         rows = [(found.file, rank, *pair) for rank, pair in enumerate(pairs, 1)]
-        content = asdict(found) if is_dataclass(found) and not isinstance(found, type) else vars(found)
+        content: Mapping[str, Any] = {}
+        if results.format == "json":  # a timeline is long
+            content = asdict(found) if is_dataclass(found) and not isinstance(found, type) else vars(found)
         results.add(prediction_line(found), content, rows)
         count += 1
     return count

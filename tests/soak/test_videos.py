@@ -4,25 +4,12 @@ import json
 import sys
 
 import pytest
-import torch
 
-import zoo
 from tests.fuzz.videos import make_videos
-from tests.helpers.video import layout
+from tests.helpers.video import write_weights
 from tests.soak.kit import watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
-
-
-@pytest.fixture
-def weights(tmp_path):
-    """Weights of a narrow net for clips of 4 frames."""
-    torch.manual_seed(0)
-    model = zoo.create_model("rescale_r3d_10", width=0.25, num_classes=3)
-    zoo.calibrate(model, [torch.randn(4, 3, 4, 16, 16)])
-    path = tmp_path / "w.safetensors"
-    zoo.save_weights(model, path, transform=layout(4, 2.0, 10.0, 16, 18), classes=["down", "right", "still"])
-    return path
 
 
 def damaged_videos(folder, count):
@@ -43,8 +30,8 @@ def damaged_videos(folder, count):
     return whole
 
 
-def test_predict_over_many_damaged_videos(weights, tmp_path, count):
-    folder, out = tmp_path / "in", tmp_path / "out"
+def test_predict_over_many_damaged_videos(tmp_path, count):
+    weights, folder, out = write_weights(tmp_path / "w.safetensors"), tmp_path / "in", tmp_path / "out"
     whole = damaged_videos(folder, count)
     options = ["--clips", "2", "--window", "0.2", "--step", "0.2", "--format", "json", "--device", "cpu", "--out", out]
     found = watch("predict", weights, folder, *options, errors=tmp_path / "errors.txt")

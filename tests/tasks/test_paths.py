@@ -148,21 +148,9 @@ def test_paths_of_a_study(tmp_path):
 
 # Arguments and options whose text is no path; weights are expanded by zoo.get_weights, inputs of predict one by one.
 NO_PATHS_OF_COMMANDS = {
-    *(
-        "filter",
-        "input_kind",
-        "overrides",
-        "device",
-        "format",
-        "to",
-        "form",
-        "option",
-        "name",
-        "more",
-        "languages",
-        "columns",
-    ),
+    *("filter", "input_kind", "overrides", "device", "format", "to", "form", "option", "name", "more", "languages"),
     *("repository", "checkpoint", "licence", "tta", "weights", "model", "inputs", "metrics", "threshold", "tokenize"),
+    "columns",
     "classes",  # of eval and predict names, of convert a path or a word
 }
 PARSERS = (input_path, output_path, name_or_path)

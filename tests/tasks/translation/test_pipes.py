@@ -27,7 +27,7 @@ def test_an_input_that_cannot_be_read_costs_no_other_line(tmp_path):
     (tmp_path / "b.en").write_text("A cat sleeps.\n")
     call = [sys.executable, "-m", "tasks.cli", "predict", "rescale_transformer_tiny.multi30k_en_de"]
     call += ["a.en", "b.en", "--beam", "1", "--out", "out"]
-    ended = subprocess.run(call, cwd=tmp_path, env={**environment()}, capture_output=True, text=True, check=False)
+    ended = subprocess.run(call, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert len(ended.stdout.splitlines()) == 2
     assert ended.stderr.splitlines()[-1].startswith("error: a.en, line 2: not UTF-8")

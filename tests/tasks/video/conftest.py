@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 
-import zoo
-from tests.helpers.video import layout, write_bar
+from tests.helpers.video import write_bar, write_weights
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +23,4 @@ def moving(tmp_path_factory):
 @pytest.fixture(scope="session")
 def weights(moving, tmp_path_factory):
     """A narrow net, calibrated, as a weights file."""
-    torch.manual_seed(0)
-    model = zoo.create_model("rescale_r3d_10", width=0.25, num_classes=3)
-    zoo.calibrate(model, [torch.randn(4, 3, 4, 16, 16)])
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    zoo.save_weights(
-        model, path, transform=layout(4, 2.0, 10.0, 16, 18), classes=["down", "right", "still"], meta={"licence": "MIT"}
-    )
-    return path
+    return write_weights(tmp_path_factory.mktemp("weights") / "w.safetensors")
