@@ -1,89 +1,75 @@
-"""Export to other frameworks: one file for each target, verified in the target's own runtime.
+"""Export to other frameworks: one module for each target, verified in the target's own runtime.
 
 ``TARGETS`` is the table of targets. A package outside of this one adds its target by an entry point of the group
 ``rescalenet.targets`` (value: ``module:TARGET``) or by ``register_target``.
+
+A target's module has two functions, and may have a third:
+
+- ``write(graph, folder, settings)`` writes a graph's files into the folder; their names begin with ``graph.name``.
+- ``load(graph, folder) -> Runner`` returns a function that runs these files in the target's runtime, in float32.
+- ``finish(deployment, folder, settings)`` adds what the graphs need around them, such as a page.
+
+``zoo.export.writing`` does what all targets share: it compares the files with the net, writes the manifest, and keeps
+the folder only if everything agrees.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 from zoo.errors import ExportError, ZooError
 from zoo.plugins import load_plugins
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from zoo.weights import Weights
-
 ENTRY_POINTS = "rescalenet.targets"
-
-
-@dataclass(frozen=True)
-class Verified:
-    """An export that was read again by its target's runtime.
-
-    Attributes:
-        path: file or folder that was written.
-        max_error: largest error over all checked inputs and outputs, in the measure that the target documents.
-        inputs: description of the checked inputs.
-        runtime: name and version of the runtime.
-    """
-
-    path: Path
-    max_error: float
-    inputs: str
-    runtime: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: agrees in {self.runtime} to {self.max_error:.1e} at {self.inputs}"
+ANY_SHAPE = frozenset({"batch", "size"})
 
 
 @dataclass(frozen=True)
 class Target:
-    """A framework that weights can be exported to.
+    """A framework that nets can be exported to.
 
     Attributes:
         name: name of the target, as ``rescalenet export --to`` takes it.
-        functions: ``module:name`` of a function ``(model, path, example, weights) -> Verified`` by kind of input. Its
-            module is imported when it is used. Kinds are
-            ``images`` (a net of batches (N, C, H, W)), ``clips`` (of (N, C, T, H, W)), ``image_lists`` (a detector of
-            lists of images (C, H, W)) and ``text`` (of token ids of source and target).
-        ending: ending of the file or folder.
+        module: module with the functions of the target, which is imported when it is used.
+        kinds: kinds of input that it takes: ``images`` (a net of batches (N, C, H, W)), ``clips`` (of (N, C, T, H, W)),
+            ``image_lists`` (a whole detector of images (C, H, W)) and ``text`` (a translation net).
+        packages: packages whose versions the manifest lists, by the names on PyPI.
         extra: extra of this package that installs the target's packages; None if it needs none.
-        folded: whether the function gets the folded net (``zoo.fold``), unless the user requests the net as trained.
+        dynamic: axes that may change after the export: ``batch``, and ``size`` for all others.
+        folded: whether the graphs compute the deployment form (``zoo.fold``), unless the user requests the net as
+            trained.
+        options: options of the export that it takes: ``half``, ``int8``.
+        remark: what a user must know, such as that the runtime does not run here; the export prints it.
     """
 
     name: str
-    functions: Mapping[str, str]
-    ending: str
+    module: str
+    kinds: tuple[str, ...]
+    packages: tuple[str, ...] = ()
     extra: str | None = None
+    dynamic: frozenset[str] = ANY_SHAPE
     folded: bool = True
+    options: frozenset[str] = frozenset()
+    remark: str = ""
 
-    def export(self, kind: str, model: nn.Module, path: Path, example: tuple[Any, ...], weights: Weights) -> Verified:
-        """Write the file and verify it.
-
-        Args:
-            kind: kind of the net's input, one of ``functions``.
-            model: net of the weights.
-            path: file or folder to write.
-            example: arguments of a call of the net.
-            weights: weights that the net was made from.
+    def functions(self) -> Any:
+        """Import the target's module.
 
         Raises:
-            ExportError: packages that are missing, an export that fails, or outputs that differ.
+            ExportError: a package is missing; the message names the extra that installs it.
         """
         try:
-            function = resolve_name(self.functions[kind])
+            return import_module(self.module)
         except ModuleNotFoundError as error:
-            hint = f": pip install 'rescalenet-zoo[{self.extra}]'" if self.extra else ""
-            raise ExportError(f"export to {self.name} needs {error.name}{hint}") from None
-        return function(model, path, example, weights)
+            raise self.missing(error) from None
+
+    def missing(self, error: ModuleNotFoundError) -> ExportError:
+        """Return the error of a package that is missing."""
+        hint = f": pip install 'rescalenet-zoo[{self.extra}]'" if self.extra else ""
+        return ExportError(f"export to {self.name} needs {error.name}{hint}")
 
 
 TARGETS: dict[str, Target] = {}
@@ -101,22 +87,19 @@ def register_target(target: Target) -> Target:
     return target
 
 
+VISION = ("images", "clips")
+EVERY = (*VISION, "image_lists", "text")
+
 register_target(
     Target(
         "onnx",
-        {
-            "images": "zoo.export.onnx:export_batches",
-            "clips": "zoo.export.onnx:export_batches",
-            "image_lists": "zoo.export.onnx:export_image_lists",
-        },
-        ending=".onnx",
+        "zoo.export.onnx",
+        EVERY,
+        packages=("onnx", "onnxruntime", "onnxscript", "torch"),
         extra="onnx",
+        options=frozenset({"half", "int8"}),
     )
 )
-register_target(
-    Target("torchvision", {"images": "zoo.export.torchvision_layout:export_state"}, ending=".pth", folded=False)
-)
-register_target(Target("fairseq", {"text": "zoo.export.fairseq:export_text"}, ending=".fairseq", folded=False))
 
 
 @functools.cache
@@ -129,10 +112,10 @@ def _load_entry_points() -> None:
 def targets_for(kind: str) -> dict[str, Target]:
     """Return the targets that take nets of this kind of input, by name; the first is the default."""
     _load_entry_points()
-    return {name: target for name, target in TARGETS.items() if kind in target.functions}
+    return {name: target for name, target in TARGETS.items() if kind in target.kinds}
 
 
 def describe_targets() -> str:
     """Return a line of all targets with the kinds of input that they take, for help texts."""
     _load_entry_points()
-    return "; ".join(f"{name} ({', '.join(target.functions)})" for name, target in TARGETS.items())
+    return "; ".join(f"{name} ({', '.join(target.kinds)})" for name, target in TARGETS.items())

@@ -1,0 +1,101 @@
+"""What an export consists of: graphs with named inputs and outputs, and the inputs at which they are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from zoo.weights import Weights
+
+Arrays = tuple[np.ndarray, ...]
+Runner = Callable[[Arrays], Sequence[np.ndarray]]  # from the inputs of a graph to its outputs, both in order
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph.
+
+    Attributes:
+        name: name in the exported file.
+        axes: length of each axis, or the name of an axis whose length may change: ``batch``, ``height``, ``width``,
+            ``source``, ``target``, ``objects`` and so on.
+        dtype: numpy's name of the dtype.
+    """
+
+    name: str
+    axes: tuple[int | str, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A function of tensors that is exported as one graph.
+
+    Attributes:
+        name: stem of the names of its files.
+        module: module in eval mode, called with the inputs in order. It returns a tensor or a tuple of tensors.
+        inputs: inputs in order.
+        outputs: outputs in order.
+        samples: arguments of several calls, at which the exported graph is compared. The first is the smallest, with a
+            batch of 1; a target that fixes shapes fixes those of the first and is compared at samples of its shapes.
+        shown: description of the samples.
+        compares: how outputs are compared: ``values``, or ``objects`` of a detector (boxes, labels, scores, masks).
+        net: net of the module as it was trained, for targets that convert weights instead of graphs; None: it has none.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    samples: tuple[tuple[Tensor, ...], ...]
+    shown: str
+    compares: Literal["values", "objects"] = "values"
+    net: nn.Module | None = None
+
+    def run(self, arguments: Sequence[Tensor]) -> Arrays:
+        """Return the module's outputs in PyTorch, in order."""
+        with torch.no_grad():
+            outputs = self.module(*arguments)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+        return tuple(output.cpu().numpy() for output in outputs)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Everything that is exported together.
+
+    Attributes:
+        kind: kind of input: ``images``, ``clips``, ``image_lists`` (a whole detector) or ``text``.
+        graphs: graphs to export.
+        description: what a user of the files must know, as JSON: task, classes, layout of the input, its mean and
+            standard deviation, and the options of the export. It becomes a part of the manifest.
+        weights: weights that the graphs were made from; None for a net that no file has.
+        files: further files by name, such as vocabularies.
+    """
+
+    kind: str
+    graphs: tuple[Graph, ...]
+    description: Mapping[str, Any]
+    weights: Weights | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of an export.
+
+    Attributes:
+        half: whether weights are stored in half precision. Inputs and outputs stay float32.
+        calibration: inputs of the first graph for post-training quantisation to int8; (): no quantisation.
+        overwrite: whether an earlier export in the folder is replaced.
+    """
+
+    half: bool = False
+    calibration: tuple[tuple[Tensor, ...], ...] = ()
+    overwrite: bool = False

@@ -1,0 +1,127 @@
+"""Graphs of nets of images and clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.export.graphs import Graph, Port
+from zoo.folding import fold
+from zoo.nets.vgg import VGG
+
+
+class Standardise(nn.Module):
+    """A net of images or clips in 0..1, which are standardised first: (N, C, [T,] H, W).
+
+    Args:
+        net: net of standardised inputs.
+        mean: mean of each channel.
+        std: standard deviation of each channel.
+        reverse: whether the net takes BGR; the inputs are RGB.
+    """
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float], *, reverse: bool = False) -> None:
+        super().__init__()
+        self.net, self.reverse = net, reverse
+        scale = 1 / torch.tensor(std, dtype=torch.float64)
+        self.register_buffer("factor", scale.float())
+        self.register_buffer("shift", (-torch.tensor(mean, dtype=torch.float64) * scale).float())
+
+    def forward(self, x: Tensor) -> Any:
+        shape = (-1, *[1] * (x.ndim - 2))
+        if self.reverse:
+            x = x.flip(1)
+        return self.net(x * self.factor.view(shape) + self.shift.view(shape))
+
+
+class Probabilities(nn.Module):
+    """A classifier whose logits (N, classes) become probabilities."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).softmax(1)
+
+
+def outputs_of(net: nn.Module, x: Tensor, single: str = "logits") -> tuple[tuple[str, Tensor], ...]:
+    """Return the outputs of a net with names: ``single`` for a tensor, ``map0``, ... for a list, keys of a dict.
+
+    Keys that are numbers, as those of torchvision's pyramids, become ``p0`` and so on.
+    """
+    with torch.no_grad():
+        output = net(x)
+    if isinstance(output, Tensor):
+        return ((single, output),)
+    if isinstance(output, dict):
+        return tuple((f"p{key}" if key.isdigit() else key, value) for key, value in output.items())
+    return tuple((f"map{i}", value) for i, value in enumerate(output))
+
+
+class InOrder(nn.Module):
+    """A net whose list or dict of outputs is a tuple in order."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Any:
+        output = self.net(x)
+        if isinstance(output, Tensor):
+            return output
+        return tuple(output.values()) if isinstance(output, dict) else tuple(output)
+
+
+def graph_of(
+    net: nn.Module,
+    samples: Sequence[Tensor],
+    shown: str,
+    *,
+    folded: bool = True,
+    name: str = "model",
+    standardise: tuple[Sequence[float], Sequence[float], bool] | None = None,
+    softmax: bool = False,
+) -> Graph:
+    """Return the graph of a net of images (N, C, H, W) or clips (N, C, T, H, W), with feature maps or logits.
+
+    Height and width may change, except where the net fixes them: VGG pools to 7 x 7 positions.
+
+    Args:
+        net: net of the zoo, feature extractor, or body and pyramid of a detector.
+        samples: inputs at which it is compared. The first has a batch of 1; further ones have other batches and sizes.
+        shown: description of the samples.
+        folded: whether the graph computes the deployment form.
+        name: name of the graph.
+        standardise: mean, standard deviation and whether the channels are reversed, if the graph takes images in 0..1.
+        softmax: whether the graph returns probabilities instead of logits.
+    """
+    module: nn.Module = (fold(net) if folded else net).eval()
+    outputs = outputs_of(module, samples[0], "probabilities" if softmax else "logits")
+    module = InOrder(module)
+    if softmax:
+        module = Probabilities(module)
+    if standardise is not None:
+        module = Standardise(module, *standardise[:2], reverse=standardise[2])
+    first = samples[0]
+    sizes: tuple[int | str, ...] = ("height", "width")
+    if isinstance(net, VGG):
+        sizes = tuple(first.shape[-2:])
+        samples = [x for x in samples if x.shape[-2:] == first.shape[-2:]]
+    frames = (first.shape[2],) if first.ndim == 5 else ()
+    ports = []
+    for key, value in outputs:
+        axes: tuple[int | str, ...] = ("batch", value.shape[1])
+        if value.ndim > 2:
+            axes += (*value.shape[2:-2], *(f"{key}_{axis}" if isinstance(axis, str) else size for axis, size in zip(sizes, value.shape[-2:], strict=True)))
+        ports.append(Port(key, axes))
+    source = Port("clips" if frames else "images", ("batch", first.shape[1], *frames, *sizes))
+    return Graph(name, module.eval(), (source,), tuple(ports), tuple((x,) for x in samples), shown, net=net)
+
+

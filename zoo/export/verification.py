@@ -1,0 +1,154 @@
+"""Comparison of an exported graph, run by its target's runtime, with the module in PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.errors import ExportError
+from zoo.export.graphs import Arrays, Graph, Runner
+
+TOLERANCE = 1e-4  # largest |difference| over largest |output| that passes in float32
+HALF_TOLERANCE = 1e-2  # in half precision
+PIXELS = 0.01  # largest difference of a box in pixels that passes in float32
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest differences of the outputs of a graph at one sample or more.
+
+    Attributes:
+        absolute: largest |difference| of the outputs.
+        relative: largest |difference| of an output over its largest |value|. Of objects: of scores and masks, and of
+            boxes in pixels over ``PIXELS`` times ``TOLERANCE``, so that one tolerance serves both.
+    """
+
+    absolute: float
+    relative: float
+
+    def __or__(self, other: Difference) -> Difference:
+        return Difference(max(self.absolute, other.absolute), max(self.relative, other.relative))
+
+
+def fitting_samples(graph: Graph, dynamic: frozenset[str]) -> list[tuple[Tensor, ...]]:
+    """Return the samples that a target takes.
+
+    Args:
+        graph: graph to export.
+        dynamic: ``batch`` if the target takes any batch size, ``size`` if it takes any other dynamic axis.
+    """
+    first = graph.samples[0]
+
+    def fits(sample: tuple[Tensor, ...]) -> bool:
+        for port, x, reference in zip(graph.inputs, sample, first, strict=True):
+            for axis, length, fixed in zip(port.axes, x.shape, reference.shape, strict=True):
+                free = axis if axis == "batch" else "size"
+                if length != fixed and not (isinstance(axis, str) and free in dynamic):
+                    return False
+        return True
+
+    return [sample for sample in graph.samples if fits(sample)]
+
+
+def compare(graph: Graph, runner: Runner, samples: Sequence[tuple[Tensor, ...]], tolerance: float) -> Difference:
+    """Run samples in the target's runtime and in PyTorch, and return the largest differences.
+
+    Args:
+        graph: graph that was exported.
+        runner: function that runs the file.
+        samples: inputs.
+        tolerance: largest relative difference that passes.
+
+    Raises:
+        ExportError: outputs that differ, or that are the same for all inputs, so that nothing was compared.
+    """
+    worst = Difference(0.0, 0.0)
+    seen: list[Arrays] = []
+    for sample in samples:
+        expected = graph.run(sample)
+        found = tuple(np.asarray(output) for output in runner(tuple(x.cpu().numpy() for x in sample)))
+        if len(found) != len(expected):
+            raise ExportError(f"{graph.name}: {len(found)} outputs, not {len(expected)}")
+        difference = _of_objects(graph, found, expected) if graph.compares == "objects" else _of_values(found, expected)
+        if not difference.relative <= tolerance:
+            sizes = ", ".join(f"{port.name} {tuple(x.shape)}" for port, x in zip(graph.inputs, sample, strict=True))
+            raise ExportError(
+                f"{graph.name}: outputs differ by {difference.relative:.1e} (relative) at {sizes}; must be <= "
+                f"{tolerance:g}"
+            )
+        worst |= difference
+        seen.append(expected)
+    _require_contrast(graph, seen)
+    return worst
+
+
+def _of_values(found: Arrays, expected: Arrays) -> Difference:
+    """Return the differences of outputs of equal meaning; infinite if shapes differ."""
+    worst = Difference(0.0, 0.0)
+    for ours, theirs in zip(expected, found, strict=True):
+        if ours.shape != theirs.shape:
+            return Difference(math.inf, math.inf)
+        if ours.size:
+            absolute = float(np.abs(theirs.astype(np.float64) - ours.astype(np.float64)).max())
+            largest = max(float(np.abs(ours).max()), 1e-12)
+            worst |= Difference(absolute, absolute / largest) if absolute == absolute else Difference(math.inf, math.inf)
+    return worst
+
+
+def _require_contrast(graph: Graph, outputs: Sequence[Arrays]) -> None:
+    """Refuse outputs that do not depend on the input.
+
+    Raises:
+        ExportError: no object was found, or all outputs are constant.
+    """
+    if graph.compares == "objects":
+        if not any(len(each[0]) for each in outputs):
+            raise ExportError(f"{graph.name}: no object is found in {graph.shown}: nothing could be compared")
+        return
+    for i, port in enumerate(graph.outputs):
+        rows = [row for each in outputs for row in (each[i] if each[i].ndim else each[i][None])]
+        if all(row.shape == rows[0].shape and np.array_equal(row, rows[0]) for row in rows) and len(rows) > 1:
+            raise ExportError(
+                f"{graph.name}: its output {port.name} is the same for all inputs ({graph.shown}): nothing could be "
+                "compared"
+            )
+
+
+def _of_objects(graph: Graph, found: Arrays, expected: Arrays) -> Difference:
+    """Return the differences of boxes, scores and masks (mean over an object) of paired objects.
+
+    Objects are paired by label and box, because rounding may swap neighbours in the order of scores. Up to 2 % of
+    them may have no partner, because rounding may move their score across a threshold; if more have none, the
+    difference is infinite.
+    """
+    names = [port.name for port in graph.outputs]
+    theirs, ours = (
+        {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in zip(names, each, strict=True)}
+        for each in (found, expected)
+    )
+    count = max(len(theirs["boxes"]), len(ours["boxes"]))
+    if not count:
+        return Difference(0.0, 0.0)
+    # 1. distances in pixels between our M boxes and their F boxes, infinite between different labels
+    distance = torch.cdist(ours["boxes"].double(), theirs["boxes"].double(), p=math.inf)  # (M, F)
+    distance[ours["labels"][:, None] != theirs["labels"]] = math.inf
+    # 2. the nearest partner of each of our objects
+    rows, partners = [], []
+    for i, row in enumerate(distance):
+        if len(row) and row.min() < 1.0:
+            rows.append(i)
+            partners.append(int(row.argmin()))
+    if count - len(set(partners)) > 0.02 * count:
+        return Difference(math.inf, math.inf)
+    # 3. the largest difference of all pairs
+    pixels = float(distance[rows, partners].max()) if rows else 0.0
+    others = [(ours["scores"][rows] - theirs["scores"][partners]).abs().max()]
+    if "masks" in ours:  # (M, 1, H, W)
+        others.append((ours["masks"][rows] - theirs["masks"][partners]).abs().flatten(1).mean(1).max())
+    rest = float(max(others)) if rows else 0.0
+    return Difference(max(pixels, rest), max(pixels / PIXELS * TOLERANCE, rest))
