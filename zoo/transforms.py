@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.arguments import real_number, shown, text, whole_number
+from zoo.cleaning import CLEANING
 from zoo.errors import WeightsError, ZooError, one_line, reason_of, suggestion
 from zoo.files import safe_name
-from zoo.text import CLEANING, Tokenizer, Vocabulary
+from zoo.text import Tokenizer, Vocabulary
 
 if TYPE_CHECKING:
     from torchvision.transforms.v2 import Transform
@@ -240,7 +241,7 @@ class TextTransform:
         target: target language, likewise.
         source_model: sentencepiece model of the source vocabulary, base64.
         target_model: sentencepiece model of the target vocabulary, base64; None for a joint vocabulary.
-        cleaning: version of the rules of ``zoo.text.clean`` in the training text; see ``zoo.text.CLEANING``.
+        cleaning: version of the rules of ``zoo.cleaning.clean`` in the training text; see ``zoo.cleaning.CLEANING``.
         longest: number of source tokens that few training sentences exceed: longer text is translated in parts; None:
             unknown.
     """

@@ -23,8 +23,8 @@ from tasks.translation.overlap import Overlap
 from tasks.translation.scores import Scoring
 from tasks.translation.sources import Source, find_pairs
 from tasks.translation.text import Pair
+from zoo.cleaning import clean
 from zoo.files import write_text
-from zoo.text import clean
 
 FILES = ("check.json", "samples.txt")  # what is written
 SAMPLES = 10  # pairs of each set that are shown

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from tasks.translation.config import CleanSection
 from tasks.translation.languages import count_words
 from tasks.translation.text import Pair
-from zoo.text import JOINERS, clean
+from zoo.cleaning import JOINERS, clean
 
-REPLACED = "mended"  # key in corpus.json of the number of pairs that ``zoo.text.clean`` changed
+REPLACED = "mended"  # key in corpus.json of the number of pairs that ``zoo.cleaning.clean`` changed
 JOINED = "joined"  # key in corpus.json of the number of kept pairs with joiners, which are part of the spelling
 
 
@@ -23,7 +23,8 @@ def digest(text: str) -> bytes:
 class Cleaner:
     """Filter of sentence pairs.
 
-    The text is cleaned first (``zoo.text.clean``). A pair is then dropped for the first of these reasons that applies:
+    The text is cleaned first (``zoo.cleaning.clean``). A pair is then dropped for the first of these reasons that
+    applies:
 
     - ``empty``: one side has no words. Words are those of ``tasks.translation.languages.count_words``.
     - ``long``: one side has more than ``max_words`` words.

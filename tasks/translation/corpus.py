@@ -32,10 +32,11 @@ from tasks.translation.overlap import Overlap
 from tasks.translation.sources import find_pairs
 from tasks.translation.text import Pair, read_pairs
 from tasks.translation.vocabulary import train_vocabulary
+from zoo.cleaning import CLEANING, clean
 from zoo.errors import ZooError, one_line
 from zoo.files import atomic_folder, write_json
 from zoo.jsontext import first_error, read_json
-from zoo.text import CLEANING, Vocabulary, clean
+from zoo.text import Vocabulary
 from zoo.transforms import TextTransform
 from zoo.weights import get_weights
 
@@ -64,7 +65,7 @@ class _Info(pydantic.BaseModel):
     dtypes: tuple[Literal["uint16", "int32"], Literal["uint16", "int32"]] = Field(strict=False)
     pairs: dict[SetName, Count]
     cleaning: dict[str, Count]
-    cleaning_rules: Annotated[int, Field(ge=1, le=CLEANING)] = 1  # version of ``zoo.text.clean``
+    cleaning_rules: Annotated[int, Field(ge=1, le=CLEANING)] = 1  # version of ``zoo.cleaning.clean``
     settings: dict[str, Any]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from tasks.translation.clean import digest
 from tasks.translation.text import Pair
-from zoo.text import clean
+from zoo.cleaning import clean
 
 
 class Overlap:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import zoo
 from tasks.shards import chunks
 from tasks.translation.languages import joint, sentences
+from zoo.cleaning import clean
 from zoo.nets.transformer import Transformer
-from zoo.text import Tokenizer, clean
+from zoo.text import Tokenizer
 from zoo.transforms import TextTransform
 
 USUAL = 32  # tokens of a sentence in training, for weights that do not state it

@@ -4,7 +4,8 @@ import pytest
 
 import zoo
 from tasks.translation.vocabulary import train_vocabulary
-from zoo.text import CLEANING, Vocabulary
+from zoo.cleaning import CLEANING
+from zoo.text import Vocabulary
 from zoo.transforms import read_transform
 
 

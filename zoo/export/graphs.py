@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,6 +65,27 @@ class Graph:
             outputs = self.module(*arguments)
         outputs = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
         return tuple(output.cpu().numpy() for output in outputs)
+
+    def dynamic_shapes(self, *, named: bool = False) -> tuple[Any, ...]:
+        """Return the axes of the inputs that may change, as torch.export takes them.
+
+        Args:
+            named: whether they are their names, as torch.onnx.export takes them.
+        """
+        shapes: list[Any] = [
+            {
+                i: axis if named else torch.export.Dim.DYNAMIC
+                for i, axis in enumerate(port.axes)
+                if isinstance(axis, str)
+            }
+            for port in self.inputs
+        ]
+        # inputs that forward takes as *args are a tuple of their own
+        parameters = list(inspect.signature(self.module.forward).parameters.values())
+        if parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
+            before = len(parameters) - 1
+            shapes[before:] = [tuple(shapes[before:])]
+        return tuple(shapes)
 
 
 @dataclass(frozen=True)

@@ -117,11 +117,11 @@ def graph_of(
     frames = (first.shape[2],) if first.ndim == 5 else ()
     ports = []
     for key, value in outputs:
-        axes: tuple[int | str, ...] = ("batch", value.shape[1])
-        if value.ndim > 2:
-            axes += (*value.shape[2:-2], *(f"{key}_{axis}" if isinstance(axis, str) else size for axis, size in zip(sizes, value.shape[-2:], strict=True)))
-        ports.append(Port(key, axes))
+        positions: tuple[int | str, ...] = ()
+        if value.ndim > 2:  # a map, whose size follows from that of the input
+            sides = value.shape[-2:]
+            own = (f"{key}_{axis}" if isinstance(axis, str) else side for axis, side in zip(sizes, sides, strict=True))
+            positions = (*value.shape[2:-2], *own)
+        ports.append(Port(key, ("batch", value.shape[1], *positions)))
     source = Port("clips" if frames else "images", ("batch", first.shape[1], *frames, *sizes))
     return Graph(name, module.eval(), (source,), tuple(ports), tuple((x,) for x in samples), shown, net=net)
-
-

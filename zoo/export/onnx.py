@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -12,7 +11,8 @@ import onnxscript  # noqa: F401  (torch.onnx requires it)
 import torch
 
 from zoo.errors import ExportError, one_line
-from zoo.export.graphs import Arrays, Graph, Runner, Settings
+from zoo.export.graphs import Arrays, Deployment, Graph, Runner, Settings
+from zoo.export.text import add_translator
 
 OPSET = 18  # of torch.onnx, which writes it without conversion
 DETECTOR_OPSET = 17  # of the TorchScript exporter
@@ -41,15 +41,6 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
         raise ExportError(f"{path.name}: the ONNX exporter failed: {one_line(error)}") from error
 
 
-def dynamic_shapes(graph: Graph) -> tuple[dict[int, Any], ...]:
-    """Return the named axes of the inputs for torch.export; axes of one name have one length."""
-    names = {axis for port in graph.inputs for axis in port.axes if isinstance(axis, str)}
-    dims = {name: torch.export.Dim(name, min=1) if name == "batch" else torch.export.Dim.DYNAMIC for name in names}
-    return tuple(
-        {i: dims[axis] for i, axis in enumerate(port.axes) if isinstance(axis, str)} for port in graph.inputs
-    )
-
-
 def _export(graph: Graph, path: Path) -> None:
     largest = max(graph.samples, key=lambda sample: sum(x.numel() for x in sample))
     program = torch.onnx.export(
@@ -59,7 +50,7 @@ def _export(graph: Graph, path: Path) -> None:
         opset_version=OPSET,
         input_names=[port.name for port in graph.inputs],
         output_names=[port.name for port in graph.outputs],
-        dynamic_shapes=dynamic_shapes(graph),
+        dynamic_shapes=graph.dynamic_shapes(named=True),
         verbose=False,
     )
     assert program is not None
@@ -84,6 +75,12 @@ def _trace(graph: Graph, path: Path) -> None:
             output_names=[port.name for port in graph.outputs],
             dynamic_axes=axes,
         )
+
+
+def finish(deployment: Deployment, folder: Path, settings: Settings) -> None:
+    """Add the beam search of translation nets."""
+    if deployment.kind == "text":
+        add_translator(folder)
 
 
 def load(graph: Graph, folder: Path) -> Runner:

@@ -95,8 +95,9 @@ def _of_values(found: Arrays, expected: Arrays) -> Difference:
             return Difference(math.inf, math.inf)
         if ours.size:
             absolute = float(np.abs(theirs.astype(np.float64) - ours.astype(np.float64)).max())
-            largest = max(float(np.abs(ours).max()), 1e-12)
-            worst |= Difference(absolute, absolute / largest) if absolute == absolute else Difference(math.inf, math.inf)
+            if math.isnan(absolute):
+                return Difference(math.inf, math.inf)
+            worst |= Difference(absolute, absolute / max(float(np.abs(ours).max()), 1e-12))
     return worst
 
 

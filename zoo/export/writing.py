@@ -13,7 +13,7 @@ from typing import Any
 from zoo._version import __version__
 from zoo.errors import ExportError, one_line
 from zoo.export import Target
-from zoo.export.graphs import Deployment, Graph, Settings
+from zoo.export.graphs import Deployment, Graph, Port, Settings
 from zoo.export.verification import HALF_TOLERANCE, TOLERANCE, Difference, compare, fitting_samples
 from zoo.files import atomic_folder, write_json
 
@@ -141,7 +141,9 @@ def describe(
                 "name": graph.name,
                 "files": {name: _digest(folder / name) for name in files[graph.name] if (folder / name).is_file()},
                 "inputs": [_port(port, graph, i, target) for i, port in enumerate(graph.inputs)],
-                "outputs": [{"name": port.name, "axes": list(port.axes), "dtype": port.dtype} for port in graph.outputs],
+                "outputs": [
+                    {"name": port.name, "axes": list(port.axes), "dtype": port.dtype} for port in graph.outputs
+                ],
                 "compared_at": graph.shown,
                 "largest_difference": {
                     "absolute": differences[graph.name].absolute,
@@ -153,7 +155,7 @@ def describe(
     }
 
 
-def _port(port: Any, graph: Graph, i: int, target: Target) -> dict[str, Any]:
+def _port(port: Port, graph: Graph, i: int, target: Target) -> dict[str, Any]:
     """Return the description of an input: its axes are numbers where the target fixes them."""
     first = graph.samples[0][i].shape
     axes = [

@@ -7,7 +7,7 @@ import pytest
 from tasks.translation.clean import JOINED, Cleaner
 from tasks.translation.config import CleanSection
 from tasks.translation.text import Pair
-from zoo.text import clean
+from zoo.cleaning import clean
 
 
 def test_cleaning_counts_what_it_drops():

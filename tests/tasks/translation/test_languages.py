@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.translation.languages import count_words, joint, language_of, sentences
-from zoo.text import clean
+from zoo.cleaning import clean
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tasks.translation.corpus import Corpus
 from tasks.translation.pieces import USUAL, Splitter
-from zoo.text import clean
+from zoo.cleaning import clean
 from zoo.transforms import TextTransform
 
 
