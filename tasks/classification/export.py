@@ -1,0 +1,57 @@
+"""What an image classifier is exported as: one graph of its logits, its probabilities or its feature maps."""
+
+from __future__ import annotations
+
+import zoo
+from tasks.classification.commands import ClassificationExportOptions
+from tasks.errors import UserError
+from tasks.exporting import (
+    LARGER,
+    ExportRequest,
+    batches,
+    describe_images,
+    net_to_export,
+    read_inputs,
+    resized,
+    shown_pictures,
+    standardisation,
+    unstandardised,
+)
+from tasks.spec import load_model
+from zoo.export.graphs import Deployment
+from zoo.export.images import graph_of
+
+
+def deployment(entry: zoo.Weights, request: ExportRequest, options: ClassificationExportOptions) -> Deployment:
+    """Return the graph of a classifier, compared at pictures of two sizes.
+
+    Raises:
+        UserError: probabilities of feature maps, or no picture that can be read.
+    """
+    transform = entry.transform
+    assert isinstance(transform, zoo.InputTransform)
+    if options.softmax and options.features:
+        raise UserError("--softmax and --features: feature maps have no classes; give one of the two")
+    transform = resized(transform, options.size or transform.size)
+    small = unstandardised(transform) if options.normalize else transform
+    large = resized(small, round(small.size * LARGER))
+    paths, shown = shown_pictures(request.data, "photographs")
+    channels = entry.config.in_chans
+    count = max(8, request.calibration)
+    inputs = read_inputs(paths, channels, small.build(), count)
+    samples = batches(inputs, read_inputs(paths, channels, large.build(), 2))
+    net = net_to_export(load_model(entry), options.features)
+    graph = graph_of(
+        net,
+        samples,
+        f"{shown}, {small.size} and {large.size} px",
+        folded=request.fold,
+        standardise=standardisation(transform, options.normalize),
+        softmax=options.softmax,
+    )
+    description = {
+        "input": describe_images(transform, normalize=options.normalize, layout="NCHW"),
+        "classes": [] if options.features else list(entry.classes),
+    }
+    calibration = tuple((x[None],) for x in inputs[: request.calibration])
+    return Deployment("images", (graph,), description, calibration=calibration)

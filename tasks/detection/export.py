@@ -1,0 +1,158 @@
+"""What a detector is exported as: one graph of a whole image's objects, or of its body and pyramid."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+import zoo
+from tasks.detection.commands import DetectionExportOptions
+from tasks.errors import DataError, UserError
+from tasks.exporting import (
+    ExportRequest,
+    batches,
+    describe_images,
+    read_inputs,
+    shown_pictures,
+    standardisation,
+)
+from tasks.images import find_images, read_image
+from tasks.spec import load_model
+from zoo.export.graphs import Deployment, Graph, Port
+from zoo.export.images import graph_of
+from zoo.folding import fold
+from zoo.transforms import InputTransform
+
+SIZES = 4  # pictures of different sizes that a whole detector is compared at
+PYRAMID_SIDES = (128, 192)  # pixels of the inputs at which body and pyramid are compared
+
+
+class OneImage(nn.Module):
+    """A detector of one image (3, H, W) in 0..1: boxes (N, 4), labels (N,), scores (N,) and masks (N, 1, H, W)."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        (found,) = self.detector([image])
+        return tuple(found.values())
+
+
+def deployment(entry: zoo.Weights, request: ExportRequest, options: DetectionExportOptions) -> Deployment:
+    """Return the graph of a detector, compared at pictures of several sizes.
+
+    Raises:
+        UserError: a target that takes no whole detector, or standardisation of a whole detector, which has its own.
+        DataError: no picture that can be read.
+    """
+    transform = entry.transform
+    assert isinstance(transform, zoo.DetectionTransform)
+    detector = load_model(entry).eval()
+    if options.features:
+        return _pyramid(detector, transform, request, options)
+    if options.normalize:
+        raise UserError("--normalize: a whole detector standardises itself; leave it out, or give --features")
+    graph = whole_graph(detector, _images(request), _shown(request), folded=request.fold)
+    description = {
+        "input": describe_images(transform, normalize=True, layout="CHW"),
+        "classes": list(entry.classes),
+        "outputs": {
+            "boxes": "x1, y1, x2, y2 in pixels of the image",
+            "labels": "number of the class, from 1",
+            "masks": "probability of each pixel",
+        },
+    }
+    return Deployment("image_lists", (graph,), description)
+
+
+def whole_graph(detector: nn.Module, images: list[Tensor], shown: str, *, folded: bool = True) -> Graph:
+    """Return the graph of a whole detector.
+
+    Args:
+        detector: detector of torchvision's form in eval mode.
+        images: images (3, H, W) in 0..1 at which it is compared.
+        shown: description of the images.
+        folded: whether the graph computes the deployment form.
+    """
+    module = fold(detector) if folded else detector
+    with torch.no_grad():
+        found = module([images[0]])[0]
+    axes: dict[str, tuple[int | str, ...]] = {
+        "boxes": ("objects", 4),
+        "labels": ("objects",),
+        "scores": ("objects",),
+        "masks": ("objects", 1, "height", "width"),
+    }
+    outputs = tuple(Port(name, axes[name], "int64" if name == "labels" else "float32") for name in found)
+    source = Port("image", (3, "height", "width"))
+    return Graph(
+        "model",
+        OneImage(module).eval(),
+        (source,),
+        outputs,
+        tuple((image,) for image in images),
+        shown,
+        compares="objects",
+        net=detector,
+    )
+
+
+def _shown(request: ExportRequest) -> str:
+    return "pictures of nuclei and photographs of the package" if request.data is None else f"pictures of {request.data}"
+
+
+def _images(request: ExportRequest) -> list[Tensor]:
+    """Return images (3, H, W) in 0..1, of as many sizes as there are."""
+    if request.data is None:
+        paths = [path for name in ("nuclei", "photographs") for path in shown_pictures(None, name)[0]]
+    else:
+        paths = [str(request.data)]
+    transform = zoo.DetectionTransform(1, 1, (0.0,) * 3, (1.0,) * 3).build()
+    images: list[Tensor] = []
+    sizes: Counter[tuple[int, ...]] = Counter()
+    for path in find_images(paths):
+        picture = read_image(path)
+        if sizes[picture.size] == 0:
+            images.append(transform(picture))
+        sizes[picture.size] += 1
+        if len(images) == SIZES:
+            break
+    if not images:
+        raise DataError(f"{request.data}: has no pictures to compare at")
+    return images
+
+
+def _pyramid(
+    detector: nn.Module, transform: zoo.DetectionTransform, request: ExportRequest, options: DetectionExportOptions
+) -> Deployment:
+    """Return the graph of body and pyramid: standardised images (N, 3, H, W) -> p0, p1, ..., pool."""
+    statistics = (transform.mean, transform.std)
+    if options.normalize:
+        statistics = ((0.0,) * 3, (1.0,) * 3)
+    paths, _ = shown_pictures(request.data, "photographs")
+    small, large = (
+        read_inputs(
+            paths,
+            3,
+            InputTransform(
+                side, side, *statistics, channel_order="RGB" if options.normalize else transform.channel_order
+            ).build(),
+            max(8, request.calibration),
+        )
+        for side in PYRAMID_SIDES
+    )
+    backbone: nn.Module = detector.backbone  # type: ignore[assignment]
+    graph = graph_of(
+        backbone,
+        batches(small, large),
+        f"{_shown(request)}, {PYRAMID_SIDES[0]} and {PYRAMID_SIDES[1]} px",
+        folded=request.fold,
+        standardise=standardisation(transform, options.normalize),
+    )
+    description = {"input": describe_images(transform, normalize=options.normalize, layout="NCHW"), "classes": []}
+    calibration = tuple((x[None],) for x in islice(small, request.calibration))
+    return Deployment("images", (graph,), description, calibration=calibration)

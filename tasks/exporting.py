@@ -1,0 +1,228 @@
+"""``rescalenet export``: what a task makes of weights, written for a target or compared again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import zoo
+from tasks.errors import UserError
+from tasks.files import pictures_dir
+from tasks.images import find_images, read_picture
+from tasks.outputs import check_folder_target, file_stem
+from tasks.spec import spec_of, task_specs
+from zoo.export import Target, targets_for
+from zoo.export.graphs import Deployment, Settings
+from zoo.export.writing import Exported, check_export, export, read_manifest
+
+CALIBRATION = 256  # inputs that quantisation is calibrated on
+LARGER = 1.25  # side of the second size of inputs over the first
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What a task's export must know besides its options.
+
+    Attributes:
+        target: target of the export.
+        fold: whether graphs compute the deployment form.
+        data: file or folder of the inputs at which the files are compared; None: inputs that ship with the package.
+        calibration: number of inputs for quantisation, 0 for none.
+    """
+
+    target: Target
+    fold: bool = True
+    data: Path | None = None
+    calibration: int = 0
+
+
+def export_weights(
+    name: str,
+    to: str | None,
+    out: Path | None,
+    *,
+    fold: bool,
+    data: Path | None,
+    half: bool,
+    int8: bool,
+    overwrite: bool,
+    options: Mapping[str, Any],
+) -> Exported:
+    """Export weights to a target, and return the comparison.
+
+    Args:
+        name: name of the weights.
+        to: name of the target; None for the first that takes the net.
+        out: folder to write; None: ``out/export/NAME/TARGET``.
+        fold: whether graphs compute the deployment form.
+        data: file or folder of inputs; None: those of the package.
+        half: whether weights are stored in half precision.
+        int8: whether the net is quantised.
+        overwrite: whether an earlier export is replaced.
+        options: options of all tasks that were given.
+
+    Raises:
+        UserError: an unknown target, options that do not go together, or a folder that has other files.
+        ExportError: see ``zoo.export.writing.export``.
+    """
+    entry = zoo.get_weights(name)
+    spec = spec_of(entry)
+    targets = targets_for(spec.input_kind)
+    if options.get("features") and spec.input_kind == "image_lists":  # body and pyramid take batches
+        targets = targets_for("images")
+    if to not in (None, *targets):
+        raise UserError(f"export target {to!r}: {entry.name} is of {spec.name}, which has {', '.join(targets)}")
+    target = targets[to] if to else next(iter(targets.values()))
+    if int8 and half:
+        raise UserError("--int8 and --half: weights have one precision; give one of the two")
+    if int8 and data is None:
+        raise UserError("--int8: must be calibrated on inputs of the net's kind; give them with --data")
+    folder = out or Path("out/export") / file_stem(entry.name) / target.name
+    check_folder_target(folder, overwrite=overwrite, source=entry.path)
+    request = ExportRequest(target, fold and target.folded, data, CALIBRATION if int8 else 0)
+    deployment = _deployment(entry, request, options)
+    return export(deployment, target, folder, Settings(half, deployment.calibration), overwrite=overwrite)
+
+
+def check_again(folder: Path, weights: str | None) -> Exported:
+    """Compare an export with its weights again, from its manifest.
+
+    Args:
+        folder: folder of the export.
+        weights: name of its weights; None for those that the manifest names.
+
+    Raises:
+        UserError: weights that are not those of the export.
+        ExportError: files that are missing or changed, or outputs that differ.
+    """
+    manifest = read_manifest(folder)
+    name = weights or manifest.weights_name
+    entry = zoo.get_weights(name)
+    with entry.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != manifest.weights_sha256:
+        raise UserError(f"{folder}: was made from other weights than {name} (sha256 {manifest.weights_sha256[:12]}...)")
+    target = targets_for(manifest.kind).get(manifest.target)
+    if target is None:
+        raise UserError(f"{folder}: export target {manifest.target!r} is not known; install the package that has it")
+    arguments = manifest.arguments
+    data = arguments.get("data")
+    request = ExportRequest(target, bool(arguments.get("fold")), None if data is None else Path(data))
+    return check_export(folder, manifest, _deployment(entry, request, arguments.get("options", {})), target)
+
+
+def _deployment(entry: zoo.Weights, request: ExportRequest, options: Mapping[str, Any]) -> Deployment:
+    spec = spec_of(entry)
+    deployment: Deployment = spec.export.run(entry, request, spec.options("export", options, entry.name))
+    given = {key: value for key, value in options.items() if value is not None and value is not False}
+    description = {
+        "task": spec.name,
+        "model": entry.config.name,
+        "scheme": entry.config.scheme,
+        "folded": request.fold,
+        **deployment.description,
+        "arguments": {
+            "fold": request.fold,
+            "data": None if request.data is None else str(request.data.absolute()),
+            "options": given,
+        },
+    }
+    return dataclasses.replace(deployment, description=description, weights=entry)
+
+
+def kinds_of_input() -> list[str]:
+    """Return the kinds of input of all tasks."""
+    return sorted({spec.input_kind for spec in task_specs().values()})
+
+
+# -- inputs at which images nets are compared -----------------------------------------------------------
+
+
+def shown_pictures(data: Path | None, folder: str) -> tuple[list[str], str]:
+    """Return the paths of the pictures to compare at, and their description.
+
+    Args:
+        data: file or folder that the user gave.
+        folder: folder of pictures that ship, which are taken otherwise.
+    """
+    if data is not None:
+        return [str(data)], f"pictures of {data.name}"
+    return [str(pictures_dir() / folder)], f"the {folder} of the package"
+
+
+def read_inputs(paths: Sequence[str], channels: int, transform: Any, count: int) -> list[Tensor]:
+    """Return pictures as a net takes them: ``count`` tensors (C, H, W), fewer if there are fewer pictures."""
+    files = find_images(paths, channels)
+    return [transform(read_picture(path, channels)) for path in islice(files, count)]
+
+
+def batches(small: Sequence[Tensor], large: Sequence[Tensor]) -> list[Tensor]:
+    """Return batches of several sizes: one input, another, three, and two of the larger size.
+
+    Args:
+        small: inputs (C, ...); where there are fewer than 4, their mirror images are taken too.
+        large: the same inputs in another size.
+    """
+    first = list(islice(_with_mirrored(small), 5))
+    other = list(islice(_with_mirrored(large), 2))
+    return [first[0][None], first[1][None], torch.stack(first[2:5]), torch.stack(other)]
+
+
+def _with_mirrored(inputs: Sequence[Tensor]) -> Iterator[Tensor]:
+    return cycle([*inputs, *(x.flip(-1) for x in inputs)])
+
+
+def describe_images(transform: Any, *, normalize: bool, layout: str) -> dict[str, Any]:
+    """Return the description of the input of a net of images or clips.
+
+    Args:
+        transform: transform of the weights, at the size of the export.
+        normalize: whether the graph standardises.
+        layout: letters of the axes, such as NCHW.
+    """
+    order = "RGB" if normalize else getattr(transform, "channel_order", "RGB")
+    description = {
+        "layout": layout,
+        "channel_order": order if len(transform.mean) == 3 else None,
+        "range": [0, 1],
+        "mean": list(transform.mean),
+        "std": list(transform.std),
+        "standardised_in_graph": normalize,
+    }
+    fields = ("size", "resize", "interpolation", "crop_mode", "frames", "interval", "fps", "min_size", "max_size")
+    return {**description, **{key: getattr(transform, key) for key in fields if hasattr(transform, key)}}
+
+
+def standardisation(transform: Any, normalize: bool) -> tuple[Sequence[float], Sequence[float], bool] | None:
+    """Return mean, standard deviation and whether channels are reversed, for a graph that standardises."""
+    if not normalize:
+        return None
+    return transform.mean, transform.std, getattr(transform, "channel_order", "RGB") == "BGR"
+
+
+def unstandardised(transform: Any) -> Any:
+    """Return a transform to RGB in 0..1."""
+    count = len(transform.mean)
+    changed = {"mean": (0.0,) * count, "std": (1.0,) * count}
+    if hasattr(transform, "channel_order"):
+        changed["channel_order"] = "RGB"
+    return dataclasses.replace(transform, **changed)
+
+
+def resized(transform: Any, size: int) -> Any:
+    """Return a transform to another side in pixels, with the same part of the picture in its crop."""
+    resize = max(size, round(transform.resize * size / transform.size))
+    return dataclasses.replace(transform, size=size, resize=resize)
+
+
+def net_to_export(model: nn.Module, features: bool) -> nn.Module:
+    """Return the net of a classifier, or its feature extractor with all levels."""
+    return zoo.FeatureExtractor(model, None) if features else model  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""What a video classifier is exported as: one graph of its logits, its probabilities or its feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import zoo
+from tasks.errors import DataError, UserError
+from tasks.exporting import (
+    LARGER,
+    ExportRequest,
+    batches,
+    describe_images,
+    net_to_export,
+    resized,
+    shown_pictures,
+    standardisation,
+    unstandardised,
+)
+from tasks.files import find_files
+from tasks.images import find_images, read_image
+from tasks.spec import load_model
+from tasks.video.commands import VideoExportOptions
+from tasks.video.data import as_clip
+from tasks.video.decode import EXTENSIONS, probe, read_frames
+from tasks.video.sampling import ClipSampler
+from zoo.export.graphs import Deployment
+from zoo.export.images import graph_of
+
+
+def deployment(entry: zoo.Weights, request: ExportRequest, options: VideoExportOptions) -> Deployment:
+    """Return the graph of a video classifier, compared at clips of two sizes.
+
+    Raises:
+        UserError: probabilities of feature maps.
+        DataError: no video that can be read.
+    """
+    transform = entry.transform
+    assert isinstance(transform, zoo.VideoTransform)
+    if options.softmax and options.features:
+        raise UserError("--softmax and --features: feature maps have no classes; give one of the two")
+    transform = resized(transform, options.size or transform.size)
+    small = unstandardised(transform) if options.normalize else transform
+    large = resized(small, round(small.size * LARGER))
+    clips, shown = _clips(small, request.data, max(4, request.calibration))
+    inputs = [small.build()(clip) for clip in clips]
+    samples = batches(inputs, [large.build()(clip) for clip in clips[:2]])
+    net = net_to_export(load_model(entry), options.features)
+    graph = graph_of(
+        net,
+        samples,
+        f"{shown}, {small.size} and {large.size} px",
+        folded=request.fold,
+        standardise=standardisation(transform, options.normalize),
+        softmax=options.softmax,
+    )
+    description = {
+        "input": describe_images(transform, normalize=options.normalize, layout="NCTHW"),
+        "classes": [] if options.features else list(entry.classes),
+    }
+    calibration = tuple((x[None],) for x in inputs[: request.calibration])
+    return Deployment("clips", (graph,), description, calibration=calibration)
+
+
+def _clips(transform: zoo.VideoTransform, data: Path | None, count: int) -> tuple[list[Tensor], str]:
+    """Return clips (T, 3, H, W) of uint8, and their description."""
+    if data is None:
+        return list(islice(_pans(transform), count)), "clips that pan over the photographs of the package"
+    files = find_files([str(data)], EXTENSIONS, "videos").files
+    clips = []
+    for path in files[:count]:
+        info = probe(path)
+        numbers = ClipSampler(transform).uniform(info, 1)[0]
+        clips.append(as_clip(read_frames(path, info, numbers.tolist())))
+    if not clips:
+        raise DataError(f"{data}: has no videos to compare at")
+    return clips, f"clips of {data.name}"
+
+
+def _pans(transform: zoo.VideoTransform) -> Iterator[Tensor]:
+    """Yield clips of a window that moves over a photograph, to the right and back."""
+    paths, _ = shown_pictures(None, "photographs")
+    for path in find_images(paths):
+        picture = torch.from_numpy(np.asarray(read_image(path))).permute(2, 0, 1)  # (3, H, W)
+        side = picture.shape[1] * 3 // 4
+        phases = np.linspace(0, 2 * np.pi, transform.frames, endpoint=False)
+        places = ((1 - np.cos(phases)) / 2 * (picture.shape[2] - side)).astype(int)
+        yield torch.stack([picture[:, :side, x : x + side] for x in places.tolist()])
