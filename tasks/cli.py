@@ -25,7 +25,7 @@ from tasks.parent import end_with_parent
 from tasks.printing import json_line, print_out, printable
 from tasks.progress import print_line
 from tasks.textfiles import read_names
-from zoo.export import describe_targets, targets_for
+from zoo.export import describe_targets
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 CLOSED = 141  # exit code where the reader of stdout has gone, as after head: 128 and the number of SIGPIPE
@@ -426,33 +426,38 @@ def check(
 @app.command()
 @takes_task_options("export")
 def export(
-    weights: Annotated[str, typer.Argument(help="name.tag or a safetensors file.")],
+    weights: Annotated[str | None, typer.Argument(help="name.tag or a safetensors file.")] = None,
     to: Annotated[str | None, typer.Option(help=f"Target, with the input it takes: {describe_targets()}.")] = None,
     out: Annotated[
-        Path | None, typer.Option(parser=output_path, help="File or folder to write; default: NAME.TARGET.")
+        Path | None, typer.Option(parser=output_path, help="Folder to write; default: out/export/NAME/TARGET.")
     ] = None,
     fold: Annotated[bool, typer.Option(help="Export the deployment form (zoo.fold), not the net as trained.")] = True,
+    half: Annotated[bool, typer.Option(help="Store weights in half precision.")] = False,
+    int8: Annotated[bool, typer.Option(help="Quantise to int8, calibrated on --data.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            parser=input_path, help="Inputs to compare at: pictures, videos or sentences; default: the package's."
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None, typer.Option(parser=input_path, help="Compare an earlier export in this folder again.")
+    ] = None,
     overwrite: Overwrite = False,
     **options: Any,
 ) -> None:
-    """Export weights and verify the file in the target's own runtime."""
-    import zoo
-    from tasks.outputs import check_target
-    from tasks.spec import load_model, spec_of
+    """Export weights and verify the files in the target's own runtime; manifest.json describes them."""
+    from tasks.exporting import check_again, export_weights
 
-    entry = zoo.get_weights(weights)
-    spec = spec_of(entry)
-    targets = targets_for(spec.input_kind)
-    if to not in (None, *targets):
-        raise UserError(f"export target {to!r}: {entry.name} is of {spec.name}, which has {', '.join(targets)}")
-    target = targets[to] if to else next(iter(targets.values()))
-    example = spec.export.run(entry, spec.options("export", options, entry.name))
-    path = out or Path(f"{file_stem(entry.name)}{target.ending}")
-    check_target(path, overwrite=overwrite, source=entry.path)
-    model = load_model(entry)
-    if fold and target.folded:
-        model = zoo.fold(model)
-    print_out(str(target.export(spec.input_kind, model, path, example, entry)))
+    if check is not None:
+        print_out(str(check_again(check, weights)))
+        return
+    if weights is None:
+        raise UserError("export: give weights, as name.tag or a safetensors file, or --check FOLDER")
+    made = export_weights(
+        weights, to, out, fold=fold, data=data, half=half, int8=int8, overwrite=overwrite, options=options
+    )
+    print_out(str(made))
 
 
 @app.command()

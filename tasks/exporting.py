@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -17,13 +16,15 @@ import zoo
 from tasks.errors import UserError
 from tasks.files import pictures_dir
 from tasks.images import find_images, read_picture
-from tasks.outputs import check_folder_target, file_stem
-from tasks.spec import spec_of, task_specs
+from tasks.outputs import file_stem
+from tasks.spec import spec_of
 from zoo.export import Target, targets_for
 from zoo.export.graphs import Deployment, Settings
-from zoo.export.writing import Exported, check_export, export, read_manifest
+from zoo.export.manifest import digest, read_manifest
+from zoo.export.writing import Exported, check_export, export
 
 CALIBRATION = 256  # inputs that quantisation is calibrated on
+FILE_ENDINGS = (".onnx", ".xml", ".pt2", ".pte", ".pth", ".pt", ".pkl", ".tflite", ".mnn", ".param", ".safetensors")
 LARGER = 1.25  # side of the second size of inputs over the first
 
 
@@ -86,7 +87,8 @@ def export_weights(
     if int8 and data is None:
         raise UserError("--int8: must be calibrated on inputs of the net's kind; give them with --data")
     folder = out or Path("out/export") / file_stem(entry.name) / target.name
-    check_folder_target(folder, overwrite=overwrite, source=entry.path)
+    if folder.suffix in FILE_ENDINGS:
+        raise UserError(f"--out {folder}: an export is a folder; give it a name without {folder.suffix}")
     request = ExportRequest(target, fold and target.folded, data, CALIBRATION if int8 else 0)
     deployment = _deployment(entry, request, options)
     return export(deployment, target, folder, Settings(half, deployment.calibration), overwrite=overwrite)
@@ -104,12 +106,12 @@ def check_again(folder: Path, weights: str | None) -> Exported:
         ExportError: files that are missing or changed, or outputs that differ.
     """
     manifest = read_manifest(folder)
-    name = weights or manifest.weights_name
+    if manifest.weights is None:
+        raise UserError(f"{folder}: was made from a net without a weights file, which cannot be compared again")
+    name, sha256 = weights or manifest.weights.name, manifest.weights.sha256
     entry = zoo.get_weights(name)
-    with entry.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != manifest.weights_sha256:
-        raise UserError(f"{folder}: was made from other weights than {name} (sha256 {manifest.weights_sha256[:12]}...)")
+    if digest(entry.path) != sha256:
+        raise UserError(f"{folder}: was made from other weights than {name} (their sha256 is {sha256[:12]}...)")
     target = targets_for(manifest.kind).get(manifest.target)
     if target is None:
         raise UserError(f"{folder}: export target {manifest.target!r} is not known; install the package that has it")
@@ -136,11 +138,6 @@ def _deployment(entry: zoo.Weights, request: ExportRequest, options: Mapping[str
         },
     }
     return dataclasses.replace(deployment, description=description, weights=entry)
-
-
-def kinds_of_input() -> list[str]:
-    """Return the kinds of input of all tasks."""
-    return sorted({spec.input_kind for spec in task_specs().values()})
 
 
 # -- inputs at which images nets are compared -----------------------------------------------------------

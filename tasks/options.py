@@ -45,6 +45,9 @@ Augmentation = Annotated[
 ]
 Clips = Annotated[int, typer.Option(min=1, max=10_000, help="Clips of each video; 10 is usual.")]
 Limit = Annotated[int, typer.Option(min=1, help="Samples of each set to look at, evenly spread; default: all.")]
+Normalize = Annotated[bool, typer.Option(help="Standardise inside the graph, which then takes RGB in 0..1.")]
+Softmax = Annotated[bool, typer.Option(help="Return probabilities instead of logits.")]
+Features = Annotated[bool, typer.Option(help="Export the feature maps; of a detector, its body and pyramid.")]
 Side = Annotated[int, typer.Option(min=1, help="Side of the input, in pixels; default: the weights'.")]
 
 

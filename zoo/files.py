@@ -55,12 +55,13 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def atomic_folder(path: Path, fill: Callable[[Path], None]) -> None:
+def atomic_folder(path: Path, fill: Callable[[Path], None], *, replace: bool = False) -> None:
     """Write a folder with all its files completely or not at all; when the function returns, all is on the disk.
 
     Args:
-        path: path of the folder, which must not exist or be empty; missing folders above it are created.
+        path: path of the folder, which must not exist or be empty unless ``replace``; missing folders above it are created.
         fill: function that fills a temporary folder beside ``path``, which is then renamed.
+        replace: whether ``path`` may have files, which are removed when the new folder is complete.
     """
     make_folder(path.parent)
     with _temporary(path) as temporary:
@@ -70,7 +71,13 @@ def atomic_folder(path: Path, fill: Callable[[Path], None]) -> None:
             for inner in sorted(temporary.rglob("*")):
                 flush_folder(inner) if inner.is_dir() else _flush(inner)
             flush_folder(temporary)
-            os.replace(temporary, path)
+            if replace and path.is_dir() and any(path.iterdir()):
+                with _temporary(path) as old:
+                    os.replace(path, old)
+                    os.replace(temporary, path)
+                    shutil.rmtree(old)
+            else:
+                os.replace(temporary, path)
             flush_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -15,8 +15,11 @@ from tasks.options import (
     BatchSize,
     CheckOptions,
     ClassFilter,
+    Features,
+    Normalize,
     PredictOptions,
     Side,
+    Softmax,
     Threshold,
     Top,
     chosen_classes,
@@ -27,7 +30,9 @@ from tasks.spec import load_model
 
 if TYPE_CHECKING:
     import zoo
+    from tasks.exporting import ExportRequest
     from tasks.report import Evaluation
+    from zoo.export.graphs import Deployment
 
 
 @dataclass(frozen=True)
@@ -139,14 +144,13 @@ class ClassificationExportOptions:
     """Options of ``rescalenet export``."""
 
     size: Side | None = None
+    normalize: Normalize = False
+    softmax: Softmax = False
+    features: Features = False
 
 
-def example_inputs(entry: zoo.Weights, options: ClassificationExportOptions) -> tuple[Any, ...]:
-    """Return a batch of one standardised image, (1, C, H, W)."""
-    import torch
+def run_export(entry: zoo.Weights, request: ExportRequest, options: ClassificationExportOptions) -> Deployment:
+    """Return the graphs to export with their description."""
+    from tasks.classification.export import deployment
 
-    import zoo
-
-    assert isinstance(entry.transform, zoo.InputTransform)
-    side = options.size or entry.transform.size
-    return (torch.zeros(1, entry.config.in_chans, side, side),)
+    return deployment(entry, request, options)

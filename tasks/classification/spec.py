@@ -13,6 +13,6 @@ SPEC = TaskSpec(
     transform="zoo:InputTransform",
     eval=Command(commands.run_eval, commands.ClassificationEvalOptions, ("confusion.png",)),
     predict=Command(commands.run_predict, commands.ClassificationPredictOptions),
-    export=Command(commands.example_inputs, commands.ClassificationExportOptions),
+    export=Command(commands.run_export, commands.ClassificationExportOptions),
     check=Command(commands.run_check, commands.ClassificationCheckOptions),
 )

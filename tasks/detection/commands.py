@@ -20,6 +20,8 @@ from tasks.options import (
     BatchSize,
     CheckOptions,
     ClassFilter,
+    Features,
+    Normalize,
     PredictOptions,
     Threshold,
     chosen_classes,
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from tasks.detection.choice import Choice
     from tasks.detection.evaluate import CocoReport, Kind
     from tasks.detection.results import ImageIds
+    from tasks.exporting import ExportRequest
     from tasks.report import Evaluation
+    from zoo.export.graphs import Deployment
 
 
 Fast = Annotated[bool, typer.Option(help="Compute the metrics with faster-coco-eval.")]
@@ -281,11 +285,14 @@ def recognises(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class DetectionExportOptions:
-    """Options of ``rescalenet export``; there are none."""
+    """Options of ``rescalenet export``."""
+
+    normalize: Normalize = False
+    features: Features = False
 
 
-def example_inputs(entry: zoo.Weights, options: DetectionExportOptions) -> tuple[Any, ...]:
-    """Return a list of three images (3, H, W) of noise in 0..1, of different sizes."""
-    from zoo.export.onnx import noise_images
+def run_export(entry: zoo.Weights, request: ExportRequest, options: DetectionExportOptions) -> Deployment:
+    """Return the graphs to export with their description."""
+    from tasks.detection.export import deployment
 
-    return (noise_images(),)
+    return deployment(entry, request, options)

@@ -102,7 +102,9 @@ def whole_graph(detector: nn.Module, images: list[Tensor], shown: str, *, folded
 
 
 def _shown(request: ExportRequest) -> str:
-    return "pictures of nuclei and photographs of the package" if request.data is None else f"pictures of {request.data}"
+    return (
+        "pictures of nuclei and photographs of the package" if request.data is None else f"pictures of {request.data}"
+    )
 
 
 def _images(request: ExportRequest) -> list[Tensor]:

@@ -14,7 +14,7 @@ SPEC = TaskSpec(
     eval=Command(commands.run_eval, commands.DetectionEvalOptions, ("results_bbox.json", "results_segm.json")),
     score=Command(commands.run_score, commands.DetectionScoreOptions),
     predict=Command(commands.run_predict, commands.DetectionPredictOptions),
-    export=Command(commands.example_inputs, commands.DetectionExportOptions),
+    export=Command(commands.run_export, commands.DetectionExportOptions),
     check=Command(commands.run_check, commands.DetectionCheckOptions),
     recognises=commands.recognises,
 )

@@ -24,10 +24,12 @@ from tasks.progress import print_line
 
 if TYPE_CHECKING:
     import zoo
+    from tasks.exporting import ExportRequest
     from tasks.report import Evaluation
     from tasks.translation import search
     from tasks.translation.columns import Columns
     from tasks.translation.scores import Scoring
+    from zoo.export.graphs import Deployment
 
 
 FILE = "translations.json"  # what ``predict`` writes for all sentences together
@@ -365,17 +367,11 @@ class TranslationExportOptions:
     """Options of ``rescalenet export``: none."""
 
 
-def example_inputs(entry: zoo.Weights, options: TranslationExportOptions) -> tuple[Any, ...]:
-    """Return token ids of a source (1, S) and a target (1, T)."""
-    import torch
+def run_export(entry: zoo.Weights, request: ExportRequest, options: TranslationExportOptions) -> Deployment:
+    """Return the graphs to export with their description."""
+    from tasks.translation.export import deployment
 
-    import zoo
-
-    assert isinstance(entry.transform, zoo.TextTransform)
-    coder = entry.transform.build()
-    source = torch.arange(4, min(20, len(coder.source)))[None]
-    target = torch.arange(4, min(16, len(coder.target)))[None]
-    return source, target
+    return deployment(entry, request, options)
 
 
 def prepare(config: Any) -> Path:

@@ -89,4 +89,6 @@ def _sentences(
         raise DataError(f"{data}: has {len(rows)} sentences that the net takes; at least 4 are compared")
     # no sentences of this language are at hand: pieces of its vocabulary
     count = len(coder.source) - 4
-    return [[4 + (start + i) % count for i in range(8 + start)] + [EOS] for start in range(4)], "pieces of the vocabulary"
+    return [
+        [4 + (start + i) % count for i in range(8 + start)] + [EOS] for start in range(4)
+    ], "pieces of the vocabulary"

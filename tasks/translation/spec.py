@@ -14,7 +14,7 @@ SPEC = TaskSpec(
     eval=Command(commands.run_eval, commands.TranslationEvalOptions, ("hypotheses.txt",)),
     predict=Command(commands.run_predict, commands.TranslationPredictOptions),
     check=Command(commands.run_check, commands.TranslationCheckOptions),
-    export=Command(commands.example_inputs, commands.TranslationExportOptions),
+    export=Command(commands.run_export, commands.TranslationExportOptions),
     prepare="tasks.translation.commands:prepare",
     predict_out=None,
 )

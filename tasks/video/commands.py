@@ -15,12 +15,14 @@ import typer
 
 from tasks.errors import UserError
 from tasks.files import input_path, name_or_path, output_path
-from tasks.options import BatchSize, CheckOptions, Clips, PredictOptions, Side, Top
+from tasks.options import BatchSize, CheckOptions, Clips, Features, Normalize, PredictOptions, Side, Softmax, Top
 from tasks.spec import load_model
 
 if TYPE_CHECKING:
     import zoo
+    from tasks.exporting import ExportRequest
     from tasks.report import Evaluation
+    from zoo.export.graphs import Deployment
 
 _LOOKED = 1000  # files of a folder by which its kind is recognised
 
@@ -169,15 +171,13 @@ class VideoExportOptions:
     """Options of ``rescalenet export``."""
 
     size: Side | None = None
+    normalize: Normalize = False
+    softmax: Softmax = False
+    features: Features = False
 
 
-def example_inputs(entry: zoo.Weights, options: VideoExportOptions) -> tuple[Any, ...]:
-    """Return a batch of one clip as the net takes it: (1, C, T, H, W)."""
-    import torch
+def run_export(entry: zoo.Weights, request: ExportRequest, options: VideoExportOptions) -> Deployment:
+    """Return the graphs to export with their description."""
+    from tasks.video.export import deployment
 
-    import zoo
-
-    transform = entry.transform
-    assert isinstance(transform, zoo.VideoTransform)
-    side = options.size or transform.size
-    return (torch.zeros(1, entry.config.in_chans, transform.frames, side, side),)
+    return deployment(entry, request, options)

@@ -43,6 +43,9 @@ class Target:
             trained.
         options: options of the export that it takes: ``half``, ``int8``.
         remark: what a user must know, such as that the runtime does not run here; the export prints it.
+        runtime: package that runs the files, by its name on PyPI; None for the first of ``packages``.
+        runs_deployments: whether the runtime runs what is around the graphs too, such as the beam search of
+            translations.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Target:
     folded: bool = True
     options: frozenset[str] = frozenset()
     remark: str = ""
+    runtime: str | None = None
+    runs_deployments: bool = False
 
     def functions(self) -> Any:
         """Import the target's module.
@@ -97,6 +102,8 @@ register_target(
         EVERY,
         packages=("onnx", "onnxruntime", "onnxscript", "torch"),
         extra="onnx",
+        runtime="onnxruntime",
+        runs_deployments=True,
         options=frozenset({"half", "int8"}),
     )
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -99,6 +100,9 @@ class Deployment:
             standard deviation, and the options of the export. It becomes a part of the manifest.
         weights: weights that the graphs were made from; None for a net that no file has.
         files: further files by name, such as vocabularies.
+        calibration: inputs of the first graph for quantisation; (): none.
+        check: function that uses the complete folder as a user would, and returns what it compared. It raises
+            ``ExportError`` if something differs. None: the graphs are all there is.
     """
 
     kind: str
@@ -106,6 +110,8 @@ class Deployment:
     description: Mapping[str, Any]
     weights: Weights | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
+    calibration: tuple[tuple[Tensor, ...], ...] = ()
+    check: Callable[[Path], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,9 +121,7 @@ class Settings:
     Attributes:
         half: whether weights are stored in half precision. Inputs and outputs stay float32.
         calibration: inputs of the first graph for post-training quantisation to int8; (): no quantisation.
-        overwrite: whether an earlier export in the folder is replaced.
     """
 
     half: bool = False
     calibration: tuple[tuple[Tensor, ...], ...] = ()
-    overwrite: bool = False

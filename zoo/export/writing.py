@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from zoo._version import __version__
 from zoo.errors import ExportError, one_line
 from zoo.export import Target
-from zoo.export.graphs import Deployment, Graph, Port, Settings
+from zoo.export.graphs import Deployment, Graph, Settings
+from zoo.export.manifest import MANIFEST, Manifest, check_files, describe, files_in, read_manifest
 from zoo.export.verification import HALF_TOLERANCE, TOLERANCE, Difference, compare, fitting_samples
 from zoo.files import atomic_folder, write_json
-
-MANIFEST = "manifest.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -27,25 +21,40 @@ class Exported:
 
     Attributes:
         folder: folder that was written.
-        target: name of the target.
+        target: target.
         differences: largest differences from PyTorch, for each graph by name.
-        shown: description of the inputs that were compared.
-        remark: what a user must know.
+        shown: description of what was compared.
     """
 
     folder: Path
-    target: str
+    target: Target
     differences: Mapping[str, Difference]
     shown: str
-    remark: str = ""
+
+    @property
+    def runtime(self) -> str:
+        """Package that ran the files, with its version."""
+        package = self.target.runtime or self.target.packages[0]
+        return f"{package} {metadata.version(package)}"
+
+    @property
+    def worst(self) -> float:
+        """Largest relative difference of all graphs."""
+        return max(difference.relative for difference in self.differences.values())
 
     def __str__(self) -> str:
-        worst = max(difference.relative for difference in self.differences.values())
-        text = f"{self.folder}: agrees in {self.target} to {worst:.1e} at {self.shown}"
-        return f"{text}; {self.remark}" if self.remark else text
+        text = f"{self.folder}: agrees in {self.runtime} to {self.worst:.1e} at {self.shown}"
+        return f"{text}; {self.target.remark}" if self.target.remark else text
 
 
-def export(deployment: Deployment, target: Target, folder: str | Path, settings: Settings | None = None) -> Exported:
+def export(
+    deployment: Deployment,
+    target: Target,
+    folder: str | Path,
+    settings: Settings | None = None,
+    *,
+    overwrite: bool = False,
+) -> Exported:
     """Write a folder of files for a target, run them in its runtime and compare them with PyTorch.
 
     The folder has the files of each graph, those of ``deployment.files`` and ``manifest.json``. It is written only if
@@ -54,12 +63,13 @@ def export(deployment: Deployment, target: Target, folder: str | Path, settings:
     Args:
         deployment: graphs and their description.
         target: one of ``zoo.export.TARGETS``.
-        folder: folder to write; the caller has checked that it may be replaced.
+        folder: folder to write.
         settings: settings of the export.
+        overwrite: whether an earlier export in the folder is replaced. Other files never are.
 
     Raises:
-        ExportError: a kind of input or an option that the target does not take, a package that is missing, an export
-            that fails, or outputs that differ or do not depend on the input.
+        ExportError: a kind of input or an option that the target does not take, a folder with other files, a package
+            that is missing, an export that fails, or outputs that differ or do not depend on the input.
     """
     folder, settings = Path(folder), settings or Settings()
     if deployment.kind not in target.kinds:
@@ -67,32 +77,50 @@ def export(deployment: Deployment, target: Target, folder: str | Path, settings:
     for option, given in (("half", settings.half), ("int8", settings.calibration)):
         if given and option not in target.options:
             raise ExportError(f"export to {target.name}: --{option} is not for this target; leave it out")
+    require_replaceable(folder, overwrite=overwrite)
     functions = target.functions()
     differences: dict[str, Difference] = {}
-    files: dict[str, list[str]] = {}
+    shown = [deployment.graphs[0].shown]
 
     def fill(temporary: Path) -> None:
         for graph in deployment.graphs:
-            before = set(temporary.iterdir())
             functions.write(graph, temporary, settings)
-            files[graph.name] = sorted(path.name for path in set(temporary.iterdir()) - before)
-            if not files[graph.name]:
-                raise ExportError(f"export to {target.name}: {graph.name} has no files")
             differences[graph.name] = check_graph(graph, target, temporary, settings)
         for name, content in deployment.files.items():
             (temporary / name).write_bytes(content)
         if hasattr(functions, "finish"):
             functions.finish(deployment, temporary, settings)
-        manifest = describe(deployment, target, settings, files, differences, temporary)
-        write_json(manifest, temporary / MANIFEST)
+        write_json(describe(deployment, target, settings, differences, temporary), temporary / MANIFEST)
+        if deployment.check is not None and target.runs_deployments:
+            shown.append(deployment.check(temporary))
 
     try:
-        atomic_folder(folder, fill)
+        atomic_folder(folder, fill, replace=overwrite)
     except ModuleNotFoundError as error:
         raise target.missing(error) from None
+    except OSError as error:
+        raise ExportError(f"{folder}: cannot be written ({error.strerror or error})") from error
     except (RuntimeError, NotImplementedError) as error:
         raise ExportError(f"{folder}: the export to {target.name} failed: {one_line(error)}") from error
-    return Exported(folder, target.name, differences, deployment.graphs[0].shown, target.remark)
+    return Exported(folder, target, differences, "; ".join(shown))
+
+
+def require_replaceable(folder: Path, *, overwrite: bool) -> None:
+    """Check that an export may be written to a folder.
+
+    Raises:
+        ExportError: a file, or a folder with files that are not all of an earlier export that may be replaced.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise ExportError(f"{folder}: exists; choose another name, or give --overwrite")
+        if not (folder / MANIFEST).is_file():
+            raise ExportError(f"{folder}: has files that are not of an export; choose another name")
+        known = read_manifest(folder).files
+        if other := sorted(files_in(folder).keys() - known.keys()):
+            raise ExportError(f"{folder}: {other[0]} is not of the export and would be lost; move it elsewhere")
+    elif folder.exists() and not folder.is_dir():
+        raise ExportError(f"{folder}: is a file, and an export is a folder; choose another name")
 
 
 def check_graph(graph: Graph, target: Target, folder: Path, settings: Settings) -> Difference:
@@ -106,65 +134,22 @@ def check_graph(graph: Graph, target: Target, folder: Path, settings: Settings) 
     return compare(graph, target.functions().load(graph, folder), samples, tolerance)
 
 
-def describe(
-    deployment: Deployment,
-    target: Target,
-    settings: Settings,
-    files: Mapping[str, list[str]],
-    differences: Mapping[str, Difference],
-    folder: Path,
-) -> dict[str, Any]:
-    """Return the manifest of an export.
+def check_export(folder: Path, manifest: Manifest, deployment: Deployment, target: Target) -> Exported:
+    """Compare an earlier export with the net again.
 
     Args:
-        deployment: what was exported.
-        target: target.
-        settings: settings of the export.
-        files: names of the files of each graph.
-        differences: largest differences of each graph.
-        folder: folder of the files.
+        folder: folder of the export.
+        manifest: its manifest.
+        deployment: graphs of the same net, with inputs to compare at.
+        target: target of the export.
+
+    Raises:
+        ExportError: files that are missing, changed or new, or outputs that differ.
     """
-    weights = deployment.weights
-    return {
-        "format": FORMAT,
-        "target": target.name,
-        "versions": {
-            "rescalenet-zoo": __version__,
-            "python": platform.python_version(),
-            **{package: metadata.version(package) for package in target.packages},
-        },
-        "weights": None if weights is None else {"name": weights.name, "sha256": _digest(weights.path)},
-        "half": settings.half,
-        **deployment.description,
-        "graphs": [
-            {
-                "name": graph.name,
-                "files": {name: _digest(folder / name) for name in files[graph.name] if (folder / name).is_file()},
-                "inputs": [_port(port, graph, i, target) for i, port in enumerate(graph.inputs)],
-                "outputs": [
-                    {"name": port.name, "axes": list(port.axes), "dtype": port.dtype} for port in graph.outputs
-                ],
-                "compared_at": graph.shown,
-                "largest_difference": {
-                    "absolute": differences[graph.name].absolute,
-                    "relative": differences[graph.name].relative,
-                },
-            }
-            for graph in deployment.graphs
-        ],
-    }
-
-
-def _port(port: Port, graph: Graph, i: int, target: Target) -> dict[str, Any]:
-    """Return the description of an input: its axes are numbers where the target fixes them."""
-    first = graph.samples[0][i].shape
-    axes = [
-        axis if isinstance(axis, str) and ("batch" if axis == "batch" else "size") in target.dynamic else length
-        for axis, length in zip(port.axes, first, strict=True)
-    ]
-    return {"name": port.name, "axes": axes, "dtype": port.dtype}
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    check_files(folder, manifest)
+    settings = Settings(manifest.half)
+    differences = {graph.name: check_graph(graph, target, folder, settings) for graph in deployment.graphs}
+    shown = [deployment.graphs[0].shown]
+    if deployment.check is not None and target.runs_deployments:
+        shown.append(deployment.check(folder))
+    return Exported(folder, target, differences, "; ".join(shown))

@@ -1,0 +1,156 @@
+"""The manifest of an export: what the files are, how to feed them, and how close they are to the net in PyTorch."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from zoo._version import __version__
+from zoo.errors import ExportError, ZooError
+from zoo.export import Target
+from zoo.export.graphs import Deployment, Graph, Port, Settings
+from zoo.export.verification import Difference
+from zoo.jsontext import first_error, read_json
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+LONGEST = 2**24  # bytes of a manifest
+
+
+class Source(pydantic.BaseModel):
+    """The weights of an export: their name and the hash of their file."""
+
+    name: str
+    sha256: str
+
+
+class Manifest(pydantic.BaseModel):
+    """The fields of a manifest that ``rescalenet export --check`` reads. A user's program reads the others too.
+
+    Attributes:
+        format: version of the manifest.
+        target: name of the target.
+        kind: kind of input (``zoo.export.Target``).
+        weights: weights of the net; None for a net that no file has.
+        half: whether weights are in half precision.
+        calibration: number of inputs that quantisation was calibrated on; 0 without quantisation.
+        arguments: arguments of the command, with which the graphs are made again.
+        files: sha256 of each file of the folder, by its path.
+    """
+
+    format: int
+    target: str
+    kind: str
+    weights: Source | None
+    half: bool = False
+    calibration: int = 0
+    arguments: dict[str, Any] = pydantic.Field(default_factory=dict)
+    files: dict[str, str]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of an export.
+
+    Raises:
+        ExportError: a folder without one, or one that is damaged or of a later version.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate(read_json(path, longest=LONGEST))
+    except pydantic.ValidationError as error:
+        raise ExportError(f"{path}: {first_error(error, 'a manifest')}; export again") from None
+    except ZooError as error:
+        raise ExportError(f"{path}: {error}; export again") from None
+    if manifest.format > FORMAT:
+        raise ExportError(f"{path}: format={manifest.format}: of a later version of this package; update")
+    return manifest
+
+
+def files_in(folder: Path) -> dict[str, Path]:
+    """Return the files of an export by their paths in it, without the manifest."""
+    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    found.pop(MANIFEST, None)
+    return found
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Check that the files of an export are those that were written.
+
+    Raises:
+        ExportError: the first file that is missing, changed or new.
+    """
+    found = files_in(folder)
+    for name, sha256 in manifest.files.items():
+        if name not in found:
+            raise ExportError(f"{folder}: {name} is missing; export again")
+        if digest(found[name]) != sha256:
+            raise ExportError(f"{folder / name}: is not the file that was exported (sha256); export again")
+    if new := sorted(found.keys() - manifest.files.keys()):
+        raise ExportError(f"{folder}: {new[0]} is not of the export; move it elsewhere")
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe(
+    deployment: Deployment,
+    target: Target,
+    settings: Settings,
+    differences: Mapping[str, Difference],
+    folder: Path,
+) -> dict[str, Any]:
+    """Return the manifest of an export.
+
+    Args:
+        deployment: what was exported.
+        target: target.
+        settings: settings of the export.
+        differences: largest differences of each graph.
+        folder: folder of the files.
+    """
+    weights = deployment.weights
+    return {
+        "format": FORMAT,
+        "target": target.name,
+        "kind": deployment.kind,
+        "versions": {
+            "rescalenet-zoo": __version__,
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in target.packages},
+        },
+        "weights": None if weights is None else {"name": weights.name, "sha256": digest(weights.path)},
+        "half": settings.half,
+        "calibration": len(settings.calibration),
+        **deployment.description,
+        "graphs": [_describe_graph(graph, target, differences[graph.name]) for graph in deployment.graphs],
+        "files": {name: digest(path) for name, path in files_in(folder).items()},
+    }
+
+
+def _describe_graph(graph: Graph, target: Target, difference: Difference) -> dict[str, Any]:
+    first = graph.samples[0]
+    return {
+        "name": graph.name,
+        "inputs": [_describe_input(port, x.shape, target) for port, x in zip(graph.inputs, first, strict=True)],
+        "outputs": [{"name": port.name, "axes": list(port.axes), "dtype": port.dtype} for port in graph.outputs],
+        "compared_at": graph.shown,
+        "largest_difference": {"absolute": difference.absolute, "relative": difference.relative},
+    }
+
+
+def _describe_input(port: Port, shape: tuple[int, ...], target: Target) -> dict[str, Any]:
+    """Return the description of an input: its axes are numbers where the target fixes them."""
+    axes = [
+        axis if isinstance(axis, str) and ("batch" if axis == "batch" else "size") in target.dynamic else length
+        for axis, length in zip(port.axes, shape, strict=True)
+    ]
+    return {"name": port.name, "axes": axes, "dtype": port.dtype}
