@@ -208,7 +208,7 @@ def standardisation(transform: Any, normalize: bool) -> tuple[Sequence[float], S
 def unstandardised(transform: Any) -> Any:
     """Return a transform to RGB in 0..1."""
     count = len(transform.mean)
-    changed = {"mean": (0.0,) * count, "std": (1.0,) * count}
+    changed: dict[str, Any] = {"mean": (0.0,) * count, "std": (1.0,) * count}
     if hasattr(transform, "channel_order"):
         changed["channel_order"] = "RGB"
     return dataclasses.replace(transform, **changed)

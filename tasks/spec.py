@@ -59,7 +59,7 @@ class TaskSpec:
         transform: class of the input transform of the task's weights.
         eval: ``(weights, data, out, workers, options) -> Evaluation``.
         predict: ``(weights, inputs, out, options) -> bool``, which is whether any input could be read.
-        export: ``(weights, request, options) -> Deployment``, the graphs of ``rescalenet export`` (``tasks.exporting``).
+        export: ``(weights, request, options) -> Deployment``, what ``rescalenet export`` writes (``tasks.exporting``).
         check: ``(config or folder, out, options) -> bool``, which is whether training would run; None: no check.
         score: ``(results, data, out, options) -> Evaluation``, of results in a file; None: no such command.
         recognises: function from a file or folder to whether ``check`` takes it, without a config, as data of the task.

@@ -59,7 +59,8 @@ def atomic_folder(path: Path, fill: Callable[[Path], None], *, replace: bool = F
     """Write a folder with all its files completely or not at all; when the function returns, all is on the disk.
 
     Args:
-        path: path of the folder, which must not exist or be empty unless ``replace``; missing folders above it are created.
+        path: path of the folder, which must not exist or be empty unless ``replace``; missing folders above it are
+            created.
         fill: function that fills a temporary folder beside ``path``, which is then renamed.
         replace: whether ``path`` may have files, which are removed when the new folder is complete.
     """

@@ -87,7 +87,7 @@ def _pans(transform: zoo.VideoTransform) -> Iterator[Tensor]:
     """Yield clips of a window that moves over a photograph, to the right and back."""
     paths, _ = shown_pictures(None, "photographs")
     for path in find_images(paths):
-        picture = torch.from_numpy(np.asarray(read_image(path))).permute(2, 0, 1)  # (3, H, W)
+        picture = torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)  # (3, H, W)
         side = picture.shape[1] * 3 // 4
         phases = np.linspace(0, 2 * np.pi, transform.frames, endpoint=False)
         places = ((1 - np.cos(phases)) / 2 * (picture.shape[2] - side)).astype(int)

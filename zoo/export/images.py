@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoo.export.graphs import Graph, Port
+from zoo.errors import ZooError, suggestion
+from zoo.export import TARGETS
+from zoo.export.graphs import Deployment, Graph, Port, Settings
+from zoo.export.writing import Exported, export
 from zoo.folding import fold
+from zoo.modules import evaluating
 from zoo.nets.vgg import VGG
 
 
@@ -125,3 +130,44 @@ def graph_of(
         ports.append(Port(key, ("batch", value.shape[1], *positions)))
     source = Port("clips" if frames else "images", ("batch", first.shape[1], *frames, *sizes))
     return Graph(name, module.eval(), (source,), tuple(ports), tuple((x,) for x in samples), shown, net=net)
+
+
+def export_net(
+    net: nn.Module,
+    samples: Sequence[Tensor],
+    folder: str | Path,
+    to: str = "onnx",
+    *,
+    folded: bool = True,
+    settings: Settings | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Export a net of images (N, C, H, W) or clips (N, C, T, H, W), or a feature extractor, from memory.
+
+    ``rescalenet export`` exports weights, with more in the manifest.
+
+    Args:
+        net: net of the zoo, or a module that contains one.
+        samples: inputs at which the files are compared; the first has a batch of 1.
+        folder: folder to write.
+        to: name of the target.
+        folded: whether the deployment form is exported (``zoo.fold``).
+        settings: settings of the export.
+        overwrite: whether an earlier export in the folder is replaced.
+
+    Raises:
+        ZooError: an unknown target.
+        ExportError: see ``zoo.export.writing.export``.
+    """
+    if to not in TARGETS:
+        raise ZooError(f"export target {to!r}{suggestion(to, TARGETS)}")
+    target = TARGETS[to]
+    with evaluating(net):
+        graph = graph_of(net, samples, _sizes(samples), folded=folded and target.folded)
+        deployment = Deployment("clips" if samples[0].ndim == 5 else "images", (graph,), {})
+        return export(deployment, target, folder, settings, overwrite=overwrite)
+
+
+def _sizes(samples: Sequence[Tensor]) -> str:
+    """Return the sizes of inputs, as in ``inputs of 1 x 3 x 32 x 32, 3 x 3 x 40 x 40``."""
+    return "inputs of " + ", ".join(dict.fromkeys(" x ".join(map(str, x.shape)) for x in samples))

@@ -43,16 +43,18 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
 
 def _export(graph: Graph, path: Path) -> None:
     largest = max(graph.samples, key=lambda sample: sum(x.numel() for x in sample))
-    program = torch.onnx.export(
-        graph.module,
-        largest,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=[port.name for port in graph.inputs],
-        output_names=[port.name for port in graph.outputs],
-        dynamic_shapes=graph.dynamic_shapes(named=True),
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names that several axes share, and about torch's own code
+        program = torch.onnx.export(
+            graph.module,
+            largest,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[port.name for port in graph.inputs],
+            output_names=[port.name for port in graph.outputs],
+            dynamic_shapes=graph.dynamic_shapes(named=True),
+            verbose=False,
+        )
     assert program is not None
     program.save(str(path))
 
