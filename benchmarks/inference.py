@@ -13,7 +13,7 @@ from torch import nn
 import zoo
 from benchmarks import measure
 from benchmarks.baselines import NETS
-from zoo.export.onnx import export_onnx
+from zoo.export.images import export_net
 
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 
@@ -65,8 +65,9 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
         return do
 
     # The other engines read an ONNX file.
-    file = folder / "net.onnx"
-    export_onnx(model.cpu(), file, input_size=arguments.size)
+    small = torch.randn(2, 3, arguments.size, arguments.size)
+    export_net(model.cpu(), [small[:1], small[1:], x.cpu()], folder / "net", folded=False)
+    file = folder / "net" / "model.onnx"
     images = x.cpu().contiguous().numpy()
     if engine == "onnxruntime":
         import onnxruntime

@@ -25,6 +25,7 @@ from tasks.detection.evaluate import categories_of, detect
 from tasks.devices import make_accelerator
 from tasks.engine import Trainer
 from tasks.errors import UserError
+from tasks.exporting import export_weights
 from tasks.files import pictures_dir
 from tasks.images import find_images
 from tasks.outputs import OutputFolder
@@ -39,7 +40,6 @@ from tasks.translation.search import Beam
 from tasks.video.encode import write_video
 from tasks.video.predict import FILES as video_files
 from tasks.video.predict import classify_videos
-from zoo.export.onnx import export_onnx
 from zoo.files import atomic_write, write_text
 
 NET = "rescalenet20_cifar"
@@ -51,7 +51,7 @@ BASELINES = {"rescale": f"{NET}.cifar10", "bn": f"{NET}.cifar10_bn"}  # trained 
 
 
 # what the jobs write into the folder of the demo
-RESULTS = ("report.md", "curves.png", "rescalenet20_digits.onnx", "digits", *BASELINES)
+RESULTS = ("report.md", "curves.png", "onnx", "digits", *BASELINES)
 RESULTS += ("photographs", "nuclei", "video", "translation")
 
 
@@ -78,7 +78,7 @@ def run(out: Path, *, overwrite: bool = False) -> None:
         (f"classifying photographs with {CLASSIFIER}", lambda: classify_photographs(out / "photographs")),
         (digits_job, lambda: fine_tune(digits, counts, out)),
         ("evaluating both", lambda: compare_schemes(digits, out)),
-        ("exporting to ONNX", lambda: export_digits(out)),
+        ("exporting to ONNX", lambda: export_digits(digits, out)),
         (f"finding cell nuclei with {DETECTOR}", lambda: find_nuclei(out / "nuclei")),
         (f"watching a video with {VIDEO}", lambda: watch_shapes(out / "video")),
         (f"translating captions with {TRANSLATOR}", lambda: translate_captions(out / "translation")),
@@ -202,10 +202,24 @@ def compare_schemes(digits: Path, out: Path) -> list[str]:
     ]
 
 
-def export_digits(out: Path) -> list[str]:
-    """Export the fine-tuned rescale net to ONNX, verify it, and return lines of the report."""
-    model = zoo.create_model(NET, str(_last_weights(out, "rescale")))
-    verified = export_onnx(zoo.fold(model), out / "rescalenet20_digits.onnx", input_size=32)
+def export_digits(digits: Path, out: Path) -> list[str]:
+    """Export the fine-tuned rescale net to ONNX, compare it at the held-out digits, and return lines of the report.
+
+    Args:
+        digits: folder of the digits.
+        out: folder of the runs.
+    """
+    verified = export_weights(
+        str(_last_weights(out, "rescale")),
+        "onnx",
+        out / "onnx",
+        fold=True,
+        data=digits / "val",
+        half=False,
+        int8=False,
+        overwrite=True,
+        options={"normalize": True},
+    )
     return ["## Export", "", str(verified), ""]
 
 

@@ -21,7 +21,7 @@ from tasks.spec import spec_of
 from zoo.export import Target, targets_for
 from zoo.export.graphs import Deployment, Settings
 from zoo.export.manifest import digest, read_manifest
-from zoo.export.writing import Exported, check_export, export
+from zoo.export.writing import Exported, check_export, export, require_replaceable
 
 CALIBRATION = 256  # inputs that quantisation is calibrated on
 FILE_ENDINGS = (".onnx", ".xml", ".pt2", ".pte", ".pth", ".pt", ".pkl", ".tflite", ".mnn", ".param", ".safetensors")
@@ -89,6 +89,7 @@ def export_weights(
     folder = out or Path("out/export") / file_stem(entry.name) / target.name
     if folder.suffix in FILE_ENDINGS:
         raise UserError(f"--out {folder}: an export is a folder; give it a name without {folder.suffix}")
+    require_replaceable(folder, overwrite=overwrite)
     request = ExportRequest(target, fold and target.folded, data, CALIBRATION if int8 else 0)
     deployment = _deployment(entry, request, options)
     return export(deployment, target, folder, Settings(half, deployment.calibration), overwrite=overwrite)
@@ -152,7 +153,7 @@ def shown_pictures(data: Path | None, folder: str) -> tuple[list[str], str]:
     """
     if data is not None:
         return [str(data)], f"pictures of {data.name}"
-    return [str(pictures_dir() / folder)], f"the {folder} of the package"
+    return list(map(str, sorted((pictures_dir() / folder).rglob("*.*g")))), f"the {folder} of the package"
 
 
 def read_inputs(paths: Sequence[str], channels: int, transform: Any, count: int) -> list[Tensor]:

@@ -73,10 +73,12 @@ def atomic_folder(path: Path, fill: Callable[[Path], None], *, replace: bool = F
                 flush_folder(inner) if inner.is_dir() else _flush(inner)
             flush_folder(temporary)
             if replace and path.is_dir() and any(path.iterdir()):
-                with _temporary(path) as old:
-                    os.replace(path, old)
-                    os.replace(temporary, path)
-                    shutil.rmtree(old)
+                # a crash between the two steps leaves both folders on the disk
+                old = path.with_name(f".{path.name[:_KEPT]}.replaced")
+                shutil.rmtree(old, ignore_errors=True)
+                os.replace(path, old)
+                os.replace(temporary, path)
+                shutil.rmtree(old)
             else:
                 os.replace(temporary, path)
             flush_folder(path.parent)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +71,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: DetectionExp
     return Deployment("image_lists", (graph,), description)
 
 
-def whole_graph(detector: nn.Module, images: list[Tensor], shown: str, *, folded: bool = True) -> Graph:
+def whole_graph(detector: Any, images: list[Tensor], shown: str, *, folded: bool = True) -> Graph:
     """Return the graph of a whole detector.
 
     Args:
@@ -78,26 +80,37 @@ def whole_graph(detector: nn.Module, images: list[Tensor], shown: str, *, folded
         shown: description of the images.
         folded: whether the graph computes the deployment form.
     """
-    module = fold(detector) if folded else detector
+    module = (fold(detector) if folded else detector).eval()
     with torch.no_grad():
-        found = module([images[0]])[0]
+        found = [module([image])[0] for image in images]
+    shown = f"{shown}, " + ", ".join(f"{image.shape[-2]} x {image.shape[-1]}" for image in images)
+    count = sum(len(each["boxes"]) for each in found)
+    required, stand_in = module.roi_heads.score_thresh, None
+    if count or required == 0:
+        shown = f"{shown} ({count} objects)"
+    else:  # no object has the score that is required: a graph without the requirement is compared
+        lowered = copy.deepcopy(detector)
+        lowered.roi_heads.score_thresh = 0.0
+        stand_in = whole_graph(lowered, images, shown, folded=folded)
+        count = sum(len(stand_in.run(sample)[0]) for sample in stand_in.samples)
+        shown = f"{shown} (no object has a score of {required:g}; {count} objects with score_thresh=0)"
     axes: dict[str, tuple[int | str, ...]] = {
         "boxes": ("objects", 4),
         "labels": ("objects",),
         "scores": ("objects",),
         "masks": ("objects", 1, "height", "width"),
     }
-    outputs = tuple(Port(name, axes[name], "int64" if name == "labels" else "float32") for name in found)
-    source = Port("image", (3, "height", "width"))
+    outputs = tuple(Port(name, axes[name], "int64" if name == "labels" else "float32") for name in found[0])
     return Graph(
         "model",
         OneImage(module).eval(),
-        (source,),
+        (Port("image", (3, "height", "width")),),
         outputs,
         tuple((image,) for image in images),
         shown,
         compares="objects",
         net=detector,
+        stand_in=stand_in,
     )
 
 

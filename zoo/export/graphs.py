@@ -49,6 +49,8 @@ class Graph:
         shown: description of the samples.
         compares: how outputs are compared: ``values``, or ``objects`` of a detector (boxes, labels, scores, masks).
         net: net of the module as it was trained, for targets that convert weights instead of graphs; None: it has none.
+        stand_in: graph that differs in a threshold and is compared too, but not kept: at the samples the graph itself
+            has no objects, so that nothing would be compared. None: the graph is compared itself.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Graph:
     shown: str
     compares: Literal["values", "objects"] = "values"
     net: nn.Module | None = None
+    stand_in: Graph | None = None
 
     def run(self, arguments: Sequence[Tensor]) -> Arrays:
         """Return the module's outputs in PyTorch, in order."""

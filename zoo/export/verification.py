@@ -65,10 +65,9 @@ def compare(graph: Graph, runner: Runner, samples: Sequence[tuple[Tensor, ...]],
         tolerance: largest relative difference that passes.
 
     Raises:
-        ExportError: outputs that differ, or that are the same for all inputs, so that nothing was compared.
+        ExportError: outputs that differ.
     """
     worst = Difference(0.0, 0.0)
-    seen: list[Arrays] = []
     for sample in samples:
         expected = graph.run(sample)
         found = tuple(np.asarray(output) for output in runner(tuple(x.cpu().numpy() for x in sample)))
@@ -82,8 +81,6 @@ def compare(graph: Graph, runner: Runner, samples: Sequence[tuple[Tensor, ...]],
                 f"{tolerance:g}"
             )
         worst |= difference
-        seen.append(expected)
-    _require_contrast(graph, seen)
     return worst
 
 
@@ -101,19 +98,20 @@ def _of_values(found: Arrays, expected: Arrays) -> Difference:
     return worst
 
 
-def _require_contrast(graph: Graph, outputs: Sequence[Arrays]) -> None:
-    """Refuse outputs that do not depend on the input.
+def require_contrast(graph: Graph, samples: Sequence[tuple[Tensor, ...]]) -> None:
+    """Refuse outputs that do not depend on the input: their comparison shows nothing.
 
     Raises:
-        ExportError: no object was found, or all outputs are constant.
+        ExportError: no object was found, or an output is the same for all inputs.
     """
+    outputs = [graph.run(sample) for sample in samples]
     if graph.compares == "objects":
         if not any(len(each[0]) for each in outputs):
             raise ExportError(f"{graph.name}: no object is found in {graph.shown}: nothing could be compared")
         return
     for i, port in enumerate(graph.outputs):
-        rows = [row for each in outputs for row in (each[i] if each[i].ndim else each[i][None])]
-        if all(row.shape == rows[0].shape and np.array_equal(row, rows[0]) for row in rows) and len(rows) > 1:
+        rows = [row for each in outputs for row in each[i]]
+        if len(rows) > 1 and all(np.array_equal(row, rows[0]) for row in rows):
             raise ExportError(
                 f"{graph.name}: its output {port.name} is the same for all inputs ({graph.shown}): nothing could be "
                 "compared"

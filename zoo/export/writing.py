@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from zoo.errors import ExportError, one_line
 from zoo.export import Target
 from zoo.export.graphs import Deployment, Graph, Settings
 from zoo.export.manifest import MANIFEST, Manifest, check_files, describe, files_in, read_manifest
-from zoo.export.verification import HALF_TOLERANCE, TOLERANCE, Difference, compare, fitting_samples
+from zoo.export.verification import HALF_TOLERANCE, TOLERANCE, Difference, compare, fitting_samples, require_contrast
 from zoo.files import atomic_folder, write_json
 
 
@@ -130,8 +131,14 @@ def check_graph(graph: Graph, target: Target, folder: Path, settings: Settings) 
         ExportError: outputs that differ or do not depend on the input.
     """
     tolerance = HALF_TOLERANCE if settings.half else TOLERANCE
-    samples = fitting_samples(graph, target.dynamic)
-    return compare(graph, target.functions().load(graph, folder), samples, tolerance)
+    functions, samples = target.functions(), fitting_samples(graph, target.dynamic)
+    difference = compare(graph, functions.load(graph, folder), samples, tolerance)
+    if graph.stand_in is None:
+        require_contrast(graph, samples)
+        return difference
+    with TemporaryDirectory() as other:
+        functions.write(graph.stand_in, Path(other), settings)
+        return difference | check_graph(graph.stand_in, target, Path(other), settings)
 
 
 def check_export(folder: Path, manifest: Manifest, deployment: Deployment, target: Target) -> Exported:
