@@ -9,6 +9,8 @@ A target's module has two functions, and may have a third:
 - ``load(graph, folder) -> Runner`` returns a function that runs these files in the target's runtime, in float32.
 - ``finish(deployment, folder, settings)`` adds what the graphs need around them, such as a page.
 
+``VERSIONS``, which a module may have too, are the versions of packages that are not on PyPI, by their names.
+
 ``zoo.export.writing`` does what all targets share: it compares the files with the net, writes the manifest, and keeps
 the folder only if everything agrees.
 """
@@ -43,7 +45,7 @@ class Target:
             trained.
         options: options of the export that it takes: ``half``, ``int8``.
         remark: what a user must know, such as that the runtime does not run here; the export prints it.
-        runtime: package that runs the files, by its name on PyPI; None for the first of ``packages``.
+        runtime: package that runs the files, one of ``versions``; None for the first of ``packages``.
         runs_deployments: whether the runtime runs what is around the graphs too, such as the beam search of
             translations.
     """
@@ -70,6 +72,13 @@ class Target:
             return import_module(self.module)
         except ModuleNotFoundError as error:
             raise self.missing(error) from None
+
+    def versions(self) -> dict[str, str]:
+        """Return the version of each package that the target uses."""
+        from importlib import metadata
+
+        found = {package: metadata.version(package) for package in self.packages}
+        return found | getattr(self.functions(), "VERSIONS", {})
 
     def missing(self, error: ModuleNotFoundError) -> ExportError:
         """Return the error of a package that is missing."""
@@ -105,6 +114,17 @@ register_target(
         runtime="onnxruntime",
         runs_deployments=True,
         options=frozenset({"half", "int8"}),
+    )
+)
+register_target(
+    Target(
+        "onnx-web",
+        "zoo.export.onnx_web",
+        EVERY,
+        packages=("onnx", "onnxruntime", "onnxscript", "torch"),
+        extra="onnx-web",
+        runtime="onnxruntime-web",
+        remark="to see the page: python -m http.server -d FOLDER",
     )
 )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +124,7 @@ def describe(
         "versions": {
             "rescalenet-zoo": __version__,
             "python": platform.python_version(),
-            **{package: metadata.version(package) for package in target.packages},
+            **target.versions(),
         },
         "weights": None if weights is None else {"name": weights.name, "sha256": digest(weights.path)},
         "half": settings.half,

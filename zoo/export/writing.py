@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,7 +35,7 @@ class Exported:
     def runtime(self) -> str:
         """Package that ran the files, with its version."""
         package = self.target.runtime or self.target.packages[0]
-        return f"{package} {metadata.version(package)}"
+        return f"{package} {self.target.versions()[package]}"
 
     @property
     def worst(self) -> float:
