@@ -14,14 +14,13 @@ from torch import nn
 from torchvision.models import resnet18
 
 import zoo
-from tasks.spec import load_model, spec_of
 from tests.fuzz.artefacts import FOLDER
 from tests.fuzz.harness import FAST
 from tests.fuzz.pickles import PROGRAMS
 from tests.fuzz.structures import NAMES, changed, damaged
 from tests.fuzz.test_runs import PLAIN, saved
 from tests.helpers.pickles import python2
-from zoo.export.fairseq import export_text
+from zoo.export.fairseq import export_fairseq
 
 ENDINGS = (".pth", ".pt", ".pkl", ".pyth", ".safetensors")
 
@@ -146,9 +145,7 @@ def fairseq(tmp_path_factory):
 
     entry = zoo.get_weights(str(FOLDER / "weights/text.safetensors"))
     folder = tmp_path_factory.mktemp("fairseq") / "f"
-    export_text(
-        load_model(entry), folder, spec_of(entry).export.run(entry, spec_of(entry).options("export", {}, "")), entry
-    )
+    export_fairseq(entry, folder)
     checkpoint = next(folder.glob("*.pt"))
     return torch.load(checkpoint, weights_only=False), next(folder.glob("dict.*")).read_bytes()
 

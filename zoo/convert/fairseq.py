@@ -56,6 +56,11 @@ _FIXED: dict[str, Any] = {
 }
 
 
+def needs_plugin(model: Transformer) -> bool:
+    """Return whether a net is of a scheme that fairseq itself does not have."""
+    return model.scheme.name not in _NATIVE
+
+
 def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the arguments and the state dict of the fairseq model with the same logits.
 
@@ -71,7 +76,7 @@ def to_fairseq(model: Transformer, *, plugin: bool | None = None) -> tuple[dict[
     # 1. fairseq's own architecture or the plug-in's
     layout, scheme = model.layout, model.scheme.name
     if plugin is None:
-        plugin = scheme not in _NATIVE
+        plugin = needs_plugin(model)
     if not plugin and scheme not in _NATIVE:
         raise ZooError(f"fairseq has no Transformer of scheme {scheme!r}: it requires the plug-in (plugin=True)")
     # 2. arguments that both have

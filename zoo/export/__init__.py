@@ -3,11 +3,12 @@
 ``TARGETS`` is the table of targets. A package outside of this one adds its target by an entry point of the group
 ``rescalenet.targets`` (value: ``module:TARGET``) or by ``register_target``.
 
-A target's module has two functions, and may have a third:
+A target's module has two functions, and may have two more:
 
 - ``write(graph, folder, settings)`` writes a graph's files into the folder; their names begin with ``graph.name``.
 - ``load(graph, folder) -> Runner`` returns a function that runs these files in the target's runtime, in float32.
 - ``finish(deployment, folder, settings)`` adds what the graphs need around them, such as a page.
+- ``remark(deployment) -> str`` returns what a user must know of this export; "": nothing.
 
 ``VERSIONS``, which a module may have too, are the versions of packages that are not on PyPI, by their names.
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from zoo.errors import ExportError, ZooError
 from zoo.plugins import load_plugins
@@ -43,6 +44,8 @@ class Target:
         dynamic: axes that may change after the export: ``batch``, and ``size`` for all others.
         folded: whether the graphs compute the deployment form (``zoo.fold``), unless the user requests the net as
             trained.
+        form: contents of a deployment for it: ``graphs``, or ``net``, which is one graph of the whole net as it was
+            trained, without standardisation or softmax; the target converts its weights.
         options: options of the export that it takes: ``half``, ``int8``.
         remark: what a user must know, such as that the runtime does not run here; the export prints it.
         runtime: package that runs the files, one of ``versions``; None for the first of ``packages``.
@@ -57,6 +60,7 @@ class Target:
     extra: str | None = None
     dynamic: frozenset[str] = ANY_SHAPE
     folded: bool = True
+    form: Literal["graphs", "net"] = "graphs"
     options: frozenset[str] = frozenset()
     remark: str = ""
     runtime: str | None = None
@@ -126,6 +130,19 @@ register_target(
         runtime="onnxruntime-web",
         remark="to see the page: python -m http.server -d FOLDER",
     )
+)
+register_target(
+    Target(
+        "torchvision",
+        "zoo.export.torchvision_layout",
+        ("images",),
+        packages=("torch", "torchvision"),
+        folded=False,
+        form="net",
+    )
+)
+register_target(
+    Target("fairseq", "zoo.export.fairseq", ("text",), packages=("torch", "sentencepiece"), folded=False, form="net")
 )
 
 

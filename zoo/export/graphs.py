@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from zoo.transforms import AnyTransform
     from zoo.weights import Weights
 
 Arrays = tuple[np.ndarray, ...]
@@ -51,6 +52,7 @@ class Graph:
         net: net of the module as it was trained, for targets that convert weights instead of graphs; None: it has none.
         stand_in: graph that differs in a threshold and is compared too, but not kept: at the samples the graph itself
             has no objects, so that nothing would be compared. None: the graph is compared itself.
+        transform: transform of the net's inputs, for targets that write it into files of their own; None: unknown.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Graph:
     compares: Literal["values", "objects"] = "values"
     net: nn.Module | None = None
     stand_in: Graph | None = None
+    transform: AnyTransform | None = None
 
     def run(self, arguments: Sequence[Tensor]) -> Arrays:
         """Return the module's outputs in PyTorch, in order."""

@@ -16,6 +16,7 @@ from zoo.export.writing import Exported, export
 from zoo.folding import fold
 from zoo.modules import evaluating
 from zoo.nets.vgg import VGG
+from zoo.transforms import AnyTransform
 
 
 class Standardise(nn.Module):
@@ -93,6 +94,7 @@ def graph_of(
     name: str = "model",
     standardise: tuple[Sequence[float], Sequence[float], bool] | None = None,
     softmax: bool = False,
+    transform: AnyTransform | None = None,
 ) -> Graph:
     """Return the graph of a net of images (N, C, H, W) or clips (N, C, T, H, W), with feature maps or logits.
 
@@ -106,6 +108,7 @@ def graph_of(
         name: name of the graph.
         standardise: mean, standard deviation and whether the channels are reversed, if the graph takes images in 0..1.
         softmax: whether the graph returns probabilities instead of logits.
+        transform: transform of the net's inputs, for targets that write it into files of their own.
     """
     module: nn.Module = (fold(net) if folded else net).eval()
     outputs = outputs_of(module, samples[0], "probabilities" if softmax else "logits")
@@ -129,7 +132,9 @@ def graph_of(
             positions = (*value.shape[2:-2], *own)
         ports.append(Port(key, ("batch", value.shape[1], *positions)))
     source = Port("clips" if frames else "images", ("batch", first.shape[1], *frames, *sizes))
-    return Graph(name, module.eval(), (source,), tuple(ports), tuple((x,) for x in samples), shown, net=net)
+    return Graph(
+        name, module.eval(), (source,), tuple(ports), tuple((x,) for x in samples), shown, net=net, transform=transform
+    )
 
 
 def export_net(

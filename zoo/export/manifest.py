@@ -100,6 +100,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remark_of(deployment: Deployment, target: Target) -> str:
+    """Return what a user must know of an export, from the target and from its module."""
+    functions = target.functions()
+    own = functions.remark(deployment) if hasattr(functions, "remark") else ""
+    return "; ".join(text for text in (target.remark, own) if text)
+
+
 def describe(
     deployment: Deployment,
     target: Target,
@@ -127,6 +134,7 @@ def describe(
             **target.versions(),
         },
         "weights": None if weights is None else {"name": weights.name, "sha256": digest(weights.path)},
+        "remark": remark_of(deployment, target),
         "half": settings.half,
         "calibration": len(settings.calibration),
         **deployment.description,

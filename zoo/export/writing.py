@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from zoo.errors import ExportError, one_line
 from zoo.export import Target
 from zoo.export.graphs import Deployment, Graph, Settings
-from zoo.export.manifest import MANIFEST, Manifest, check_files, describe, files_in, read_manifest
+from zoo.export.manifest import MANIFEST, Manifest, check_files, describe, files_in, read_manifest, remark_of
 from zoo.export.verification import HALF_TOLERANCE, TOLERANCE, Difference, compare, fitting_samples, require_contrast
 from zoo.files import atomic_folder, write_json
 
@@ -24,12 +24,14 @@ class Exported:
         target: target.
         differences: largest differences from PyTorch, for each graph by name.
         shown: description of what was compared.
+        remark: what a user must know.
     """
 
     folder: Path
     target: Target
     differences: Mapping[str, Difference]
     shown: str
+    remark: str = ""
 
     @property
     def runtime(self) -> str:
@@ -44,7 +46,7 @@ class Exported:
 
     def __str__(self) -> str:
         text = f"{self.folder}: agrees in {self.runtime} to {self.worst:.1e} at {self.shown}"
-        return f"{text}; {self.target.remark}" if self.target.remark else text
+        return f"{text}; {self.remark}" if self.remark else text
 
 
 def export(
@@ -102,7 +104,7 @@ def export(
         raise ExportError(f"{folder}: cannot be written ({error.strerror or error})") from error
     except (RuntimeError, NotImplementedError) as error:
         raise ExportError(f"{folder}: the export to {target.name} failed: {one_line(error)}") from error
-    return Exported(folder, target, differences, "; ".join(shown))
+    return Exported(folder, target, differences, "; ".join(shown), remark_of(deployment, target))
 
 
 def require_replaceable(folder: Path, *, overwrite: bool) -> None:
@@ -158,4 +160,4 @@ def check_export(folder: Path, manifest: Manifest, deployment: Deployment, targe
     shown = [deployment.graphs[0].shown]
     if deployment.check is not None and target.runs_deployments:
         shown.append(deployment.check(folder))
-    return Exported(folder, target, differences, "; ".join(shown))
+    return Exported(folder, target, differences, "; ".join(shown), remark_of(deployment, target))

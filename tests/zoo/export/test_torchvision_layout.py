@@ -1,5 +1,8 @@
 """The way back: nets of the zoo as state dicts of torchvision's classes, loaded strictly, with equal outputs."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 import torchvision
@@ -11,7 +14,10 @@ from tests.helpers.nets import narrow
 from zoo.convert import from_batchnorm
 from zoo.errors import ExportError
 from zoo.export import TARGETS
+from zoo.export.graphs import Deployment, Settings
+from zoo.export.images import graph_of
 from zoo.export.torchvision_layout import torchvision_state
+from zoo.export.writing import check_graph, export
 
 FAST = ("resnet18", "resnet50")
 
@@ -131,16 +137,22 @@ def test_refusals(make, reason):
         torchvision_state(make())
 
 
-def test_the_target_writes_a_verified_file(tmp_path):
-    net = from_batchnorm(disturb(torchvision_net("resnet18")))
-    x = torch.zeros(1, 3, 64, 64)  # only its size counts
-    verified = TARGETS["torchvision"].export("images", net.train(), tmp_path / "net.pth", (x,), None)
-    assert net.training
-    assert 0 < verified.max_error <= 3e-6
+def deployed(net, *, size=64, **options):
+    x = torch.randn(3, net.config.in_chans, size, size, generator=torch.Generator().manual_seed(0))
+    samples = [x[:1], x, x[..., :48]]
+    return Deployment("images", (graph_of(net, samples, "noise", folded=False, **options),), {})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+def test_the_target_writes_a_verified_file(tmp_path, name):
+    net = from_batchnorm(disturb(torchvision_net(name)))
+    result = export(deployed(net), TARGETS["torchvision"], tmp_path / "out")
+    assert 0 < result.differences["model"].relative <= 3e-6
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert torchvision.__version__.startswith(manifest["versions"]["torchvision"])
     x = torch.randn(1, 3, 64, 64)
-    assert "torchvision" in verified.runtime
-    theirs = torchvision.models.resnet18(num_classes=10)
-    theirs.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+    theirs = torchvision_net(name.removesuffix("_bn"))
+    theirs.load_state_dict(torch.load(tmp_path / "out/model.pth", weights_only=True))
     with torch.no_grad():
         assert relative_error(theirs.eval()(x), net.eval()(x)) <= 3e-6
 
@@ -149,12 +161,33 @@ def test_outputs_that_differ_write_no_file(tmp_path, monkeypatch):
     wrong = torchvision_state(zoo.create_model("rescalenet18", scheme="bn", num_classes=10))
     monkeypatch.setattr("zoo.export.torchvision_layout.torchvision_state", lambda net: wrong)
     net = from_batchnorm(disturb(torchvision_net("resnet18")))
-    with pytest.raises(ExportError, match="the outputs in torchvision differ by"):
-        TARGETS["torchvision"].export("images", net, tmp_path / "net.pth", (torch.zeros(1, 3, 64, 64),), None)
+    with pytest.raises(ExportError, match="model: outputs differ by"):
+        export(deployed(net), TARGETS["torchvision"], tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_changed_is_noticed(tmp_path):
+    deployment = deployed(from_batchnorm(disturb(torchvision_net("resnet18"))))
+    graph, target = deployment.graphs[0], TARGETS["torchvision"]
+    export(deployment, target, tmp_path / "out")
+    path = tmp_path / "out/model.pth"
+    state = torch.load(path, weights_only=True)
+    state["layer4.1.conv2.weight"] *= 1.01
+    torch.save(state, path)
+    with pytest.raises(ExportError, match="model: outputs differ by"):
+        check_graph(graph, target, tmp_path / "out", Settings())
 
 
 def test_a_refused_net_writes_no_file(tmp_path):
-    with pytest.raises(ExportError, match="before the padding"):
-        TARGETS["torchvision"].export("images", shifted(), tmp_path / "x.pth", (torch.randn(1, 3, 64, 64),), None)
-    assert not list(tmp_path.iterdir())
+    net = from_batchnorm(disturb(torchvision_net("resnet18")))
+    plain = deployed(net).graphs[0]
+    for deployment, reason in (
+        (deployed(shifted()), "before the padding"),
+        (deployed(net, softmax=True), "export to torchvision: its classes have no softmax"),
+        (deployed(net, standardise=((0.5,) * 3, (0.5,) * 3, False)), "no standardisation; export the net without"),
+        (deployed(zoo.FeatureExtractor(net, (1, 2))), "FeatureExtractor is no net of the zoo for images"),
+        (Deployment("images", (dataclasses.replace(plain, net=None),), {}), "model is no net whose weights"),
+    ):
+        with pytest.raises(ExportError, match=reason):
+            export(deployment, TARGETS["torchvision"], tmp_path / "out")
+        assert not list(tmp_path.iterdir())
