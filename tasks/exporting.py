@@ -178,6 +178,17 @@ def _with_mirrored(inputs: Sequence[Tensor]) -> Iterator[Tensor]:
     return cycle([*inputs, *(x.flip(-1) for x in inputs)])
 
 
+def require_graph(request: ExportRequest, *, normalize: bool, softmax: bool) -> None:
+    """Check that a target of converted weights is not asked for more than the net.
+
+    Raises:
+        UserError: an option that changes the graph.
+    """
+    for option, given in (("normalize", normalize), ("softmax", softmax)):
+        if given and request.target.form == "net":
+            raise UserError(f"--{option}: {request.target.name} gets the weights of the net alone; leave it out")
+
+
 def describe_images(transform: Any, *, normalize: bool, layout: str) -> dict[str, Any]:
     """Return the description of the input of a net of images or clips.
 

@@ -12,6 +12,7 @@ from tasks.exporting import (
     describe_images,
     net_to_export,
     read_inputs,
+    require_graph,
     resized,
     shown_pictures,
     standardisation,
@@ -32,6 +33,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: Classificati
     assert isinstance(transform, zoo.InputTransform)
     if options.softmax and options.features:
         raise UserError("--softmax and --features: feature maps have no classes; give one of the two")
+    require_graph(request, normalize=options.normalize, softmax=options.softmax)
     transform = resized(transform, options.size or transform.size)
     small = unstandardised(transform) if options.normalize else transform
     large = resized(small, round(small.size * LARGER))
@@ -48,6 +50,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: Classificati
         folded=request.fold,
         standardise=standardisation(transform, options.normalize),
         softmax=options.softmax,
+        transform=transform,
     )
     description = {
         "input": describe_images(transform, normalize=options.normalize, layout="NCHW"),

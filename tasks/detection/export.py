@@ -18,6 +18,7 @@ from tasks.exporting import (
     batches,
     describe_images,
     read_inputs,
+    require_graph,
     shown_pictures,
     standardisation,
 )
@@ -149,6 +150,7 @@ def _pyramid(
     if options.normalize:
         statistics = ((0.0,) * 3, (1.0,) * 3)
     paths, _ = shown_pictures(request.data, "photographs")
+    require_graph(request, normalize=options.normalize, softmax=False)
     small, large = (
         read_inputs(
             paths,
@@ -167,6 +169,7 @@ def _pyramid(
         f"{_shown(request)}, {PYRAMID_SIDES[0]} and {PYRAMID_SIDES[1]} px",
         folded=request.fold,
         standardise=standardisation(transform, options.normalize),
+        transform=transform,
     )
     description = {"input": describe_images(transform, normalize=options.normalize, layout="NCHW"), "classes": []}
     calibration = tuple((x[None],) for x in islice(small, request.calibration))

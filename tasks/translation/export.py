@@ -15,7 +15,7 @@ from tasks.translation.lines import read_lines
 from tasks.translation.search import Beam, beam_search
 from zoo.errors import ExportError
 from zoo.export.graphs import Deployment
-from zoo.export.text import graphs_of
+from zoo.export.text import graphs_of, whole_graph
 from zoo.export.translate import Translator
 from zoo.text import EOS, Tokenizer, padded
 
@@ -45,11 +45,15 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: TranslationE
     transform = entry.transform
     assert isinstance(transform, zoo.TextTransform)
     coder, net = transform.build(), load_model(entry).eval()
+    languages = {"source": transform.source, "target": transform.target}
     ids, shown = _sentences(coder, transform, request.data, net.layout.max_length)
     samples = [padded(rows) for rows in ([ids[0]], ids[1:4], [ids[-1], ids[0]])]
+    if request.target.form == "net":
+        pairs = [(source, torch.cat([source[:, -1:], source[:, :-1]], 1)) for source in samples]
+        return Deployment("text", (whole_graph(net, pairs, shown, transform),), {"languages": languages})
     names = {"source": f"source.{transform.source}.model", "target": f"target.{transform.target}.model"}
     description = {
-        "languages": {"source": transform.source, "target": transform.target},
+        "languages": languages,
         "vocabularies": names,
         "tokens": {"padding": 1, "end": EOS, "unknown": 3},
         "cleaning": transform.cleaning,

@@ -18,6 +18,7 @@ from tasks.exporting import (
     batches,
     describe_images,
     net_to_export,
+    require_graph,
     resized,
     shown_pictures,
     standardisation,
@@ -45,6 +46,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: VideoExportO
     assert isinstance(transform, zoo.VideoTransform)
     if options.softmax and options.features:
         raise UserError("--softmax and --features: feature maps have no classes; give one of the two")
+    require_graph(request, normalize=options.normalize, softmax=options.softmax)
     transform = resized(transform, options.size or transform.size)
     small = unstandardised(transform) if options.normalize else transform
     large = resized(small, round(small.size * LARGER))
@@ -59,6 +61,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: VideoExportO
         folded=request.fold,
         standardise=standardisation(transform, options.normalize),
         softmax=options.softmax,
+        transform=transform,
     )
     description = {
         "input": describe_images(transform, normalize=options.normalize, layout="NCTHW"),

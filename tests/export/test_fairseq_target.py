@@ -10,8 +10,9 @@ from tasks.translation.vocabulary import train_vocabulary
 from zoo.convert.fairseq import read_dictionary
 from zoo.errors import ExportError, ZooError
 from zoo.export import TARGETS
-from zoo.export.fairseq import export_fairseq, graph_of
+from zoo.export.fairseq import export_fairseq
 from zoo.export.graphs import Settings
+from zoo.export.text import whole_graph
 from zoo.export.writing import check_graph
 from zoo.text import PAD
 
@@ -52,7 +53,7 @@ def test_a_checkpoint_that_changed_is_noticed(tmp_path, weights):
     export_fairseq(weights, tmp_path / "out")
     net = zoo.create_model(weights.config.name, weights.name)
     ids = torch.tensor([[5, 6, 7, 8], [9, 8, PAD, PAD]])
-    graph = graph_of(net, [(ids[:1], ids[:1]), (ids, ids[:, :2])], "ids", weights.transform)
+    graph = whole_graph(net, [(ids[:1], ids[:1]), (ids, ids[:, :2])], "ids", weights.transform)
     check_graph(graph, TARGETS["fairseq"], tmp_path / "out", Settings())
     path = tmp_path / "out/model.pt"
     content = torch.load(path, weights_only=False)

@@ -19,6 +19,7 @@ from zoo.files import write_text
 from zoo.folding import fold
 from zoo.nets.transformer import Cache, Memory, Transformer
 from zoo.text import EOS, PAD
+from zoo.transforms import AnyTransform
 
 
 def add_translator(folder: Path) -> None:
@@ -75,15 +76,21 @@ class DecoderStep(nn.Module):
         return (logits, *cache.layers)
 
 
-class WholeNet(nn.Module):
-    """The whole net: source tokens (B, S) and target tokens (B, T) -> logits (B, T, V)."""
+def whole_graph(
+    net: Transformer, samples: Sequence[tuple[Tensor, Tensor]], shown: str, transform: AnyTransform | None = None
+) -> Graph:
+    """Return the graph of the whole net as it was trained: source (B, S) and target (B, T) -> logits (B, T, V).
 
-    def __init__(self, net: Transformer) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        return self.net(source, target, padded=True)
+    Args:
+        net: net that is not folded.
+        samples: token ids of source and target at which it is compared. The first has a batch of 1.
+        shown: description of the samples.
+        transform: languages and vocabularies of the net.
+    """
+    inputs = (Port("source", ("batch", "source"), "int64"), Port("target", ("batch", "target"), "int64"))
+    outputs = (Port("logits", ("batch", "target", net.layout.target_vocabulary)),)
+    net = net.eval()
+    return Graph("model", net, inputs, outputs, tuple(samples), shown, net=net, transform=transform)
 
 
 def graphs_of(net: Transformer, samples: Sequence[Tensor], shown: str, *, folded: bool = True) -> tuple[Graph, Graph]:

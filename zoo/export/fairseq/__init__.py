@@ -9,18 +9,17 @@ Checkpoints are compared without fairseq, by ``zoo.convert.fairseq``, which read
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import zoo
 from zoo.convert.fairseq import dictionary, from_fairseq, needs_plugin, to_fairseq
 from zoo.errors import ZooError
 from zoo.export import TARGETS
-from zoo.export.graphs import Arrays, Deployment, Graph, Port, Runner, Settings
+from zoo.export.graphs import Arrays, Deployment, Graph, Runner, Settings
+from zoo.export.text import whole_graph
 from zoo.export.writing import Exported, export
 from zoo.files import write_text
 
@@ -45,28 +44,8 @@ def export_fairseq(weights: zoo.Weights, folder: str | Path) -> Exported:
     source, target = (torch.stack([row, row.flip(0)]) for row in ids)  # (2, S) and (2, T)
     samples = [(source[:1], target[:1]), (source, target), (source[:, :5], target[:, :3])]
     model = zoo.create_model(weights.config.name, weights.name)
-    graph = graph_of(model, samples, "sequences of token ids", transform)
+    graph = whole_graph(model, samples, "sequences of token ids", transform)
     return export(Deployment("text", (graph,), {}, weights), TARGETS["fairseq"], folder)
-
-
-def graph_of(
-    net: Any, samples: Sequence[tuple[Tensor, Tensor]], shown: str, transform: zoo.TextTransform, name: str = "model"
-) -> Graph:
-    """Return the graph of a whole translation net: source (B, S) and target (B, T) -> logits (B, T, vocabulary).
-
-    Args:
-        net: net that is not folded.
-        samples: token ids of source and target at which it is compared. The first has a batch of 1.
-        shown: description of the samples.
-        transform: languages and vocabularies of the net.
-        name: name of the graph.
-    """
-    net = net.eval()
-    with torch.no_grad():
-        vocabulary = net(*samples[0]).shape[-1]
-    inputs = (Port("source", ("batch", "source"), "int64"), Port("target", ("batch", "target"), "int64"))
-    outputs = (Port("logits", ("batch", "target", vocabulary)),)
-    return Graph(name, net, inputs, outputs, tuple(samples), shown, net=net, transform=transform)
 
 
 def path_of(graph: Graph, folder: Path) -> Path:
