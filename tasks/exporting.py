@@ -18,7 +18,7 @@ from tasks.files import pictures_dir
 from tasks.images import find_images, read_picture
 from tasks.outputs import file_stem
 from tasks.spec import spec_of
-from zoo.export import Target, targets_for
+from zoo.export import Target, get_target, targets_for
 from zoo.export.graphs import Deployment, Settings
 from zoo.export.manifest import digest, read_manifest
 from zoo.export.writing import Exported, check_export, export, require_replaceable
@@ -113,9 +113,7 @@ def check_again(folder: Path, weights: str | None) -> Exported:
     entry = zoo.get_weights(name)
     if digest(entry.path) != sha256:
         raise UserError(f"{folder}: was made from other weights than {name} (their sha256 is {sha256[:12]}...)")
-    target = targets_for(manifest.kind).get(manifest.target)
-    if target is None:
-        raise UserError(f"{folder}: export target {manifest.target!r} is not known; install the package that has it")
+    target = get_target(manifest.target)
     arguments = manifest.arguments
     data = arguments.get("data")
     request = ExportRequest(target, bool(arguments.get("fold")), None if data is None else Path(data))

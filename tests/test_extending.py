@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import ModuleType
 from typing import ClassVar
 
@@ -27,6 +28,7 @@ from tests.helpers.commands import call
 from tests.helpers.paths import ROOT
 from tests.helpers.training import config
 from zoo import export, families, registry, transforms, weights
+from zoo.export.images import export_net
 from zoo.schemes import VISION_SCHEMES, VisionScheme
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -254,22 +256,23 @@ def test_an_augmentation(example, photos, tmp_path):
 
 
 def test_a_target(example, tmp_path, monkeypatch, capsys):
-    example("pt2")
+    example("torchscript")
     model = zoo.create_model("rescalenet20_cifar", **TINY)
     zoo.save_weights(model, tmp_path / "a.safetensors", transform=TRANSFORM, classes=["a", "b", "c"])
     monkeypatch.chdir(tmp_path)
-    code, out, _ = call(capsys, monkeypatch, "export", "a.safetensors", "--to", "pt2")
+    code, out, _ = call(capsys, monkeypatch, "export", "a.safetensors", "--to", "torchscript", "--out", "a")
     assert code == 0
-    assert re.match(rf"a\.pt2: agrees in torch {re.escape(torch.__version__)} to \S+ at \(1, 3, 16, 16\)\n", out)
-    read = torch.export.load("a.pt2")
-    assert not any("pre_bias" in name for name in read.state_dict)  # the deployment form
+    assert re.match(rf"a: agrees in torch {re.escape(version('torch'))} to \S+ at .*, 16 and 20 px\n", out)
+    read = torch.jit.load("a/model.ts")
+    assert not any("pre_bias" in name for name in read.state_dict())  # the deployment form
+    assert "torchscript (images, clips)" in export.describe_targets()
     # a file that differs from the net is refused
-    target = export.targets_for("images")["pt2"]
-    monkeypatch.setattr(torch.export, "load", lambda path: read)
+    monkeypatch.setattr(torch.jit, "load", lambda path: read)
     with torch.no_grad():
         model.fc.weight += 1
-    with pytest.raises(zoo.ExportError, match="differs from the net by"):
-        target.export("images", model, tmp_path / "b.pt2", (torch.zeros(1, 3, 16, 16),), None)
+    with pytest.raises(zoo.ExportError, match="outputs differ by"):
+        export_net(model, [torch.randn(n, 3, 16, 16) for n in (1, 2)], tmp_path / "b", "torchscript")
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_source(example, tmp_path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ def uses(fixed):
     """What is done with the weights of each kind, as commands without the dear ones."""
     predict, out = ["predict", "w.safetensors"], ["--out", "out/o"]
     image = [[*predict, "set", *out], ["eval", "w.safetensors", "set", *out]]
-    image += [["export", "w.safetensors", "--to", "torchvision", "--out", "out/x.pth"]]
+    image += [["export", "w.safetensors", "--to", "torchvision", "--out", "out/x"]]
     return {
         "image": image,
         "image_bn": image,

@@ -43,12 +43,12 @@ def test_predict_eval_export(capsys, monkeypatch, weights, tmp_path):
     assert code == 0
     assert "top1 " in out
     assert json.loads((tmp_path / "e/metrics.json").read_text())["metrics"]["images"] == 2
-    code, out, _ = call(capsys, monkeypatch, "export", weights, "--out", tmp_path / "n.onnx")
+    code, out, _ = call(capsys, monkeypatch, "export", weights, "--out", tmp_path / "n")
     assert code == 0
     assert "agrees in onnxruntime" in out
-    code, out, _ = call(capsys, monkeypatch, "export", weights, "--no-fold", "--out", tmp_path / "m.onnx")
+    code, out, _ = call(capsys, monkeypatch, "export", weights, "--no-fold", "--out", tmp_path / "m")
     assert code == 0
-    folded, trained = ({n.op_type for n in onnx.load(tmp_path / f).graph.node} for f in ("n.onnx", "m.onnx"))
+    folded, trained = ({n.op_type for n in onnx.load(tmp_path / f / "model.onnx").graph.node} for f in ("n", "m"))
     assert "Max" in folded
     assert "Max" not in trained
 

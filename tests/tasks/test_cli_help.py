@@ -66,14 +66,16 @@ def test_options_are_grouped_by_task():
     assert found["Classification and detection"] == {"--tta"}
     assert found["Detection"] == {"--images", "--fast", "--max-dets", "--nms"}
     assert panels(help_of("score")[0])["Options"] >= {"--max-dets", "--fast", "--out", "--format"}
-    assert panels(help_of("export")[0])["Classification and video"] == {"--size"}
+    assert panels(help_of("export")[0])["Classification and video"] == {"--size", "--softmax"}
 
 
 def test_help_names_defaults_and_targets():
     text = " ".join(help_of("eval")[0].replace("│", " ").split())
     assert "Default: classification 256, detection 1, video 8, translation 64." in text
     text = " ".join(help_of("export")[0].replace("│", " ").split())
-    assert "onnx (images, clips, image_lists); torchvision (images); fairseq (text)" in text
+    assert "onnx (images, clips, image_lists, text); " in text
+    assert "torchvision (images); " in text
+    assert "fairseq (text)" in text
 
 
 def test_info_env_prints_versions_and_device():

@@ -189,13 +189,30 @@ def test_earlier_results_stay(run, files):
 
 
 def test_an_export_stays(run, files):
-    export = ("export", files / "w.safetensors", "--out", "n.onnx")
-    Path("n.onnx").write_text("mine")
+    export = ("export", files / "w.safetensors", "--out", "n")
+    Path("n").write_text("mine")
+    for more in ((), ("--overwrite",)):
+        code, _, err = run(*export, *more)
+        assert (code, err) == (1, "error: n: is a file, and an export is a folder; choose another name\n")
+    assert Path("n").read_text() == "mine"
+    Path("n").unlink()
+    assert run(*export)[0] == 0
+    before = Path("n/manifest.json").read_bytes()
     code, _, err = run(*export)
-    assert (code, err) == (1, "error: n.onnx: exists; choose another name, or give --overwrite\n")
-    assert Path("n.onnx").read_text() == "mine"
+    assert (code, err) == (1, "error: n: exists; choose another name, or give --overwrite\n")
+    Path("n/mine.txt").write_text("mine")
+    code, _, err = run(*export, "--overwrite")
+    assert (code, err) == (1, "error: n: mine.txt is not of the export and would be lost; move it elsewhere\n")
+    assert Path("n/manifest.json").read_bytes() == before
+    Path("n/mine.txt").unlink()
+    assert run(*export, "--overwrite", "--no-fold")[0] == 0
+    assert Path("n/manifest.json").read_bytes() != before
+    weights = (files / "w.safetensors").read_bytes()
     code, _, err = run("export", files / "w.safetensors", "--out", files / "w.safetensors", "--overwrite")
-    assert (code, "is the input and would be replaced" in err) == (1, True)
+    assert (code, "an export is a folder; give it a name without .safetensors" in err) == (1, True)
+    code, _, err = run("export", files / "w.safetensors", "--out", files, "--overwrite")
+    assert (code, "has files that are not of an export; choose another name" in err) == (1, True)
+    assert (files / "w.safetensors").read_bytes() == weights
 
 
 def test_each_command_asks_before_it_replaces_its_results(run, files):

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
-from zoo.errors import ExportError, ZooError
+from zoo.errors import ExportError, ZooError, suggestion
 from zoo.plugins import load_plugins
 
 ENTRY_POINTS = "rescalenet.targets"
@@ -151,6 +151,18 @@ def _load_entry_points() -> None:
     """Register the targets of other packages."""
     for target in load_plugins(ENTRY_POINTS):
         register_target(target)
+
+
+def get_target(name: str) -> Target:
+    """Return a target by name.
+
+    Raises:
+        ZooError: there is none of this name; the message has near matches.
+    """
+    _load_entry_points()
+    if name not in TARGETS:
+        raise ZooError(f"export target {name!r}{suggestion(name, TARGETS)}")
+    return TARGETS[name]
 
 
 def targets_for(kind: str) -> dict[str, Target]:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.errors import ZooError, suggestion
-from zoo.export import TARGETS
+from zoo.export import get_target
 from zoo.export.graphs import Deployment, Graph, Port, Settings
 from zoo.export.writing import Exported, export
 from zoo.folding import fold
@@ -164,9 +163,7 @@ def export_net(
         ZooError: an unknown target.
         ExportError: see ``zoo.export.writing.export``.
     """
-    if to not in TARGETS:
-        raise ZooError(f"export target {to!r}{suggestion(to, TARGETS)}")
-    target = TARGETS[to]
+    target = get_target(to)
     with evaluating(net):
         graph = graph_of(net, samples, _sizes(samples), folded=folded and target.folded)
         deployment = Deployment("clips" if samples[0].ndim == 5 else "images", (graph,), {})

@@ -273,5 +273,5 @@ def test_the_page_on_fine_tuning_runs(capsys, monkeypatch, tmp_path):
     assert json.loads(Path("out/cells/metrics.json").read_text())["metrics"]["mask_ap50"] > 0.5
     assert "results" in outputs["score"]
     assert len(outputs["predict"].splitlines()) == len(list(Path("out/found").glob("*.objects.png"))) == 2
-    assert re.match(r"cells\.onnx: agrees in onnxruntime .* objects\)", outputs["export"])
-    assert Path("cells.onnx").stat().st_size > 1e6
+    assert re.match(r"out/cells-onnx: agrees in onnxruntime .* objects\)", outputs["export"])
+    assert Path("out/cells-onnx/model.onnx").stat().st_size > 1e6

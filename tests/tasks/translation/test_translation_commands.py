@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -117,18 +118,19 @@ def test_eval_export_info_prepare(capsys, monkeypatch, prepared, weights, tmp_pa
     _, out, _ = call(capsys, monkeypatch, "eval", weights, prepared / "text/test", "--tokenized")
     assert "compound-split BLEU" in out
     assert "tok:none" in out
-    code, out, _ = call(capsys, monkeypatch, "export", weights, "--out", tmp_path / "fairseq")
+    code, out, _ = call(capsys, monkeypatch, "export", weights, "--to", "fairseq", "--out", tmp_path / "fairseq")
     assert code == 0
-    assert "checkpoint.pt and dictionaries, largest difference 0" in out
+    assert " to 0.0e+00 at " in out
     assert sorted(p.name for p in (tmp_path / "fairseq").iterdir()) == [
-        "checkpoint.pt",
         "de.model",
         "dict.de.txt",
         "dict.en.txt",
         "en.model",
+        "manifest.json",
+        "model.pt",
     ]
-    code, _, err = call(capsys, monkeypatch, "export", weights, "--to", "onnx")
-    assert "is of translation, which has fairseq" in err
+    code, _, err = call(capsys, monkeypatch, "export", weights, "--to", "torchvision")
+    assert re.search("is of translation, which has onnx, .*fairseq", err)
     _, out, _ = call(capsys, monkeypatch, "info", weights)
     assert json.loads(out)["transform"]["source_model"].endswith(" characters")
     _, out, _ = call(capsys, monkeypatch, "list", "--input-kind", "text")
@@ -188,10 +190,10 @@ def test_columns_in_evaluation(prepared, weights, tmp_path, capsys, monkeypatch)
 def test_convert_fairseq_again(capsys, monkeypatch, weights, tmp_path):
     """A conversion of the same checkpoint is replaced, with a word; other files are not."""
     monkeypatch.chdir(tmp_path)
-    assert call(capsys, monkeypatch, "export", weights, "--out", "f")[0] == 0
+    assert call(capsys, monkeypatch, "export", weights, "--to", "fairseq", "--out", "f")[0] == 0
     dictionary, model = next(tmp_path.glob("f/dict.*")), next(tmp_path.glob("f/*.model"))
     files = ("--dictionary", dictionary, "--sentencepiece", model)
-    convert = ("convert-fairseq", "f/checkpoint.pt", "en-de", "o.safetensors", *files)
+    convert = ("convert-fairseq", "f/model.pt", "en-de", "o.safetensors", *files)
     code, out, _ = call(capsys, monkeypatch, *convert)
     assert (code, "earlier" in out) == (0, False)
     code, out, _ = call(capsys, monkeypatch, *convert)
@@ -199,8 +201,8 @@ def test_convert_fairseq_again(capsys, monkeypatch, weights, tmp_path):
     assert out.endswith("; replaces the earlier conversion of this checkpoint\n")
     converted = zoo.get_weights("o.safetensors")
     # another checkpoint of the same name, and weights that state more than a conversion
-    content = torch.load("f/checkpoint.pt", weights_only=False)
-    torch.save({**content, "extra_state": {"epoch": 2}}, "f/checkpoint.pt")
+    content = torch.load("f/model.pt", weights_only=False)
+    torch.save({**content, "extra_state": {"epoch": 2}}, "f/model.pt")
     refused = (1, "error: o.safetensors: exists; choose another name, or give --overwrite\n")
     assert call(capsys, monkeypatch, *convert)[::2] == refused
     assert call(capsys, monkeypatch, *convert, "--overwrite")[:2] == (0, out.partition("; replaces")[0] + "\n")
