@@ -64,13 +64,16 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: TranslationE
     settings = Beam(beam=4)
     expected = [beam_search(net, torch.tensor([row]), settings)[0] for row in ids]
 
-    def same_hypotheses(folder: Path) -> str:
+    def same_hypotheses(folder: Path, exact: bool) -> str:
         translate = Translator(folder, beam=settings.beam)
-        for row, hypotheses in zip(ids, expected, strict=True):
-            found = [tokens for tokens, _ in translate.search(row)]
-            if found != [hypothesis.tokens for hypothesis in hypotheses]:
-                raise ExportError(f"translate.py: finds other hypotheses for {coder.source.decode(row)!r}")
-        return f"{len(ids)} sentences have the same hypotheses"
+        other = [
+            row
+            for row, hypotheses in zip(ids, expected, strict=True)
+            if [tokens for tokens, _ in translate.search(row)] != [hypothesis.tokens for hypothesis in hypotheses]
+        ]
+        if other and exact:
+            raise ExportError(f"translate.py: finds other hypotheses for {coder.source.decode(other[0])!r}")
+        return f"{len(ids) - len(other)} of {len(ids)} sentences have the same {settings.beam} hypotheses"
 
     graphs = graphs_of(net, samples, shown, folded=request.fold)
     return Deployment("text", graphs, description, files=files, check=same_hypotheses)

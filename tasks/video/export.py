@@ -74,7 +74,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: VideoExportO
 def _clips(transform: zoo.VideoTransform, data: Path | None, count: int) -> tuple[list[Tensor], str]:
     """Return clips (T, 3, H, W) of uint8, and their description."""
     if data is None:
-        return list(islice(_pans(transform), count)), "clips that pan over the photographs of the package"
+        return list(islice(moving_windows(transform), count)), "clips that pan over the photographs of the package"
     files = find_files([str(data)], EXTENSIONS, "videos").files
     clips = []
     for path in files[:count]:
@@ -86,7 +86,7 @@ def _clips(transform: zoo.VideoTransform, data: Path | None, count: int) -> tupl
     return clips, f"clips of {data.name}"
 
 
-def _pans(transform: zoo.VideoTransform) -> Iterator[Tensor]:
+def moving_windows(transform: zoo.VideoTransform) -> Iterator[Tensor]:
     """Yield clips of a window that moves over a photograph, to the right and back."""
     paths, _ = shown_pictures(None, "photographs")
     for path in find_images(paths):

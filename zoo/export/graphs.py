@@ -108,7 +108,8 @@ class Deployment:
         files: further files by name, such as vocabularies.
         calibration: inputs of the first graph for quantisation; (): none.
         check: function that uses the complete folder as a user would, and returns what it compared. It raises
-            ``ExportError`` if something differs. None: the graphs are all there is.
+            ``ExportError`` if something differs that must be exact: its second argument is whether the files compute in
+            float32. None: the graphs are all there is.
     """
 
     kind: str
@@ -117,7 +118,7 @@ class Deployment:
     weights: Weights | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     calibration: tuple[tuple[Tensor, ...], ...] = ()
-    check: Callable[[Path], str] | None = None
+    check: Callable[[Path, bool], str] | None = None
 
 
 @dataclass(frozen=True)

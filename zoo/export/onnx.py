@@ -12,6 +12,7 @@ import torch
 
 from zoo.errors import ExportError, one_line
 from zoo.export.graphs import Arrays, Deployment, Graph, Runner, Settings
+from zoo.export.half import in_half
 from zoo.export.text import add_translator
 
 OPSET = 18  # of torch.onnx, which writes it without conversion
@@ -32,6 +33,8 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
         ExportError: the exporter failed.
     """
     path = path_of(graph, folder)
+    if settings.half:
+        graph = in_half(graph)
     try:
         if graph.compares == "objects":
             _trace(graph, path)
@@ -87,7 +90,9 @@ def finish(deployment: Deployment, folder: Path, settings: Settings) -> None:
 
 def load(graph: Graph, folder: Path) -> Runner:
     """Return a function that runs the file in onnxruntime on the CPU."""
-    session = onnxruntime.InferenceSession(str(path_of(graph, folder)), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    session = onnxruntime.InferenceSession(str(path_of(graph, folder)), options, providers=["CPUExecutionProvider"])
     names = [port.name for port in graph.outputs]
 
     def run(inputs: Arrays) -> list[np.ndarray]:

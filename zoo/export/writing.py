@@ -94,7 +94,7 @@ def export(
             functions.finish(deployment, temporary, settings)
         write_json(describe(deployment, target, settings, differences, temporary), temporary / MANIFEST)
         if deployment.check is not None and target.runs_deployments:
-            shown.append(deployment.check(temporary))
+            shown.append(deployment.check(temporary, settings == Settings()))
 
     try:
         atomic_folder(folder, fill, replace=overwrite)
@@ -159,5 +159,5 @@ def check_export(folder: Path, manifest: Manifest, deployment: Deployment, targe
     differences = {graph.name: check_graph(graph, target, folder, settings) for graph in deployment.graphs}
     shown = [deployment.graphs[0].shown]
     if deployment.check is not None and target.runs_deployments:
-        shown.append(deployment.check(folder))
+        shown.append(deployment.check(folder, settings == Settings()))
     return Exported(folder, target, differences, "; ".join(shown), remark_of(deployment, target))
