@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import re
 import select
 import sys
 import tempfile
@@ -658,14 +657,6 @@ def _first_to_fail() -> bool:
     from tasks.engine.ranks import first_to_fail
 
     return first_to_fail()
-
-
-def file_stem(weights: str) -> str:
-    """Return the name of weights as a file's name without ending: letters, digits, dots, hyphens and underscores."""
-    from zoo.weights import ENDINGS
-
-    path = Path(weights.partition("#")[0])
-    return re.sub(r"[^\w.-]+", "_", path.stem if path.suffix in ENDINGS else path.name)
 
 
 def _short(value: Any) -> Any:

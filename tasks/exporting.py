@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -16,12 +17,12 @@ import zoo
 from tasks.errors import UserError
 from tasks.files import pictures_dir
 from tasks.images import find_images, read_picture
-from tasks.outputs import file_stem
 from tasks.spec import spec_of
 from zoo.export import Target, get_target, targets_for
 from zoo.export.graphs import Deployment, Settings
 from zoo.export.manifest import digest, read_manifest
 from zoo.export.writing import Exported, check_export, export, require_replaceable
+from zoo.weights import ENDINGS
 
 CALIBRATION = 256  # inputs that quantisation is calibrated on
 FILE_ENDINGS = (".onnx", ".xml", ".pt2", ".pte", ".pth", ".pt", ".pkl", ".tflite", ".mnn", ".param", ".safetensors")
@@ -86,13 +87,19 @@ def export_weights(
         raise UserError("--int8 and --half: weights have one precision; give one of the two")
     if int8 and data is None:
         raise UserError("--int8: must be calibrated on inputs of the net's kind; give them with --data")
-    folder = out or Path("out/export") / file_stem(entry.name) / target.name
+    folder = out or Path("out/export") / stem_of_weights(entry.name) / target.name
     if folder.suffix in FILE_ENDINGS:
         raise UserError(f"--out {folder}: an export is a folder; give it a name without {folder.suffix}")
     require_replaceable(folder, overwrite=overwrite)
     request = ExportRequest(target, fold and target.folded, data, CALIBRATION if int8 else 0)
     deployment = _deployment(entry, request, options)
     return export(deployment, target, folder, Settings(half, deployment.calibration), overwrite=overwrite)
+
+
+def stem_of_weights(weights: str) -> str:
+    """Return the name of weights as a file's name without ending: letters, digits, dots, hyphens and underscores."""
+    path = Path(weights.partition("#")[0])
+    return re.sub(r"[^\w.-]+", "_", path.stem if path.suffix in ENDINGS else path.name)
 
 
 def check_again(folder: Path, weights: str | None) -> Exported:

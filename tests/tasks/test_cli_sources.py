@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torchvision.models import get_model
 
 import zoo
-from tasks.cli import file_stem
+from tasks.exporting import stem_of_weights
 from tests.helpers.commands import call
 from tests.helpers.reference import LAYOUTS
 from tests.helpers.server import Hub, running, set_endpoint
@@ -199,12 +199,12 @@ def test_an_unknown_form(capsys, monkeypatch, tmp_path):
 
 
 def test_names_of_exported_files():
-    assert file_stem("runs/a/best.safetensors") == "best"
-    assert file_stem("rescalenet20_cifar.cifar10") == "rescalenet20_cifar.cifar10"
-    assert file_stem("torchvision:resnet50:IMAGENET1K_V2") == "torchvision_resnet50_IMAGENET1K_V2"
-    assert file_stem("hf-hub:owner/pets@v1") == "pets_v1"
-    assert file_stem("a/model_final.pkl") == "model_final"
-    assert file_stem(f"https://host/a/pets.safetensors#sha256={'a' * 64}") == "pets"
+    assert stem_of_weights("runs/a/best.safetensors") == "best"
+    assert stem_of_weights("rescalenet20_cifar.cifar10") == "rescalenet20_cifar.cifar10"
+    assert stem_of_weights("torchvision:resnet50:IMAGENET1K_V2") == "torchvision_resnet50_IMAGENET1K_V2"
+    assert stem_of_weights("hf-hub:owner/pets@v1") == "pets_v1"
+    assert stem_of_weights("a/model_final.pkl") == "model_final"
+    assert stem_of_weights(f"https://host/a/pets.safetensors#sha256={'a' * 64}") == "pets"
 
 
 def test_push(capsys, monkeypatch):

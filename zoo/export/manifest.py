@@ -72,8 +72,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def files_in(folder: Path) -> dict[str, Path]:
-    """Return the files of an export by their paths in it, without the manifest."""
-    found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Return the files of an export by their paths in it, without the manifest and without what Python caches."""
+    found = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.relative_to(folder).parts
+    }
     found.pop(MANIFEST, None)
     return found
 
@@ -82,7 +86,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """Check that the files of an export are those that were written.
 
     Raises:
-        ExportError: the first file that is missing, changed or new.
+        ExportError: the first file that is missing or changed.
     """
     found = files_in(folder)
     for name, sha256 in manifest.files.items():
@@ -90,8 +94,6 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise ExportError(f"{folder}: {name} is missing; export again")
         if digest(found[name]) != sha256:
             raise ExportError(f"{folder / name}: is not the file that was exported (sha256); export again")
-    if new := sorted(found.keys() - manifest.files.keys()):
-        raise ExportError(f"{folder}: {new[0]} is not of the export; move it elsewhere")
 
 
 def digest(path: Path) -> str:

@@ -152,7 +152,7 @@ def check_export(folder: Path, manifest: Manifest, deployment: Deployment, targe
         target: target of the export.
 
     Raises:
-        ExportError: files that are missing, changed or new, or outputs that differ.
+        ExportError: files that are missing or changed, or outputs that differ.
     """
     check_files(folder, manifest)
     settings = Settings(manifest.half)
