@@ -311,7 +311,7 @@ class CrossAttention(Attention):
         key, value = keys_values  # (B, H, S, D) each
         (q,) = self.split(self.query(self.join.enter(x)), 1)  # (B * beams, H, T, D)
         rows, heads, length, _ = q.shape
-        if (count := len(key)) != rows:
+        if (count := key.shape[0]) != rows:  # not len, which fixes an axis that exports leave free
             # beams as further positions of the query: (B, beams, H, T, D) -> (B, H, beams * T, D)
             q = q.view(count, -1, heads, length, q.shape[-1]).transpose(1, 2).flatten(2, 3)
         out = self.attend(q, key, value, mask)  # (B, beams * T, d)
