@@ -144,6 +144,16 @@ register_target(
 register_target(
     Target("fairseq", "zoo.export.fairseq", ("text",), packages=("torch", "sentencepiece"), folded=False, form="net")
 )
+register_target(
+    Target(
+        "pt2",
+        "zoo.export.pt2",
+        (*VISION, "text"),
+        packages=("torch",),
+        options=frozenset({"half"}),
+        remark="torch.export.load runs code of the file: load only files that you trust",
+    )
+)
 
 
 @functools.cache
