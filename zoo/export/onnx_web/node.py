@@ -72,7 +72,7 @@ class NodeSession:
 def _read(stream: Any, dtype: np.dtype[Any], shape: Sequence[int]) -> np.ndarray:
     """Return an array whose bytes come next in a stream."""
     count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    return np.frombuffer(stream.read(count), dtype).reshape(shape)
+    return np.frombuffer(bytearray(stream.read(count)), dtype).reshape(shape)  # that of bytes is read-only
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
