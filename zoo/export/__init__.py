@@ -47,6 +47,7 @@ class Target:
         form: contents of a deployment for it: ``graphs``, or ``net``, which is one graph of the whole net as it was
             trained, without standardisation or softmax; the target converts its weights.
         options: options of the export that it takes: ``half``, ``int8``.
+        channels_last: whether the files take and return (N, ..., C) in place of (N, C, ...).
         remark: what a user must know, such as that the runtime does not run here; the export prints it.
         runtime: package that runs the files, one of ``versions``; None for the first of ``packages``.
         runs_deployments: whether the runtime runs what is around the graphs too, such as the beam search of
@@ -62,6 +63,7 @@ class Target:
     folded: bool = True
     form: Literal["graphs", "net"] = "graphs"
     options: frozenset[str] = frozenset()
+    channels_last: bool = False
     remark: str = ""
     runtime: str | None = None
     runs_deployments: bool = False
@@ -152,6 +154,18 @@ register_target(
         packages=("torch",),
         options=frozenset({"half"}),
         remark="torch.export.load runs code of the file: load only files that you trust",
+    )
+)
+register_target(
+    Target(
+        "litert",
+        "zoo.export.litert",
+        VISION,
+        packages=("ai-edge-litert", "ai-edge-quantizer", "litert-converter", "litert-torch", "torch"),
+        extra="litert",
+        dynamic=frozenset(),
+        options=frozenset({"half"}),
+        channels_last=True,
     )
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def describe(
         "half": settings.half,
         "calibration": len(settings.calibration),
         **deployment.description,
+        **({"layout": "channels last"} if target.channels_last else {}),
         "graphs": [_describe_graph(graph, target, differences[graph.name]) for graph in deployment.graphs],
         "files": {name: digest(path) for name, path in files_in(folder).items()},
     }
@@ -150,7 +151,9 @@ def _describe_graph(graph: Graph, target: Target, difference: Difference) -> dic
     return {
         "name": graph.name,
         "inputs": [_describe_input(port, x.shape, target) for port, x in zip(graph.inputs, first, strict=True)],
-        "outputs": [{"name": port.name, "axes": list(port.axes), "dtype": port.dtype} for port in graph.outputs],
+        "outputs": [
+            {"name": port.name, "axes": _in_layout(port.axes, target), "dtype": port.dtype} for port in graph.outputs
+        ],
         "compared_at": graph.shown,
         "largest_difference": {"absolute": difference.absolute, "relative": difference.relative},
     }
@@ -162,4 +165,10 @@ def _describe_input(port: Port, shape: tuple[int, ...], target: Target) -> dict[
         axis if isinstance(axis, str) and ("batch" if axis == "batch" else "size") in target.dynamic else length
         for axis, length in zip(port.axes, shape, strict=True)
     ]
-    return {"name": port.name, "axes": axes, "dtype": port.dtype}
+    return {"name": port.name, "axes": _in_layout(axes, target), "dtype": port.dtype}
+
+
+def _in_layout(axes: Sequence[int | str], target: Target) -> list[int | str]:
+    """Return the axes of an input or output in the order of the target's files."""
+    batch, *others = axes
+    return [batch, *others[1:], *others[:1]] if target.channels_last else list(axes)

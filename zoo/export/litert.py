@@ -1,0 +1,107 @@
+"""Export to LiteRT (TensorFlow Lite), compared in its interpreter on the CPU. Requires the extra ``litert``.
+
+Inputs and outputs have the channels last, as LiteRT's kernels and its users have them: images are (N, H, W, C), clips
+(N, T, H, W, C). All shapes are fixed, which delegates for GPUs and NPUs require.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import litert_torch
+import numpy as np
+import torch
+from ai_edge_litert.interpreter import Interpreter
+from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from torch import Tensor, nn
+
+from zoo.errors import ExportError, one_line
+from zoo.export.graphs import Arrays, Graph, Runner, Settings
+
+SIGNATURE = "serving_default"  # litert_torch's name of the only signature
+
+
+def path_of(graph: Graph, folder: Path) -> Path:
+    """Return the file of a graph."""
+    return folder / f"{graph.name}.tflite"
+
+
+class ChannelsLast(nn.Module):
+    """A graph with its inputs and outputs by name, (N, ..., C) in place of (N, C, ...)."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.module = graph.module
+        self.outputs = [port.name for port in graph.outputs]
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        outputs = self.module(*(x.movedim(-1, 1) for x in inputs.values()))
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        return {name: y.movedim(1, -1) for name, y in zip(self.outputs, outputs, strict=True)}
+
+
+def _add(x: Tensor, y: Tensor, *, alpha: float | None = None) -> Tensor:
+    """Return x + alpha y without the argument ``alpha``, which litert_torch does not lower."""
+    if alpha is None:
+        return NotImplemented  # the operator stays
+    return torch.add(x, y if alpha == 1 else y * alpha)
+
+
+DECOMPOSITIONS = {torch.ops.aten.add.Tensor: _add}
+
+
+def write(graph: Graph, folder: Path, settings: Settings) -> None:
+    """Write one file with the shapes of the first sample.
+
+    Raises:
+        ExportError: the converter failed, or half precision of clips.
+    """
+    path = path_of(graph, folder)
+    if settings.half and any(len(port.axes) == 5 for port in graph.inputs):
+        raise ExportError(
+            f"{path.name}: ai-edge-quantizer stores no weights of 3-D convolutions in half precision; leave half out"
+        )
+    samples = zip(graph.inputs, graph.samples[0], strict=True)
+    inputs = {port.name: x.movedim(1, -1).contiguous() for port, x in samples}
+    litert_torch.config.show_progress = False
+    try:
+        program = torch.export.export(ChannelsLast(graph).eval(), (), inputs).run_decompositions(DECOMPOSITIONS)
+        litert_torch.convert(program.module(), sample_kwargs=inputs).export(str(path))
+    except Exception as error:  # of litert_torch, jax and MLIR, which have no common class
+        raise ExportError(f"{path.name}: litert-torch failed: {one_line(error)}") from error
+    if settings.half:
+        _store_half(path)
+
+
+def _store_half(path: Path) -> None:
+    """Store the weights of a file in half precision; operators compute in float32."""
+    recipe = recipe_manager.RecipeManager()
+    recipe.add_weight_only_config(
+        regex=".*",
+        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+        num_bits=16,
+        granularity=qtyping.QuantGranularity.TENSORWISE,
+        algorithm_key=AlgorithmName.FLOAT_CASTING,
+    )
+    quantizer.Quantizer(str(path), recipe.get_quantization_recipe()).quantize().export_model(str(path), overwrite=True)
+
+
+def load(graph: Graph, folder: Path) -> Runner:
+    """Return a function that runs the file in the interpreter on the CPU, in float32.
+
+    Raises:
+        ExportError: a file that the interpreter does not read.
+    """
+    path = path_of(graph, folder)
+    try:
+        runner = Interpreter(model_path=str(path)).get_signature_runner(SIGNATURE)
+    except (ValueError, RuntimeError) as error:
+        raise ExportError(f"{path}: the interpreter of LiteRT does not read it: {one_line(error)}") from error
+
+    def run(inputs: Arrays) -> list[np.ndarray]:
+        ports = zip(graph.inputs, inputs, strict=True)
+        outputs = runner(**{port.name: np.ascontiguousarray(np.moveaxis(x, 1, -1)) for port, x in ports})
+        return [np.moveaxis(outputs[port.name], -1, 1) for port in graph.outputs]
+
+    return run
