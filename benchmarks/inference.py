@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,12 @@ from torch import nn
 import zoo
 from benchmarks import measure
 from benchmarks.baselines import NETS
-from zoo.export.images import export_net
+from zoo.errors import ZooError
+from zoo.export import get_target
+from zoo.export.images import export_net, graph_of
 
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
+TARGETS = ("pt2", "aoti", "executorch", "ncnn", "mnn", "litert", "jax")  # of zoo.export, run as its comparison does
 
 
 def candidates(net: str) -> dict[str, Callable[[], nn.Module]]:
@@ -47,10 +51,13 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
 
     Args:
         model: net in eval mode.
-        engine: one of ``ENGINES``.
+        engine: one of ``ENGINES`` or ``TARGETS``.
         batch: batch size.
         arguments: arguments of the command line.
-        folder: folder for the ONNX file.
+        folder: folder for the exported files.
+
+    Raises:
+        ZooError: a target whose packages are not installed, or that does not take the batch size.
     """
     form = measure.layout(arguments)
     x = torch.randn(batch, 3, arguments.size, arguments.size, device=arguments.device).to(memory_format=form)
@@ -64,11 +71,19 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
 
         return do
 
-    # The other engines read an ONNX file.
+    # The other engines read exported files.
     small = torch.randn(2, 3, arguments.size, arguments.size)
+    images = x.cpu().contiguous().numpy()
+    if engine in TARGETS:
+        target = get_target(engine)
+        if batch > 1 and "batch" not in target.dynamic:
+            raise ZooError(f"{engine}: takes one image at a time")
+        samples = [small[:1], small[1:], x.cpu()]
+        export_net(model.cpu(), samples, folder / "net", engine, folded=False)
+        runner = target.functions().load(graph_of(model, samples, "noise", folded=False), folder / "net")
+        return lambda: runner((images,))
     export_net(model.cpu(), [small[:1], small[1:], x.cpu()], folder / "net", folded=False)
     file = folder / "net" / "model.onnx"
-    images = x.cpu().contiguous().numpy()
     if engine == "onnxruntime":
         import onnxruntime
 
@@ -99,11 +114,13 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = measure.parser(__doc__ or "")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--engine", nargs="+", default=list(ENGINES), choices=ENGINES)
+    parser.add_argument("--engine", nargs="+", default=list(ENGINES), choices=(*ENGINES, *TARGETS))
     parser.add_argument("--nets", nargs="+", default=None, help="nets to compare; default: all")
     parser.add_argument("--repeats", type=int, default=40, help="interleaved rounds")
     arguments = parser.parse_args()
     measure.start(arguments)
+    if hasattr(os, "sched_setaffinity"):  # the threads of every engine
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     results: list[dict[str, Any]] = []
     for net in arguments.net:
         known = candidates(net)
@@ -111,10 +128,14 @@ def main() -> None:
             for batch in arguments.batch:
                 torch.compiler.reset()
                 steps = {}
-                for name in arguments.nets or known:
-                    torch.manual_seed(0)
-                    with tempfile.TemporaryDirectory() as folder:
-                        steps[name] = call(known[name](), engine, batch, arguments, Path(folder))
+                try:
+                    for name in arguments.nets or known:
+                        torch.manual_seed(0)
+                        with tempfile.TemporaryDirectory() as folder:
+                            steps[name] = call(known[name](), engine, batch, arguments, Path(folder))
+                except ZooError as error:
+                    print(f"left out: {engine}, batch {batch}: {error}")
+                    continue
                 title = f"{NETS[net][0]}, batch {batch}, {arguments.size} px, fp32, {engine}"
                 seconds = measure.interleave(steps, arguments.repeats, title=title, device=arguments.device, warmup=4)
                 rows = measure.ratios(seconds, next(iter(steps)))

@@ -54,7 +54,7 @@ def _shown(cells: Sequence[Mapping[str, Any]]) -> str:
     """Return the text of a cell: which axes are free in all families that work, and how many work."""
     works = [set(cell["free"]) for cell in cells if "free" in cell]
     if not works:
-        return "–"
+        return "no"
     free = set.intersection(*works)
     axes = [
         name
