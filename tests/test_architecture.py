@@ -22,6 +22,7 @@ OPTIONAL = {
     "onnx",
     "onnxruntime",
     "onnxscript",
+    "openvino",
     "captum",
     "sacrebleu",
     "sentencepiece",

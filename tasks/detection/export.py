@@ -81,6 +81,7 @@ def whole_graph(detector: Any, images: list[Tensor], shown: str, *, folded: bool
         shown: description of the images.
         folded: whether the graph computes the deployment form.
     """
+    # 1. the objects at the images, by which it is compared
     module = (fold(detector) if folded else detector).eval()
     with torch.no_grad():
         found = [module([image])[0] for image in images]
@@ -95,6 +96,7 @@ def whole_graph(detector: Any, images: list[Tensor], shown: str, *, folded: bool
         stand_in = whole_graph(lowered, images, shown, folded=folded)
         count = sum(len(stand_in.run(sample)[0]) for sample in stand_in.samples)
         shown = f"{shown} (no object has a score of {required:g}; {count} objects with score_thresh=0)"
+    # 2. the outputs that it has: a Faster R-CNN has no masks
     axes: dict[str, tuple[int | str, ...]] = {
         "boxes": ("objects", 4),
         "labels": ("objects",),

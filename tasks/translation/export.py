@@ -44,6 +44,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: TranslationE
     """
     transform = entry.transform
     assert isinstance(transform, zoo.TextTransform)
+    # 1. the net and the sentences
     coder, net = transform.build(), load_model(entry).eval()
     languages = {"source": transform.source, "target": transform.target}
     ids, shown = _sentences(coder, transform, request.data, net.layout.max_length)
@@ -51,6 +52,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: TranslationE
     if request.target.form == "net":
         pairs = [(source, torch.cat([source[:, -1:], source[:, :-1]], 1)) for source in samples]
         return Deployment("text", (whole_graph(net, pairs, shown, transform),), {"languages": languages})
+    # 2. what a user needs around the graphs
     names = {"source": f"source.{transform.source}.model", "target": f"target.{transform.target}.model"}
     description = {
         "languages": languages,
@@ -61,6 +63,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: TranslationE
         "max_length": net.layout.max_length,
     }
     files = {names["source"]: coder.source.model, names["target"]: coder.target.model}
+    # 3. the hypotheses that the files must find
     settings = Beam(beam=4)
     expected = [beam_search(net, torch.tensor([row]), settings)[0] for row in ids]
 

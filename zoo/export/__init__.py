@@ -48,7 +48,7 @@ class Target:
             trained, without standardisation or softmax; the target converts its weights.
         options: options of the export that it takes: ``half``, ``int8``.
         channels_last: whether the files take and return (N, ..., C) in place of (N, C, ...).
-        remark: what a user must know, such as that the runtime does not run here; the export prints it.
+        remark: note for users, such as that the runtime does not run here; the export prints it.
         runtime: package that runs the files, one of ``versions``; None for the first of ``packages``.
         runs_deployments: whether the runtime runs what is around the graphs too, such as the beam search of
             translations.
@@ -81,9 +81,9 @@ class Target:
 
     def versions(self) -> dict[str, str]:
         """Return the version of each package that the target uses."""
-        from importlib import metadata
+        from importlib.metadata import version
 
-        found = {package: metadata.version(package) for package in self.packages}
+        found = {package: version(package) for package in self.packages}
         return found | getattr(self.functions(), "VERSIONS", {})
 
     def missing(self, error: ModuleNotFoundError) -> ExportError:

@@ -48,7 +48,7 @@ class Graph:
         samples: arguments of several calls, at which the exported graph is compared. The first is the smallest, with a
             batch of 1; a target that fixes shapes fixes those of the first and is compared at samples of its shapes.
         shown: description of the samples.
-        compares: how outputs are compared: ``values``, or ``objects`` of a detector (boxes, labels, scores, masks).
+        compares: comparison of the outputs: ``values``, or ``objects`` of a detector (boxes, labels, scores, masks).
         net: net of the module as it was trained, for targets that convert weights instead of graphs; None: it has none.
         stand_in: graph that differs in a threshold and is compared too, but not kept: at the samples the graph itself
             has no objects, so that nothing would be compared. None: the graph is compared itself.
@@ -102,7 +102,7 @@ class Deployment:
     Attributes:
         kind: kind of input: ``images``, ``clips``, ``image_lists`` (a whole detector) or ``text``.
         graphs: graphs to export.
-        description: what a user of the files must know, as JSON: task, classes, layout of the input, its mean and
+        description: data for users of the files, as JSON: task, classes, layout of the input, its mean and
             standard deviation, and the options of the export. It becomes a part of the manifest.
         weights: weights that the graphs were made from; None for a net that no file has.
         files: further files by name, such as vocabularies.

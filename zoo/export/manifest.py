@@ -103,7 +103,7 @@ def digest(path: Path) -> str:
 
 
 def remark_of(deployment: Deployment, target: Target) -> str:
-    """Return what a user must know of an export, from the target and from its module."""
+    """Return the note for users of an export, from the target and from its module."""
     functions = target.functions()
     own = functions.remark(deployment) if hasattr(functions, "remark") else ""
     return "; ".join(text for text in (target.remark, own) if text)
@@ -119,7 +119,7 @@ def describe(
     """Return the manifest of an export.
 
     Args:
-        deployment: what was exported.
+        deployment: graphs that were exported.
         target: target.
         settings: settings of the export.
         differences: largest differences of each graph.

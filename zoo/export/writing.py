@@ -24,7 +24,7 @@ class Exported:
         target: target.
         differences: largest differences from PyTorch, for each graph by name.
         shown: description of what was compared.
-        remark: what a user must know.
+        remark: note for users.
     """
 
     folder: Path
@@ -73,6 +73,7 @@ def export(
         ExportError: a kind of input or an option that the target does not take, a folder with other files, a package
             that is missing, an export that fails, or outputs that differ or do not depend on the input.
     """
+    # what is refused before anything is computed
     folder, settings = Path(folder), settings or Settings()
     if deployment.kind not in target.kinds:
         raise ExportError(f"export to {target.name}: takes {', '.join(target.kinds)}, not {deployment.kind}")
@@ -80,6 +81,7 @@ def export(
         if given and option not in target.options:
             raise ExportError(f"export to {target.name}: --{option} is not for this target; leave it out")
     require_replaceable(folder, overwrite=overwrite)
+    # the files, in a folder that is kept if they agree
     functions = target.functions()
     differences: dict[str, Difference] = {}
     shown = [deployment.graphs[0].shown]
@@ -147,7 +149,7 @@ def check_export(folder: Path, manifest: Manifest, deployment: Deployment, targe
 
     Args:
         folder: folder of the export.
-        manifest: its manifest.
+        manifest: manifest of the export.
         deployment: graphs of the same net, with inputs to compare at.
         target: target of the export.
 
