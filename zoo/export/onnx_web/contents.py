@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 import av
 import numpy as np
 from PIL import Image
+from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
 from zoo.errors import ExportError
 from zoo.export.graphs import Deployment
+from zoo.files import write_text
+from zoo.text import EOS, PAD, Vocabulary
 
 _RATE = 8  # frames per second of an example of a clip whose frames are spread over the whole video
 
@@ -22,10 +25,12 @@ def require_shown(deployment: Deployment) -> None:
     """Check that a page can show what the graphs compute.
 
     Raises:
-        ExportError: a net without classes, such as a feature extractor, or one of pictures with other channels than
-            RGB or grey.
+        ExportError: a net without classes, such as a feature extractor, one of pictures with other channels than RGB
+            or grey, or a vocabulary of a kind that the page does not read.
     """
     if deployment.kind == "text":
+        for name in dict.fromkeys(deployment.description["vocabularies"].values()):
+            _require_read(deployment.files[name], name)
         return
     description = deployment.description
     if not description["classes"]:
@@ -35,9 +40,33 @@ def require_shown(deployment: Deployment) -> None:
         raise ExportError(f"export to onnx-web: browsers read pictures of 1 or 3 channels, not {channels}")
 
 
+def _require_read(model: bytes, name: str) -> None:
+    """Check that the page reads a vocabulary (``page/js/sentencepiece.js``).
+
+    Raises:
+        ExportError: another kind of model, or pieces of other types than normal ones.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    trainer, types = proto.trainer_spec, {piece.type for piece in proto.pieces}
+    kinds = (trainer.UNIGRAM, trainer.BPE)
+    pieces = (proto.SentencePiece.NORMAL, proto.SentencePiece.UNKNOWN, proto.SentencePiece.CONTROL)
+    for fault, reason in (
+        (trainer.model_type not in kinds, "a model of another kind than bpe and unigram"),
+        (bool(types - set(pieces)), "pieces that are bytes, user-defined or unused"),
+        (trainer.treat_whitespace_as_suffix, "blanks at the ends of words"),
+        (trainer.unk_surface not in ("", " \u2047 "), "a text of its own for unknown pieces"),
+        (bool(proto.denormalizer_spec.precompiled_charsmap), "rules for decoding"),
+    ):
+        if fault:
+            raise ExportError(f"export to onnx-web: {name}: the page does not read {reason}; choose another target")
+
+
 def add_example(deployment: Deployment, folder: Path) -> None:
-    """Write an example of the input: ``example.png`` or ``example.webm``."""
+    """Write an example of the input: ``example.png``, ``example.webm`` or ``example.txt``."""
     if deployment.kind == "text":
+        model = deployment.files[deployment.description["vocabularies"]["source"]]
+        rows = [row.tolist() for sample in deployment.graphs[0].samples[:2] for row in sample[0]]
+        write_text("\n".join(_sentences(model, rows)) + "\n", folder / "example.txt")
         return
     (sample,) = deployment.graphs[0].samples[0]
     if deployment.kind == "image_lists":
@@ -48,6 +77,12 @@ def add_example(deployment: Deployment, folder: Path) -> None:
         _to_image(pixels).save(folder / "example.png")
     else:
         _write_clip(pixels, deployment.description["input"], folder / "example.webm")
+
+
+def _sentences(model: bytes, rows: Sequence[Sequence[int]]) -> list[str]:
+    """Return the sentences of rows of source tokens."""
+    vocabulary = Vocabulary(model)
+    return [vocabulary.decode([i for i in row if i not in (PAD, EOS)]) for row in rows]
 
 
 def _in_unit_range(sample: Tensor, layout: Mapping[str, Any]) -> Tensor:

@@ -48,7 +48,9 @@ async function run(name, feeds, outputs) {
 
 onmessage = async ({ data: { id, load: graphs, run: name, feeds, outputs } }) => {
   try {
-    postMessage({ id, result: graphs ? await load(graphs) : await run(name, feeds, outputs) });
+    const result = graphs ? await load(graphs) : await run(name, feeds, outputs);
+    const buffers = Object.values(result?.outputs ?? {}).map((output) => output.data.buffer);
+    postMessage({ id, result }, [...new Set(buffers)]); // moved, not copied
   } catch (error) {
     postMessage({ id, error: String(error?.message ?? error) });
   }
