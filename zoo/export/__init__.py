@@ -168,6 +168,17 @@ register_target(
         channels_last=True,
     )
 )
+register_target(
+    Target(
+        "aoti",
+        "zoo.export.aoti",
+        (*VISION, "text"),
+        packages=("torch",),
+        extra="aoti",
+        options=frozenset({"half"}),
+        remark="it has machine code: load only files that you trust, with the version of torch that wrote them",
+    )
+)
 
 
 @functools.cache

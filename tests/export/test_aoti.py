@@ -1,0 +1,131 @@
+"""Packages of AOTInductor, run by PyTorch without this package. One narrow net: each is compiled in half a minute."""
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers.nets import narrow, samples, wake_
+from zoo.errors import ExportError
+from zoo.export import TARGETS, get_target
+from zoo.export.graphs import Deployment, Settings
+from zoo.export.images import export_net, graph_of
+from zoo.export.writing import check_graph, export
+
+inductor = pytest.importorskip("torch._inductor.config")
+cpp_builder = pytest.importorskip("torch._inductor.cpp_builder")
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = [(1, 32), (3, 32), (2, 49, 41)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A graph with its package."""
+    try:
+        cpp_builder.get_cpp_compiler()
+    except RuntimeError:
+        pytest.skip("no C++ compiler")
+    torch.manual_seed(0)
+    model = narrow("cifar").eval()
+    wake_(model)
+    graph = graph_of(model, [samples("cifar", *size) for size in SIZES], "noise")
+    folder = tmp_path_factory.mktemp("aoti") / "net"
+    export(Deployment("images", (graph,), {}), TARGETS["aoti"], folder)
+    return graph, folder
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (5, 3, 33, 70), (2, 3, 1, 1)])
+def test_axes_may_have_any_length(made, shape):
+    graph, folder = made
+    x = torch.randn(shape)
+    found = torch._inductor.aoti_load_package(str(folder / "model.pt2"))(x)
+    torch.testing.assert_close(found, torch.from_numpy(graph.run((x,))[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_code_is_for_every_x86_cpu_with_avx2(made):
+    _, folder = made
+    metadata = torch._inductor.aoti_load_package(str(folder / "model.pt2")).get_metadata()
+    if metadata["AOTI_MACHINE"] != "x86_64":
+        pytest.skip("another CPU is compiled for as it is")
+    assert metadata["AOTI_CPU_ISA"] == "AVX2"
+    with zipfile.ZipFile(folder / "model.pt2") as archive:
+        sources = [archive.read(name).decode() for name in archive.namelist() if name.endswith(".cpp")]
+    assert all("march=x86-64-v3" in text and "march=native" not in text for text in sources)
+
+
+def test_a_package_has_no_path_of_the_sources(made):
+    _, folder = made
+    with zipfile.ZipFile(folder / "model.pt2") as archive:
+        assert not [name for name in archive.namelist() if str(ROOT / "zoo").encode() in archive.read(name)]
+
+
+def test_inputs_of_another_shape_are_refused_where_the_runtime_checks_them(made, monkeypatch):
+    """Without the variable the runtime does not check: the page on exports states it."""
+    _, folder = made
+    model = torch._inductor.aoti_load_package(str(folder / "model.pt2"))
+    monkeypatch.setenv("AOTI_RUNTIME_CHECK_INPUTS", "1")
+    assert model(torch.randn(1, 3, 8, 8)).shape == (1, 5)
+    with pytest.raises(RuntimeError, match="unmatched dim value at 1, expected: 3"):
+        model(torch.randn(1, 4, 8, 8))
+    with pytest.raises(RuntimeError, match="unmatched dtype"):
+        model(torch.randn(1, 3, 8, 8, dtype=torch.float64))
+
+
+def test_another_package_is_noticed(made, tmp_path):
+    graph, folder = made
+    torch.manual_seed(1)
+    other = narrow("cifar").eval()
+    wake_(other)
+    changed = graph_of(other, [sample[0] for sample in graph.samples], "noise")
+    with pytest.raises(ExportError, match=r"model: outputs differ by .* at images \(1, 3, 32, 32\)"):
+        check_graph(changed, TARGETS["aoti"], folder, Settings())
+
+
+def test_a_missing_compiler_is_named(tmp_path):
+    cpp_builder.cpp_compiler_search.cache_clear()
+    with (
+        inductor.patch({"cpp.cxx": (None, "no-such-compiler")}),
+        pytest.raises(ExportError, match=r"needs a C\+\+ compiler: install g\+\+, or name yours in .* CXX$"),
+    ):
+        export_net(narrow("cifar"), [samples("cifar", *size) for size in SIZES], tmp_path / "net", "aoti")
+    assert not (tmp_path / "net").exists()
+
+
+def test_an_old_torch_is_named(monkeypatch, tmp_path):
+    functions = get_target("aoti").functions()
+    monkeypatch.setattr(functions, "supported", lambda: False)
+    with pytest.raises(ExportError, match=r"needs torch>=2.15, not \S+: pip install 'rescalenet-zoo\[aoti\]'$"):
+        export_net(narrow("cifar"), [samples("cifar", *size) for size in SIZES], tmp_path / "net", "aoti")
+
+
+PROGRAM = """
+#include <iomanip>
+#include <iostream>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/torch.h>
+
+int main(int, char** arguments) {
+  torch::inductor::AOTIModelPackageLoader model(arguments[1]);
+  torch::Tensor images = torch::arange(2 * 3 * 20 * 24).reshape({2, 3, 20, 24}).to(torch::kFloat32) / 2880;
+  std::cout << std::setprecision(9) << model.run({images})[0].flatten() << "\\n";
+}
+"""
+
+
+@pytest.mark.slow
+def test_a_program_in_c_plus_plus_runs_the_package(made, tmp_path):
+    graph, folder = made
+    (tmp_path / "run.cpp").write_text(PROGRAM)
+    torch_folder = Path(torch.__file__).parent
+    includes = [f"-I{torch_folder}/include", f"-I{torch_folder}/include/torch/csrc/api/include"]
+    libraries = [f"-L{torch_folder}/lib", f"-Wl,-rpath,{torch_folder}/lib", "-ltorch", "-ltorch_cpu", "-lc10"]
+    command = [cpp_builder.get_cpp_compiler(), "-std=c++20", "run.cpp", "-o", "run", *includes, *libraries]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    done = subprocess.run(["./run", folder / "model.pt2"], cwd=tmp_path, check=True, capture_output=True, text=True)
+    found = torch.tensor([float(line) for line in done.stdout.split() if line[0] in "-.0123456789"][:10])
+    x = torch.arange(2 * 3 * 20 * 24).reshape(2, 3, 20, 24).float() / 2880
+    expected = torch.from_numpy(graph.run((x,))[0]).flatten()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
