@@ -179,6 +179,32 @@ register_target(
         remark="it has machine code: load only files that you trust, with the version of torch that wrote them",
     )
 )
+register_target(
+    Target(
+        "coreml",
+        "zoo.export.coreml",
+        VISION,
+        packages=("coremltools", "torch"),
+        extra="coreml",
+        runtime="torch",
+        dynamic=frozenset(),
+        options=frozenset({"half"}),
+        remark="Core ML itself does not run here: PyTorch evaluated the operators of the saved program",
+    )
+)
+register_target(
+    Target(
+        "tensorrt",
+        "zoo.export.tensorrt",
+        VISION,
+        packages=("onnx", "onnxruntime", "onnxscript", "torch"),
+        extra="onnx",
+        runtime="onnxruntime",
+        dynamic=frozenset(),
+        options=frozenset({"half"}),
+        remark="no engine was built: run trtexec --onnx=model.onnx --saveEngine=model.engine on the machine with the GPU",
+    )
+)
 
 
 @functools.cache

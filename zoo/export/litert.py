@@ -10,13 +10,13 @@ from pathlib import Path
 
 import litert_torch
 import numpy as np
-import torch
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from torch import Tensor, nn
 
 from zoo.errors import ExportError, one_line
+from zoo.export.decompositions import program_of
 from zoo.export.graphs import Arrays, Graph, Runner, Settings
 
 SIGNATURE = "serving_default"  # litert_torch's name of the only signature
@@ -28,27 +28,17 @@ def path_of(graph: Graph, folder: Path) -> Path:
 
 
 class ChannelsLast(nn.Module):
-    """A graph with its inputs and outputs by name, (N, ..., C) in place of (N, C, ...)."""
+    """A graph with (N, ..., C) in place of (N, C, ...), and its outputs by name."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.module = graph.module
         self.outputs = [port.name for port in graph.outputs]
 
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        outputs = self.module(*(x.movedim(-1, 1) for x in inputs.values()))
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        outputs = self.module(*(x.movedim(-1, 1) for x in inputs))
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         return {name: y.movedim(1, -1) for name, y in zip(self.outputs, outputs, strict=True)}
-
-
-def _add(x: Tensor, y: Tensor, *, alpha: float | None = None) -> Tensor:
-    """Return x + alpha y without the argument ``alpha``, which litert_torch does not lower."""
-    if alpha is None:
-        return NotImplemented  # the operator stays
-    return torch.add(x, y if alpha == 1 else y * alpha)
-
-
-DECOMPOSITIONS = {torch.ops.aten.add.Tensor: _add}
 
 
 def write(graph: Graph, folder: Path, settings: Settings) -> None:
@@ -66,8 +56,9 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     inputs = {port.name: x.movedim(1, -1).contiguous() for port, x in samples}
     litert_torch.config.show_progress = False
     try:
-        program = torch.export.export(ChannelsLast(graph).eval(), (), inputs).run_decompositions(DECOMPOSITIONS)
-        litert_torch.convert(program.module(), sample_kwargs=inputs).export(str(path))
+        module = program_of(ChannelsLast(graph), inputs).module()
+        module.training = False  # it is the default of a module that torch.export makes, whose eval() raises
+        litert_torch.convert(module, sample_kwargs=inputs).export(str(path))
     except Exception as error:  # of litert_torch, jax and MLIR, which have no common class
         raise ExportError(f"{path.name}: litert-torch failed: {one_line(error)}") from error
     if settings.half:
@@ -84,7 +75,8 @@ def _store_half(path: Path) -> None:
         granularity=qtyping.QuantGranularity.TENSORWISE,
         algorithm_key=AlgorithmName.FLOAT_CASTING,
     )
-    quantizer.Quantizer(str(path), recipe.get_quantization_recipe()).quantize().export_model(str(path), overwrite=True)
+    result = quantizer.Quantizer(str(path), recipe.get_quantization_recipe()).quantize(enable_progress_report=False)
+    result.export_model(str(path), overwrite=True)
 
 
 def load(graph: Graph, folder: Path) -> Runner:

@@ -139,11 +139,19 @@ def describe(
         "remark": remark_of(deployment, target),
         "half": settings.half,
         "calibration": len(settings.calibration),
-        **deployment.description,
-        **({"layout": "channels last"} if target.channels_last else {}),
+        **_description_for(deployment, target),
         "graphs": [_describe_graph(graph, target, differences[graph.name]) for graph in deployment.graphs],
         "files": {name: digest(path) for name, path in files_in(folder).items()},
     }
+
+
+def _description_for(deployment: Deployment, target: Target) -> dict[str, Any]:
+    """Return the description of a deployment, with the layout of its input in the target's files."""
+    description = dict(deployment.description)
+    if target.channels_last and "input" in description:
+        layout = description["input"]["layout"].replace("C", "") + "C"
+        description["input"] = {**description["input"], "layout": layout}
+    return description
 
 
 def _describe_graph(graph: Graph, target: Target, difference: Difference) -> dict[str, Any]:
