@@ -38,6 +38,21 @@ BODY = "body.body."  # prefix of the net's own keys in the backbone's state
 AnyInput = InputTransform | DetectionTransform
 
 
+def feature_names(net: Backbone) -> list[str]:
+    """Return detectron2's names of a net's feature levels, finest first: ``layer1`` of a ResNet is its ``res2``."""
+    names = [level.module for level in net.levels]
+    return [f"res{int(name[5:]) + 1}" if name.startswith("layer") else name for name in names]
+
+
+def pixel_settings(transform: AnyInput, format: str) -> dict[str, list[float]]:
+    """Return PIXEL_MEAN and PIXEL_STD of weights, on the 0..255 scale and in the order of ``format``."""
+    step = 1 if format == transform.channel_order else -1
+    return {
+        "PIXEL_MEAN": [round(255 * value, 4) for value in transform.mean[::step]],
+        "PIXEL_STD": [round(255 * value, 4) for value in transform.std[::step]],
+    }
+
+
 def write_description(config: ModelConfig, transform: AnyInput) -> Tensor:
     """Return the description of a net and its input, (LENGTH,) float32.
 

@@ -144,6 +144,9 @@ register_target(
     )
 )
 register_target(
+    Target("detectron2", "zoo.export.detectron2_layout", ("images", "image_lists"), folded=False, form="net")
+)
+register_target(
     Target("fairseq", "zoo.export.fairseq", ("text",), packages=("torch", "sentencepiece"), folded=False, form="net")
 )
 register_target(

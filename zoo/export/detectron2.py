@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 import zoo
 from zoo.calibration import CalibrationReport, HasDataBias
-from zoo.convert.detectron2 import KEY, AnyInput, read_description, write_description
+from zoo.convert.detectron2 import (
+    KEY,
+    AnyInput,
+    feature_names,
+    pixel_settings,
+    read_description,
+    write_description,
+)
 from zoo.errors import ExportError, ZooError, suggestion
 from zoo.headers import Header
 from zoo.layers import GainedConv
@@ -239,21 +246,6 @@ def refuse_other_net(stored: Header, own: zoo.ModelConfig) -> None:
     if others := {key: value for key, value in theirs.items() if value != ours[key]}:
         shown = ", ".join(f"{key}={value!r} (the model has {ours[key]!r})" for key, value in others.items())
         raise ZooError(f"the checkpoint has a backbone with {shown}: set it in MODEL.ZOO.OPTIONS")
-
-
-def feature_names(net: zoo.Backbone) -> list[str]:
-    """Return detectron2's names of a net's feature levels, finest first: ``layer1`` of a ResNet is its ``res2``."""
-    names = [level.module for level in net.levels]
-    return [f"res{int(name[5:]) + 1}" if name.startswith("layer") else name for name in names]
-
-
-def pixel_settings(transform: zoo.InputTransform | zoo.DetectionTransform, format: str) -> dict[str, list[float]]:
-    """Return PIXEL_MEAN and PIXEL_STD of weights, on the 0..255 scale and in the order of ``format``."""
-    step = 1 if format == transform.channel_order else -1
-    return {
-        "PIXEL_MEAN": [round(255 * value, 4) for value in transform.mean[::step]],
-        "PIXEL_STD": [round(255 * value, 4) for value in transform.std[::step]],
-    }
 
 
 class Pyramid(pyramids.FPN):
