@@ -1,16 +1,18 @@
 # Each target makes .venv itself when it is missing or older than setup.cfg or constraints.txt; test-interop layers an
-# environment with the other projects over it; test-lowest makes one with the lower bounds of setup.cfg.
+# environment with the other projects over it, test-export one with the packages of all export targets; test-lowest makes
+# one with the lower bounds of setup.cfg.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 INTEROP := .venv-interop
 LOWEST := .venv-lowest
+EXPORT := .venv-export
 PINNED := $(addprefix tests/interop/requirements-,detectron2.txt fairseq.txt pytorchvideo.txt)
 FETCHED := tests/interop/install_detectron2.py tests/interop/fetch_timm_tests.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-lowest test-gpu test-interop lint clean
+.PHONY: help demo test test-full test-lowest test-gpu test-export test-interop lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-14s%s\n' "$$name" "$$text"; done
@@ -31,6 +33,9 @@ test-lowest: $(LOWEST)/.installed  ## run the tests of test with the lower bound
 test-gpu: $(STAMP)  ## run the tests that need a CUDA device, which the other targets do not use
 	RESCALENET_TEST_DEVICE=cuda $(PYTEST) -m gpu
 
+test-export: $(EXPORT)/.installed  ## run every export target with every family of nets, in the target's own runtime
+	$(EXPORT)/bin/python -m pytest -n 2 --dist worksteal tests/export
+
 test-interop: $(INTEROP)/.installed  ## run the tests inside detectron2, fairseq, PyTorchVideo and timm (Python 3.11)
 	$(INTEROP)/bin/python -m pytest tests/interop
 
@@ -40,6 +45,14 @@ $(LOWEST)/.installed: $(STAMP) tools/lowest.py constraints-lowest.txt
 	$(LOWEST)/bin/python -m pip install -q --upgrade pip
 	$(BIN)/python tools/lowest.py > $(LOWEST)/bounds.txt
 	$(LOWEST)/bin/python -m pip install -q -c $(LOWEST)/bounds.txt -c constraints-lowest.txt -e '.[dev]'
+	touch $@
+
+$(EXPORT)/.installed: $(STAMP) tests/export/requirements.txt
+	rm -rf $(EXPORT)
+	$(BIN)/python -m venv $(EXPORT)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$(echo $(EXPORT)/lib/python3.*/site-packages)/base.pth
+	$(EXPORT)/bin/python -m pip install -q --no-deps -r tests/export/requirements.txt
 	touch $@
 
 $(INTEROP)/.installed: $(STAMP) $(PINNED) $(FETCHED)
@@ -66,4 +79,4 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 clean:  ## remove environments, runs, outputs and builds
-	rm -rf .venv $(INTEROP) $(LOWEST) out runs build dist htmlcov .coverage *.egg-info
+	rm -rf .venv $(INTEROP) $(LOWEST) $(EXPORT) out runs build dist htmlcov .coverage *.egg-info

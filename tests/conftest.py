@@ -19,7 +19,12 @@ import torch
 if os.environ.setdefault("RESCALENET_TEST_DEVICE", "cpu") == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the processes that tests start
 torch.set_num_threads(1)
-collect_ignore = [] if importlib.util.find_spec("detectron2") else ["interop"]  # its own environment: test-interop
+# tests with an environment of their own: make test-interop, make test-export
+collect_ignore = [
+    folder
+    for package, folder in (("detectron2", "interop"), ("ncnn", "export"))
+    if importlib.util.find_spec(package) is None
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
