@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import zoo
 from tasks.detection.export import whole_graph
-from tasks.exporting import batches, read_inputs, shown_pictures
+from tasks.exporting import batches, describe_images, read_inputs, shown_pictures
 from tasks.translation.vocabulary import train_vocabulary
 from tasks.video.export import moving_windows
 from tests.helpers.batchnorm import train_statistics_
@@ -36,17 +36,27 @@ def export_detector(
     return export(Deployment("image_lists", (graph,), {}), TARGETS[to], folder)
 
 
+CLASSES = ["ant", "bee", "cow", "dog", "elk"]
+
+
+def of_images(side: int) -> zoo.InputTransform:
+    return zoo.InputTransform.imagenet(side, side)
+
+
+def of_clips(side: int, frames: int = 5) -> zoo.VideoTransform:
+    statistics = zoo.transforms.IMAGENET_MEAN, zoo.transforms.IMAGENET_STD
+    return zoo.VideoTransform(frames, 1, None, side, side, *statistics)
+
+
 def photographs(side: int, count: int = 6) -> list[Tensor]:
     """The pictures of the package, standardised: (3, side, side) each."""
     paths, _ = shown_pictures(None, "photographs")
-    return read_inputs(paths, 3, zoo.InputTransform.imagenet(side, side).build(), count)
+    return read_inputs(paths, 3, of_images(side).build(), count)
 
 
-def pans(side: int, frames: int = 5, count: int = 6) -> list[Tensor]:
-    """Clips that move over the pictures of the package, standardised: (3, frames, side, side) each."""
-    transform = zoo.VideoTransform(
-        frames, 1, None, side, side, zoo.transforms.IMAGENET_MEAN, zoo.transforms.IMAGENET_STD
-    )
+def pans(side: int, count: int = 6) -> list[Tensor]:
+    """Clips that move over the pictures of the package, standardised: (3, 5, side, side) each."""
+    transform = of_clips(side)
     return [transform.build()(clip) for clip in islice(moving_windows(transform), count)]
 
 
@@ -60,21 +70,29 @@ def distinct(net: Any, inputs: Sequence[Tensor]) -> Any:
 
 
 def _vision(kind: str, features: bool, target: Target) -> Deployment:
-    make = pans if kind in CLIPS else photographs
+    clips = kind in CLIPS
+    make, layout = (pans, "NCTHW") if clips else (photographs, "NCHW")
     first, other = make(64), make(97)
     net = distinct(narrow(kind), first)
     if features:
         net = zoo.FeatureExtractor(net, None)
-    graph = graph_of(net, batches(first, other), "pictures of the package", folded=target.folded)
-    return Deployment("clips" if kind in CLIPS else "images", (graph,), {})
+    transform = of_clips(64) if clips else of_images(64)
+    return _images(net, batches(first, other), transform, layout, target, [] if features else CLASSES)
+
+
+def _images(
+    net: nn.Module, samples: list[Tensor], transform: Any, layout: str, target: Target, classes: list[str]
+) -> Deployment:
+    graph = graph_of(net, samples, "pictures of the package", folded=target.folded, transform=transform)
+    description = {"input": describe_images(transform, normalize=False, layout=layout), "classes": classes}
+    return Deployment("clips" if samples[0].ndim == 5 else "images", (graph,), description)
 
 
 def _converted(target: Target) -> Deployment:
     """torchvision's ResNet-18 without its norms, in its full width, which targets of torchvision's layout require."""
     original = train_statistics_(zoo.create_model("rescalenet18", scheme="bn", num_classes=5, shortcut="conv"))
-    inputs = batches(photographs(64), photographs(97))
-    graph = graph_of(from_batchnorm(original).eval(), inputs, "pictures of the package", folded=target.folded)
-    return Deployment("images", (graph,), {})
+    samples = batches(photographs(64), photographs(97))
+    return _images(from_batchnorm(original).eval(), samples, of_images(64), "NCHW", target, CLASSES)
 
 
 def _detector(whole: bool, target: Target) -> Deployment:
@@ -82,25 +100,30 @@ def _detector(whole: bool, target: Target) -> Deployment:
     calibrated(model)
     sharpened(model).eval()
     if not whole:
-        inputs = batches(photographs(64), photographs(96))
-        return Deployment("images", (graph_of(model.backbone, inputs, "pictures", folded=target.folded),), {})
+        samples = batches(photographs(64), photographs(96))
+        return _images(model.backbone, samples, of_images(64), "NCHW", target, [])
     images = [x.mul(0.2).add(0.5).clamp(0, 1) for x in (photographs(96)[0], photographs(128)[1][:, :, :100])]
-    return Deployment("image_lists", (whole_graph(model, images, "pictures", folded=target.folded),), {})
+    graph = whole_graph(model, images, "pictures", folded=target.folded)
+    description = {"input": describe_images(model.input, normalize=True, layout="CHW"), "classes": CLASSES[:3]}
+    return Deployment("image_lists", (graph,), description)
 
 
 def _text(target: Target) -> Deployment:
-    sizes = {"dim": 16, "hidden": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 2}
-    net = zoo.create_model(
-        "rescale_transformer_tiny", **sizes, source_vocabulary=50, target_vocabulary=50, max_length=64
-    )
+    sizes = {"dim": 16, "hidden": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 2, "max_length": 64}
+    transform = _languages()
+    vocabulary = transform.build().source
+    count = len(vocabulary)
+    net = zoo.create_model("rescale_transformer_tiny", **sizes, source_vocabulary=count, target_vocabulary=count)
     for parameter in net.parameters():
         if parameter.ndim <= 1:
             nn.init.normal_(parameter, 0.5, 0.2)
-    rows = [padded(rows) for rows in ([[5, 6, 7, 2]], [[9, 8, 2], [20, 30, 40, 45, 2]], [[11] * 9 + [2]])]
+    rows = [padded(rows) for rows in ([[5, 6, 7, 2]], [[9, 8, 2], [20, 21, 22, 23, 2]], [[11] * 9 + [2]])]
     if target.form == "net":
         pairs = [(x, torch.cat([x[:, -1:], x[:, :-1]], 1)) for x in rows]
-        return Deployment("text", (whole_text_graph(net.eval(), pairs, "token ids", _languages()),), {})
-    return Deployment("text", graphs_of(net.eval(), rows, "token ids", folded=target.folded), {})
+        return Deployment("text", (whole_text_graph(net.eval(), pairs, "token ids", transform),), {})
+    graphs = graphs_of(net.eval(), rows, "token ids", folded=target.folded)
+    names = {"source": "source.model", "target": "target.model"}
+    return Deployment("text", graphs, {"vocabularies": names}, files=dict.fromkeys(names.values(), vocabulary.model))
 
 
 def _languages() -> zoo.TextTransform:

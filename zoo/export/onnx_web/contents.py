@@ -33,7 +33,7 @@ def require_shown(deployment: Deployment) -> None:
             _require_read(deployment.files[name], name)
         return
     description = deployment.description
-    if not description["classes"]:
+    if not description.get("classes"):
         raise ExportError("export to onnx-web: the page shows classes, and this net has none; choose another target")
     channels = len(description["input"]["mean"])
     if channels not in (1, 3):
