@@ -124,6 +124,17 @@ register_target(
 )
 register_target(
     Target(
+        "openvino",
+        "zoo.export.openvino",
+        EVERY,
+        packages=("openvino", "onnx", "onnxscript", "torch"),
+        extra="openvino",
+        runs_deployments=True,
+        options=frozenset({"half"}),
+    )
+)
+register_target(
+    Target(
         "onnx-web",
         "zoo.export.onnx_web",
         EVERY,
