@@ -219,6 +219,11 @@ register_target(
         remark="no engine was built: run trtexec --onnx=model.onnx --saveEngine=model.engine on the machine with the GPU",
     )
 )
+register_target(
+    Target(
+        "executorch", "zoo.export.executorch", ("images", "text"), packages=("executorch", "torch"), extra="executorch"
+    )
+)
 
 
 @functools.cache

@@ -50,9 +50,7 @@ def test_differences_are_relative_to_the_largest_output():
     assert found.relative == pytest.approx(5e-5, rel=0.2)
     largest = max(float(Sum()(x).abs().max()) for x in SAMPLES)
     assert found.absolute == pytest.approx(5e-5 * largest, rel=0.2)
-    with pytest.raises(
-        ExportError, match=r"model: outputs differ by \S+ \(relative\) at images \(1, 3, 8, 8\)"
-    ):
+    with pytest.raises(ExportError, match=r"model: outputs differ by \S+ \(relative\) at images \(1, 3, 8, 8\)"):
         compare(made, shifted(2e-4), made.samples, TOLERANCE)
 
 
