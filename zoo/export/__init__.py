@@ -224,6 +224,17 @@ register_target(
         "executorch", "zoo.export.executorch", ("images", "text"), packages=("executorch", "torch"), extra="executorch"
     )
 )
+register_target(
+    Target(
+        "ncnn",
+        "zoo.export.ncnn",
+        VISION,
+        packages=("ncnn", "pnnx", "torch"),
+        extra="ncnn",
+        options=frozenset({"half"}),
+        remark="float32 needs ncnn's options of fp16 and bf16 off",
+    )
+)
 
 
 @functools.cache
