@@ -235,6 +235,17 @@ register_target(
         remark="float32 needs ncnn's options of fp16 and bf16 off",
     )
 )
+register_target(
+    Target(
+        "mnn",
+        "zoo.export.mnn",
+        VISION,
+        packages=("mnn", "onnx", "onnxscript", "torch"),
+        extra="mnn",
+        options=frozenset({"half"}),
+        remark="float32 needs MNN's precision high",
+    )
+)
 
 
 @functools.cache
