@@ -15,7 +15,7 @@ import torch
 from coremltools.converters.mil.frontend.milproto.load import load as read_program
 
 from zoo.errors import ExportError, one_line
-from zoo.export.decompositions import program_of
+from zoo.export.fixed import named_program
 from zoo.export.graphs import Arrays, Deployment, Graph, Runner, Settings
 from zoo.export.mil import evaluate
 
@@ -41,7 +41,7 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     precision = coremltools.precision
     try:
         model = coremltools.convert(
-            program_of(graph.module, inputs),
+            named_program(graph.module, inputs),
             outputs=[coremltools.TensorType(name=port.name, dtype=np.float32) for port in graph.outputs],
             convert_to="mlprogram",
             compute_precision=precision.FLOAT16 if settings.half else precision.FLOAT32,

@@ -16,7 +16,7 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from torch import Tensor, nn
 
 from zoo.errors import ExportError, one_line
-from zoo.export.decompositions import program_of
+from zoo.export.fixed import named_program
 from zoo.export.graphs import Arrays, Graph, Runner, Settings
 
 SIGNATURE = "serving_default"  # litert_torch's name of the only signature
@@ -56,7 +56,7 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     inputs = {port.name: x.movedim(1, -1).contiguous() for port, x in samples}
     litert_torch.config.show_progress = False
     try:
-        module = program_of(ChannelsLast(graph), inputs).module()
+        module = named_program(ChannelsLast(graph), inputs).module()
         module.training = False  # it is the default of a module that torch.export makes, whose eval() raises
         litert_torch.convert(module, sample_kwargs=inputs).export(str(path))
     except Exception as error:  # of litert_torch, jax and MLIR, which have no common class

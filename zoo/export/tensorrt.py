@@ -6,16 +6,13 @@ TensorRT, on the machine that runs it.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from pathlib import Path
-from typing import Any
 
 import onnx
-from torch import Tensor, nn
 
 from zoo.errors import ExportError
 from zoo.export import onnx as onnx_target
+from zoo.export.fixed import fixed
 from zoo.export.graphs import Graph, Runner, Settings
 
 # Operators of the graphs of nets, all of which TensorRT 10 supports: docs/operators.md of onnx-tensorrt, 10.1-GA, for
@@ -28,35 +25,13 @@ OPERATORS = frozenset(
 )
 
 
-class Half(nn.Module):
-    """A copy of a module that computes in half precision, with float32 inputs and outputs."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = copy.deepcopy(module).half()
-
-    def forward(self, *inputs: Tensor) -> Any:
-        outputs = self.module(*(x.half() for x in inputs))
-        return outputs.float() if isinstance(outputs, Tensor) else tuple(y.float() for y in outputs)
-
-
-def fixed(graph: Graph) -> Graph:
-    """Return a graph with the shapes of its first sample."""
-    first = graph.samples[0]
-    ports = (dataclasses.replace(port, axes=tuple(x.shape)) for port, x in zip(graph.inputs, first, strict=True))
-    return dataclasses.replace(graph, inputs=tuple(ports), samples=(first,))
-
-
 def write(graph: Graph, folder: Path, settings: Settings) -> None:
     """Write one ONNX file; it computes in half precision if ``settings.half``, as TensorRT 11 takes types from it.
 
     Raises:
         ExportError: the exporter failed, or the file has what TensorRT does not support.
     """
-    graph = fixed(graph)
-    if settings.half:
-        graph = dataclasses.replace(graph, module=Half(graph.module).eval())
-    onnx_target.write(graph, folder, Settings())
+    onnx_target.write(fixed(graph), folder, settings)
     check(onnx_target.path_of(graph, folder))
 
 
