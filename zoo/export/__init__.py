@@ -216,7 +216,7 @@ register_target(
         runtime="onnxruntime",
         dynamic=frozenset(),
         options=frozenset({"half"}),
-        remark="no engine was built: run trtexec --onnx=model.onnx --saveEngine=model.engine on the machine with the GPU",
+        remark="no engine was built; on the machine with the GPU: trtexec --onnx=model.onnx --saveEngine=model.engine",
     )
 )
 register_target(

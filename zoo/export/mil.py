@@ -160,7 +160,7 @@ def evaluate(function: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     def value(variable: Any) -> Any:
         if isinstance(variable, (list, tuple)):
             return [value(each) for each in variable]
-        return computed[variable.name] if variable.name in computed else variable.val
+        return computed.get(variable.name, variable.val)
 
     with torch.no_grad():
         for operation in function.operations:

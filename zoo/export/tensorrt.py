@@ -17,12 +17,15 @@ from zoo.export.graphs import Graph, Runner, Settings
 
 # Operators of the graphs of nets, all of which TensorRT 10 supports: docs/operators.md of onnx-tensorrt, 10.1-GA, for
 # opsets 9 to 20. The tests give graphs with these operators to NVIDIA's parser. None is control flow.
-OPERATORS = frozenset(
-    "Add AveragePool BatchNormalization Cast Clip Concat Constant Conv Div Expand Flatten Gather GatherND Gemm "
-    "GlobalAveragePool GlobalMaxPool GroupNormalization Identity InstanceNormalization LayerNormalization MatMul Max "
-    "MaxPool Mul Pad ReduceMax ReduceMean Relu Reshape Resize Slice Softmax Sqrt Squeeze Sub Transpose Unsqueeze "
-    "Where".split()
-)
+# fmt: off
+OPERATORS = frozenset((
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Expand",
+    "Flatten", "Gather", "GatherND", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "GroupNormalization",
+    "Identity", "InstanceNormalization", "LayerNormalization", "MatMul", "Max", "MaxPool", "Mul", "Pad",
+    "ReduceMax", "ReduceMean", "Relu", "Reshape", "Resize", "Slice", "Softmax", "Sqrt", "Squeeze", "Sub",
+    "Transpose", "Unsqueeze", "Where",
+))
+# fmt: on
 
 
 def write(graph: Graph, folder: Path, settings: Settings) -> None:
