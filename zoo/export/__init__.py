@@ -212,7 +212,7 @@ register_target(
         "zoo.export.tensorrt",
         VISION,
         packages=("onnx", "onnxruntime", "onnxscript", "torch"),
-        extra="onnx",
+        extra="tensorrt",
         runtime="onnxruntime",
         dynamic=frozenset(),
         options=frozenset({"half"}),

@@ -55,6 +55,6 @@ def named_program(module: nn.Module, inputs: dict[str, Tensor]) -> ExportedProgr
         module: module in eval mode, called with the inputs in order.
         inputs: inputs by name.
     """
-    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
     inputs = {name: x.contiguous() for name, x in inputs.items()}
     return torch.export.export(Named(module).eval(), (), inputs).run_decompositions(DECOMPOSITIONS)
