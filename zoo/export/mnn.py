@@ -74,8 +74,7 @@ class PoolsOfPlanes(nn.Module):
         """Return planes pooled over their two axes, or over the first alone."""
         rest = 2 - len(self.window[axes])
         window, stride, padding = (
-            (*values[axes], *[fill] * rest)
-            for values, fill in ((self.window, 1), (self.stride, 1), (self.padding, 0))
+            (*values[axes], *[fill] * rest) for values, fill in ((self.window, 1), (self.stride, 1), (self.padding, 0))
         )
         if self.kind == "avg":
             return functional.avg_pool2d(x, window, stride, padding, self.ceil_mode, count_include_pad=False)

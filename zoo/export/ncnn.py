@@ -149,7 +149,9 @@ def load(graph: Graph, folder: Path) -> Runner:
                 failed |= code
                 outputs.append(np.array(output.numpy(batch_index=0)) if not code else np.empty(0))
         if failed:
-            raise ExportError(f"{graph.name}: ncnn fails to run it: {one_line(printed.text) if printed.text else failed}")
+            raise ExportError(
+                f"{graph.name}: ncnn fails to run it: {one_line(printed.text) if printed.text else failed}"
+            )
         return outputs
 
     return run

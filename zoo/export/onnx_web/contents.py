@@ -46,7 +46,8 @@ def _require_read(model: bytes, name: str) -> None:
     Raises:
         ExportError: another kind of model, or pieces of other types than normal ones.
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    messages: Any = sentencepiece_model_pb2
+    proto = messages.ModelProto.FromString(model)
     trainer, types = proto.trainer_spec, {piece.type for piece in proto.pieces}
     kinds = (trainer.UNIGRAM, trainer.BPE)
     pieces = (proto.SentencePiece.NORMAL, proto.SentencePiece.UNKNOWN, proto.SentencePiece.CONTROL)
