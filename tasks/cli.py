@@ -442,6 +442,7 @@ def export(
     check: Annotated[
         Path | None, typer.Option(parser=input_path, help="Compare an earlier export in this folder again.")
     ] = None,
+    trust: Annotated[bool, typer.Option(help="With --check: load files that may run code, such as pt2's.")] = False,
     overwrite: Overwrite = False,
     **options: Any,
 ) -> None:
@@ -449,7 +450,7 @@ def export(
     from tasks.exporting import check_again, export_weights
 
     if check is not None:
-        print_out(str(check_again(check, weights)))
+        print_out(str(check_again(check, weights, trust=trust)))
         return
     if weights is None:
         raise UserError("export: give weights, as name.tag or a safetensors file, or --check FOLDER")

@@ -102,15 +102,16 @@ def stem_of_weights(weights: str) -> str:
     return re.sub(r"[^\w.-]+", "_", path.stem if path.suffix in ENDINGS else path.name)
 
 
-def check_again(folder: Path, weights: str | None) -> Exported:
+def check_again(folder: Path, weights: str | None, *, trust: bool = False) -> Exported:
     """Compare an export with its weights again, from its manifest.
 
     Args:
         folder: folder of the export.
         weights: name of its weights; None for those that the manifest names.
+        trust: whether files are loaded that may run code.
 
     Raises:
-        UserError: weights that are not those of the export.
+        UserError: weights that are not those of the export, or files that may run code and are not trusted.
         ExportError: files that are missing or changed, or outputs that differ.
     """
     manifest = read_manifest(folder)
@@ -121,6 +122,10 @@ def check_again(folder: Path, weights: str | None) -> Exported:
     if digest(entry.path) != sha256:
         raise UserError(f"{folder}: was made from other weights than {name} (their sha256 is {sha256[:12]}...)")
     target = get_target(manifest.target)
+    if target.runs_code and not trust:
+        raise UserError(
+            f"{folder}: files of {target.name} may run code when they are loaded; give --trust if you made them"
+        )
     arguments = manifest.arguments
     data = arguments.get("data")
     request = ExportRequest(target, bool(arguments.get("fold")), None if data is None else Path(data))

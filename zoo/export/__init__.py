@@ -50,6 +50,7 @@ class Target:
         channels_last: whether the files take and return (N, ..., C) in place of (N, C, ...).
         remark: note for users, such as that the runtime does not run here; the export prints it.
         runtime: package that runs the files, one of ``versions``; None for the first of ``packages``.
+        runs_code: whether loading a file may run code that the file has, so that files of strangers are not loaded.
         runs_deployments: whether the runtime runs what is around the graphs too, such as the beam search of
             translations.
     """
@@ -67,6 +68,7 @@ class Target:
     remark: str = ""
     runtime: str | None = None
     runs_deployments: bool = False
+    runs_code: bool = False
 
     def functions(self) -> Any:
         """Import the target's module.
@@ -167,6 +169,7 @@ register_target(
         (*VISION, "text"),
         packages=("torch",),
         options=frozenset({"half"}),
+        runs_code=True,
         remark="torch.export.load runs code of the file: load only files that you trust",
     )
 )
@@ -190,6 +193,7 @@ register_target(
         packages=("torch",),
         extra="aoti",
         options=frozenset({"half"}),
+        runs_code=True,
         remark="it has machine code: load only files that you trust, with the version of torch that wrote them",
     )
 )
