@@ -12,7 +12,7 @@ from pathlib import Path
 from zoo.export import onnx
 from zoo.export.graphs import Deployment, Graph, Runner, Settings
 from zoo.export.onnx_web import runtime
-from zoo.export.onnx_web.contents import add_example, require_shown
+from zoo.export.onnx_web.contents import add_example, is_shown
 from zoo.export.onnx_web.node import NodeSession
 
 VERSIONS = {"onnxruntime-web": runtime.VERSION}  # for the manifest
@@ -36,11 +36,12 @@ def load(graph: Graph, folder: Path) -> Runner:
 
 
 def finish(deployment: Deployment, folder: Path, settings: Settings) -> None:
-    """Write the page and an example of its input.
+    """Write the page, and an example of its input.
 
     Raises:
-        ExportError: a net whose outputs the page cannot show.
+        ExportError: an input that the page cannot read.
     """
-    require_shown(deployment)
+    shown = is_shown(deployment)
     shutil.copytree(_PAGE, folder, dirs_exist_ok=True)
-    add_example(deployment, folder)
+    if shown:
+        add_example(deployment, folder)

@@ -21,23 +21,27 @@ from zoo.text import EOS, PAD, Vocabulary
 _RATE = 8  # frames per second of an example of a clip whose frames are spread over the whole video
 
 
-def require_shown(deployment: Deployment) -> None:
-    """Check that a page can show what the graphs compute.
+def is_shown(deployment: Deployment) -> bool:
+    """Return whether the page runs the net on a user's input; otherwise it lists the inputs and outputs of the graphs.
+
+    It does so for feature maps, and for nets whose input or classes are not described.
 
     Raises:
-        ExportError: a net without classes, such as a feature extractor, one of pictures with other channels than RGB
-            or grey, or a vocabulary of a kind that the page does not read.
+        ExportError: pictures with other channels than RGB or grey, or a vocabulary of a kind that the page does not
+            read.
     """
-    if deployment.kind == "text":
-        for name in dict.fromkeys(deployment.description["vocabularies"].values()):
-            _require_read(deployment.files[name], name)
-        return
     description = deployment.description
-    if not description.get("classes"):
-        raise ExportError("export to onnx-web: the page shows classes, and this net has none; choose another target")
+    if deployment.kind == "text":
+        names = description.get("vocabularies", {})
+        for name in dict.fromkeys(names.values()):
+            _require_read(deployment.files[name], name)
+        return bool(names)
+    if not (description.get("input") and description.get("classes")):
+        return False
     channels = len(description["input"]["mean"])
     if channels not in (1, 3):
         raise ExportError(f"export to onnx-web: browsers read pictures of 1 or 3 channels, not {channels}")
+    return True
 
 
 def _require_read(model: bytes, name: str) -> None:

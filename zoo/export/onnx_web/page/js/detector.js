@@ -155,9 +155,11 @@ function drawObjects(canvas, { width, height }, objects) {
     if (objects.length > 25) continue; // the labels of many objects hide them
     const text = `${label} ${Math.round(100 * score)}`;
     const y = y1 > 1.4 * letters ? y1 : y1 + 1.4 * letters;
+    const length = context.measureText(text).width + letters / 2;
+    const x = Math.max(0, Math.min(x1, canvas.width - length));
     context.fillStyle = colour;
-    context.fillRect(x1, y - 1.4 * letters, context.measureText(text).width + letters / 2, 1.4 * letters);
+    context.fillRect(x, y - 1.4 * letters, length, 1.4 * letters);
     context.fillStyle = "white";
-    context.fillText(text, x1 + letters / 4, y - 0.35 * letters);
+    context.fillText(text, x + letters / 4, y - 0.35 * letters);
   }
 }

@@ -13,6 +13,7 @@ const TASKS = {
   image_lists: { module: "./detector.js", kind: "Detector of objects" },
   text: { module: "./translator.js", kind: "Translator" },
 };
+const OTHER = { module: "./ports.js", kind: "Network" };
 const byId = (id) => document.getElementById(id);
 
 function showError(error) {
@@ -42,9 +43,10 @@ function progressOf() {
 
 async function start() {
   const manifest = await readManifest();
-  const task = TASKS[manifest.kind];
+  const task = manifest.described ? TASKS[manifest.kind] : OTHER;
   document.title = `${manifest.title} · RescaleNet`;
-  byId("title").textContent = manifest.title;
+  const parts = manifest.title.split(/(?<=[._])/); // names break between words
+  byId("title").replaceChildren(...parts.flatMap((part) => [part, element("wbr")]));
   byId("kind").textContent = task.kind;
   const graphs = new Graphs(progressOf());
   const [{ Task }] = await Promise.all([import(task.module), graphs.load(manifest.graphs)]);
@@ -63,7 +65,7 @@ async function start() {
     manifest,
     graphs,
     run: async (input) => {
-      window.rescalenet.result = await shown.run(input, input.name ?? "input");
+      window.rescalenet.result = await shown.run(input, input?.name ?? "input");
       return window.rescalenet.result;
     },
   });

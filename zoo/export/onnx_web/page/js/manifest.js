@@ -12,7 +12,7 @@ export async function readManifest() {
 
 /**
  * @param {object} content manifest as JSON
- * @returns {{title: string, kind: string, classes: string[], input: object, statistics: object | null,
+ * @returns {{title: string, described: boolean, kind: string, classes: string[], input: object, statistics: object | null,
  *   softmax: boolean, graphs: {name: string, file: string, inputs: object[], outputs: object[]}[], content: object}}
  *   `statistics` are mean, std and channel_order of the input; null if the graph itself standardises
  */
@@ -23,7 +23,9 @@ export function parseManifest(content) {
   const input = content.input ?? {};
   const graphs = content.graphs.map((graph) => ({ ...graph, file: `${graph.name}.onnx` }));
   return {
-    title: content.weights?.name ?? content.model,
+    title: content.weights?.name ?? content.model ?? "A network without a name",
+    // whether the input and what comes out are described, so that the page can run the net on a user's input
+    described: Boolean(content.vocabularies) || Boolean(content.input && content.classes?.length),
     kind: content.kind,
     classes: content.classes ?? [],
     input,
