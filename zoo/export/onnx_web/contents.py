@@ -50,8 +50,8 @@ def _require_read(model: bytes, name: str) -> None:
     Raises:
         ExportError: another kind of model, or pieces of other types than normal ones.
     """
-    messages: Any = sentencepiece_model_pb2
-    proto = messages.ModelProto.FromString(model)
+    models: Any = sentencepiece_model_pb2
+    proto = models.ModelProto.FromString(model)
     trainer, types = proto.trainer_spec, {piece.type for piece in proto.pieces}
     kinds = (trainer.UNIGRAM, trainer.BPE)
     pieces = (proto.SentencePiece.NORMAL, proto.SentencePiece.UNKNOWN, proto.SentencePiece.CONTROL)
