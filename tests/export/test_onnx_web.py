@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import random
+import re
 import shutil
 
 import av
@@ -148,7 +149,7 @@ def train(kind, rule, **more):
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([text for pair in captions(800) for text in pair] + ["Ünïcode ﬁnds ① \uff41\uff42"] * 9),
         model_writer=buffer,
-        vocab_size=200,
+        vocab_size=400,
         hard_vocab_limit=False,
         model_type=kind,
         normalization_rule_name=rule,
@@ -454,6 +455,21 @@ def test_missing_files_are_named(classifier, tmp_path):
     (page / "manifest.json").write_text("{}")
     answer = browse(page, tmp_path)
     assert answer["ready"]["error"] == "manifest.json: not that of a page of this version; export the net again."
+
+
+def test_the_lines_of_the_page_on_exports(tmp_path):
+    """A page of one's own names what PyTorch finds in the picture."""
+    section = re.search(
+        r"^## onnx-web\n(.*?)(?=^## |\Z)", (ROOT / "docs/export.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    (program,) = re.findall(r"```js\n(.*?)```", section[1], re.DOTALL)
+    assert len([line for line in program.splitlines() if line.strip() and not line.startswith("import ")]) <= 10
+    exported("rescalenet20_cifar.cifar10_v2", tmp_path / "out/cifar/onnx-web", normalize=True, softmax=True)
+    (tmp_path / "pictures").symlink_to(ROOT / "pictures")
+    end = "window.rescalenet = { ready: Promise.resolve() };"
+    (tmp_path / "own.html").write_text(f'<p id="error" hidden></p><script type="module">{program}{end}</script>')
+    answer = browse(tmp_path, tmp_path, {"evaluate": "document.body.innerText"}, page="own.html")
+    assert answer["steps"][0]["result"].strip() == "cat"
 
 
 # -- the export -----------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def served(folder: Path):
             thread.join()
 
 
-def browse(folder: Path, work: Path, *steps: dict[str, Any], width: int = 1000) -> dict[str, Any]:
+def browse(folder: Path, work: Path, *steps: dict[str, Any], width: int = 1000, page: str = "") -> dict[str, Any]:
     """Open the page of an export, take the steps of ``browser.mjs``, and return its answer.
 
     No request may go to another host, and no step may cause an error in the console.
@@ -86,7 +86,7 @@ def browse(folder: Path, work: Path, *steps: dict[str, Any], width: int = 1000) 
         pytest.skip("needs chromium, and playwright-core among npm's global packages")
     with served(folder) as url:
         script = work / "script.json"
-        script.write_text(json.dumps({"chromium": browser, "url": url, "width": width, "steps": steps}))
+        script.write_text(json.dumps({"chromium": browser, "url": url + page, "width": width, "steps": steps}))
         command = ["node", str(Path(__file__).with_suffix(".mjs")), _playwright(), str(script)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
