@@ -250,6 +250,20 @@ register_target(
         remark="float32 needs MNN's precision high",
     )
 )
+register_target(
+    Target(
+        "jax",
+        "zoo.export.jax",
+        (*VISION, "text"),
+        packages=("flax", "jax", "optax", "safetensors"),
+        extra="jax",
+        folded=False,
+        form="net",
+        channels_last=True,
+        options=frozenset({"half"}),
+        remark="train.py in the folder goes on training",
+    )
+)
 
 
 @functools.cache

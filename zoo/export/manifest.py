@@ -179,4 +179,6 @@ def _describe_input(port: Port, shape: tuple[int, ...], target: Target) -> dict[
 def _in_layout(axes: Sequence[int | str], target: Target) -> list[int | str]:
     """Return the axes of an input or output in the order of the target's files."""
     batch, *others = axes
-    return [batch, *others[1:], *others[:1]] if target.channels_last else list(axes)
+    if not target.channels_last or len(axes) < 4:  # features (N, C), and logits of text (B, T, V)
+        return list(axes)
+    return [batch, *others[1:], *others[:1]]
