@@ -191,7 +191,6 @@ register_target(
         "zoo.export.aoti",
         (*VISION, "text"),
         packages=("torch",),
-        extra="aoti",
         options=frozenset({"half"}),
         runs_code=True,
         remark="it has machine code: load only files that you trust, with the version of torch that wrote them",

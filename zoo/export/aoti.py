@@ -51,7 +51,7 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     """
     if not supported():
         raise ExportError(
-            f"export to aoti needs torch>=2.15, not {torch.__version__}: pip install 'rescalenet-zoo[aoti]'"
+            f"export to aoti needs torch>=2.15, not {torch.__version__}: pip install -U torch torchvision"
         )
     try:
         compiler = get_cpp_compiler()

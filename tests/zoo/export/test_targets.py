@@ -40,6 +40,7 @@ def test_a_target_has_its_functions(name):
     with contextlib.suppress(ExportError):
         functions = target.functions()
     if functions is None:
+        assert target.extra is not None
         with pytest.raises(ExportError, match=rf"needs \S+: pip install 'rescalenet-zoo\[{target.extra}\]'"):
             target.functions()
         return
