@@ -157,7 +157,15 @@ register_target(
     )
 )
 register_target(
-    Target("detectron2", "zoo.export.detectron2_layout", ("images", "image_lists"), folded=False, form="net")
+    Target(
+        "detectron2",
+        "zoo.export.detectron2_layout",
+        ("images", "image_lists"),
+        packages=("torch",),
+        folded=False,
+        form="net",
+        runs_code=True,
+    )
 )
 register_target(
     Target("fairseq", "zoo.export.fairseq", ("text",), packages=("torch", "sentencepiece"), folded=False, form="net")
