@@ -25,7 +25,9 @@ class InHalf(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         outputs = self.module(*(x.half() if x.is_floating_point() else x for x in inputs))
-        return outputs.float() if isinstance(outputs, Tensor) else tuple(x.float() for x in outputs)
+        if isinstance(outputs, Tensor):
+            return outputs.float()
+        return tuple(x.float() if x.is_floating_point() else x for x in outputs)
 
 
 def in_half(graph: Graph) -> Graph:

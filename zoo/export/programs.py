@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from zoo.errors import ExportError, one_line
 from zoo.export.graphs import Graph
-
-
-class InHalf(nn.Module):
-    """A module that computes in half precision, of inputs and outputs in float32. Integers stay as they are."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = copy.deepcopy(module).half()
-
-    def forward(self, *inputs: Tensor) -> Any:
-        outputs = self.module(*(x.half() if x.is_floating_point() else x for x in inputs))
-        return pytree.tree_map(lambda y: y.float() if y.is_floating_point() else y, outputs)
+from zoo.export.half import in_half
 
 
 def program_of(graph: Graph, *, half: bool = False, largest: Mapping[str, int] | None = None) -> ExportedProgram:
@@ -45,10 +33,8 @@ def program_of(graph: Graph, *, half: bool = False, largest: Mapping[str, int] |
     def free(axis: str) -> Any:
         return Dim.DYNAMIC if largest is None else Dim.DYNAMIC(max=largest[axis])
 
+    graph = in_half(graph) if half else graph
     shapes = pytree.tree_map(free, graph.dynamic_shapes(named=True))
-    module = graph.module
-    if half:
-        module, shapes = InHalf(module), (tuple(pytree.tree_leaves(shapes, is_leaf=_is_axes)),)
     sample = max(graph.samples, key=lambda sample: sum(x.numel() for x in sample))
     # Without this, an axis of length 1 of any map inside is an error at run time; torch.onnx sets it, too.
     with (
@@ -56,7 +42,7 @@ def program_of(graph: Graph, *, half: bool = False, largest: Mapping[str, int] |
         torch.no_grad(),
     ):
         try:
-            program = torch.export.export(module, sample, dynamic_shapes=shapes)
+            program = torch.export.export(graph.module, sample, dynamic_shapes=shapes)
         except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
             raise ExportError(f"{graph.name}: torch.export failed: {one_line(error)}") from error
     for part in program.graph_module.modules():
@@ -69,8 +55,3 @@ def program_of(graph: Graph, *, half: bool = False, largest: Mapping[str, int] |
 def outputs_in_order(outputs: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
     """Return what a program returned, a tensor or several, as arrays."""
     return [output.numpy() for output in ((outputs,) if isinstance(outputs, Tensor) else outputs)]
-
-
-def _is_axes(shapes: Any) -> bool:
-    """Return whether this is the description of one input: the free axes by index."""
-    return isinstance(shapes, dict)
