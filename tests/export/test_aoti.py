@@ -62,7 +62,7 @@ def test_a_package_has_no_path_of_the_sources(made):
         assert not [name for name in archive.namelist() if str(ROOT / "zoo").encode() in archive.read(name)]
 
 
-def test_inputs_of_another_shape_are_refused_where_the_runtime_checks_them(made, monkeypatch):
+def test_inputs_of_another_shape_or_layout_are_refused_where_the_runtime_checks_them(made, monkeypatch):
     """Without the variable the runtime does not check: the page on exports states it."""
     _, folder = made
     model = torch._inductor.aoti_load_package(str(folder / "model.pt2"))
@@ -72,6 +72,8 @@ def test_inputs_of_another_shape_are_refused_where_the_runtime_checks_them(made,
         model(torch.randn(1, 4, 8, 8))
     with pytest.raises(RuntimeError, match="unmatched dtype"):
         model(torch.randn(1, 3, 8, 8, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="unmatched stride value at 3, expected: 1"):
+        model(torch.randn(1, 8, 8, 3).permute(0, 3, 1, 2))
 
 
 def test_another_package_is_noticed(made, tmp_path):

@@ -66,7 +66,7 @@ def test_the_limits_are_in_the_file_and_in_the_remark(made):
     _, folder, exported = made
     program = Runtime.get().load_program(folder / "model.pte")
     assert program.metadata("forward").input_tensor_meta(0).sizes() == (8, 3, 82, 66)
-    assert exported.remark == "at most batch 8, height 82, width 66"
+    assert exported.remark.startswith("at most batch 8, height 82, width 66; inputs must be contiguous")
     with pytest.raises(RuntimeError, match="set_inputs"):
         program.load_method("forward").execute([torch.randn(9, 3, 82, 66)])
 

@@ -68,10 +68,10 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
 
 
 def remark(deployment: Deployment) -> str:
-    """Return which CPUs run the package."""
-    if compile_settings().keys() >= X86.keys():
-        return "every x86 CPU with AVX2 runs it, under this system"
-    return f"CPUs as this one ({platform.machine()}) run it, under this system"
+    """Return which CPUs run the package, and what its runtime does not check."""
+    x86 = compile_settings().keys() >= X86.keys()
+    cpus = "every x86 CPU with AVX2" if x86 else f"CPUs as this one ({platform.machine()})"
+    return f"it runs on {cpus}; inputs must be contiguous, which AOTI_RUNTIME_CHECK_INPUTS=1 checks"
 
 
 def load(graph: Graph, folder: Path) -> Runner:
@@ -81,6 +81,6 @@ def load(graph: Graph, folder: Path) -> Runner:
 
     def run(inputs: Arrays) -> list[np.ndarray]:
         with torch.no_grad():
-            return outputs_in_order(model(*map(torch.from_numpy, inputs)))
+            return outputs_in_order(model(*(torch.from_numpy(np.ascontiguousarray(x)) for x in inputs)))
 
     return run

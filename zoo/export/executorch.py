@@ -81,9 +81,10 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
 
 
 def remark(deployment: Deployment) -> str:
-    """Return the largest lengths of the axes of the inputs."""
+    """Return the largest lengths of the axes of the inputs, and what the runtime does not check."""
     largest = {axis: length for graph in deployment.graphs for axis, length in largest_axes(graph).items()}
-    return "at most " + ", ".join(f"{axis} {length}" for axis, length in largest.items())
+    limits = ", ".join(f"{axis} {length}" for axis, length in largest.items())
+    return f"at most {limits}; inputs must be contiguous, which the runtime does not check"
 
 
 def load(graph: Graph, folder: Path) -> Runner:
