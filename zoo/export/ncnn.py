@@ -10,7 +10,7 @@ import copy
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ncnn
@@ -74,14 +74,14 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     """
     parameters, weights = paths_of(graph, folder)
     first = graph.samples[0]
-    largest = max(graph.samples, key=lambda sample: sum(x.numel() for x in sample))
     module = convertible(graph.module, first[0].ndim - 2)
     with tempfile.TemporaryDirectory() as scratch:
         program = Path(scratch) / "model.pt"
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of the tracer: pnnx reads no other form
             torch.jit.trace(module, first, check_trace=False).save(str(program))
-        command = [pnnx.EXEC_PATH, str(program), f"inputshape={_shapes(first)}", f"inputshape2={_shapes(largest)}"]
+        shapes = [f"inputshape={_shown(x.shape for x in first)}", f"inputshape2={_shown(_uneven_shapes(graph))}"]
+        command = [pnnx.EXEC_PATH, str(program), *shapes]
         done = subprocess.run(
             [*command, f"fp16={int(settings.half)}"], cwd=scratch, capture_output=True, text=True, check=False
         )
@@ -94,9 +94,25 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
         weights.write_bytes(made[1].read_bytes())
 
 
-def _shapes(sample: Sequence[Tensor]) -> str:
-    """Return the shapes of inputs as pnnx takes them: ``[1,3,32,32]f32``."""
-    return ",".join(f"[{','.join(map(str, x.shape))}]f32" for x in sample)
+def _uneven_shapes(graph: Graph) -> list[list[int]]:
+    """Return shapes of the inputs that differ from the first sample's in every named axis.
+
+    pnnx fixes what two shapes have in common. With sizes of 64 n + 1 the maps of all levels have odd sizes, so that a
+    map is not taken for one that has exactly half the size of another.
+    """
+    others = {"batch": 2}
+    shapes = []
+    for port, x in zip(graph.inputs, graph.samples[0], strict=True):
+        for axis, length in zip(port.axes, x.shape, strict=True):
+            if isinstance(axis, str):
+                others.setdefault(axis, (length // 64 + 1) * 64 + 1)
+        shapes.append([others[axis] if isinstance(axis, str) else axis for axis in port.axes])
+    return shapes
+
+
+def _shown(shapes: Iterable[Sequence[int]]) -> str:
+    """Return shapes of inputs as pnnx takes them: ``[1,3,32,32]f32``."""
+    return ",".join(f"[{','.join(map(str, shape))}]f32" for shape in shapes)
 
 
 def _renamed(text: str, names: dict[str, str], file: str) -> str:
