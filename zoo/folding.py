@@ -75,6 +75,59 @@ class ChannelMax(nn.Module):
         return x.clamp_min_(self.floor.view(-1, *[1] * (x.ndim - 2)))
 
 
+class ShiftedReLU(nn.Module):
+    """relu(x) + b_c for each channel c: the ``ChannelMax`` of x + b in two steps, which both exist in int8.
+
+    Args:
+        shift: b, (C,).
+        depthwise: whether b is the bias of a depthwise 1x1 convolution with the weight 1, instead of an addend.
+    """
+
+    shift: Tensor
+    ones: Tensor
+
+    def __init__(self, shift: Tensor, *, depthwise: bool = False) -> None:
+        super().__init__()
+        self.depthwise = depthwise
+        self.register_buffer("shift", shift)
+        self.register_buffer("ones", torch.ones_like(shift))
+
+    def forward(self, x: Tensor) -> Tensor:
+        dims, x = x.ndim - 2, x.relu()
+        if not self.depthwise:
+            return x + self.shift.view(-1, *[1] * dims)
+        convolve = nn.functional.conv2d if dims == 2 else nn.functional.conv3d
+        return convolve(x, self.ones.view(-1, 1, *[1] * dims), self.shift, groups=len(self.shift))
+
+
+def separate_shifts(model: Model, *, depthwise: bool = False) -> Model:
+    """Return a copy of a folded model for int8, in which every ``ChannelMax`` is a ReLU and the shift after it.
+
+    Its outputs equal the model's at every input size up to rounding. Runtimes fuse the ReLU into the convolution, and
+    they have both ways of adding a shift in int8. A maximum with one value a channel they compute in float, between two
+    quantised convolutions. In float32 ``ChannelMax`` takes less time.
+
+    Args:
+        model: result of ``fold``, or a module that contains one.
+        depthwise: whether shifts are biases of depthwise 1x1 convolutions, instead of addends.
+    """
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for part in list(model.modules()):
+            if hasattr(part, "separate_shifts_"):
+                part.separate_shifts_(depthwise)
+    return model
+
+
+def separated(conv: nn.Module, act: nn.Module, depthwise: bool) -> nn.Module:
+    """Return the activation with its shift apart, and take the shift out of the bias of the convolution before it."""
+    if not isinstance(act, ChannelMax):
+        return act
+    assert isinstance(conv.bias, Tensor)
+    conv.bias -= act.floor
+    return ShiftedReLU(act.floor, depthwise=depthwise)
+
+
 class Unscale(OnTrunk):
     """From the stored trunk, scale * x + shift, to the feature map x (N, C, ...) of the formulas. The shift is (C,)."""
 

@@ -15,7 +15,7 @@ from zoo import layers
 from zoo.baseline_joins import ActivatedJoin
 from zoo.errors import ZooError
 from zoo.export.images import export_net
-from zoo.folding import ChannelMax, Unscale
+from zoo.folding import ChannelMax, ShiftedReLU, Unscale, separate_shifts
 from zoo.joins import InPlaceJoin
 from zoo.nets.residual import AvgPool3d, FramePool
 from zoo.norms import FrozenBatchNorm3d, GroupNorm
@@ -102,6 +102,27 @@ def test_the_graph_is_plain(kind, scheme):
     assert any(p.requires_grad for p in model.parameters())
     if scheme == "none":
         assert not any(isinstance(m, ChannelMax) for m in leaves)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+@pytest.mark.parametrize("kind", NARROW)
+def test_separate_shifts_keep_the_outputs_at_every_size(kind, depthwise):
+    model = zoo.fold(trained(kind))
+    maxima = sum(isinstance(module, ChannelMax) for module in model.modules())
+    separate = separate_shifts(model, depthwise=depthwise)
+    assert not any(isinstance(module, ChannelMax) for module in separate.modules())
+    assert sum(isinstance(module, ShiftedReLU) for module in separate.modules()) == maxima > 0
+    for size in ((64, 64), (33, 49), (97, 81)):
+        x = samples(kind, 2, *size, dtype=torch.float64)
+        with torch.no_grad():
+            expected = model(x)
+            assert relative(separate(x), expected) < 1e-5
+            assert torch.equal(model(x), expected)  # the folded net did not change
+
+
+def test_separate_shifts_leave_plain_activations():
+    model = zoo.fold(trained("basic", "bn"))
+    assert str(separate_shifts(model)) == str(model)
 
 
 @matrix

@@ -129,10 +129,10 @@ register_target(
         "openvino",
         "zoo.export.openvino",
         EVERY,
-        packages=("openvino", "onnx", "onnxscript", "torch"),
+        packages=("openvino", "nncf", "onnx", "onnxscript", "torch"),
         extra="openvino",
         runs_deployments=True,
-        options=frozenset({"half"}),
+        options=frozenset({"half", "int8"}),
     )
 )
 register_target(

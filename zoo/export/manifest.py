@@ -140,7 +140,10 @@ def describe(
         "half": settings.half,
         "calibration": len(settings.calibration),
         **_description_for(deployment, target),
-        "graphs": [_describe_graph(graph, target, differences[graph.name]) for graph in deployment.graphs],
+        "graphs": [
+            _describe_graph(graph, target, differences[graph.name]) | _describe_int8(graph, target, settings, folder)
+            for graph in deployment.graphs
+        ],
         "files": {name: digest(path) for name, path in files_in(folder).items()},
     }
 
@@ -163,8 +166,16 @@ def _describe_graph(graph: Graph, target: Target, difference: Difference) -> dic
             {"name": port.name, "axes": _in_layout(port.axes, target), "dtype": port.dtype} for port in graph.outputs
         ],
         "compared_at": graph.shown,
-        "largest_difference": {"absolute": difference.absolute, "relative": difference.relative},
+        "largest_difference": {"absolute": difference.absolute, "relative": difference.relative}
+        | ({} if difference.agreement is None else {"agreement": difference.agreement}),
     }
+
+
+def _describe_int8(graph: Graph, target: Target, settings: Settings, folder: Path) -> dict[str, Any]:
+    """Return what of a quantised graph computes in float between quantised operators: their number by type."""
+    if not settings.calibration:
+        return {}
+    return {"float_islands": target.functions().float_islands(graph, folder)}
 
 
 def _describe_input(port: Port, shape: tuple[int, ...], target: Target) -> dict[str, Any]:

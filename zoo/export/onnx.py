@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import onnxscript  # noqa: F401  (torch.onnx requires it)
 import torch
 
 from zoo.errors import ExportError, one_line
+from zoo.export import onnx_int8
 from zoo.export.graphs import Arrays, Deployment, Graph, Runner, Settings
 from zoo.export.half import in_half
 from zoo.export.text import add_translator
+from zoo.folding import separate_shifts
 
 OPSET = 18  # of torch.onnx, which writes it without conversion
 DETECTOR_OPSET = 17  # of the TorchScript exporter
@@ -35,6 +38,8 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     path = path_of(graph, folder)
     if settings.half:
         graph = in_half(graph)
+    if settings.calibration:
+        graph = replace(graph, module=separate_shifts(graph.module, depthwise=True))
     try:
         if graph.compares == "objects":
             _trace(graph, path)
@@ -42,6 +47,13 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
             _export(graph, path)
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(f"{path.name}: the ONNX exporter failed: {one_line(error)}") from error
+    if settings.calibration:
+        onnx_int8.quantise(path, graph, settings)
+
+
+def float_islands(graph: Graph, folder: Path) -> dict[str, int]:
+    """Return how many operators of a quantised graph compute in float between two quantised ones, by type."""
+    return onnx_int8.float_islands(path_of(graph, folder))
 
 
 def _export(graph: Graph, path: Path) -> None:

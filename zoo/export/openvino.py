@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import tempfile
 import warnings
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -18,6 +21,7 @@ from zoo.errors import ExportError, one_line
 from zoo.export import onnx
 from zoo.export.graphs import Arrays, Deployment, Graph, Runner, Settings
 from zoo.export.text import add_translator
+from zoo.folding import separate_shifts
 
 FAILURES = (GeneralFailure, NotImplementedFailure, OpConversionFailure, OpValidationFailure)
 # Without this hint, OpenVINO computes in bfloat16 on CPUs that have it.
@@ -35,9 +39,23 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     Raises:
         ExportError: OpenVINO's converter failed.
     """
-    openvino.save_model(
-        converted(graph, path_of(graph, folder)), path_of(graph, folder), compress_to_fp16=settings.half
-    )
+    path = path_of(graph, folder)
+    if settings.calibration:
+        graph = replace(graph, module=separate_shifts(graph.module))
+    model = converted(graph, path)
+    if settings.calibration:
+        model = _int8().quantise(model, graph, settings)
+    openvino.save_model(model, path, compress_to_fp16=settings.half)
+
+
+def float_islands(graph: Graph, folder: Path) -> dict[str, int]:
+    """Return how many operators of a quantised graph compute in float between two quantised ones, by type."""
+    return _int8().float_islands(path_of(graph, folder))
+
+
+def _int8() -> Any:
+    """Return the module of the quantisation. It needs NNCF, whose import takes seconds."""
+    return import_module("zoo.export.openvino_int8")
 
 
 def converted(graph: Graph, path: Path) -> openvino.Model:

@@ -15,6 +15,8 @@ from zoo.export.graphs import Arrays, Graph, Runner
 
 TOLERANCE = 1e-4  # largest |difference| over largest |output| that passes in float32
 HALF_TOLERANCE = 1e-2  # in half precision
+INT8_TOLERANCE = 0.3  # root mean square of the differences over that of the outputs, in int8
+INT8_AGREEMENT = 0.9  # fraction of the inputs whose best class stays the same in int8
 PIXELS = 0.01  # largest difference of a box in pixels that passes in float32
 
 
@@ -25,11 +27,14 @@ class Difference:
     Attributes:
         absolute: largest |difference| of the outputs.
         relative: largest |difference| of an output over its largest |value|. Of objects: of scores and masks, and of
-            boxes in pixels over ``PIXELS`` times ``TOLERANCE``, so that one tolerance serves both.
+            boxes in pixels over ``PIXELS`` times ``TOLERANCE``, so that one tolerance serves both. In int8: root mean
+            square of the differences of an output over that of its values.
+        agreement: in int8 the fraction of the inputs whose best class is the same; None for outputs without classes.
     """
 
     absolute: float
     relative: float
+    agreement: float | None = None
 
     def __or__(self, other: Difference) -> Difference:
         return Difference(max(self.absolute, other.absolute), max(self.relative, other.relative))
@@ -82,6 +87,48 @@ def compare(graph: Graph, runner: Runner, samples: Sequence[tuple[Tensor, ...]],
             )
         worst |= difference
     return worst
+
+
+def compare_int8(graph: Graph, runner: Runner, samples: Sequence[tuple[Tensor, ...]]) -> Difference:
+    """Run samples in int8 in the target's runtime and in float32 in PyTorch, and return how close the outputs are.
+
+    Rounding to 8 bits changes single values by more than other differences, so the root mean square counts.
+
+    Args:
+        graph: graph that was exported.
+        runner: function that runs the quantised file.
+        samples: inputs.
+
+    Returns:
+        The largest |difference|, the root mean square of an output's differences over that of its values (of the worst
+        output), and the fraction of the rows of outputs (N, classes) whose largest value is at the same place.
+
+    Raises:
+        ExportError: outputs that differ by more than ``INT8_TOLERANCE`` or agree in less than ``INT8_AGREEMENT``.
+    """
+    absolute, rows, same = 0.0, 0, 0
+    errors, squares = np.zeros(len(graph.outputs)), np.zeros(len(graph.outputs))
+    for sample in samples:
+        expected = graph.run(sample)
+        found = tuple(np.asarray(output) for output in runner(tuple(x.cpu().numpy() for x in sample)))
+        if [x.shape for x in found] != [x.shape for x in expected]:
+            raise ExportError(f"{graph.name}: outputs in int8 have other shapes")
+        for i, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+            difference = np.abs(theirs.astype(np.float64) - ours)
+            absolute = max(absolute, float(difference.max(initial=0.0)))
+            errors[i] += float((difference**2).sum())
+            squares[i] += float((ours.astype(np.float64) ** 2).sum())
+            if ours.ndim == 2:
+                rows, same = rows + len(ours), same + int((ours.argmax(1) == theirs.argmax(1)).sum())
+    relative = float(np.sqrt(errors / np.maximum(squares, 1e-12)).max())
+    agreement = same / rows if rows else None
+    if not (relative <= INT8_TOLERANCE and (agreement is None or agreement >= INT8_AGREEMENT)):
+        classes = "" if agreement is None else f", and the best class is the same in {agreement:.0%}"
+        raise ExportError(
+            f"{graph.name}: outputs in int8 differ by {relative:.2f} (root mean square){classes}; must be <= "
+            f"{INT8_TOLERANCE:g} and >= {INT8_AGREEMENT:.0%}; give more or other inputs with --data"
+        )
+    return Difference(absolute, relative, agreement)
 
 
 def _of_values(found: Arrays, expected: Arrays) -> Difference:

@@ -8,10 +8,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from zoo.errors import ExportError, one_line
-from zoo.export import Target
+from zoo.export import VISION, Target
 from zoo.export.graphs import Deployment, Graph, Settings
 from zoo.export.manifest import MANIFEST, Manifest, check_files, describe, files_in, read_manifest, remark_of
-from zoo.export.verification import HALF_TOLERANCE, TOLERANCE, Difference, compare, fitting_samples, require_contrast
+from zoo.export.verification import (
+    HALF_TOLERANCE,
+    TOLERANCE,
+    Difference,
+    compare,
+    compare_int8,
+    fitting_samples,
+    require_contrast,
+)
 from zoo.files import atomic_folder, write_json
 
 
@@ -46,6 +54,9 @@ class Exported:
 
     def __str__(self) -> str:
         text = f"{self.folder}: agrees in {self.runtime} to {self.worst:.1e} at {self.shown}"
+        agreements = [d.agreement for d in self.differences.values() if d.agreement is not None]
+        if agreements:
+            text += f", in int8 with the same best class in {min(agreements):.1%}"
         return f"{text}; {self.remark}" if self.remark else text
 
 
@@ -80,6 +91,8 @@ def export(
     for option, given in (("half", settings.half), ("int8", settings.calibration)):
         if given and option not in target.options:
             raise ExportError(f"export to {target.name}: --{option} is not for this target; leave it out")
+    if settings.calibration and deployment.kind not in VISION:
+        raise ExportError("--int8 is for nets of images and clips; leave it out, or of a detector give --features")
     require_replaceable(folder, overwrite=overwrite)
     # the files, in a folder that is kept if they agree
     functions = target.functions()
@@ -135,6 +148,9 @@ def check_graph(graph: Graph, target: Target, folder: Path, settings: Settings) 
     """
     tolerance = HALF_TOLERANCE if settings.half else TOLERANCE
     functions, samples = target.functions(), fitting_samples(graph, target.dynamic)
+    if settings.calibration:
+        require_contrast(graph, samples)
+        return compare_int8(graph, functions.load(graph, folder), [*samples, *settings.calibration])
     difference = compare(graph, functions.load(graph, folder), samples, tolerance)
     if graph.stand_in is None:
         require_contrast(graph, samples)
@@ -157,7 +173,8 @@ def check_export(folder: Path, manifest: Manifest, deployment: Deployment, targe
         ExportError: files that are missing or changed, or outputs that differ.
     """
     check_files(folder, manifest)
-    settings = Settings(manifest.half)
+    calibration = deployment.graphs[0].samples if manifest.calibration else ()
+    settings = Settings(manifest.half, calibration)
     differences = {graph.name: check_graph(graph, target, folder, settings) for graph in deployment.graphs}
     shown = [deployment.graphs[0].shown]
     if deployment.check is not None and target.runs_deployments:

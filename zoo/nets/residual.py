@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo.arguments import flag, whole_number
 from zoo.checkpointing import checkpointed
 from zoo.errors import ZooError
-from zoo.folding import Shift, Unscale, folded_activation, folded_conv, folded_linear, needed_shift
+from zoo.folding import Shift, Unscale, folded_activation, folded_conv, folded_linear, needed_shift, separated
 from zoo.joins import Join
 from zoo.layers import BiasedConvNd, StemConvNd
 from zoo.nets.base import Backbone, FeatureLevel
@@ -266,6 +266,10 @@ class Block(ConvStack, TrunkBlock):
         self.fold_layer_(self.depth, gain=folded.product, input_gain=gain, input_shift=shift, output_shift=branch_shift)
         self.act = folded_activation(self.act, output_shift, self.layers()[-1].conv.weight)
         self.join, self.drop, self.branch_end = folded.join, nn.Identity(), None
+
+    def separate_shifts_(self, depthwise: bool) -> None:
+        super().separate_shifts_(depthwise)
+        self.act = separated(self.layers()[-1].conv, self.act, depthwise)
 
 
 class Stem(ConvStack, nn.Sequential, OnTrunk):

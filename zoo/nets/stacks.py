@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from zoo.folding import Shift, folded_activation, folded_conv
+from zoo.folding import Shift, folded_activation, folded_conv, separated
 
 
 class ConvLayer(NamedTuple):
@@ -63,3 +63,9 @@ class ConvStack(nn.Module):
         setattr(self, f"norm{number}", rest)
         if act is not None:
             setattr(self, f"act{number}", folded_activation(act, output_shift, conv.weight))
+
+    def separate_shifts_(self, depthwise: bool) -> None:
+        """Put the shifts of the deployment form after the ReLUs (``zoo.folding.separate_shifts``)."""
+        for number, layer in enumerate(self.layers(), 1):
+            if layer.act is not None:
+                setattr(self, f"act{number}", separated(layer.conv, layer.act, depthwise))
