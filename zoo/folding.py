@@ -113,7 +113,8 @@ def separate_shifts(model: Model, *, depthwise: bool = False) -> Model:
     """
     model = copy.deepcopy(model)
     with torch.no_grad():
-        for part in list(model.modules()):
+        parts: list[Any] = list(model.modules())
+        for part in parts:
             if hasattr(part, "separate_shifts_"):
                 part.separate_shifts_(depthwise)
     return model

@@ -26,7 +26,7 @@ class _Reader(CalibrationDataReader):
             dict(zip(names, (x.cpu().numpy() for x in sample), strict=True)) for sample in settings.calibration
         )
 
-    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+    def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.inputs, None)
 
 
@@ -35,7 +35,7 @@ def quantise(path: Path, graph: Graph, settings: Settings) -> None:
 
     Args:
         path: file of a graph in float32.
-        graph: its graph.
+        graph: graph of the file.
         settings: settings with the inputs of the calibration.
     """
     log = logging.getLogger()
