@@ -22,7 +22,8 @@ from typing import Any
 from tests.helpers.memory import address_space
 
 INPUTS_OF_A_WORKER = 25
-BESIDE = ("detectron2", "fairseq.rescalenet_fairseq", "timm", "onnx", "graphs")  # heavy or not installed, not needed
+# heavy or not installed, not needed
+BESIDE = ("detectron2", "fairseq.rescalenet_fairseq", "timm", "onnx", "graphs", "segmentation_models")
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {  # audit events that change a file, with the positions of paths in their arguments
