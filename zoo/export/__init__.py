@@ -152,6 +152,7 @@ register_target(
         "zoo.export.torchvision_layout",
         ("images",),
         packages=("torch", "torchvision"),
+        runtime="torchvision",
         folded=False,
         form="net",
     )

@@ -35,7 +35,7 @@ def paths_of(graph: Graph, folder: Path) -> tuple[Path, Path]:
 
 
 class Maximum(nn.Module):
-    """max(x, floor) by a function that pnnx converts: floor is (C, 1, ...)."""
+    """max(x, b) by a function that pnnx converts: b is (C, 1, ...)."""
 
     floor: Tensor
 

@@ -15,7 +15,7 @@ from zoo.convert import from_batchnorm
 from zoo.errors import ExportError
 from zoo.export import TARGETS
 from zoo.export.graphs import Deployment, Settings
-from zoo.export.images import graph_of
+from zoo.export.images import export_net, graph_of
 from zoo.export.torchvision_layout import torchvision_state
 from zoo.export.writing import check_graph, export
 
@@ -148,6 +148,10 @@ def test_the_target_writes_a_verified_file(tmp_path, name):
     net = from_batchnorm(disturb(torchvision_net(name)))
     result = export(deployed(net), TARGETS["torchvision"], tmp_path / "out")
     assert 0 < result.differences["model"].relative <= 3e-6
+    assert "torchvision" in result.runtime
+    again = export_net(net.train(), [torch.randn(n, 3, 64, 64) for n in (1, 2)], tmp_path / "net", "torchvision")
+    assert net.training
+    assert 0 < again.worst <= 3e-6
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert torchvision.__version__.startswith(manifest["versions"]["torchvision"])
     x = torch.randn(1, 3, 64, 64)
