@@ -27,6 +27,7 @@ from zoo.export.graphs import Arrays, Deployment, Graph, Runner, Settings
 from zoo.export.jax import rescalenet_flax
 from zoo.headers import HEADER_KEY, Header, write_header
 from zoo.nets.base import Net
+from zoo.nets.transformer import Transformer
 
 
 def path_of(graph: Graph, folder: Path) -> Path:
@@ -58,6 +59,10 @@ def _net(graph: Graph) -> Net:
         ExportError: a graph of something else than a whole net.
     """
     net = trained_net(graph, "jax")
+    if isinstance(net, Transformer) and graph.module is not net:
+        raise ExportError(
+            f"export to jax: {graph.name}: takes the graph of the whole net (zoo.export.text.whole_graph)"
+        )
     if not isinstance(net, Net):
         raise ExportError(
             f"export to jax: takes whole nets, not {type(net).__name__}; in JAX, net.feature_maps(images) returns the "
