@@ -524,7 +524,7 @@ def test_parts_of_nets_are_refused(tmp_path):
     with pytest.raises(ExportError, match=r"model.safetensors: cannot be read in JAX: .* fc.bias is missing"):
         export(Deployment("images", (graph,), {}), TARGET, tmp_path / "out")
     graphs = graphs_of(text_net().eval(), [transformers.batch()[0][:1]], "tokens", folded=False)
-    with pytest.raises(ExportError, match="encoder: takes the graph of a whole net"):
+    with pytest.raises(ExportError, match="encoder: takes the graph of the whole net"):
         export(Deployment("text", graphs, {}), TARGET, tmp_path / "out")
 
 

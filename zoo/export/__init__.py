@@ -265,6 +265,7 @@ register_target(
         (*VISION, "text"),
         packages=("flax", "jax", "optax", "safetensors"),
         extra="jax",
+        runtime="jax",
         folded=False,
         form="net",
         channels_last=True,
