@@ -4,6 +4,7 @@
 import { pixelsOf } from "./picture.js";
 
 const EPSILON = 1e-4; // seconds; larger than the rounding errors of times
+const PATIENCE = 1000; // milliseconds from the end of a seek to the frame that it leads to, at most
 
 function event(target, names) {
   return new Promise((resolve) => {
@@ -41,20 +42,40 @@ export class Video {
   constructor(element) {
     this.element = element;
     [this.width, this.height] = [element.videoWidth, element.videoHeight];
+    this.fps = Infinity; // not known yet
   }
 
   close() {
     URL.revokeObjectURL(this.element.src);
   }
 
-  /** Seek, and return the time of the frame that is shown then, in seconds on the file's clock. */
+  /** Return the time of the frame that is shown, in seconds on the file's clock; null while there is none. */
+  #shownTime() {
+    try {
+      const frame = new VideoFrame(this.element);
+      const time = frame.timestamp / 1e6;
+      frame.close();
+      return time;
+    } catch {
+      return null;
+    }
+  }
+
+  /** Seek, and return the time of the frame that is shown then. */
   async seek(seconds) {
+    const before = this.#shownTime();
     const arrived = event(this.element, ["seeked", "error"]);
     this.element.currentTime = seconds;
     if ((await arrived) === "error") throw new Error("The video cannot be decoded.");
-    const frame = new VideoFrame(this.element);
-    const time = frame.timestamp / 1e6;
-    frame.close();
+    // busy browsers announce the end of a seek before they show the frame; none follows if it is the same frame
+    const end = performance.now() + PATIENCE;
+    let time = this.#shownTime();
+    const isOld = () => time === null || (time === before && Math.abs(seconds - time) > 1 / this.fps);
+    while (isOld() && performance.now() < end) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      time = this.#shownTime();
+    }
+    if (time === null) throw new Error("The video cannot be decoded.");
     return time;
   }
 
