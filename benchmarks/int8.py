@@ -117,9 +117,8 @@ def main() -> None:
             steps: dict[str, Callable[[], object]] = {name: partial(run, x) for name, run in runs.items()}
             seconds = measure.interleave(steps, arguments.pairs, title=tool, device="cpu", warmup=4)
             for name in arguments.weights:
-                own = {key: value for key, value in seconds.items() if key.split(" ")[0] == name}
-                base = f"{name} float32"
-                measure.show_ratios(f"{tool}, {name}, one thread", base, measure.ratios(own, base))
+                own = {key.split(" ")[1]: value for key, value in seconds.items() if key.split(" ")[0] == name}
+                measure.show_ratios(f"{tool}, {name}, one thread", "float32", measure.ratios(own, "float32"))
 
 
 if __name__ == "__main__":

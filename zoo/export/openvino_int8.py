@@ -19,7 +19,7 @@ def quantise(model: openvino.Model, graph: Graph, settings: Settings) -> openvin
 
     Args:
         model: model of a graph in float32.
-        graph: graph of the file.
+        graph: graph of the model.
         settings: settings with the inputs of the calibration.
     """
     names = [port.name for port in graph.inputs]

@@ -29,7 +29,7 @@ class Difference:
         relative: largest |difference| of an output over its largest |value|. Of objects: of scores and masks, and of
             boxes in pixels over ``PIXELS`` times ``TOLERANCE``, so that one tolerance serves both. In int8: root mean
             square of the differences of an output over that of its values.
-        agreement: fraction of the inputs whose best class is the same in int8; None for outputs without classes.
+        agreement: fraction of the inputs whose best class is the same; None except in int8, for outputs with classes.
     """
 
     absolute: float
