@@ -53,6 +53,7 @@ def test_shapes_are_fixed_and_operators_supported(half, tmp_path):
     assert 9 <= model.opset_import[0].version <= 20  # of TensorRT 10
     kinds = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4}
     assert kinds == {TensorProto.FLOAT16 if half else TensorProto.FLOAT}
+    assert b"/zoo/" not in (tmp_path / "net/model.onnx").read_bytes()  # no paths of this disk
 
 
 def test_a_changed_weight_is_noticed(tmp_path):

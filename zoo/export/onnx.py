@@ -71,6 +71,8 @@ def _export(graph: Graph, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
+    for node in program.model.graph:  # lines of sources with their paths on this disk are no part of an export
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     program.save(str(path))
 
 
