@@ -26,7 +26,6 @@ from zoo.weights import ENDINGS
 
 CALIBRATION = 256  # inputs that quantisation is calibrated on
 FILE_ENDINGS = (".onnx", ".xml", ".pt2", ".pte", ".pth", ".pt", ".pkl", ".tflite", ".mnn", ".param", ".safetensors")
-LARGER = 1.25  # side of the second size of inputs over the first
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,8 @@ def export_weights(
     require_replaceable(folder, overwrite=overwrite)
     request = ExportRequest(target, fold and target.folded, data, CALIBRATION if int8 else 0)
     deployment = _deployment(entry, request, options)
+    if int8 and not deployment.calibration:
+        raise UserError("--int8: is for nets of images and clips, and for body and pyramid of detectors (--features)")
     return export(deployment, target, folder, Settings(half, deployment.calibration), overwrite=overwrite)
 
 
@@ -234,6 +235,11 @@ def unstandardised(transform: Any) -> Any:
     if hasattr(transform, "channel_order"):
         changed["channel_order"] = "RGB"
     return dataclasses.replace(transform, **changed)
+
+
+def second_size(size: int) -> int:
+    """Return the second side at which graphs are compared: a larger one, and odd, which pools round up at."""
+    return round(1.25 * size) | 1
 
 
 def resized(transform: Any, size: int) -> Any:

@@ -124,6 +124,8 @@ def separated(conv: nn.Module, act: nn.Module, depthwise: bool) -> nn.Module:
     """Return the activation with its shift apart, and take the shift out of the bias of the convolution before it."""
     if not isinstance(act, ChannelMax):
         return act
+    if conv.bias is None:  # one that would be zero
+        conv.bias = nn.Parameter(torch.zeros_like(act.floor), requires_grad=False)
     assert isinstance(conv.bias, Tensor)
     conv.bias -= act.floor
     return ShiftedReLU(act.floor, depthwise=depthwise)

@@ -6,7 +6,6 @@ import zoo
 from tasks.classification.commands import ClassificationExportOptions
 from tasks.errors import UserError
 from tasks.exporting import (
-    LARGER,
     ExportRequest,
     batches,
     describe_images,
@@ -14,6 +13,7 @@ from tasks.exporting import (
     read_inputs,
     require_graph,
     resized,
+    second_size,
     shown_pictures,
     standardisation,
     unstandardised,
@@ -36,7 +36,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: Classificati
     require_graph(request, normalize=options.normalize, softmax=options.softmax)
     transform = resized(transform, options.size or transform.size)
     small = unstandardised(transform) if options.normalize else transform
-    large = resized(small, round(small.size * LARGER))
+    large = resized(small, second_size(small.size))
     paths, shown = shown_pictures(request.data, "photographs")
     channels = entry.config.in_chans
     count = max(8, request.calibration)

@@ -13,13 +13,13 @@ from torch import Tensor
 import zoo
 from tasks.errors import DataError, UserError
 from tasks.exporting import (
-    LARGER,
     ExportRequest,
     batches,
     describe_images,
     net_to_export,
     require_graph,
     resized,
+    second_size,
     shown_pictures,
     standardisation,
     unstandardised,
@@ -49,7 +49,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: VideoExportO
     require_graph(request, normalize=options.normalize, softmax=options.softmax)
     transform = resized(transform, options.size or transform.size)
     small = unstandardised(transform) if options.normalize else transform
-    large = resized(small, round(small.size * LARGER))
+    large = resized(small, second_size(small.size))
     clips, shown = _clips(small, request.data, max(4, request.calibration))
     inputs = [small.build()(clip) for clip in clips]
     samples = batches(inputs, [large.build()(clip) for clip in clips[:2]])

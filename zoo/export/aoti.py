@@ -53,6 +53,8 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
         raise ExportError(
             f"export to aoti needs torch>=2.15, not {torch.__version__}: pip install -U torch torchvision"
         )
+    if any(axis in ("height", "width") or "_" in str(axis) for port in graph.outputs for axis in port.axes):
+        raise ExportError("export to aoti: AOTInductor of torch 2.15 computes wrong feature maps at odd sizes; use pt2")
     try:
         compiler = get_cpp_compiler()
     except InvalidCxxCompiler:
