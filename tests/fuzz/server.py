@@ -24,7 +24,8 @@ from tests.helpers.memory import address_space
 INPUTS_OF_A_WORKER = 25
 # heavy or not installed, not needed
 BESIDE = ("detectron2", "fairseq.rescalenet_fairseq", "timm", "graphs", "segmentation_models")
-BESIDE += ("aoti", "coreml", "executorch", "jax", "litert", "export.mil", "mnn", "ncnn", "onnx", "openvino", "tensorrt")
+BESIDE += ("aoti", "coreml", "executorch", "export.mil", "fixed", "jax", "litert", "mnn", "ncnn", "onnx", "openvino")
+BESIDE += ("programs", "pt2", "tensorrt")
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = {  # audit events that change a file, with the positions of paths in their arguments

@@ -148,7 +148,7 @@ def calibrate(net: nnx.Module, *inputs: Array) -> None:
 def average(x: Array, window: tuple[int, ...]) -> Array:
     """Average x (N, *positions, C) over windows; sizes are rounded up, and a window at the end may be incomplete."""
     ends = [(0, -size % step) for size, step in zip(x.shape[1:-1], window, strict=True)]
-    return nnx.avg_pool(x, window, window, ends, count_include_pad=False)
+    return nnx.avg_pool(x, window, window, ends, count_include_pad=False).astype(x.dtype)  # also with jax_enable_x64
 
 
 class Conv(nnx.Module):
