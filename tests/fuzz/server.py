@@ -10,7 +10,6 @@ import gc
 import importlib
 import json
 import os
-import pkgutil
 import resource
 import signal
 import sys
@@ -103,9 +102,11 @@ def load_all() -> None:
 
     torch.set_num_threads(1)
     for package in (zoo, tasks):
-        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not any(part in module.name for part in BESIDE):
-                importlib.import_module(module.name)
+        (folder,) = map(Path, package.__path__)
+        for path in sorted(folder.rglob("*.py")):
+            name = ".".join([package.__name__, *path.relative_to(folder).with_suffix("").parts])
+            if not any(part in name for part in BESIDE):
+                importlib.import_module(name.removesuffix(".__init__"))
     importlib.import_module("tests.fuzz.readers")
     figure = matplotlib.pyplot.figure()  # finds the fonts
     matplotlib.pyplot.close(figure)
