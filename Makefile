@@ -12,7 +12,7 @@ FETCHED := tests/interop/install_detectron2.py tests/interop/fetch_timm_tests.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-lowest test-gpu test-export test-interop lint clean
+.PHONY: help demo test test-full test-lowest test-gpu test-export test-export-full test-interop lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-14s%s\n' "$$name" "$$text"; done
@@ -33,7 +33,10 @@ test-lowest: $(LOWEST)/.installed  ## run the tests of test with the lower bound
 test-gpu: $(STAMP)  ## run the tests that need a CUDA device, which the other targets do not use
 	RESCALENET_TEST_DEVICE=cuda $(PYTEST) -m gpu
 
-test-export: $(EXPORT)/.installed  ## run every export target with every family of nets, in the target's own runtime
+test-export: $(EXPORT)/.installed  ## run every export target in its own runtime, without the slow tests
+	$(EXPORT)/bin/python -m pytest -n 2 --dist worksteal -m "not slow" tests/export
+
+test-export-full: $(EXPORT)/.installed  ## run every export target with every family of nets, in its own runtime
 	$(EXPORT)/bin/python -m pytest -n 2 --dist worksteal tests/export
 
 test-interop: $(INTEROP)/.installed  ## run the tests inside detectron2, fairseq, PyTorchVideo and timm (Python 3.11)

@@ -18,12 +18,13 @@ MARKS = "<!-- table of exports: python -m tools.export_support -->", "<!-- end o
 
 # columns of the table and the families of the tests in each
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "images": ("ResNet, basic blocks", "ResNet, bottlenecks", "ResNeXt", "ResNet for CIFAR", "VGG"),
-    "images, converted from BatchNorm": ("ResNet, converted from BatchNorm",),
+    "ResNet, ResNeXt": ("ResNet, basic blocks", "ResNet, bottlenecks", "ResNeXt", "ResNet for CIFAR"),
+    "ResNet, converted from BatchNorm": ("ResNet, converted from BatchNorm",),
+    "VGG": ("VGG",),
     "feature maps": ("ResNet, feature maps", "R3D, feature maps"),
     "detectors, body and pyramid": ("Faster and Mask R-CNN, body and pyramid",),
     "detectors, whole": ("Faster and Mask R-CNN, whole",),
-    "video": ("R3D and MC3", "R(2+1)D", "I3D and SlowOnly"),
+    "video nets": ("R3D and MC3", "R(2+1)D", "I3D and SlowOnly"),
     "translation": ("Transformer",),
 }
 
@@ -66,9 +67,14 @@ def _shown(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def refusals(record: Mapping[str, Cells], order: Sequence[str]) -> str:
-    """Return the reasons of what a target does not take though it takes nets of this kind of input, as a list."""
+    """Return the reasons of what a target does not take though it takes nets of this kind of input, as a list.
+
+    Targets of converted weights take what another project's classes compute; their sections state that.
+    """
+    from zoo.export import TARGETS
+
     lines = []
-    for name in order:
+    for name in (name for name in order if TARGETS[name].form == "graphs"):
         reasons: dict[str, list[str]] = {}
         for family in (family for families in COLUMNS.values() for family in families):
             reason = record[name][family].get("reason", "")
@@ -88,7 +94,8 @@ def contents(record: Mapping[str, Cells], order: Sequence[str]) -> dict[str, str
     """Return what is between the marks of each page: the table, on the page about exports with the reasons."""
     shown = table(record, order)
     reasons = refusals(record, order)
-    return {"README.md": shown, "docs/export.md": f"{shown}\n\nWhat a target refuses, and why:\n\n{reasons}"}
+    refused = f"Refused, though the target takes inputs of this kind:\n\n{reasons}"
+    return {"README.md": shown, "docs/export.md": f"{shown}\n\n{refused}"}
 
 
 def main() -> None:

@@ -28,8 +28,16 @@ def record(target: str, family: str, cell: dict, write: bool) -> None:
     assert cells.get(target, {}).get(family) == cell, "pytest --write-expected records it; look at the difference"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", TARGETS)
+COMPILED = ("aoti", "executorch")  # whose compilers take half a minute for each net
+QUICK = ("ResNet for CIFAR", "ResNet, feature maps", "Transformer")
+CELLS = [
+    pytest.param(name, family, marks=pytest.mark.slow if name in COMPILED and family not in QUICK else ())
+    for name in TARGETS
+    for family in FAMILIES
+]
+
+
+@pytest.mark.parametrize(("name", "family"), CELLS)
 def test_a_family_in_a_target(name, family, tmp_path, request):
     target = TARGETS[name]
     try:

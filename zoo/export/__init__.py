@@ -126,17 +126,6 @@ register_target(
 )
 register_target(
     Target(
-        "openvino",
-        "zoo.export.openvino",
-        EVERY,
-        packages=("openvino", "nncf", "onnx", "onnxscript", "torch"),
-        extra="openvino",
-        runs_deployments=True,
-        options=frozenset({"half", "int8"}),
-    )
-)
-register_target(
-    Target(
         "onnx-web",
         "zoo.export.onnx_web",
         EVERY,
@@ -148,28 +137,27 @@ register_target(
 )
 register_target(
     Target(
-        "torchvision",
-        "zoo.export.torchvision_layout",
-        ("images",),
-        packages=("torch", "torchvision"),
-        runtime="torchvision",
-        folded=False,
-        form="net",
+        "openvino",
+        "zoo.export.openvino",
+        EVERY,
+        packages=("openvino", "nncf", "onnx", "onnxscript", "torch"),
+        extra="openvino",
+        runs_deployments=True,
+        options=frozenset({"half", "int8"}),
     )
 )
 register_target(
     Target(
-        "detectron2",
-        "zoo.export.detectron2_layout",
-        ("images", "image_lists"),
-        packages=("torch",),
-        folded=False,
-        form="net",
-        runs_code=True,
+        "tensorrt",
+        "zoo.export.tensorrt",
+        VISION,
+        packages=("onnx", "onnxruntime", "onnxscript", "torch"),
+        extra="tensorrt",
+        runtime="onnxruntime",
+        dynamic=frozenset(),
+        options=frozenset({"half"}),
+        remark="no engine was built; on the machine with the GPU: trtexec --onnx=model.onnx --saveEngine=model.engine",
     )
-)
-register_target(
-    Target("fairseq", "zoo.export.fairseq", ("text",), packages=("torch", "sentencepiece"), folded=False, form="net")
 )
 register_target(
     Target(
@@ -184,18 +172,6 @@ register_target(
 )
 register_target(
     Target(
-        "litert",
-        "zoo.export.litert",
-        VISION,
-        packages=("ai-edge-litert", "ai-edge-quantizer", "litert-converter", "litert-torch", "torch"),
-        extra="litert",
-        dynamic=frozenset(),
-        options=frozenset({"half"}),
-        channels_last=True,
-    )
-)
-register_target(
-    Target(
         "aoti",
         "zoo.export.aoti",
         (*VISION, "text"),
@@ -203,32 +179,6 @@ register_target(
         options=frozenset({"half"}),
         runs_code=True,
         remark="it has machine code: load only files that you trust, with the version of torch that wrote them",
-    )
-)
-register_target(
-    Target(
-        "coreml",
-        "zoo.export.coreml",
-        VISION,
-        packages=("coremltools", "torch"),
-        extra="coreml",
-        runtime="torch",
-        dynamic=frozenset(),
-        options=frozenset({"half"}),
-        remark="Core ML itself does not run here: PyTorch evaluated the operators of the saved program",
-    )
-)
-register_target(
-    Target(
-        "tensorrt",
-        "zoo.export.tensorrt",
-        VISION,
-        packages=("onnx", "onnxruntime", "onnxscript", "torch"),
-        extra="tensorrt",
-        runtime="onnxruntime",
-        dynamic=frozenset(),
-        options=frozenset({"half"}),
-        remark="no engine was built; on the machine with the GPU: trtexec --onnx=model.onnx --saveEngine=model.engine",
     )
 )
 register_target(
@@ -260,6 +210,31 @@ register_target(
 )
 register_target(
     Target(
+        "litert",
+        "zoo.export.litert",
+        VISION,
+        packages=("ai-edge-litert", "ai-edge-quantizer", "litert-converter", "litert-torch", "torch"),
+        extra="litert",
+        dynamic=frozenset(),
+        options=frozenset({"half"}),
+        channels_last=True,
+    )
+)
+register_target(
+    Target(
+        "coreml",
+        "zoo.export.coreml",
+        VISION,
+        packages=("coremltools", "torch"),
+        extra="coreml",
+        runtime="torch",
+        dynamic=frozenset(),
+        options=frozenset({"half"}),
+        remark="Core ML itself does not run here: PyTorch evaluated the operators of the saved program",
+    )
+)
+register_target(
+    Target(
         "jax",
         "zoo.export.jax",
         (*VISION, "text"),
@@ -272,6 +247,31 @@ register_target(
         options=frozenset({"half"}),
         remark="train.py in the folder goes on training",
     )
+)
+register_target(
+    Target(
+        "torchvision",
+        "zoo.export.torchvision_layout",
+        ("images",),
+        packages=("torch", "torchvision"),
+        runtime="torchvision",
+        folded=False,
+        form="net",
+    )
+)
+register_target(
+    Target(
+        "detectron2",
+        "zoo.export.detectron2_layout",
+        ("images", "image_lists"),
+        packages=("torch",),
+        folded=False,
+        form="net",
+        runs_code=True,
+    )
+)
+register_target(
+    Target("fairseq", "zoo.export.fairseq", ("text",), packages=("torch", "sentencepiece"), folded=False, form="net")
 )
 
 
