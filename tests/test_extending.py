@@ -465,7 +465,7 @@ def test_the_launcher_knows_what_its_files_register(outputs):
 def test_entry_points(outputs):
     assert outputs["list"] == (0, "flipped_rescalenet20_cifar\n")
     assert outputs["targets"][0] == 0
-    assert "pt2 (images)" in " ".join(re.sub("[│\n]", " ", outputs["targets"][1]).split())
+    assert "torchscript (images, clips)" in " ".join(re.sub("[│\n]", " ", outputs["targets"][1]).split())
     code, text = outputs["task"]
     assert code == 0
     assert text.startswith("task: rotation\n")

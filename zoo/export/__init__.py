@@ -140,7 +140,7 @@ register_target(
         "openvino",
         "zoo.export.openvino",
         EVERY,
-        packages=("openvino", "nncf", "onnx", "onnxscript", "torch"),
+        packages=("openvino", "onnx", "onnxscript", "torch"),
         extra="openvino",
         runs_deployments=True,
         options=frozenset({"half", "int8"}),

@@ -54,8 +54,15 @@ def float_islands(graph: Graph, folder: Path) -> dict[str, int]:
 
 
 def _int8() -> Any:
-    """Return the module of the quantisation. It needs NNCF, whose import takes seconds."""
-    return import_module("zoo.export.openvino_int8")
+    """Return the module of the quantisation. It needs NNCF, whose import takes seconds.
+
+    Raises:
+        ExportError: NNCF is not installed.
+    """
+    try:
+        return import_module("zoo.export.openvino_int8")
+    except ModuleNotFoundError as error:
+        raise ExportError(f"--int8 for openvino needs {error.name}: pip install 'rescalenet-zoo[int8]'") from None
 
 
 def converted(graph: Graph, path: Path) -> openvino.Model:
