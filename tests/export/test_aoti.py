@@ -99,7 +99,7 @@ def test_a_missing_compiler_is_named(tmp_path):
 def test_an_old_torch_is_named(monkeypatch, tmp_path):
     functions = get_target("aoti").functions()
     monkeypatch.setattr(functions, "supported", lambda: False)
-    with pytest.raises(ExportError, match=r"needs torch>=2.15, not \S+: pip install 'rescalenet-zoo\[aoti\]'$"):
+    with pytest.raises(ExportError, match=r"needs torch>=2.15, not \S+: pip install -U torch torchvision$"):
         export_net(narrow("cifar"), [samples("cifar", *size) for size in SIZES], tmp_path / "net", "aoti")
 
 

@@ -38,6 +38,13 @@ REGISTERED = [name for kind in ("images", "clips", "text") for name in zoo.list_
 run = nnx.jit(lambda net, *inputs: net(*inputs))
 
 
+@pytest.fixture(autouse=True)
+def single_precision():
+    """litert_torch, which other tests import, turns 64-bit types on for the whole process."""
+    with jax.enable_x64(False):
+        yield
+
+
 def to_flax(model):
     """The net in JAX with the parameters of a net in PyTorch."""
     net = flax_net.build(asdict(model.config), flax_net.Init.of(0, zeros=True))

@@ -40,13 +40,18 @@ def test_every_target_has_a_section():
     assert set(TARGETS) <= set(SECTIONS)
 
 
-@pytest.mark.parametrize("name", [name for name in TARGETS if name in SECTIONS and code_of(name)])
+@pytest.mark.parametrize(
+    "name",
+    [name for name in TARGETS if name in SECTIONS and any(f"out/cifar/{name}" in code for code in code_of(name))],
+)
 def test_the_lines_of_a_target(name, tmp_path, monkeypatch):
     target = TARGETS[name]
     try:
         target.functions()
     except ExportError as error:
         pytest.skip(str(error))
+    if name == "coreml" and sys.platform != "darwin":
+        pytest.skip("Core ML runs on macOS alone")
     (program,) = code_of(name)
     lines = [line for line in program.splitlines() if line.strip() and not re.match(r"(import|from) ", line)]
     assert len(lines) <= LINES
@@ -67,7 +72,7 @@ def test_the_lines_of_a_target(name, tmp_path, monkeypatch):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [best_class()]
+    assert done.stdout.split()[-1] == best_class()  # MNN prints the features of the processor first
 
 
 def test_the_lines_in_python(tmp_path, monkeypatch):
