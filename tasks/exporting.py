@@ -17,9 +17,10 @@ import zoo
 from tasks.errors import UserError
 from tasks.files import pictures_dir
 from tasks.images import find_images, read_picture
-from tasks.spec import spec_of
+from tasks.spec import load_model, spec_of
 from zoo.export import Target, get_target, targets_for
 from zoo.export.graphs import Deployment, Settings
+from zoo.export.images import graph_of
 from zoo.export.manifest import digest, read_manifest
 from zoo.export.writing import Exported, check_export, export, require_replaceable
 from zoo.weights import ENDINGS
@@ -251,3 +252,42 @@ def resized(transform: Any, size: int) -> Any:
 def net_to_export(model: nn.Module, features: bool) -> nn.Module:
     """Return the net of a classifier, or its feature extractor with all levels."""
     return zoo.FeatureExtractor(model, None) if features else model  # type: ignore[arg-type]
+
+
+def classifier_deployment(
+    entry: zoo.Weights,
+    request: ExportRequest,
+    options: Any,
+    transform: Any,
+    samples: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    shown: str,
+) -> Deployment:
+    """Return the graph of a classifier of images (N, C, H, W) or clips (N, C, T, H, W), with its description.
+
+    Args:
+        entry: weights of the classifier.
+        request: request of the command.
+        options: options ``normalize``, ``softmax`` and ``features``.
+        transform: transform of the weights, at the size of the export.
+        samples: batches at which the graph is compared.
+        inputs: single inputs, of which the first are for quantisation.
+        shown: description of the samples.
+    """
+    clips = samples[0].ndim == 5
+    graph = graph_of(
+        net_to_export(load_model(entry), options.features),
+        samples,
+        shown,
+        folded=request.fold,
+        standardise=standardisation(transform, options.normalize),
+        softmax=options.softmax,
+        transform=transform,
+    )
+    layout = "NCTHW" if clips else "NCHW"
+    description = {
+        "input": describe_images(transform, normalize=options.normalize, layout=layout),
+        "classes": [] if options.features else list(entry.classes),
+    }
+    calibration = tuple((x[None],) for x in inputs[: request.calibration])
+    return Deployment("clips" if clips else "images", (graph,), description, calibration=calibration)

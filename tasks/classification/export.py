@@ -8,19 +8,15 @@ from tasks.errors import UserError
 from tasks.exporting import (
     ExportRequest,
     batches,
-    describe_images,
-    net_to_export,
+    classifier_deployment,
     read_inputs,
     require_graph,
     resized,
     second_size,
     shown_pictures,
-    standardisation,
     unstandardised,
 )
-from tasks.spec import load_model
 from zoo.export.graphs import Deployment
-from zoo.export.images import graph_of
 
 
 def deployment(entry: zoo.Weights, request: ExportRequest, options: ClassificationExportOptions) -> Deployment:
@@ -42,19 +38,5 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: Classificati
     count = max(8, request.calibration)
     inputs = read_inputs(paths, channels, small.build(), count)
     samples = batches(inputs, read_inputs(paths, channels, large.build(), 2))
-    net = net_to_export(load_model(entry), options.features)
-    graph = graph_of(
-        net,
-        samples,
-        f"{shown}, {small.size} and {large.size} px",
-        folded=request.fold,
-        standardise=standardisation(transform, options.normalize),
-        softmax=options.softmax,
-        transform=transform,
-    )
-    description = {
-        "input": describe_images(transform, normalize=options.normalize, layout="NCHW"),
-        "classes": [] if options.features else list(entry.classes),
-    }
-    calibration = tuple((x[None],) for x in inputs[: request.calibration])
-    return Deployment("images", (graph,), description, calibration=calibration)
+    shown = f"{shown}, {small.size} and {large.size} px"
+    return classifier_deployment(entry, request, options, transform, samples, inputs, shown)

@@ -15,24 +15,20 @@ from tasks.errors import DataError, UserError
 from tasks.exporting import (
     ExportRequest,
     batches,
-    describe_images,
-    net_to_export,
+    classifier_deployment,
     require_graph,
     resized,
     second_size,
     shown_pictures,
-    standardisation,
     unstandardised,
 )
 from tasks.files import find_files
 from tasks.images import find_images, read_image
-from tasks.spec import load_model
 from tasks.video.commands import VideoExportOptions
 from tasks.video.data import as_clip
 from tasks.video.decode import EXTENSIONS, probe, read_frames
 from tasks.video.sampling import ClipSampler
 from zoo.export.graphs import Deployment
-from zoo.export.images import graph_of
 
 
 def deployment(entry: zoo.Weights, request: ExportRequest, options: VideoExportOptions) -> Deployment:
@@ -53,22 +49,8 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: VideoExportO
     clips, shown = _clips(small, request.data, max(4, request.calibration))
     inputs = [small.build()(clip) for clip in clips]
     samples = batches(inputs, [large.build()(clip) for clip in clips[:2]])
-    net = net_to_export(load_model(entry), options.features)
-    graph = graph_of(
-        net,
-        samples,
-        f"{shown}, {small.size} and {large.size} px",
-        folded=request.fold,
-        standardise=standardisation(transform, options.normalize),
-        softmax=options.softmax,
-        transform=transform,
-    )
-    description = {
-        "input": describe_images(transform, normalize=options.normalize, layout="NCTHW"),
-        "classes": [] if options.features else list(entry.classes),
-    }
-    calibration = tuple((x[None],) for x in inputs[: request.calibration])
-    return Deployment("clips", (graph,), description, calibration=calibration)
+    shown = f"{shown}, {small.size} and {large.size} px"
+    return classifier_deployment(entry, request, options, transform, samples, inputs, shown)
 
 
 def _clips(transform: zoo.VideoTransform, data: Path | None, count: int) -> tuple[list[Tensor], str]:
