@@ -94,7 +94,7 @@ def export_weights(
     request = ExportRequest(target, fold and target.folded, data, CALIBRATION if int8 else 0)
     deployment = _deployment(entry, request, options)
     if int8 and not deployment.calibration:
-        raise UserError("--int8: is for nets of images and clips, and for body and pyramid of detectors (--features)")
+        raise UserError("--int8: is for nets of images and clips and for detectors; leave it out")
     return export(deployment, target, folder, Settings(half, deployment.calibration), overwrite=overwrite)
 
 
@@ -130,7 +130,9 @@ def check_again(folder: Path, weights: str | None, *, trust: bool = False) -> Ex
         )
     arguments = manifest.arguments
     data = arguments.get("data")
-    request = ExportRequest(target, bool(arguments.get("fold")), None if data is None else Path(data))
+    request = ExportRequest(
+        target, bool(arguments.get("fold")), None if data is None else Path(data), manifest.calibration
+    )
     return check_export(folder, manifest, _deployment(entry, request, arguments.get("options", {})), target)
 
 

@@ -134,23 +134,23 @@ def separated(conv: nn.Module, act: nn.Module, depthwise: bool) -> nn.Module:
 class Unscale(OnTrunk):
     """From the stored trunk, scale * x + shift, to the feature map x (N, C, ...) of the formulas. The shift is (C,)."""
 
-    shift: Tensor | None
+    minus_shift: Tensor | None  # an addition is quantised where a subtraction is not
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = 1.0
-        self.register_buffer("shift", None)
+        self.register_buffer("minus_shift", None)
 
     def set_scales(self, scales: ModuleScales) -> None:
         self.scale = scales.scale_in
 
     def set_shift(self, shift: Shift, like: Tensor) -> None:
         """Subtract this shift from now on, in the dtype and on the device of ``like``."""
-        self.shift = None if shift is None else shift.to(like)
+        self.minus_shift = None if shift is None else -shift.to(like)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.shift is not None:
-            x = x - self.shift.view(-1, *[1] * (x.ndim - 2))
+        if self.minus_shift is not None:
+            x = x + self.minus_shift.view(-1, *[1] * (x.ndim - 2))
         return x if self.scale == 1 else x / self.scale
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import zoo
 from tasks.detection.commands import DetectionExportOptions
+from tasks.detection.rcnn import Standardize
 from tasks.errors import DataError, UserError
 from tasks.exporting import (
     ExportRequest,
@@ -31,6 +34,16 @@ from zoo.transforms import InputTransform
 
 SIZES = 4  # pictures of different sizes that a whole detector is compared at
 PYRAMID_SIDES = (128, 192)  # pixels of the inputs at which body and pyramid are compared
+CALIBRATION = 64  # pictures, which are large: quantisation is calibrated on no more of them
+# The layers with weights. What is between them, such as NMS and the pooling of regions, stays in float.
+QUANTISED = (
+    "backbone",
+    "rpn.head",
+    "roi_heads.box_head",
+    "roi_heads.box_predictor",
+    "roi_heads.mask_head",
+    "roi_heads.mask_predictor",
+)
 
 
 class OneImage(nn.Module):
@@ -60,6 +73,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: DetectionExp
     if options.normalize:
         raise UserError("--normalize: a whole detector standardises itself; leave it out, or give --features")
     graph = whole_graph(detector, _images(request), _shown(request), folded=request.fold)
+    calibration = tuple((image,) for image in _calibration_images(request))
     description = {
         "input": describe_images(transform, normalize=True, layout="CHW"),
         "classes": list(entry.classes),
@@ -69,7 +83,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: DetectionExp
             "masks": "probability of each pixel",
         },
     }
-    return Deployment("image_lists", (graph,), description)
+    return Deployment("image_lists", (graph,), description, calibration=calibration)
 
 
 def whole_graph(detector: Any, images: list[Tensor], shown: str, *, folded: bool = True) -> Graph:
@@ -114,7 +128,13 @@ def whole_graph(detector: Any, images: list[Tensor], shown: str, *, folded: bool
         compares="objects",
         net=detector,
         stand_in=stand_in,
+        quantised=tuple(f"detector.{name}" for name in QUANTISED if _has(module, name)),
     )
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    """Return whether a module has a submodule of this name: a Faster R-CNN has no mask head."""
+    return any(key == name for key, _ in module.named_modules())
 
 
 def _shown(request: ExportRequest) -> str:
@@ -144,6 +164,14 @@ def _images(request: ExportRequest) -> list[Tensor]:
     return images
 
 
+def _calibration_images(request: ExportRequest) -> Iterator[Tensor]:
+    """Yield images (3, H, W) in 0..1 that quantisation is calibrated on, in their own sizes."""
+    transform = zoo.DetectionTransform(1, 1, (0.0,) * 3, (1.0,) * 3).build()
+    count = min(request.calibration, CALIBRATION)
+    for path in islice(find_images([str(request.data)]) if count else (), count):
+        yield transform(read_image(path))
+
+
 def _pyramid(
     detector: nn.Module, transform: zoo.DetectionTransform, request: ExportRequest, options: DetectionExportOptions
 ) -> Deployment:
@@ -160,7 +188,7 @@ def _pyramid(
             InputTransform(
                 side, side, *statistics, channel_order="RGB" if options.normalize else transform.channel_order
             ).build(),
-            max(8, request.calibration),
+            8,
         )
         for side in PYRAMID_SIDES
     )
@@ -174,5 +202,10 @@ def _pyramid(
         transform=transform,
     )
     description = {"input": describe_images(transform, normalize=options.normalize, layout="NCHW"), "classes": []}
-    calibration = tuple((x[None],) for x in islice(small, request.calibration))
+    # quantisation is calibrated at the sizes that the detector works at
+    own = replace(transform, mean=statistics[0], std=statistics[1])
+    if options.normalize:
+        own = replace(own, channel_order="RGB")
+    prepare = Standardize(own, detector.transform.size_divisible).eval()  # type: ignore[arg-type, union-attr]
+    calibration = tuple((prepare([image])[0].tensors,) for image in _calibration_images(request))
     return Deployment("images", (graph,), description, calibration=calibration)

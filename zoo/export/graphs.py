@@ -53,6 +53,7 @@ class Graph:
         stand_in: graph that differs in a threshold and is compared too, but not kept: at the samples the graph itself
             has no objects, so that nothing would be compared. None: the graph is compared itself.
         transform: transform of the net's inputs, for targets that write it into files of their own; None: unknown.
+        quantised: names of the submodules of ``module`` that int8 is for; (): all of it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Graph:
     net: nn.Module | None = None
     stand_in: Graph | None = None
     transform: AnyTransform | None = None
+    quantised: tuple[str, ...] = ()
 
     def run(self, arguments: Sequence[Tensor]) -> Arrays:
         """Return the module's outputs in PyTorch, in order."""

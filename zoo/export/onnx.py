@@ -53,7 +53,7 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
 
 def float_islands(graph: Graph, folder: Path) -> dict[str, int]:
     """Return how many operators of a quantised graph compute in float between two quantised ones, by type."""
-    return onnx_int8.float_islands(path_of(graph, folder))
+    return onnx_int8.float_islands(path_of(graph, folder), graph)
 
 
 def _export(graph: Graph, path: Path) -> None:

@@ -35,7 +35,7 @@ def quantise(path: Path, graph: Graph, settings: Settings) -> None:
 
     Args:
         path: file of a graph in float32.
-        graph: graph of the file.
+        graph: graph of the file. The exporter names nodes by the module that they are of.
         settings: settings with the inputs of the calibration.
     """
     log = logging.getLogger()
@@ -49,6 +49,7 @@ def quantise(path: Path, graph: Graph, settings: Settings) -> None:
                 str(prepared),
                 str(path),
                 _Reader(graph, settings),
+                nodes_to_quantize=[name for name in _names(prepared) if _is_quantised(name, graph)],
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -58,7 +59,16 @@ def quantise(path: Path, graph: Graph, settings: Settings) -> None:
             log.setLevel(level)
 
 
-def float_islands(path: Path) -> dict[str, int]:
+def _names(path: Path) -> list[str]:
+    return [node.name for node in onnx.load(path).graph.node]
+
+
+def _is_quantised(name: str, graph: Graph) -> bool:
+    """Return whether a node is of a part of the graph that int8 is for."""
+    return not graph.quantised or name.startswith(tuple(f"/{part.replace('.', '/')}/" for part in graph.quantised))
+
+
+def float_islands(path: Path, graph: Graph) -> dict[str, int]:
     """Return how many operators of each type compute in float between two quantised ones, in onnxruntime."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -74,4 +84,4 @@ def float_islands(path: Path) -> dict[str, int]:
         starts={i for i, node in enumerate(nodes) if node.op_type == "DequantizeLinear"},
         ends={i for i, node in enumerate(nodes) if node.op_type == "QuantizeLinear"},
     )
-    return dict(Counter(nodes[i].op_type for i in found))
+    return dict(Counter(nodes[i].op_type for i in found if _is_quantised(nodes[i].name, graph)))

@@ -50,7 +50,7 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
 
 def float_islands(graph: Graph, folder: Path) -> dict[str, int]:
     """Return how many operators of a quantised graph compute in float between two quantised ones, by type."""
-    return _int8().float_islands(path_of(graph, folder))
+    return _int8().float_islands(path_of(graph, folder), graph)
 
 
 def _int8() -> Any:

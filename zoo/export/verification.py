@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from zoo.errors import ExportError
 from zoo.export.graphs import Arrays, Graph, Runner
@@ -16,8 +17,12 @@ from zoo.export.graphs import Arrays, Graph, Runner
 TOLERANCE = 1e-4  # largest |difference| over largest |output| that passes in float32
 HALF_TOLERANCE = 1e-2  # in half precision
 INT8_TOLERANCE = 0.3  # root mean square of the differences over that of the outputs, in int8
-INT8_AGREEMENT = 0.9  # fraction of the inputs whose best class stays the same in int8
+INT8_AGREEMENT = 0.9  # fraction of the inputs whose best class, or of the objects that, stay the same in int8
+INT8_SCORE = 0.5  # objects of this score or more count in int8
+INT8_IOU = 0.5  # of the boxes of an object in float32 and in int8
 PIXELS = 0.01  # largest difference of a box in pixels that passes in float32
+
+Pair = tuple[tuple[Tensor, ...], Arrays]  # inputs of a graph, and its outputs in PyTorch
 
 
 @dataclass(frozen=True)
@@ -29,12 +34,15 @@ class Difference:
         relative: largest |difference| of an output over its largest |value|. Of objects: of scores and masks, and of
             boxes in pixels over ``PIXELS`` times ``TOLERANCE``, so that one tolerance serves both. In int8: root mean
             square of the differences of an output over that of its values.
-        agreement: fraction of the inputs whose best class is the same; None except in int8, for outputs with classes.
+        agreement: fraction of the inputs whose best class is the same, or of the objects that both find; None except in
+            int8, for outputs with classes or objects.
+        compared: what ``agreement`` counts: ``best class`` or ``objects``.
     """
 
     absolute: float
     relative: float
     agreement: float | None = None
+    compared: str = ""
 
     def __or__(self, other: Difference) -> Difference:
         return Difference(max(self.absolute, other.absolute), max(self.relative, other.relative))
@@ -60,24 +68,35 @@ def fitting_samples(graph: Graph, dynamic: frozenset[str]) -> list[tuple[Tensor,
     return [sample for sample in graph.samples if fits(sample)]
 
 
-def compare(graph: Graph, runner: Runner, samples: Sequence[tuple[Tensor, ...]], tolerance: float) -> Difference:
-    """Run samples in the target's runtime and in PyTorch, and return the largest differences.
+def expected_at(graph: Graph, samples: Iterable[tuple[Tensor, ...]]) -> Iterator[Pair]:
+    """Yield inputs with the module's outputs in PyTorch."""
+    for sample in samples:
+        yield sample, graph.run(sample)
+
+
+def _found(graph: Graph, runner: Runner, sample: tuple[Tensor, ...], expected: Arrays) -> Arrays:
+    """Return the outputs of the target's runtime, as many as are expected."""
+    found = tuple(np.asarray(output) for output in runner(tuple(x.cpu().numpy() for x in sample)))
+    if len(found) != len(expected):
+        raise ExportError(f"{graph.name}: {len(found)} outputs, not {len(expected)}")
+    return found
+
+
+def compare(graph: Graph, runner: Runner, pairs: Iterable[Pair], tolerance: float) -> Difference:
+    """Run inputs in the target's runtime, and return the largest differences from PyTorch.
 
     Args:
         graph: graph that was exported.
         runner: function that runs the file.
-        samples: inputs.
+        pairs: inputs with the outputs in PyTorch.
         tolerance: largest relative difference that passes.
 
     Raises:
         ExportError: outputs that differ.
     """
     worst = Difference(0.0, 0.0)
-    for sample in samples:
-        expected = graph.run(sample)
-        found = tuple(np.asarray(output) for output in runner(tuple(x.cpu().numpy() for x in sample)))
-        if len(found) != len(expected):
-            raise ExportError(f"{graph.name}: {len(found)} outputs, not {len(expected)}")
+    for sample, expected in pairs:
+        found = _found(graph, runner, sample, expected)
         difference = _of_objects(graph, found, expected) if graph.compares == "objects" else _of_values(found, expected)
         if not difference.relative <= tolerance:
             sizes = ", ".join(f"{port.name} {tuple(x.shape)}" for port, x in zip(graph.inputs, sample, strict=True))
@@ -89,46 +108,106 @@ def compare(graph: Graph, runner: Runner, samples: Sequence[tuple[Tensor, ...]],
     return worst
 
 
-def compare_int8(graph: Graph, runner: Runner, samples: Sequence[tuple[Tensor, ...]]) -> Difference:
-    """Run samples in int8 in the target's runtime and in float32 in PyTorch, and return how close the outputs are.
+def compare_int8(graph: Graph, runner: Runner, pairs: Iterable[Pair]) -> Difference:
+    """Run inputs in int8 in the target's runtime, and return how close the outputs are to those of PyTorch in float32.
 
     Rounding to 8 bits changes single values by more than other differences, so the root mean square counts.
 
     Args:
         graph: graph that was exported.
         runner: function that runs the quantised file.
-        samples: inputs.
+        pairs: inputs with the outputs in PyTorch.
 
     Returns:
         The largest |difference|, the root mean square of an output's differences over that of its values (of the worst
-        output), and the fraction of the rows of outputs (N, classes) whose largest value is at the same place.
+        output), and the fraction of the rows of outputs (N, classes) whose largest value is at the same place. Of
+        objects the scores are the values, and the fraction is that of objects with a partner, see ``_Partners``.
 
     Raises:
-        ExportError: outputs that differ by more than ``INT8_TOLERANCE`` or agree in less than ``INT8_AGREEMENT``.
+        ExportError: outputs that differ by more than ``INT8_TOLERANCE`` or agree in less than ``INT8_AGREEMENT``, or
+            a detector that finds no object with a score of ``INT8_SCORE``.
     """
-    absolute, rows, same = 0.0, 0, 0
-    errors, squares = np.zeros(len(graph.outputs)), np.zeros(len(graph.outputs))
-    for sample in samples:
-        expected = graph.run(sample)
-        found = tuple(np.asarray(output) for output in runner(tuple(x.cpu().numpy() for x in sample)))
-        if [x.shape for x in found] != [x.shape for x in expected]:
-            raise ExportError(f"{graph.name}: outputs in int8 have other shapes")
-        for i, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
-            difference = np.abs(theirs.astype(np.float64) - ours)
-            absolute = max(absolute, float(difference.max(initial=0.0)))
-            errors[i] += float((difference**2).sum())
-            squares[i] += float((ours.astype(np.float64) ** 2).sum())
-            if ours.ndim == 2:
-                rows, same = rows + len(ours), same + int((ours.argmax(1) == theirs.argmax(1)).sum())
-    relative = float(np.sqrt(errors / np.maximum(squares, 1e-12)).max())
-    agreement = same / rows if rows else None
-    if not (relative <= INT8_TOLERANCE and (agreement is None or agreement >= INT8_AGREEMENT)):
-        classes = "" if agreement is None else f", and the best class is the same in {agreement:.0%}"
+    seen: _Roundings | _Partners = _Partners(graph) if graph.compares == "objects" else _Roundings(graph)
+    for sample, expected in pairs:
+        seen.add(_found(graph, runner, sample, expected), expected)
+    difference = seen.difference()
+    agreement = difference.agreement
+    if not (difference.relative <= INT8_TOLERANCE and (agreement is None or agreement >= INT8_AGREEMENT)):
+        same = "" if agreement is None else f", with the same {difference.compared} in {agreement:.0%}"
         raise ExportError(
-            f"{graph.name}: outputs in int8 differ by {relative:.2f} (root mean square){classes}; must be <= "
+            f"{graph.name}: outputs in int8 differ by {difference.relative:.2f} (root mean square){same}; must be <= "
             f"{INT8_TOLERANCE:g} and >= {INT8_AGREEMENT:.0%}; give more or other inputs with --data"
         )
-    return Difference(absolute, relative, agreement)
+    return difference
+
+
+class _Roundings:
+    """Differences of values that int8 rounds."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.name = graph.name
+        self.absolute, self.rows, self.same = 0.0, 0, 0
+        self.errors, self.squares = np.zeros(len(graph.outputs)), np.zeros(len(graph.outputs))  # sums of an output
+
+    def add(self, found: Arrays, expected: Arrays) -> None:
+        """Add the outputs at an input."""
+        if [x.shape for x in found] != [x.shape for x in expected]:
+            raise ExportError(f"{self.name}: outputs in int8 have other shapes")
+        for i, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
+            difference = np.abs(theirs.astype(np.float64) - ours)
+            self.absolute = max(self.absolute, float(difference.max(initial=0.0)))
+            self.errors[i] += float((difference**2).sum())
+            self.squares[i] += float((ours.astype(np.float64) ** 2).sum())
+            if ours.ndim == 2:
+                self.rows += len(ours)
+                self.same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+
+    def difference(self) -> Difference:
+        """Return the differences of all inputs."""
+        relative = float(np.sqrt(self.errors / np.maximum(self.squares, 1e-12)).max())
+        return Difference(self.absolute, relative, self.same / self.rows if self.rows else None, "best class")
+
+
+class _Partners:
+    """Objects in float32 and in int8 that are the same: of one label, with boxes of an IoU of ``INT8_IOU`` or more.
+
+    Objects with a score below ``INT8_SCORE`` may be partners, but need none: small changes move them across the
+    detector's own threshold, and NMS keeps another of two that overlap.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.sure, self.paired = 0, 0
+        self.differences: list[float] = []  # of the scores of partners
+        self.scores: list[float] = []
+
+    def add(self, found: Arrays, expected: Arrays) -> None:
+        """Add the objects of an image."""
+        names = [port.name for port in self.graph.outputs]
+        theirs, ours = (
+            {k: torch.from_numpy(np.array(v)) for k, v in zip(names, x, strict=True)} for x in (found, expected)
+        )
+        overlap = box_iou(ours["boxes"].double(), theirs["boxes"].double())  # (M, F)
+        overlap[ours["labels"][:, None] != theirs["labels"]] = 0
+        for one, other, rows in ((ours, theirs, overlap), (theirs, ours, overlap.T)):
+            for score, row in zip(one["scores"].tolist(), rows, strict=True):
+                if score >= INT8_SCORE:
+                    self.sure += 1
+                    if len(row) and row.max() >= INT8_IOU:
+                        self.paired += 1
+                        self.differences.append(abs(score - float(other["scores"][row.argmax()])))
+                        self.scores.append(score)
+
+    def difference(self) -> Difference:
+        """Return the differences of all images."""
+        if not self.sure:
+            raise ExportError(
+                f"{self.graph.name}: no object has a score of {INT8_SCORE:g}: nothing could be compared; give other "
+                "inputs with --data"
+            )
+        squares = np.square(self.differences).sum(), np.square(self.scores).sum()
+        relative = float(np.sqrt(squares[0] / max(squares[1], 1e-12)))
+        return Difference(max(self.differences, default=0.0), relative, self.paired / self.sure, "objects")
 
 
 def _of_values(found: Arrays, expected: Arrays) -> Difference:
@@ -145,13 +224,16 @@ def _of_values(found: Arrays, expected: Arrays) -> Difference:
     return worst
 
 
-def require_contrast(graph: Graph, samples: Sequence[tuple[Tensor, ...]]) -> None:
+def require_contrast(graph: Graph, outputs: Sequence[Arrays]) -> None:
     """Refuse outputs that do not depend on the input: their comparison shows nothing.
+
+    Args:
+        graph: graph to export.
+        outputs: its outputs in PyTorch at several inputs.
 
     Raises:
         ExportError: no object was found, or an output is the same for all inputs.
     """
-    outputs = [graph.run(sample) for sample in samples]
     if graph.compares == "objects":
         if not any(len(each[0]) for each in outputs):
             raise ExportError(f"{graph.name}: no object is found in {graph.shown}: nothing could be compared")

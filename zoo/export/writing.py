@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +18,7 @@ from zoo.export.verification import (
     Difference,
     compare,
     compare_int8,
+    expected_at,
     fitting_samples,
     require_contrast,
 )
@@ -54,9 +56,9 @@ class Exported:
 
     def __str__(self) -> str:
         text = f"{self.folder}: agrees in {self.runtime} to {self.worst:.1e} at {self.shown}"
-        agreements = [d.agreement for d in self.differences.values() if d.agreement is not None]
-        if agreements:
-            text += f", in int8 with the same best class in {min(agreements):.1%}"
+        for difference in self.differences.values():
+            if difference.agreement is not None:
+                text += f", in int8 with the same {difference.compared} in {difference.agreement:.1%}"
         return f"{text}; {self.remark}" if self.remark else text
 
 
@@ -91,8 +93,8 @@ def export(
     for option, given in (("half", settings.half), ("int8", settings.calibration)):
         if given and option not in target.options:
             raise ExportError(f"export to {target.name}: --{option} is not for this target; leave it out")
-    if settings.calibration and deployment.kind not in VISION:
-        raise ExportError("--int8 is for nets of images and clips; leave it out, or of a detector give --features")
+    if settings.calibration and deployment.kind not in (*VISION, "image_lists"):
+        raise ExportError("--int8 is for nets of images and clips and for detectors; leave it out")
     require_replaceable(folder, overwrite=overwrite)
     # the files, in a folder that is kept if they agree
     functions = target.functions()
@@ -146,14 +148,16 @@ def check_graph(graph: Graph, target: Target, folder: Path, settings: Settings) 
     Raises:
         ExportError: outputs that differ or do not depend on the input.
     """
-    tolerance = HALF_TOLERANCE if settings.half else TOLERANCE
-    functions, samples = target.functions(), fitting_samples(graph, target.dynamic)
-    if settings.calibration:
-        require_contrast(graph, samples)
-        return compare_int8(graph, functions.load(graph, folder), [*samples, *settings.calibration])
-    difference = compare(graph, functions.load(graph, folder), samples, tolerance)
+    functions = target.functions()
+    runner = functions.load(graph, folder)
+    pairs = list(expected_at(graph, fitting_samples(graph, target.dynamic)))
     if graph.stand_in is None:
-        require_contrast(graph, samples)
+        require_contrast(graph, [expected for _, expected in pairs])
+    if settings.calibration:
+        difference = compare_int8(graph, runner, chain(pairs, expected_at(graph, settings.calibration)))
+    else:
+        difference = compare(graph, runner, pairs, HALF_TOLERANCE if settings.half else TOLERANCE)
+    if graph.stand_in is None:
         return difference
     with TemporaryDirectory() as other:
         functions.write(graph.stand_in, Path(other), settings)
@@ -173,8 +177,7 @@ def check_export(folder: Path, manifest: Manifest, deployment: Deployment, targe
         ExportError: files that are missing or changed, or outputs that differ.
     """
     check_files(folder, manifest)
-    calibration = deployment.graphs[0].samples if manifest.calibration else ()
-    settings = Settings(manifest.half, calibration)
+    settings = Settings(manifest.half, deployment.calibration)
     differences = {graph.name: check_graph(graph, target, folder, settings) for graph in deployment.graphs}
     shown = [deployment.graphs[0].shown]
     if deployment.check is not None and target.runs_deployments:
