@@ -1,50 +1,48 @@
-"""The lines of docs/export.md run in each target's own code and name what the net sees."""
+"""The lines of docs/export.md run in each target's own code and name what the net sees.
 
-import re
+``tests/interop/test_export_page.py`` has those of detectron2 and fairseq, ``test_onnx_web.py`` those in JavaScript,
+``test_aoti.py`` those in C++.
+"""
+
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+import torchvision
+from torchvision.transforms.v2.functional import normalize
 
 import zoo
 from tasks.exporting import export_weights
-from tests.helpers.paths import ROOT
+from tests.helpers.export_page import enter, pixels, programs_of, published_resnet50, run_commands, run_program
 from zoo.errors import ExportError
 from zoo.export import TARGETS
 
-PAGE = (ROOT / "docs/export.md").read_text(encoding="utf-8")
 WEIGHTS = "rescalenet20_cifar.cifar10_v2"
-PICTURE = ROOT / "pictures/photographs/cat/chelsea.jpg"
-SECTIONS = dict(re.findall(r"^## (\S+)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
-LINES = 10  # of a program, without imports and blank lines
-
-
-def code_of(name):
-    return re.findall(r"```python\n(.*?)```", SECTIONS[name], re.DOTALL)
 
 
 def best_class():
     """What PyTorch finds in the picture that the page reads."""
     entry = zoo.get_weights(WEIGHTS)
-    pixels = np.asarray(Image.open(PICTURE).convert("RGB").resize((32, 32)), np.float32).transpose(2, 0, 1) / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (entry.transform.mean, entry.transform.std))
     with torch.no_grad():
-        logits = zoo.create_model(entry.config.name, WEIGHTS).eval()(((torch.from_numpy(pixels) - mean) / std)[None])
+        logits = zoo.create_model(entry.config.name, WEIGHTS).eval()(((pixels(32, 32) - mean) / std)[None])
     return entry.classes[int(logits.argmax())]
 
 
-def test_every_target_has_a_section():
-    assert set(TARGETS) <= set(SECTIONS)
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    return enter(tmp_path, monkeypatch)
+
+
+def test_every_target_has_a_section_with_lines():
+    assert [name for name in TARGETS if not programs_of(name)] == ["onnx-web"]  # JavaScript
 
 
 @pytest.mark.parametrize(
-    "name",
-    [name for name in TARGETS if name in SECTIONS and any(f"out/cifar/{name}" in code for code in code_of(name))],
+    "name", [name for name in TARGETS if any(f"out/cifar/{name}" in code for code in programs_of(name))]
 )
-def test_the_lines_of_a_target(name, tmp_path, monkeypatch):
+def test_the_lines_of_a_target(name, folder):
     target = TARGETS[name]
     try:
         target.functions()
@@ -52,17 +50,13 @@ def test_the_lines_of_a_target(name, tmp_path, monkeypatch):
         pytest.skip(str(error))
     if name == "coreml" and sys.platform != "darwin":
         pytest.skip("Core ML runs on macOS alone")
-    (program,) = code_of(name)
-    lines = [line for line in program.splitlines() if line.strip() and not re.match(r"(import|from) ", line)]
-    assert len(lines) <= LINES
+    (program,) = programs_of(name)
     assert "zoo" not in program
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").symlink_to(ROOT / "pictures")
     options = {"normalize": True, "softmax": True} if target.form == "graphs" else {}
     export_weights(
         WEIGHTS,
         name,
-        tmp_path / "out/cifar" / name,
+        folder / "out/cifar" / name,
         fold=True,
         data=None,
         half=False,
@@ -75,8 +69,38 @@ def test_the_lines_of_a_target(name, tmp_path, monkeypatch):
     assert done.stdout.split()[-1] == best_class()  # MNN prints the features of the processor first
 
 
-def test_the_lines_in_python(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (program,) = re.findall(r"## From Python\n+```python\n(.*?)```", PAGE, re.DOTALL)
-    exec(compile(program, "docs/export.md", "exec"), {})
-    assert (tmp_path / "out/from_python/model.onnx").is_file()
+def test_the_lines_of_torchvision(folder, capsys, monkeypatch):
+    """With random weights under the name of torchvision's file: the logits are those of torchvision's own net."""
+    net = published_resnet50(folder, monkeypatch)
+    assert "agrees in torchvision" in run_commands("torchvision", capsys, monkeypatch)
+    (program,) = programs_of("torchvision")
+    assert "zoo" not in program
+    scope = run_program(program)
+    weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V2
+    x = normalize(pixels(224, 224), weights.transforms().mean, weights.transforms().std)[None]
+    with torch.no_grad():
+        right = net(x)
+    assert (scope["logits"] - right).abs().max() < 3e-6 * right.abs().max()
+    assert capsys.readouterr().out.strip() == weights.meta["categories"][int(right.argmax())]
+
+
+def test_the_lines_of_segmentation_models(folder, capsys):
+    """The maps of the encoder are those of the weights at the picture that the lines prepare."""
+    pytest.importorskip("segmentation_models_pytorch")
+    (program,) = programs_of("segmentation_models_pytorch")
+    scope = run_program(program)
+    assert capsys.readouterr().out.strip() == "torch.Size([1, 2, 288, 448])"
+    transform = zoo.get_weights("rescalenet18.flowers").transform
+    x = normalize(pixels(288, 448), list(transform.mean), list(transform.std))[None]
+    torch.testing.assert_close(scope["x"], x, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        found = scope["model"].encoder(x)[1:]
+        expected = zoo.create_model("rescalenet18", "rescalenet18.flowers").eval().forward_levels(x)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_lines_in_python(folder):
+    (program,) = programs_of("From Python")
+    run_program(program)
+    assert (folder / "out/from_python/model.onnx").is_file()
