@@ -4,6 +4,7 @@
 ``test_aoti.py`` those in C++.
 """
 
+import json
 import subprocess
 import sys
 
@@ -14,7 +15,17 @@ from torchvision.transforms.v2.functional import normalize
 
 import zoo
 from tasks.exporting import export_weights
-from tests.helpers.export_page import enter, pixels, programs_of, published_resnet50, run_commands, run_program
+from tests.helpers.export_page import (
+    PICTURE,
+    blocks_of,
+    enter,
+    pixels,
+    programs_of,
+    published_resnet50,
+    run_commands,
+    run_console,
+    run_program,
+)
 from zoo.errors import ExportError
 from zoo.export import TARGETS
 
@@ -67,6 +78,21 @@ def test_the_lines_of_a_target(name, folder):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == best_class()  # MNN prints the features of the processor first
+
+
+def test_the_way_from_training_to_a_file_that_runs(folder, capsys, caplog, monkeypatch):
+    """The commands of the page print what it shows, and the lines name the picture's class."""
+    section = "From training to a file that runs"
+    (config,) = blocks_of(section, "yaml")
+    (folder / "mine.yaml").write_text(config)
+    run_console(section, capsys, caplog, monkeypatch)
+    (program,) = programs_of(section)
+    assert "zoo" not in program
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((folder / "out/mine/onnx/manifest.json").read_text())
+    assert manifest["classes"] == sorted(path.name for path in PICTURE.parents[1].iterdir())
+    assert done.stdout.strip() == PICTURE.parent.name
 
 
 def test_the_lines_of_torchvision(folder, capsys, monkeypatch):

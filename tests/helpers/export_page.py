@@ -56,6 +56,23 @@ def run_commands(section: str, capsys: Any, monkeypatch: Any) -> str:
     return printed
 
 
+def run_console(section: str, capsys: Any, caplog: Any, monkeypatch: Any) -> None:
+    """Run the commands of a section, whose output must have the lines that the page shows, but for their numbers."""
+    commands = "".join(blocks_of(section, "console")).split("$ ")[1:]
+    assert commands, section
+    for command, *shown in (text.splitlines() for text in commands):
+        caplog.clear()
+        code, out, err = call(capsys, monkeypatch, *shlex.split(command)[1:])
+        assert code == 0, err
+        printed = {_without_numbers(line) for line in [*out.splitlines(), *err.splitlines(), *caplog.messages]}
+        for line in shown:
+            assert line == "..." or _without_numbers(line) in printed, line
+
+
+def _without_numbers(line: str) -> str:
+    return re.sub(r"\d[\d.e+-]*(cpu|cu\d+)?", "N", line)
+
+
 def pixels(height: int, width: int) -> torch.Tensor:
     """The picture as the page resizes it: float32 (3, H, W) in 0..1."""
     picture = Image.open(PICTURE).convert("RGB").resize((width, height))
