@@ -7,6 +7,7 @@ STAMP := .venv/.installed
 INTEROP := .venv-interop
 LOWEST := .venv-lowest
 EXPORT := .venv-export
+BROWSER := playwright-core@1.65.1
 PINNED := $(addprefix tests/interop/requirements-,detectron2.txt fairseq.txt pytorchvideo.txt)
 FETCHED := tests/interop/install_detectron2.py tests/interop/fetch_timm_tests.py
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -56,6 +57,8 @@ $(EXPORT)/.installed: $(STAMP) tests/export/requirements.txt
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> $$(echo $(EXPORT)/lib/python3.*/site-packages)/base.pth
 	$(EXPORT)/bin/python -m pip install -q --no-deps -r tests/export/requirements.txt
+	npm install --prefix $(EXPORT) --silent --no-save --no-package-lock --ignore-scripts $(BROWSER) \
+		|| echo "$(BROWSER) was not installed by npm: the pages of onnx-web are not tested in a browser"
 	touch $@
 
 $(INTEROP)/.installed: $(STAMP) $(PINNED) $(FETCHED)

@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -32,14 +33,10 @@ def require_runtime() -> None:
         pytest.skip(f"needs onnxruntime-web: {error}")
 
 
-@functools.cache
-def _playwright() -> str | None:
-    """Folder of playwright-core among the global packages of npm."""
-    if (npm := shutil.which("npm")) is None:
-        return None
-    root = subprocess.run([npm, "root", "-g"], capture_output=True, text=True).stdout.strip()
-    folder = Path(root) / "playwright-core"
-    return str(folder) if root and (folder / "index.mjs").is_file() else None
+def _playwright() -> Path | None:
+    """Folder of playwright-core, which make test-export puts into its environment."""
+    folder = Path(sys.prefix) / "node_modules" / "playwright-core"
+    return folder if (folder / "index.mjs").is_file() else None
 
 
 def node(code: str, *arguments: Any) -> Any:
@@ -82,12 +79,15 @@ def browse(folder: Path, work: Path, *steps: dict[str, Any], width: int = 1000, 
     No request may go to another host, and no step may cause an error in the console.
     """
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None or _playwright() is None:
-        pytest.skip("needs chromium, and playwright-core among npm's global packages")
+    playwright = _playwright()
+    if browser is None:
+        pytest.skip("needs chromium")
+    if playwright is None:
+        pytest.skip("needs playwright-core, which make test-export installs where npm is")
     with served(folder) as url:
         script = work / "script.json"
         script.write_text(json.dumps({"chromium": browser, "url": url + page, "width": width, "steps": steps}))
-        command = ["node", str(Path(__file__).with_suffix(".mjs")), _playwright(), str(script)]
+        command = ["node", str(Path(__file__).with_suffix(".mjs")), str(playwright), str(script)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)
