@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import random
-import re
 import shutil
 
 import av
@@ -30,6 +29,7 @@ from tasks.video.decode import VideoInfo, probe, read_frames
 from tasks.video.sampling import ClipSampler
 from tests.helpers.browser import PAGE, browse, node, require_runtime
 from tests.helpers.captions import captions
+from tests.helpers.export_page import blocks_of
 from tests.helpers.paths import ROOT, shared
 from zoo.cleaning import clean
 from zoo.errors import ExportError
@@ -458,10 +458,7 @@ def test_missing_files_are_named(classifier, tmp_path):
 
 def test_the_lines_of_the_page_on_exports(tmp_path):
     """A page of one's own names what PyTorch finds in the picture."""
-    section = re.search(
-        r"^## onnx-web\n(.*?)(?=^## |\Z)", (ROOT / "docs/export.md").read_text(), re.DOTALL | re.MULTILINE
-    )
-    (program,) = re.findall(r"```js\n(.*?)```", section[1], re.DOTALL)
+    (program,) = blocks_of("onnx-web", "js")
     assert len([line for line in program.splitlines() if line.strip() and not line.startswith("import ")]) <= 10
     exported("rescalenet20_cifar.cifar10_v2", tmp_path / "out/cifar/onnx-web", normalize=True, softmax=True)
     (tmp_path / "pictures").symlink_to(ROOT / "pictures")

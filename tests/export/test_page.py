@@ -1,12 +1,14 @@
 """The lines of docs/export.md run in each target's own code and name what the net sees.
 
-``tests/interop/test_export_page.py`` has those of detectron2 and fairseq, ``test_onnx_web.py`` those in JavaScript,
-``test_aoti.py`` those in C++.
+``tests/interop/test_export_page.py`` has those of detectron2 and fairseq, ``test_onnx_web.py`` those in JavaScript.
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +43,13 @@ def best_class():
     return entry.classes[int(logits.argmax())]
 
 
+def export_cifar(name, folder):
+    """Export as the page states it."""
+    options = {"normalize": True, "softmax": True} if TARGETS[name].form == "graphs" else {}
+    out = folder / "out/cifar" / name
+    export_weights(WEIGHTS, name, out, fold=True, data=None, half=False, int8=False, overwrite=False, options=options)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     return enter(tmp_path, monkeypatch)
@@ -63,21 +72,28 @@ def test_the_lines_of_a_target(name, folder):
         pytest.skip("Core ML runs on macOS alone")
     (program,) = programs_of(name)
     assert "zoo" not in program
-    options = {"normalize": True, "softmax": True} if target.form == "graphs" else {}
-    export_weights(
-        WEIGHTS,
-        name,
-        folder / "out/cifar" / name,
-        fold=True,
-        data=None,
-        half=False,
-        int8=False,
-        overwrite=False,
-        options=options,
-    )
+    export_cifar(name, folder)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == best_class()  # MNN prints the features of the processor first
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_lines_of_aoti_in_cpp(folder):
+    """Compiled with the commands of the page, they print the classes that PyTorch finds in the same noise."""
+    (program,), (commands,) = blocks_of("aoti", "cpp"), blocks_of("aoti", "sh")
+    (folder / "run.cpp").write_text(program)
+    export_cifar("aoti", folder)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", commands], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    entry = zoo.get_weights(WEIGHTS)
+    torch.manual_seed(0)
+    x = normalize(torch.rand(2, 3, 32, 32), list(entry.transform.mean), list(entry.transform.std))
+    with torch.no_grad():
+        expected = zoo.create_model(entry.config.name, WEIGHTS).eval()(x).argmax(1)
+    assert done.stdout.split()[:2] == [str(int(number)) for number in expected]
 
 
 def test_the_way_from_training_to_a_file_that_runs(folder, capsys, caplog, monkeypatch):
