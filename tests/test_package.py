@@ -1,5 +1,6 @@
 """A wheel installed outside the checkout finds its configs, weights and pictures."""
 
+import configparser
 import shutil
 import subprocess
 import sys
@@ -38,11 +39,14 @@ print(sorted(zoo.list_weights()))
 """
 
 
+FOLDERS = ("zoo", "tasks", "rescalenet_zoo", "configs", "weights", "pictures")
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a copy: building leaves files behind that a later wheel would pick up
-    for name in ("zoo", "tasks", "rescalenet_zoo", "configs", "weights", "pictures"):
+    for name in FOLDERS:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -64,6 +68,23 @@ def test_the_wheel_works_outside_the_checkout(site, tmp_path):
     import zoo
 
     assert done.stdout.strip() == str(zoo.list_weights())
+
+
+def test_every_file_is_in_the_wheel(site):
+    """Modules, pages, scripts, templates, recipes, weights: all but logs of trainings and hidden files."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options"]["package_dir"].split("\n")
+    packages = {folder.strip(): name.strip() for name, folder in (line.split("=") for line in lines if line)}
+    missing = []
+    for path in (path for name in FOLDERS for path in (ROOT / name).rglob("*") if path.is_file()):
+        folder, *rest = path.relative_to(ROOT).parts
+        if path.suffix == ".jsonl" or any(part == "__pycache__" or part.startswith(".") for part in rest):
+            continue
+        copy = site.joinpath(*packages.get(folder, folder).split("."), *rest)
+        if not copy.is_file() or copy.read_bytes() != path.read_bytes():
+            missing.append(str(path.relative_to(ROOT)))
+    assert missing == []
 
 
 def test_only_our_packages_are_installed(site):
