@@ -78,6 +78,32 @@ def test_the_lines_of_a_target(name, folder):
     assert done.stdout.split()[-1] == best_class()  # MNN prints the features of the processor first
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs the lines there")
+def test_the_lines_of_core_ml_but_for_its_prediction(folder, capsys, monkeypatch):
+    """Where Core ML does not run, PyTorch evaluates the program that the lines have loaded."""
+    coremltools = pytest.importorskip("coremltools")
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    from zoo.export.mil import evaluate
+
+    def predict(model, inputs):
+        spec = model.get_spec()
+        assert {port.name: tuple(port.type.multiArrayType.shape) for port in spec.description.input} == {
+            name: values.shape for name, values in inputs.items()
+        }
+        program = load(spec, spec.specificationVersion, file_weights_dir=model.weights_dir)
+        outputs = evaluate(
+            program.functions["main"], {name: torch.from_numpy(values) for name, values in inputs.items()}
+        )
+        return {port.name: outputs[port.name].numpy() for port in spec.description.output}
+
+    monkeypatch.setattr(coremltools.models.MLModel, "predict", predict)
+    export_cifar("coreml", folder)
+    (program,) = programs_of("coreml")
+    run_program(program)
+    assert capsys.readouterr().out.split()[-1] == best_class()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_the_lines_of_aoti_in_cpp(folder):
