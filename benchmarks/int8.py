@@ -46,14 +46,14 @@ def write(tool: str, graph: Graph, folder: Path, settings: Settings) -> tuple[Pa
         onnx.write(graph, folder, Settings())
         if settings.calibration:
             onnx_int8.quantise(path, graph, settings)
-            return path, onnx_int8.float_islands(path)
+            return path, onnx_int8.float_islands(path, graph)
         return path, {}
     path = to_openvino.path_of(graph, folder)
     model = to_openvino.converted(graph, path)
     if settings.calibration:
         model = openvino_int8.quantise(model, graph, settings)
     openvino.save_model(model, path, compress_to_fp16=False)
-    return path, openvino_int8.float_islands(path) if settings.calibration else {}
+    return path, openvino_int8.float_islands(path, graph) if settings.calibration else {}
 
 
 def runner(file: Path, name: str) -> Run:

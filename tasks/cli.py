@@ -570,7 +570,7 @@ def convert_fairseq(
 
 def _origin(checkpoint: Path) -> dict[str, str]:
     """Return what converted weights state about the checkpoint that they were made of."""
-    from zoo.sources.cache import sha256_of
+    from zoo.files import sha256_of
 
     return {"converted_from": checkpoint.name, "source_sha256": sha256_of(checkpoint)}
 

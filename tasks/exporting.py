@@ -16,13 +16,14 @@ from torch import Tensor, nn
 import zoo
 from tasks.errors import UserError
 from tasks.files import pictures_dir
-from tasks.images import find_images, read_picture
-from tasks.spec import load_model, spec_of
+from tasks.images import read_picture
+from tasks.spec import load_model, spec_of, without_defaults
 from zoo.export import Target, get_target, targets_for
 from zoo.export.graphs import Deployment, Settings
 from zoo.export.images import graph_of
-from zoo.export.manifest import digest, read_manifest
+from zoo.export.manifest import read_manifest
 from zoo.export.writing import Exported, check_export, export, require_replaceable
+from zoo.files import sha256_of
 from zoo.weights import ENDINGS
 
 CALIBRATION = 256  # inputs that quantisation is calibrated on
@@ -121,7 +122,7 @@ def check_again(folder: Path, weights: str | None, *, trust: bool = False) -> Ex
         raise UserError(f"{folder}: was made from a net without a weights file, which cannot be compared again")
     name, sha256 = weights or manifest.weights.name, manifest.weights.sha256
     entry = zoo.get_weights(name)
-    if digest(entry.path) != sha256:
+    if sha256_of(entry.path) != sha256:
         raise UserError(f"{folder}: was made from other weights than {name} (their sha256 is {sha256[:12]}...)")
     target = get_target(manifest.target)
     if target.runs_code and not trust:
@@ -139,7 +140,6 @@ def check_again(folder: Path, weights: str | None, *, trust: bool = False) -> Ex
 def _deployment(entry: zoo.Weights, request: ExportRequest, options: Mapping[str, Any]) -> Deployment:
     spec = spec_of(entry)
     deployment: Deployment = spec.export.run(entry, request, spec.options("export", options, entry.name))
-    given = {key: value for key, value in options.items() if value is not None and value is not False}
     description = {
         "task": spec.name,
         "model": entry.config.name,
@@ -149,7 +149,7 @@ def _deployment(entry: zoo.Weights, request: ExportRequest, options: Mapping[str
         "arguments": {
             "fold": request.fold,
             "data": None if request.data is None else str(request.data.absolute()),
-            "options": given,
+            "options": without_defaults(options),
         },
     }
     return dataclasses.replace(deployment, description=description, weights=entry)
@@ -170,10 +170,19 @@ def shown_pictures(data: Path | None, folder: str) -> tuple[list[str], str]:
     return list(map(str, sorted((pictures_dir() / folder).rglob("*.*g")))), f"the {folder} of the package"
 
 
-def read_inputs(paths: Sequence[str], channels: int, transform: Any, count: int) -> list[Tensor]:
-    """Return pictures as a net takes them: ``count`` tensors (C, H, W), fewer if there are fewer pictures."""
-    files = find_images(paths, channels)
-    return [transform(read_picture(path, channels)) for path in islice(files, count)]
+def spread(files: Sequence[Path], count: int) -> list[Path]:
+    """Return files at equal distances in a list, ``count`` or all, so that some of each class folder are among them.
+
+    >>> [path.name for path in spread([Path(name) for name in "abcdefg"], 3)]
+    ['a', 'c', 'e']
+    """
+    count = min(count, len(files))
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+def read_inputs(files: Sequence[Path], channels: int, transform: Any) -> list[Tensor]:
+    """Return pictures as a net takes them: tensors (C, H, W)."""
+    return [transform(read_picture(path, channels)) for path in files]
 
 
 def batches(small: Sequence[Tensor], large: Sequence[Tensor]) -> list[Tensor]:

@@ -95,11 +95,16 @@ class TaskSpec:
         """
         options = getattr(self, command).options
         known = {field.name for field in dataclasses.fields(options)}
-        chosen = {key: value for key, value in given.items() if value is not None and value is not False}
+        chosen = without_defaults(given)
         for key in chosen:
             if key not in known:
                 raise UserError(f"--{key.replace('_', '-')} is not for {self.name}, which {weights} is of")
         return options(**chosen)
+
+
+def without_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a user gave: the command line has None or False for the others."""
+    return {key: value for key, value in options.items() if value is not None and value is not False}
 
 
 _registered: dict[str, TaskSpec] = {}

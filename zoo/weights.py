@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from zoo._moved import moved_names
 from zoo.arguments import instance_of, shown, text
 from zoo.building import planned
 from zoo.errors import WeightsError, ZooError, one_line, suggestion
-from zoo.files import expand_path, is_address
+from zoo.files import expand_path, is_address, sha256_of
 from zoo.headers import HEADER_KEY, LONGEST, read_header
 from zoo.nets.base import ModelConfig
 from zoo.states import check_shapes, require_finite, shapes_of
@@ -103,8 +102,7 @@ class Weights:
         """
         # the file is the one that the index lists
         if self.sha256 is not None:
-            with _readable(self.path).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = sha256_of(_readable(self.path))
             if digest != self.sha256:
                 raise WeightsError(
                     f"{self.path}: sha256 is {digest[:12]}..., the index lists {self.sha256[:12]}...; "

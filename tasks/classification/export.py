@@ -14,8 +14,10 @@ from tasks.exporting import (
     resized,
     second_size,
     shown_pictures,
+    spread,
     unstandardised,
 )
+from tasks.images import find_images
 from zoo.export.graphs import Deployment
 
 
@@ -35,8 +37,8 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: Classificati
     large = resized(small, second_size(small.size))
     paths, shown = shown_pictures(request.data, "photographs")
     channels = entry.config.in_chans
-    count = max(8, request.calibration)
-    inputs = read_inputs(paths, channels, small.build(), count)
-    samples = batches(inputs, read_inputs(paths, channels, large.build(), 2))
+    files = spread(find_images(paths, channels), max(8, request.calibration))
+    inputs = read_inputs(files, channels, small.build())
+    samples = batches(inputs, read_inputs(files[:2], channels, large.build()))
     shown = f"{shown}, {small.size} and {large.size} px"
     return classifier_deployment(entry, request, options, transform, samples, inputs, shown)

@@ -6,7 +6,6 @@ import copy
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from tasks.exporting import (
     read_inputs,
     require_graph,
     shown_pictures,
+    spread,
     standardisation,
 )
 from tasks.images import find_images, read_image
@@ -34,7 +34,7 @@ from zoo.transforms import InputTransform
 
 SIZES = 4  # pictures of different sizes that a whole detector is compared at
 PYRAMID_SIDES = (128, 192)  # pixels of the inputs at which body and pyramid are compared
-CALIBRATION = 64  # pictures, which are large: quantisation is calibrated on no more of them
+CALIBRATION = 64  # pictures, which are large: no more of them are read for sizes or for quantisation
 # The layers with weights. What is between them, such as NMS and the pooling of regions, stays in float.
 QUANTISED = (
     "backbone",
@@ -152,7 +152,7 @@ def _images(request: ExportRequest) -> list[Tensor]:
     transform = zoo.DetectionTransform(1, 1, (0.0,) * 3, (1.0,) * 3).build()
     images: list[Tensor] = []
     sizes: Counter[tuple[int, ...]] = Counter()
-    for path in find_images(paths):
+    for path in spread(find_images(paths), CALIBRATION):
         picture = read_image(path)
         if sizes[picture.size] == 0:
             images.append(transform(picture))
@@ -168,7 +168,7 @@ def _calibration_images(request: ExportRequest) -> Iterator[Tensor]:
     """Yield images (3, H, W) in 0..1 that quantisation is calibrated on, in their own sizes."""
     transform = zoo.DetectionTransform(1, 1, (0.0,) * 3, (1.0,) * 3).build()
     count = min(request.calibration, CALIBRATION)
-    for path in islice(find_images([str(request.data)]) if count else (), count):
+    for path in spread(find_images([str(request.data)]), count) if count else ():
         yield transform(read_image(path))
 
 
@@ -181,15 +181,10 @@ def _pyramid(
         statistics = ((0.0,) * 3, (1.0,) * 3)
     paths, _ = shown_pictures(request.data, "photographs")
     require_graph(request, normalize=options.normalize, softmax=False)
+    files = spread(find_images(paths), 8)
+    order = "RGB" if options.normalize else transform.channel_order
     small, large = (
-        read_inputs(
-            paths,
-            3,
-            InputTransform(
-                side, side, *statistics, channel_order="RGB" if options.normalize else transform.channel_order
-            ).build(),
-            8,
-        )
+        read_inputs(files, 3, InputTransform(side, side, *statistics, channel_order=order).build())
         for side in PYRAMID_SIDES
     )
     backbone: nn.Module = detector.backbone  # type: ignore[assignment]
@@ -203,9 +198,7 @@ def _pyramid(
     )
     description = {"input": describe_images(transform, normalize=options.normalize, layout="NCHW"), "classes": []}
     # quantisation is calibrated at the sizes that the detector works at
-    own = replace(transform, mean=statistics[0], std=statistics[1])
-    if options.normalize:
-        own = replace(own, channel_order="RGB")
+    own = replace(transform, mean=statistics[0], std=statistics[1], channel_order=order)
     prepare = Standardize(own, detector.transform.size_divisible).eval()  # type: ignore[arg-type, union-attr]
     calibration = tuple((prepare([image])[0].tensors,) for image in _calibration_images(request))
     return Deployment("images", (graph,), description, calibration=calibration)

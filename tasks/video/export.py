@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,15 +21,18 @@ from tasks.exporting import (
     resized,
     second_size,
     shown_pictures,
+    spread,
     unstandardised,
 )
-from tasks.files import find_files
 from tasks.images import find_images, read_image
 from tasks.video.commands import VideoExportOptions
 from tasks.video.data import as_clip
-from tasks.video.decode import EXTENSIONS, probe, read_frames
+from tasks.video.decode import probe, read_frames
 from tasks.video.sampling import ClipSampler
+from tasks.video.sources import find_videos
 from zoo.export.graphs import Deployment
+
+CALIBRATION = 64  # clips, which are large: quantisation is calibrated on no more of them
 
 
 def deployment(entry: zoo.Weights, request: ExportRequest, options: VideoExportOptions) -> Deployment:
@@ -46,6 +50,7 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: VideoExportO
     transform = resized(transform, options.size or transform.size)
     small = unstandardised(transform) if options.normalize else transform
     large = resized(small, second_size(small.size))
+    request = replace(request, calibration=min(request.calibration, CALIBRATION))
     clips, shown = _clips(small, request.data, max(4, request.calibration))
     inputs = [small.build()(clip) for clip in clips]
     samples = batches(inputs, [large.build()(clip) for clip in clips[:2]])
@@ -57,9 +62,8 @@ def _clips(transform: zoo.VideoTransform, data: Path | None, count: int) -> tupl
     """Return clips (T, 3, H, W) of uint8, and their description."""
     if data is None:
         return list(islice(moving_windows(transform), count)), "clips that pan over the photographs of the package"
-    files = find_files([str(data)], EXTENSIONS, "videos").files
     clips = []
-    for path in files[:count]:
+    for path in spread(find_videos([str(data)]), count):
         info = probe(path)
         numbers = ClipSampler(transform).uniform(info, 1)[0]
         clips.append(as_clip(read_frames(path, info, numbers.tolist())))

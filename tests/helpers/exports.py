@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import zoo
 from tasks.detection.export import whole_graph
-from tasks.exporting import batches, describe_images, read_inputs, shown_pictures
+from tasks.exporting import batches, describe_images, read_inputs, shown_pictures, spread
+from tasks.images import find_images
 from tasks.translation.vocabulary import train_vocabulary
 from tasks.video.export import moving_windows
 from tests.helpers.batchnorm import train_statistics_
@@ -51,7 +52,7 @@ def of_clips(side: int, frames: int = 5) -> zoo.VideoTransform:
 def photographs(side: int, count: int = 6) -> list[Tensor]:
     """The pictures of the package, standardised: (3, side, side) each."""
     paths, _ = shown_pictures(None, "photographs")
-    return read_inputs(paths, 3, of_images(side).build(), count)
+    return read_inputs(spread(find_images(paths), count), 3, of_images(side).build())
 
 
 def pans(side: int, count: int = 6) -> list[Tensor]:

@@ -12,6 +12,7 @@ import zoo
 from tasks.exporting import batches, resized, unstandardised
 from tests.helpers.classification import picture
 from tests.helpers.commands import call
+from zoo.files import sha256_of
 
 TRANSFORM = zoo.InputTransform(16, 20, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), channel_order="BGR")
 
@@ -45,7 +46,7 @@ def test_the_default_folder_and_its_manifest(run):
     assert graph["inputs"] == [{"name": "images", "axes": ["batch", 3, "height", "width"], "dtype": "float32"}]
     assert 0 < graph["largest_difference"]["relative"] < 1e-4
     assert set(manifest["versions"]) >= {"rescalenet-zoo", "python", "onnx", "onnxruntime", "torch"}
-    assert manifest["weights"]["sha256"] == zoo.export.manifest.digest(Path("w.safetensors"))
+    assert manifest["weights"]["sha256"] == sha256_of(Path("w.safetensors"))
 
 
 def test_standardisation_and_softmax_inside_the_graph(run):

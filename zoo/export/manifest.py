@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from zoo.errors import ExportError, ZooError
 from zoo.export import Target
 from zoo.export.graphs import Deployment, Graph, Port, Settings
 from zoo.export.verification import Difference
+from zoo.files import sha256_of
 from zoo.jsontext import first_error, read_json
 
 MANIFEST = "manifest.json"
@@ -92,14 +92,8 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     for name, sha256 in manifest.files.items():
         if name not in found:
             raise ExportError(f"{folder}: {name} is missing; export again")
-        if digest(found[name]) != sha256:
+        if sha256_of(found[name]) != sha256:
             raise ExportError(f"{folder / name}: is not the file that was exported (sha256); export again")
-
-
-def digest(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remark_of(deployment: Deployment, target: Target) -> str:
@@ -135,7 +129,7 @@ def describe(
             "python": platform.python_version(),
             **target.versions(),
         },
-        "weights": None if weights is None else {"name": weights.name, "sha256": digest(weights.path)},
+        "weights": None if weights is None else {"name": weights.name, "sha256": sha256_of(weights.path)},
         "remark": remark_of(deployment, target),
         "half": settings.half,
         "calibration": len(settings.calibration),
@@ -144,7 +138,7 @@ def describe(
             _describe_graph(graph, target, differences[graph.name]) | _describe_int8(graph, target, settings, folder)
             for graph in deployment.graphs
         ],
-        "files": {name: digest(path) for name, path in files_in(folder).items()},
+        "files": {name: sha256_of(path) for name, path in files_in(folder).items()},
     }
 
 

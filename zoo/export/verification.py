@@ -36,7 +36,7 @@ class Difference:
             square of the differences of an output over that of its values.
         agreement: fraction of the inputs whose best class is the same, or of the objects that both find; None except in
             int8, for outputs with classes or objects.
-        compared: what ``agreement`` counts: ``best class`` or ``objects``.
+        compared: name of what ``agreement`` counts: ``best class`` or ``objects``.
     """
 
     absolute: float
@@ -229,7 +229,7 @@ def require_contrast(graph: Graph, outputs: Sequence[Arrays]) -> None:
 
     Args:
         graph: graph to export.
-        outputs: its outputs in PyTorch at several inputs.
+        outputs: outputs of the graph in PyTorch at several inputs.
 
     Raises:
         ExportError: no object was found, or an output is the same for all inputs.

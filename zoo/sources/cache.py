@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from zoo.errors import one_line
-from zoo.files import write_json
+from zoo.files import sha256_of, write_json
 from zoo.jsontext import read_json
 
 if TYPE_CHECKING:
@@ -77,12 +77,6 @@ def without_downloads(what: str) -> Iterator[None]:
 def is_sha256(text: object) -> bool:
     """Return whether a value is a sha256 in lower-case hexadecimal digits."""
     return isinstance(text, str) and _HASH.fullmatch(text) is not None
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from zoo.arguments import file_path, text
 from zoo.convert.rescaled import Form
 from zoo.errors import WeightsError, ZooError
+from zoo.files import sha256_of
 from zoo.registry import create_model, list_models
 from zoo.saving import check_ending
 from zoo.sources import https, local, timm, torchvision
-from zoo.sources.cache import sha256_of
 from zoo.sources.conversion import FORM, Original, convert_original, log_licence
 from zoo.weights import ENDINGS, Weights, get_weights, is_weights_name, weights_name
 

@@ -18,8 +18,8 @@ from huggingface_hub.utils import tqdm
 
 from zoo.convert.checkpoints import read_checkpoint
 from zoo.errors import WeightsError, one_line
-from zoo.files import atomic_write
-from zoo.sources.cache import cache_root, is_sha256, locked, offline, sha256_of
+from zoo.files import atomic_write, sha256_of
+from zoo.sources.cache import cache_root, is_sha256, locked, offline
 from zoo.sources.conversion import Original, log_licence, open_converted
 from zoo.sources.local import is_own_weights
 from zoo.weights import ENDINGS, Weights, get_weights

@@ -26,8 +26,9 @@ from huggingface_hub.errors import (
 )
 
 from zoo.errors import WeightsError, ZooError, one_line
+from zoo.files import sha256_of
 from zoo.jsontext import read_json
-from zoo.sources.cache import is_sha256, offline, sha256_of
+from zoo.sources.cache import is_sha256, offline
 from zoo.sources.conversion import log_licence
 from zoo.weights import Weights, get_weights
 

@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from zoo.convert.checkpoints import read_checkpoint
 from zoo.errors import WeightsError
+from zoo.files import sha256_of
 from zoo.headers import HEADER_KEY
-from zoo.sources.cache import sha256_of
 from zoo.sources.conversion import Original, open_converted
 from zoo.weights import Weights
 

@@ -17,10 +17,10 @@ from safetensors.torch import save as serialize
 
 from zoo.arguments import choice, flag, text
 from zoo.errors import WeightsError, ZooError, one_line
-from zoo.files import write_json, write_text
+from zoo.files import sha256_of, write_json, write_text
 from zoo.headers import HEADER_KEY, Header, write_header
 from zoo.registry import list_models, model_info
-from zoo.sources.cache import offline, sha256_of, without_downloads
+from zoo.sources.cache import offline, without_downloads
 from zoo.sources.card import write_card
 from zoo.sources.hub import CARD, CONFIG, FORMAT, LIBRARY, WEIGHTS, check_repository, endpoint
 from zoo.weights import Weights, get_weights, is_weights_name

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torchvision.models import ResNet50_Weights
 
 from zoo.errors import WeightsError, ZooError, one_line
+from zoo.files import sha256_of
 from zoo.jsontext import read_json
-from zoo.sources.cache import sha256_of
 from zoo.sources.conversion import Original, open_converted
 from zoo.sources.hub import CARD, CONFIG, LONGEST_CONFIG, WEIGHTS, download, download_checked
 from zoo.sources.tables import DEFAULT_EPS, TIMM, net_of, split_name

@@ -17,7 +17,8 @@ import torch.hub
 from torchvision.models import WeightsEnum, get_model_weights
 
 from zoo.errors import WeightsError, one_line, suggestion
-from zoo.sources.cache import offline, sha256_of
+from zoo.files import sha256_of
+from zoo.sources.cache import offline
 from zoo.sources.conversion import Original, open_converted
 from zoo.sources.tables import DEFAULT_EPS, TORCHVISION, TORCHVISION_EPS, net_of, split_name
 from zoo.transforms import IMAGENET_MEAN, IMAGENET_STD, AnyTransform, DetectionTransform, InputTransform, VideoTransform

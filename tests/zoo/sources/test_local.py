@@ -10,6 +10,7 @@ import torch
 import zoo
 from tests.helpers.reference import LAYOUTS
 from tests.zoo.sources.conftest import far
+from zoo.files import sha256_of
 from zoo.sources import cache, convert
 
 
@@ -26,7 +27,7 @@ def test_a_checkpoint_is_loaded_by_its_path(tmp_path, small_resnet, images, line
         path.write_bytes(content)
     else:
         torch.save({"state_dict": net.state_dict()}, path)
-        digest = cache.sha256_of(path)
+        digest = sha256_of(path)
     ours = zoo.create_model("rescalenet18", path, width=0.25).eval()
     with torch.no_grad():
         assert far(ours(images), net(images)) < 3e-6

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 from zoo.errors import ExportError, one_line
-from zoo.files import atomic_write, expand_path, write_json
-from zoo.sources.cache import cache_root, locked, offline, sha256_of
+from zoo.files import atomic_write, expand_path, sha256_of, write_json
+from zoo.sources.cache import cache_root, locked, offline
 
 VERSION = "1.30.0"
 # as ``npm view onnxruntime-web@VERSION dist.integrity`` prints it
