@@ -112,6 +112,7 @@ def test_inputs_of_another_shape_or_layout_are_refused_where_the_runtime_checks_
     model = torch._inductor.aoti_load_package(str(folder / "model.pt2"))
     monkeypatch.setenv("AOTI_RUNTIME_CHECK_INPUTS", "1")
     assert model(torch.randn(1, 3, 8, 8)).shape == (1, 5)
+    assert model(torch.randn(17, 3, 9, 7)).shape == (17, 5)
     with pytest.raises(RuntimeError, match="unmatched dim value at 1, expected: 3"):
         model(torch.randn(1, 4, 8, 8))
     with pytest.raises(RuntimeError, match="unmatched dtype"):
