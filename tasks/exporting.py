@@ -185,16 +185,16 @@ def read_inputs(files: Sequence[Path], channels: int, transform: Any) -> list[Te
     return [transform(read_picture(path, channels)) for path in files]
 
 
-def batches(small: Sequence[Tensor], large: Sequence[Tensor]) -> list[Tensor]:
-    """Return batches of several sizes: one input, another, three, and two of the larger size.
+def batches(inputs: Sequence[Tensor], *others: Sequence[Tensor]) -> list[Tensor]:
+    """Return batches of several sizes: one input, another, three, and two of each other size.
 
     Args:
-        small: inputs (C, ...); where there are fewer than 4, their mirror images are taken too.
-        large: the same inputs in another size.
+        inputs: inputs (C, ...); where there are fewer than 4, their mirror images are taken too.
+        others: the same inputs in other sizes.
     """
-    first = list(islice(_with_mirrored(small), 5))
-    other = list(islice(_with_mirrored(large), 2))
-    return [first[0][None], first[1][None], torch.stack(first[2:5]), torch.stack(other)]
+    first = list(islice(_with_mirrored(inputs), 5))
+    pairs = (torch.stack(list(islice(_with_mirrored(other), 2))) for other in others)
+    return [first[0][None], first[1][None], torch.stack(first[2:5]), *pairs]
 
 
 def _with_mirrored(inputs: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -249,9 +249,17 @@ def unstandardised(transform: Any) -> Any:
     return dataclasses.replace(transform, **changed)
 
 
-def second_size(size: int) -> int:
-    """Return the second side at which graphs are compared: a larger one, and odd, which pools round up at."""
-    return round(1.25 * size) | 1
+def other_sizes(size: int) -> tuple[int, int]:
+    """Return further sides at which graphs are compared, so that maps before pools have even and odd sides.
+
+    Pools round up at odd sides. One of the two sides is odd itself; the other is even, and odd after its halving.
+    """
+    return round(1.25 * size) | 1, size + 1 + (1 - size) % 4
+
+
+def sizes_of(sizes: Sequence[int]) -> str:
+    """Return sides in words, such as ``32, 41 and 34 px``."""
+    return f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]} px"
 
 
 def resized(transform: Any, size: int) -> Any:

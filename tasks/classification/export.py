@@ -9,11 +9,12 @@ from tasks.exporting import (
     ExportRequest,
     batches,
     classifier_deployment,
+    other_sizes,
     read_inputs,
     require_graph,
     resized,
-    second_size,
     shown_pictures,
+    sizes_of,
     spread,
     unstandardised,
 )
@@ -34,11 +35,11 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: Classificati
     require_graph(request, normalize=options.normalize, softmax=options.softmax)
     transform = resized(transform, options.size or transform.size)
     small = unstandardised(transform) if options.normalize else transform
-    large = resized(small, second_size(small.size))
     paths, shown = shown_pictures(request.data, "photographs")
     channels = entry.config.in_chans
     files = spread(find_images(paths, channels), max(8, request.calibration))
     inputs = read_inputs(files, channels, small.build())
-    samples = batches(inputs, read_inputs(files[:2], channels, large.build()))
-    shown = f"{shown}, {small.size} and {large.size} px"
+    sizes = other_sizes(small.size)
+    samples = batches(inputs, *(read_inputs(files[:2], channels, resized(small, size).build()) for size in sizes))
+    shown = f"{shown}, {sizes_of((small.size, *sizes))}"
     return classifier_deployment(entry, request, options, transform, samples, inputs, shown)

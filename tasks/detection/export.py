@@ -22,6 +22,7 @@ from tasks.exporting import (
     read_inputs,
     require_graph,
     shown_pictures,
+    sizes_of,
     spread,
     standardisation,
 )
@@ -33,7 +34,7 @@ from zoo.folding import fold
 from zoo.transforms import InputTransform
 
 SIZES = 4  # pictures of different sizes that a whole detector is compared at
-PYRAMID_SIDES = (128, 192)  # pixels of the inputs at which body and pyramid are compared
+PYRAMID_SIDES = (128, 192, 160)  # pixels of the inputs at which body and pyramid are compared
 CALIBRATION = 64  # pictures, which are large: no more of them are read for sizes or for quantisation
 # The layers with weights. What is between them, such as NMS and the pooling of regions, stays in float.
 QUANTISED = (
@@ -183,15 +184,15 @@ def _pyramid(
     require_graph(request, normalize=options.normalize, softmax=False)
     files = spread(find_images(paths), 8)
     order = "RGB" if options.normalize else transform.channel_order
-    small, large = (
+    first, *others = (
         read_inputs(files, 3, InputTransform(side, side, *statistics, channel_order=order).build())
         for side in PYRAMID_SIDES
     )
     backbone: nn.Module = detector.backbone  # type: ignore[assignment]
     graph = graph_of(
         backbone,
-        batches(small, large),
-        f"{_shown(request)}, {PYRAMID_SIDES[0]} and {PYRAMID_SIDES[1]} px",
+        batches(first, *others),
+        f"{_shown(request)}, {sizes_of(PYRAMID_SIDES)}",
         folded=request.fold,
         standardise=standardisation(transform, options.normalize),
         transform=transform,

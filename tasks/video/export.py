@@ -17,10 +17,11 @@ from tasks.exporting import (
     ExportRequest,
     batches,
     classifier_deployment,
+    other_sizes,
     require_graph,
     resized,
-    second_size,
     shown_pictures,
+    sizes_of,
     spread,
     unstandardised,
 )
@@ -49,12 +50,13 @@ def deployment(entry: zoo.Weights, request: ExportRequest, options: VideoExportO
     require_graph(request, normalize=options.normalize, softmax=options.softmax)
     transform = resized(transform, options.size or transform.size)
     small = unstandardised(transform) if options.normalize else transform
-    large = resized(small, second_size(small.size))
     request = replace(request, calibration=min(request.calibration, CALIBRATION))
     clips, shown = _clips(small, request.data, max(4, request.calibration))
     inputs = [small.build()(clip) for clip in clips]
-    samples = batches(inputs, [large.build()(clip) for clip in clips[:2]])
-    shown = f"{shown}, {small.size} and {large.size} px"
+    sizes = other_sizes(small.size)
+    transforms = [resized(small, size).build() for size in sizes]
+    samples = batches(inputs, *([build(clip) for clip in clips[:2]] for build in transforms))
+    shown = f"{shown}, {sizes_of((small.size, *sizes))}"
     return classifier_deployment(entry, request, options, transform, samples, inputs, shown)
 
 

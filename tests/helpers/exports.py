@@ -73,12 +73,12 @@ def distinct(net: Any, inputs: Sequence[Tensor]) -> Any:
 def _vision(kind: str, features: bool, target: Target) -> Deployment:
     clips = kind in CLIPS
     make, layout = (pans, "NCTHW") if clips else (photographs, "NCHW")
-    first, other = make(64), make(97)
+    first = make(64)
     net = distinct(narrow(kind), first)
     if features:
         net = zoo.FeatureExtractor(net, None)
     transform = of_clips(64) if clips else of_images(64)
-    return _images(net, batches(first, other), transform, layout, target, [] if features else CLASSES)
+    return _images(net, batches(first, make(97), make(66)), transform, layout, target, [] if features else CLASSES)
 
 
 def _images(
@@ -92,7 +92,7 @@ def _images(
 def _converted(target: Target) -> Deployment:
     """torchvision's ResNet-18 without its norms, in its full width, which targets of torchvision's layout require."""
     original = train_statistics_(zoo.create_model("rescalenet18", scheme="bn", num_classes=5, shortcut="conv"))
-    samples = batches(photographs(64), photographs(97))
+    samples = batches(photographs(64), photographs(97), photographs(66))
     return _images(from_batchnorm(original).eval(), samples, of_images(64), "NCHW", target, CLASSES)
 
 
@@ -101,7 +101,7 @@ def _detector(whole: bool, target: Target) -> Deployment:
     calibrated(model)
     sharpened(model).eval()
     if not whole:
-        samples = batches(photographs(64), photographs(96))
+        samples = batches(photographs(64), photographs(96), photographs(80))
         return _images(model.backbone, samples, of_images(64), "NCHW", target, [])
     images = [x.mul(0.2).add(0.5).clamp(0, 1) for x in (photographs(96)[0], photographs(128)[1][:, :, :100])]
     graph = whole_graph(model, images, "pictures", folded=target.folded)

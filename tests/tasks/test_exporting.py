@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import zoo
-from tasks.exporting import batches, resized, unstandardised
+from tasks.exporting import batches, other_sizes, resized, unstandardised
 from tests.helpers.classification import picture
 from tests.helpers.commands import call
 from zoo.files import sha256_of
@@ -78,9 +78,9 @@ def test_another_size_and_the_users_pictures(run):
     for name in ("a", "b"):
         picture(Path("mine") / name / "0.png")
     code, out, _ = run("export", "w.safetensors", "--data", "mine", "--size", 20, "--out", "n")
-    assert (code, "at pictures of mine, 20 and 25 px" in out) == (0, True)
+    assert (code, "at pictures of mine, 20, 25 and 22 px" in out) == (0, True)
     code, out, _ = run("export", "--check", "n")
-    assert (code, "at pictures of mine, 20 and 25 px" in out) == (0, True)
+    assert (code, "at pictures of mine, 20, 25 and 22 px" in out) == (0, True)
     code, _, err = run("export", "w.safetensors", "--int8", "--out", "m")
     assert (code, "--int8: must be calibrated on inputs of the net's kind; give them with --data" in err) == (1, True)
     code, _, err = run("export", "w.safetensors", "--int8", "--half", "--data", "mine", "--out", "m")
@@ -126,7 +126,9 @@ def test_inputs_of_several_sizes():
     assert (transform.size, transform.resize) == (32, 40)
     plain = unstandardised(transform)
     assert (plain.mean, plain.std, plain.channel_order) == ((0.0,) * 3, (1.0,) * 3, "RGB")
-    made = batches([torch.rand(3, 8, 8)], [torch.rand(3, 10, 10)])
-    assert [tuple(x.shape) for x in made] == [(1, 3, 8, 8), (1, 3, 8, 8), (3, 3, 8, 8), (2, 3, 10, 10)]
+    assert [other_sizes(size) for size in (32, 33, 34, 35)] == [(41, 34), (41, 34), (43, 38), (45, 38)]
+    made = batches([torch.rand(3, 8, 8)], [torch.rand(3, 11, 11)], [torch.rand(3, 10, 10)])
+    shapes = [(1, 3, 8, 8), (1, 3, 8, 8), (3, 3, 8, 8), (2, 3, 11, 11), (2, 3, 10, 10)]
+    assert [tuple(x.shape) for x in made] == shapes
     assert torch.equal(made[0].flip(-1), made[1])
     assert not torch.equal(made[0], made[1])
