@@ -1,13 +1,15 @@
-"""Metrics of exports in float32 and int8: python -m benchmarks.int8_accuracy WEIGHTS DATA TRAIN
+"""Metrics and time of exports in float32 and int8: python -m benchmarks.int8_accuracy WEIGHTS DATA TRAIN
 
 Exports are those of ``rescalenet export`` (with ``--int8 --data TRAIN``), metrics those of ``rescalenet eval`` on DATA.
-Each runtime computes on one thread.
+Each runtime computes on one thread. The time is that of the first batch of DATA, of a detector of its first image.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from benchmarks.measure import show
+from benchmarks import measure
 from tasks.detection.found import Found, Packed
 from tasks.exporting import export_weights
 from tasks.spec import spec_of
@@ -45,10 +47,17 @@ class Exported(nn.Module):
                 str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
             )
             (source,) = session.get_inputs()
-            self.run = lambda x: session.run(None, {source.name: x})
+            self.runner = lambda x: session.run(None, {source.name: x})
         else:
             compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", SETTINGS)
-            self.run = lambda x: [value.copy() for value in compiled([x]).values()]
+            self.runner = lambda x: [value.copy() for value in compiled([x]).values()]
+        self.first: np.ndarray | None = None
+
+    def run(self, x: np.ndarray) -> list[np.ndarray]:
+        """Return the outputs, and keep the first input."""
+        if self.first is None:
+            self.first = x.copy()
+        return self.runner(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images or clips."""
@@ -98,6 +107,7 @@ def main() -> None:
     parser.add_argument("train", type=Path, help="folder of inputs for the calibration")
     parser.add_argument("--images", type=Path, help="folder of the images of a COCO file")
     parser.add_argument("--tools", nargs="+", default=["onnx", "openvino"], choices=["onnx", "openvino"])
+    parser.add_argument("--pairs", type=int, default=0, help="interleaved rounds of the timing; default: no timing")
     parser.add_argument("--metrics", nargs="+", help="metrics to show; default: all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -105,18 +115,25 @@ def main() -> None:
     rows: list[list[str]] = []
     header: list[str] = []
     for tool in arguments.tools:
-        for int8 in (False, True):
+        steps: dict[str, Callable[[], object]] = {}
+        for precision in ("float32", "int8"):
+            int8 = precision == "int8"
             with tempfile.TemporaryDirectory() as folder:
                 place = Path(folder) / "net"
                 settings: dict[str, Any] = {"half": False, "int8": int8, "overwrite": False, "options": {}}
                 made = export_weights(
                     arguments.weights, tool, place, fold=True, data=arguments.train if int8 else None, **settings
                 )
-                metrics = evaluate(Exported(place, tool), entry, arguments.data, arguments.images)
+                net = Exported(place, tool)
+                metrics = evaluate(net, entry, arguments.data, arguments.images)
+            steps[precision] = partial(net.runner, net.first)
             header = list(arguments.metrics or metrics)
-            rows.append([f"{tool}, {'int8' if int8 else 'float32'}", *(f"{metrics[name]:.4g}" for name in header)])
+            rows.append([f"{tool}, {precision}", *(f"{metrics[name]:.4g}" for name in header)])
             print(made, *rows[-1], flush=True)
-    show(entry.name, ["", *header], rows)
+        if arguments.pairs:
+            seconds = measure.interleave(steps, arguments.pairs, title=tool, device="cpu", warmup=4)
+            measure.show_ratios(f"{entry.name}, {tool}", "float32", measure.ratios(seconds, "float32"))
+    measure.show(entry.name, ["", *header], rows)
 
 
 if __name__ == "__main__":

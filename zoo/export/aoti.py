@@ -70,7 +70,9 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
         torch.no_grad(),
     ):
         torch._inductor.aoti_compile_and_package(
-            program, package_path=str(path_of(graph, folder)), inductor_configs=compile_settings()
+            program,
+            package_path=str(path_of(graph, folder)),
+            inductor_configs=compile_settings() | {"aot_inductor.metadata": dict(graph.metadata)},
         )
 
 

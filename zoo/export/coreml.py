@@ -6,8 +6,8 @@ of its program with its weights (``zoo.export.mil``).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import coremltools
 import numpy as np
@@ -16,7 +16,7 @@ from coremltools.converters.mil.frontend.milproto.load import load as read_progr
 
 from zoo.errors import ExportError, one_line
 from zoo.export.fixed import named_program
-from zoo.export.graphs import Arrays, Deployment, Graph, Runner, Settings
+from zoo.export.graphs import Arrays, Graph, Runner, Settings
 from zoo.export.mil import evaluate
 
 SYSTEM = coremltools.target.iOS16  # oldest system that runs the packages: iOS 16, macOS 13
@@ -50,8 +50,20 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
         )
     except Exception as error:  # of coremltools, which raises any class
         raise ExportError(f"{path.name}: coremltools failed: {one_line(error)}") from error
+    _describe(model, graph)
     model.save(str(path))
     (path / DEBUG).unlink(missing_ok=True)
+
+
+def _describe(model: Any, graph: Graph) -> None:
+    """Write the metadata, which Xcode shows."""
+    texts = dict(graph.metadata)
+    model.author = "RescaleNet model zoo"
+    model.short_description = texts.get("weights", graph.name)
+    model.license = texts.get("licence", "")
+    model.user_defined_metadata.update(texts)
+    for port in graph.inputs if "input" in texts else ():
+        model.input_description[port.name] = texts["input"]
 
 
 def load(graph: Graph, folder: Path) -> Runner:
@@ -81,25 +93,3 @@ def load(graph: Graph, folder: Path) -> Runner:
         return [outputs[port.name].numpy() for port in graph.outputs]
 
     return run
-
-
-def finish(deployment: Deployment, folder: Path, settings: Settings) -> None:
-    """Write what the graphs are into the metadata of their packages, where Xcode shows it.
-
-    The field ``rescalenet`` has the description of the deployment as JSON, and ``classes`` the class names.
-    """
-    description, weights = deployment.description, deployment.weights
-    for graph in deployment.graphs:
-        path = path_of(graph, folder) / SPEC
-        spec = coremltools.utils.load_spec(str(path))
-        metadata = spec.description.metadata
-        metadata.author = "RescaleNet model zoo"
-        metadata.shortDescription = weights.name if weights is not None else graph.name
-        metadata.license = str(weights.meta.get("licence", "")) if weights is not None else ""
-        metadata.userDefined["rescalenet"] = json.dumps(description)
-        if description.get("classes"):
-            metadata.userDefined["classes"] = json.dumps(description["classes"])
-        if "input" in description:
-            for port in spec.description.input:
-                port.shortDescription = json.dumps(description["input"])
-        path.write_bytes(spec.SerializeToString())

@@ -54,6 +54,7 @@ class Graph:
             has no objects, so that nothing would be compared. None: the graph is compared itself.
         transform: transform of the net's inputs, for targets that write it into files of their own; None: unknown.
         quantised: names of the submodules of ``module`` that int8 is for; (): all of it.
+        metadata: texts for the metadata of the file, where its format has any: class names, description of the input.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Graph:
     stand_in: Graph | None = None
     transform: AnyTransform | None = None
     quantised: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, arguments: Sequence[Tensor]) -> Arrays:
         """Return the module's outputs in PyTorch, in order."""

@@ -6,10 +6,13 @@ Inputs and outputs have the channels last, as LiteRT's kernels and its users hav
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import flatbuffers
 import litert_torch
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
@@ -19,6 +22,7 @@ from zoo.errors import ExportError, one_line
 from zoo.export.fixed import named_program
 from zoo.export.graphs import Arrays, Graph, Runner, Settings
 
+METADATA = "rescalenet"
 SIGNATURE = "serving_default"  # litert_torch's name of the only signature
 
 
@@ -63,6 +67,21 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
         raise ExportError(f"{path.name}: litert-torch failed: {one_line(error)}") from error
     if settings.half:
         _store_half(path)
+    if graph.metadata:
+        _add_metadata(path, graph)
+
+
+def _add_metadata(path: Path, graph: Graph) -> None:
+    """Add the metadata of the graph as JSON, in the file's buffer of the name ``METADATA``."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes()))
+    buffer, entry = schema.BufferT(), schema.MetadataT()
+    buffer.data = np.frombuffer(json.dumps(dict(graph.metadata)).encode(), np.uint8)
+    entry.name, entry.buffer = METADATA, len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(model.metadata or ()), entry]
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    path.write_bytes(builder.Output())
 
 
 def _store_half(path: Path) -> None:

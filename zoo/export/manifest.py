@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -140,6 +141,19 @@ def describe(
         ],
         "files": {name: sha256_of(path) for name, path in files_in(folder).items()},
     }
+
+
+def metadata_of(deployment: Deployment, target: Target) -> dict[str, str]:
+    """Return the description of a deployment for the metadata of its files: JSON, except for single texts.
+
+    The arguments of the command, which have paths of this disk, are no part of it.
+    """
+    description = _description_for(deployment, target)
+    description.pop("arguments", None)
+    if deployment.weights is not None:
+        description["weights"] = deployment.weights.name
+        description["licence"] = str(deployment.weights.meta.get("licence", "unknown"))
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in description.items() if value}
 
 
 def _description_for(deployment: Deployment, target: Target) -> dict[str, Any]:

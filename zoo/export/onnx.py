@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import onnxscript  # noqa: F401  (torch.onnx requires it)
 import torch
@@ -49,6 +50,9 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
         raise ExportError(f"{path.name}: the ONNX exporter failed: {one_line(error)}") from error
     if settings.calibration:
         onnx_int8.quantise(path, graph, settings)
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, dict(graph.metadata))
+    onnx.save(model, path)
 
 
 def float_islands(graph: Graph, folder: Path) -> dict[str, int]:

@@ -45,6 +45,8 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     model = converted(graph, path)
     if settings.calibration:
         model = _int8().quantise(model, graph, settings)
+    for key, text in graph.metadata.items():
+        model.set_rt_info(text, ["rescalenet", key])
     openvino.save_model(model, path, compress_to_fp16=settings.half)
 
 

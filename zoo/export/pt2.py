@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 
 from zoo.export.graphs import Arrays, Graph, Runner, Settings
 from zoo.export.programs import outputs_in_order, program_of
+
+METADATA = "rescalenet.json"  # one of the extra files that torch.export.load returns
 
 
 def path_of(graph: Graph, folder: Path) -> Path:
@@ -24,7 +27,7 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     """
     program = program_of(graph, half=settings.half)
     program.example_inputs = None
-    torch.export.save(program, path_of(graph, folder))
+    torch.export.save(program, path_of(graph, folder), extra_files={METADATA: json.dumps(dict(graph.metadata))})
 
 
 def load(graph: Graph, folder: Path) -> Runner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +11,16 @@ from tempfile import TemporaryDirectory
 from zoo.errors import ExportError, one_line
 from zoo.export import VISION, Target
 from zoo.export.graphs import Deployment, Graph, Settings
-from zoo.export.manifest import MANIFEST, Manifest, check_files, describe, files_in, read_manifest, remark_of
+from zoo.export.manifest import (
+    MANIFEST,
+    Manifest,
+    check_files,
+    describe,
+    files_in,
+    metadata_of,
+    read_manifest,
+    remark_of,
+)
 from zoo.export.verification import (
     HALF_TOLERANCE,
     TOLERANCE,
@@ -98,6 +107,9 @@ def export(
     require_replaceable(folder, overwrite=overwrite)
     # the files, in a folder that is kept if they agree
     functions = target.functions()
+    metadata = metadata_of(deployment, target)
+    graphs = tuple(replace(graph, metadata=metadata) for graph in deployment.graphs)
+    deployment = replace(deployment, graphs=graphs)
     differences: dict[str, Difference] = {}
     shown = [deployment.graphs[0].shown]
 
