@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from zoo.errors import ExportError, one_line
 from zoo.export.graphs import Arrays, Deployment, Graph, Runner, Settings
-from zoo.export.programs import outputs_in_order, program_of
+from zoo.export.programs import contiguous, outputs_in_order, program_of
 
 log = logging.getLogger("rescalenet")
 
@@ -69,15 +70,21 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     """Write one file, in which the named axes of all inputs may be as long as ``largest_axes`` returns.
 
     Raises:
-        ExportError: torch.export does not take the graph.
+        ExportError: torch.export or ExecuTorch does not take the graph.
     """
+    path = path_of(graph, folder)
+    samples = tuple(tuple(x.contiguous() for x in sample) for sample in graph.samples)
+    graph = replace(graph, module=contiguous(graph.module), samples=samples)
     program = program_of(graph, largest=largest_axes(graph)).run_decompositions(FORMS)
-    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    try:
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+    except Exception as error:  # of ExecuTorch's passes, which have no common class
+        raise ExportError(f"{path.name}: ExecuTorch failed: {one_line(error)}") from error
     info = get_delegation_info(edge.exported_program().graph_module)
     for name, operations in info.delegation_by_operator.items():
         if operations.non_delegated and name != "getitem":
             log.info("executorch: %d of %s stay in portable kernels", operations.non_delegated, name)
-    path_of(graph, folder).write_bytes(edge.to_executorch().buffer)
+    path.write_bytes(edge.to_executorch().buffer)
 
 
 def remark(deployment: Deployment) -> str:

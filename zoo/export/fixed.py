@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from zoo.export.graphs import Graph
+from zoo.export.programs import contiguous
 
 
 def fixed(graph: Graph) -> Graph:
@@ -55,6 +55,5 @@ def named_program(module: nn.Module, inputs: dict[str, Tensor]) -> ExportedProgr
         module: module in eval mode, called with the inputs in order.
         inputs: inputs by name.
     """
-    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
     inputs = {name: x.contiguous() for name, x in inputs.items()}
-    return torch.export.export(Named(module).eval(), (), inputs).run_decompositions(DECOMPOSITIONS)
+    return torch.export.export(Named(contiguous(module)).eval(), (), inputs).run_decompositions(DECOMPOSITIONS)

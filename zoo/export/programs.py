@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -50,6 +51,11 @@ def program_of(graph: Graph, *, half: bool = False, largest: Mapping[str, int] |
             for node in part.graph.nodes:
                 node.meta.pop("stack_trace", None)
     return program
+
+
+def contiguous(module: nn.Module) -> nn.Module:
+    """Return a copy in PyTorch's default memory format: compilers of other formats refuse channels_last."""
+    return copy.deepcopy(module).to(memory_format=torch.contiguous_format)
 
 
 def outputs_in_order(outputs: Tensor | Sequence[Tensor]) -> list[np.ndarray]:
