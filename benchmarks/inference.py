@@ -82,8 +82,8 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
         export_net(model.cpu(), samples, folder / "net", engine, folded=False)
         runner = target.functions().load(graph_of(model, samples, "noise", folded=False), folder / "net")
         return lambda: runner((images,))
-    export_net(model.cpu(), [small[:1], small[1:], x.cpu()], folder / "net", folded=False)
-    file = folder / "net" / "model.onnx"
+    samples = [small[:1], small[1:], x.cpu()]
+    export_net(model.cpu(), samples, folder / "net", "onnx" if engine == "onnxruntime" else engine, folded=False)
     if engine == "onnxruntime":
         import onnxruntime
 
@@ -91,6 +91,7 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
         options.intra_op_num_threads = arguments.threads
         # Threads that keep spinning would slow down the next net.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        file = folder / "net" / "model.onnx"
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         return lambda: session.run(None, {"images": images})
     try:
@@ -98,7 +99,7 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
     except ImportError:
         raise SystemExit("OpenVINO is not installed; pip install 'rescalenet-zoo[bench]'") from None
     core = openvino.Core()
-    graph = core.read_model(file)
+    graph = core.read_model(folder / "net" / "model.xml")
     graph.reshape([batch, 3, arguments.size, arguments.size])
     settings = {
         "INFERENCE_NUM_THREADS": arguments.threads,

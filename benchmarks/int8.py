@@ -43,7 +43,7 @@ def write(tool: str, graph: Graph, folder: Path, settings: Settings) -> tuple[Pa
     folder.mkdir()
     if tool == "onnxruntime":
         path = onnx.path_of(graph, folder)
-        onnx.write(graph, folder, Settings())
+        onnx.write_graph(graph, folder, Settings())
         if settings.calibration:
             onnx_int8.quantise(path, graph, settings)
             return path, onnx_int8.float_islands(path, graph)

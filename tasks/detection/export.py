@@ -139,9 +139,9 @@ def _has(module: nn.Module, name: str) -> bool:
 
 
 def _shown(request: ExportRequest) -> str:
-    return (
-        "pictures of nuclei and photographs of the package" if request.data is None else f"pictures of {request.data}"
-    )
+    if request.data is None:
+        return "pictures of nuclei and photographs of the package"
+    return f"pictures of {request.data.name}"
 
 
 def _images(request: ExportRequest) -> list[Tensor]:

@@ -88,17 +88,19 @@ def test_the_folder_has_no_file_of_the_converter_besides(tmp_path):
     assert names == ["manifest.json", "model.ncnn.bin", "model.ncnn.param"]
 
 
-def test_a_maximum_is_one_layer_and_an_addition_has_no_product_with_1(tmp_path):
+def test_a_maximum_is_a_depthwise_convolution_and_an_addition_has_no_product_with_1(tmp_path):
     export_net(net("cifar"), sizes("cifar"), tmp_path / "net", "ncnn")
+    lines = (tmp_path / "net/model.ncnn.param").read_text().splitlines()
     operations = [
         dict(pair.split("=", 1) for pair in line.split() if "=" in pair).get("0")
-        for line in (tmp_path / "net/model.ncnn.param").read_text().splitlines()
+        for line in lines
         if line.startswith("BinaryOp")
     ]
     add, multiply, maximum = "0", "2", "4"
-    assert operations.count(maximum) >= 18
+    assert sum(line.startswith("ConvolutionDepthWise") for line in lines) == 18
     assert add in operations
     assert multiply not in operations
+    assert maximum not in operations
 
 
 def test_half_halves_the_weights(tmp_path):

@@ -31,6 +31,18 @@ def path_of(graph: Graph, folder: Path) -> Path:
 def write(graph: Graph, folder: Path, settings: Settings) -> None:
     """Write one file, in which the named axes of all inputs may change.
 
+    A maximum of each channel with a shift becomes a ReLU and the shift, as the bias of a depthwise convolution: that is
+    what onnxruntime computes in the least time, in float32 and in int8 (``benchmarks/forms.py``).
+
+    Raises:
+        ExportError: the exporter failed.
+    """
+    write_graph(replace(graph, module=separate_shifts(graph.module, depthwise=True)), folder, settings)
+
+
+def write_graph(graph: Graph, folder: Path, settings: Settings) -> None:
+    """Write one file with the operators that the module has.
+
     The TorchScript exporter writes detectors, because torch.export does not support torchvision's.
 
     Raises:
@@ -39,8 +51,6 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     path = path_of(graph, folder)
     if settings.half:
         graph = in_half(graph)
-    if settings.calibration:
-        graph = replace(graph, module=separate_shifts(graph.module, depthwise=True))
     try:
         if graph.compares == "objects":
             _trace(graph, path)

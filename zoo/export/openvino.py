@@ -36,12 +36,13 @@ def path_of(graph: Graph, folder: Path) -> Path:
 def write(graph: Graph, folder: Path, settings: Settings) -> None:
     """Write ``NAME.xml`` and ``NAME.bin``, in which the named axes of all inputs may change.
 
+    A maximum of each channel with a shift becomes a ReLU and an addition, which OpenVINO fuses into the convolution.
+
     Raises:
         ExportError: OpenVINO's converter failed.
     """
     path = path_of(graph, folder)
-    if settings.calibration:
-        graph = replace(graph, module=separate_shifts(graph.module))
+    graph = replace(graph, module=separate_shifts(graph.module))
     model = converted(graph, path)
     if settings.calibration:
         model = _int8().quantise(model, graph, settings)
@@ -89,7 +90,7 @@ def converted(graph: Graph, path: Path) -> openvino.Model:
 
 def _from_onnx(graph: Graph) -> openvino.Model:
     with tempfile.TemporaryDirectory() as folder:
-        onnx.write(graph, Path(folder), Settings())
+        onnx.write_graph(graph, Path(folder), Settings())
         model = openvino.convert_model(onnx.path_of(graph, Path(folder)))
         return model.clone()  # weights in memory, not in the file
 

@@ -34,7 +34,7 @@ def write(graph: Graph, folder: Path, settings: Settings) -> None:
     Raises:
         ExportError: the exporter failed, or the file has what TensorRT does not support.
     """
-    onnx_target.write(fixed(graph), folder, settings)
+    onnx_target.write_graph(fixed(graph), folder, settings)
     check(onnx_target.path_of(graph, folder))
 
 
