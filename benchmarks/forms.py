@@ -1,8 +1,8 @@
 """Time of the forms of a folded net in the runtimes of export targets: python -m benchmarks.forms
 
 The forms are that of ``zoo.fold``, with a maximum of each channel (``maximum``), and those of
-``zoo.folding.separate_shifts``. A target chooses the fastest one in its ``write``; here its choice is taken out, and each
-form is written as it is. The baseline is a folded BatchNorm net with the same shortcuts as the others.
+``zoo.folding.separate_shifts``. A target chooses the fastest one in its ``write``; here its choice is taken out, and
+each form is written as it is. The baseline is a folded BatchNorm net with the same shortcuts as the others.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--repeats", type=int, default=30, help="interleaved rounds")
+    parser.set_defaults(device="cpu", runtime="default")  # OpenMP's threads take a core where they wait awake
     arguments = parser.parse_args()
-    arguments.device = "cpu"
     measure.start(arguments)
     results: list[dict[str, Any]] = []
     for net in arguments.net:

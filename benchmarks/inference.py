@@ -1,4 +1,8 @@
-"""Time of inference of folded RescaleNets and folded BatchNorm nets: python -m benchmarks.inference"""
+"""Time of inference of folded RescaleNets and folded BatchNorm nets: python -m benchmarks.inference
+
+Engines with threads of their own, such as onnxruntime, OpenVINO and ncnn, need ``--runtime default``: in the tuned one
+PyTorch's threads wait awake and take a core from them.
+"""
 
 from __future__ import annotations
 
