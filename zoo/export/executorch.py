@@ -6,7 +6,7 @@ Requires the extra ``executorch``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from executorch.devtools.backend_debug import get_delegation_info
 from executorch.exir import to_edge_transform_and_lower
 from executorch.runtime import Runtime
 from torch import Tensor
+from torch.nn import functional as F
 
 from zoo.errors import ExportError, one_line
 from zoo.export.graphs import Arrays, Deployment, Graph, Runner, Settings
 from zoo.export.programs import contiguous, outputs_in_order, program_of
+from zoo.folding import separate_shifts
 
 log = logging.getLogger("rescalenet")
 
@@ -46,9 +48,26 @@ def largest_axes(graph: Graph) -> dict[str, int]:
     return largest
 
 
-def _maximum(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Any:
-    """Return clamp as maximum, which XNNPACK has."""
-    return torch.maximum(x, min) if min is not None and max is None else NotImplemented
+def _average_pool(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor: int | None = None,
+) -> Any:
+    """Return the average pool of a shortcut without rounding up, which XNNPACK does not have.
+
+    A window beyond an odd side averages what is inside. With the last row and column twice, so does one that rounds
+    down, and at an even side it leaves them out.
+    """
+    if not ceil_mode or divisor or any(padding) or not list(kernel) == list(stride) == [2, 2]:
+        return NotImplemented
+    height, width = x.shape[-2:]
+    x = torch.cat([x, x.narrow(3, width - 1, 1)], 3)
+    x = torch.cat([x, x.narrow(2, height - 1, 1)], 2)
+    return F.avg_pool2d(x, 2, 2)
 
 
 def _mean(x: Tensor, dim: Any, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
@@ -60,8 +79,7 @@ def _mean(x: Tensor, dim: Any, keepdim: bool = False, *, dtype: torch.dtype | No
 
 # Other forms of operations, for XNNPACK; without them they stay in slow portable kernels.
 FORMS: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.clamp.Tensor: _maximum,
-    torch.ops.aten.clamp_min.Tensor: torch.maximum,
+    torch.ops.aten.avg_pool2d.default: _average_pool,
     torch.ops.aten.mean.dim: _mean,
 }
 
@@ -69,12 +87,14 @@ FORMS: dict[Any, Callable[..., Any]] = {
 def write(graph: Graph, folder: Path, settings: Settings) -> None:
     """Write one file, in which the named axes of all inputs may be as long as ``largest_axes`` returns.
 
+    A maximum of each channel with a shift becomes a ReLU, which XNNPACK fuses into the convolution, and an addition.
+
     Raises:
         ExportError: torch.export or ExecuTorch does not take the graph.
     """
     path = path_of(graph, folder)
     samples = tuple(tuple(x.contiguous() for x in sample) for sample in graph.samples)
-    graph = replace(graph, module=contiguous(graph.module), samples=samples)
+    graph = replace(graph, module=contiguous(separate_shifts(graph.module)), samples=samples)
     program = program_of(graph, largest=largest_axes(graph)).run_decompositions(FORMS)
     try:
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
