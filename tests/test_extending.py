@@ -262,7 +262,7 @@ def test_a_target(example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, out, _ = call(capsys, monkeypatch, "export", "a.safetensors", "--to", "torchscript", "--out", "a")
     assert code == 0
-    assert re.match(rf"a: agrees in torch {re.escape(version('torch'))} to \S+ at .*, 16 and 21 px\n", out)
+    assert re.match(rf"a: agrees in torch {re.escape(version('torch'))} to \S+ at .*, 16, 21 and 18 px\n", out)
     read = torch.jit.load("a/model.ts")
     assert not any("pre_bias" in name for name in read.state_dict())  # the deployment form
     assert "torchscript (images, clips)" in export.describe_targets()
