@@ -77,16 +77,15 @@ def call(model: nn.Module, engine: str, batch: int, arguments: Any, folder: Path
 
     # The other engines read exported files.
     small = torch.randn(2, 3, arguments.size, arguments.size)
+    samples = [small[:1], small[1:], x.cpu()]
     images = x.cpu().contiguous().numpy()
     if engine in TARGETS:
         target = get_target(engine)
         if batch > 1 and "batch" not in target.dynamic:
             raise ZooError(f"{engine}: takes one image at a time")
-        samples = [small[:1], small[1:], x.cpu()]
         export_net(model.cpu(), samples, folder / "net", engine, folded=False)
         runner = target.functions().load(graph_of(model, samples, "noise", folded=False), folder / "net")
         return lambda: runner((images,))
-    samples = [small[:1], small[1:], x.cpu()]
     export_net(model.cpu(), samples, folder / "net", "onnx" if engine == "onnxruntime" else engine, folded=False)
     if engine == "onnxruntime":
         import onnxruntime

@@ -29,7 +29,7 @@ from zoo.export.graphs import Graph, Settings
 from zoo.export.images import graph_of
 from zoo.folding import separate_shifts
 
-Run = Callable[[np.ndarray], np.ndarray]
+Run = Callable[[np.ndarray], list[np.ndarray]]
 NETS = ("rescalenet20_cifar.cifar10_v2", "rescalenet20_cifar.cifar10_v2_bn")
 FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "maximum": lambda module: module,
@@ -56,16 +56,17 @@ def write(tool: str, graph: Graph, folder: Path, settings: Settings) -> tuple[Pa
     return path, openvino_int8.float_islands(path, graph) if settings.calibration else {}
 
 
-def runner(file: Path, name: str) -> Run:
-    """Return a function that runs a file on one thread."""
+def runner(file: Path) -> Run:
+    """Return a function that runs a file with one input on one thread."""
     if file.suffix == ".onnx":
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
+        options.intra_op_num_threads, options.log_severity_level = 1, 3
         session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        return lambda x: session.run(None, {name: x})[0]
+        (source,) = session.get_inputs()
+        return lambda x: session.run(None, {source.name: x})
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
     compiled = openvino.Core().compile_model(file, "CPU", settings)
-    return lambda x: compiled({name: x})[0]
+    return lambda x: [value.copy() for value in compiled([x]).values()]
 
 
 def inputs_of(folder: Path, transform: Callable[..., Tensor], each: int) -> tuple[Tensor, np.ndarray]:
@@ -77,7 +78,7 @@ def inputs_of(folder: Path, transform: Callable[..., Tensor], each: int) -> tupl
 
 def accuracy(run: Run, inputs: Tensor, labels: np.ndarray) -> float:
     """Return the percentage of the inputs whose best class is the label."""
-    found = [run(part.numpy()).argmax(1) for part in inputs.split(100)]
+    found = [run(part.numpy())[0].argmax(1) for part in inputs.split(100)]
     return 100 * float((np.concatenate(found) == labels).mean())
 
 
@@ -110,7 +111,7 @@ def main() -> None:
                     other = graph if form == "float32" else replace(graph, module=FORMS[form](graph.module))
                     place = Path(folder) / f"{name} {form}"
                     path, islands = write(tool, other, place, Settings() if form == "float32" else settings)
-                    runs[f"{name} {form}"] = run = runner(path, graph.inputs[0].name)
+                    runs[f"{name} {form}"] = run = runner(path)
                     figure = accuracy(run, test, labels)
                     print(f"{tool}, {name}, {form}: accuracy {figure:.2f} %, in float between: {islands}", flush=True)
             x = test[: arguments.batch].numpy()

@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
-import openvino
 import torch
 from torch import Tensor, nn
 
 import zoo
 from benchmarks import measure
+from benchmarks.int8 import runner
 from tasks.detection.found import Found, Packed
 from tasks.exporting import export_weights
 from tasks.spec import spec_of
-
-SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
 
 
 class Exported(nn.Module):
@@ -40,17 +37,7 @@ class Exported(nn.Module):
 
     def __init__(self, folder: Path, tool: str) -> None:
         super().__init__()
-        if tool == "onnx":
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.log_severity_level = 1, 3
-            session = onnxruntime.InferenceSession(
-                str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-            )
-            (source,) = session.get_inputs()
-            self.runner = lambda x: session.run(None, {source.name: x})
-        else:
-            compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", SETTINGS)
-            self.runner = lambda x: [value.copy() for value in compiled([x]).values()]
+        self.runner = runner(folder / {"onnx": "model.onnx", "openvino": "model.xml"}[tool])
         self.first: np.ndarray | None = None
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
@@ -126,6 +113,7 @@ def main() -> None:
                 )
                 net = Exported(place, tool)
                 metrics = evaluate(net, entry, arguments.data, arguments.images)
+            assert net.first is not None
             steps[precision] = partial(net.runner, net.first)
             header = list(arguments.metrics or metrics)
             rows.append([f"{tool}, {precision}", *(f"{metrics[name]:.4g}" for name in header)])
