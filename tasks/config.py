@@ -411,6 +411,9 @@ class TrainSection(Strict):
     )
     seed: int = Field(0, ge=0, lt=2**32)  # numpy's range
     average: Average | None = Field(None, description="average of the weights, which is evaluated and stored")
+    calibrate: bool = Field(
+        True, description="initialise biases before products from data; false, for ablations: they begin at 0"
+    )
     calibration_batches: int = Field(8, ge=1, description="batches whose means initialise biases before products")
     calibration_samples: int = Field(
         1024, ge=1, description="limit on the samples of those batches, all ranks together; at least one batch is taken"

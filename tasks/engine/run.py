@@ -319,6 +319,10 @@ class Run:
 
         Those that a conversion left at 0 (docs/convert.md) are moved without a change of the outputs.
         """
+        if not self.train.calibrate:
+            if self.main:
+                print_line("no calibration (train.calibrate=false): biases before products begin at 0")
+            return
 
         def forward(model: nn.Module, batch: Any) -> None:
             # Entered for each forward: autocast stores converted parameters until its end, and biases change between.
