@@ -393,6 +393,12 @@ class EarlyStopping(Strict):
     min_delta: float = Field(0.0, ge=0, description="increase over the last better value that counts as better")
 
 
+class DiagnoseSection(Strict):
+    """The signals in the net, logged during a run (``rescalenet diagnose`` draws them)."""
+
+    every: int = Field(100, ge=1, description="optimizer steps between records; each takes about as long as a step")
+
+
 class TrainSection(Strict):
     """The engine's settings."""
 
@@ -434,6 +440,9 @@ class TrainSection(Strict):
     )
     log_every: Annotated[int, FREE] = Field(
         50, ge=1, description="optimizer steps between records of the loss; an epoch ends with one"
+    )
+    diagnose: Annotated[DiagnoseSection | None, FREE] = Field(
+        None, description="signals in the net that are logged every so many steps; null: none"
     )
     sinks: Annotated[tuple[str, ...], FREE] = Field(
         ("tensorboard",),

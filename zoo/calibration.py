@@ -90,7 +90,7 @@ _POSITIONS: ContextVar[Tensor | None] = ContextVar("positions", default=None)
 def only_positions(keep: Tensor) -> Iterator[None]:
     """Restrict calibration, inside the ``with`` block, to the positions of layers' inputs where ``keep`` is True.
 
-    The Transformer excludes padding with it. Nothing but ``calibrate`` reads it.
+    The Transformer excludes padding with it. ``calibrate`` and ``tasks.diagnose`` read it (``counted_positions``).
 
     Args:
         keep: (B, T) boolean, for inputs (B, T, C).
@@ -100,6 +100,11 @@ def only_positions(keep: Tensor) -> Iterator[None]:
         yield
     finally:
         _POSITIONS.reset(token)
+
+
+def counted_positions() -> Tensor | None:
+    """Return the mask of ``only_positions``, (B, T); None outside of its ``with`` block."""
+    return _POSITIONS.get()
 
 
 def list_of_batches(batches: Iterable[Any], name: str, *, tensors: bool = True) -> list[Any]:
@@ -328,7 +333,7 @@ class _Passes:
 
         def hook(layer: Any, args: tuple[Any, ...]) -> None:
             if layer in self.pending:
-                x, keep = args[0], _POSITIONS.get()
+                x, keep = args[0], counted_positions()
                 sums = layer.calibration_sums(x if keep is None else x[keep])
                 numbers[layer] += 1
                 totals[layer] = totals[layer] + sums if layer in totals else sums

@@ -4,6 +4,7 @@
     {"event": "epoch", "step": 200, "epoch": 0, "train_loss": 1.7, "top1": 61.5}
     {"event": "diverged", "step": 210, "epoch": 1, "reason": "the loss is nan"}
     {"event": "failed", "step": 200, "epoch": 0, "reason": "the evaluation of epoch 1 failed: ..."}
+    {"event": "signals", "step": 200, "epoch": 0, "layers": [{"name": "stem.conv1", "power": 0.9, ...}], "sums": ...}
     {"event": "blocks", "step": 200, "epoch": 0, "blocks": [{"block": "layer1.0", "m": 1.0, "weight_norms": [7.9]}]}
 
 A new kind of record is a subclass of ``Record``.
@@ -167,6 +168,49 @@ class BlocksRecord(Record):
                 yield f"multiplier/{row['block']}", row["m"]
             for i, norm in enumerate(row["weight_norms"], 1):
                 yield f"weight_norm/{row['block']}.{i}", norm
+
+
+_Number = float | int | bool | str | None
+_SIGNALS = TypeAdapter(list[dict[str, _Number]])
+
+
+def _check_signals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a ``SignalsRecord``, after a check that each has a name, and numbers."""
+    _SIGNALS.validate_python(rows, strict=True)
+    if without := [row for row in rows if not isinstance(row.get("name"), str)]:
+        raise ValueError(f"a row without name: {without[0]}")
+    return rows
+
+
+_Rows = Annotated[list[dict[str, Any]], pydantic.AfterValidator(_check_signals)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalsRecord(Record):
+    """The signals in the net at a step, before its update (``train.diagnose``); None for what is not finite or known.
+
+    Attributes:
+        layers: rows of ``tasks.diagnose.signals.Layer``.
+        sums: rows of ``tasks.diagnose.signals.Sum``.
+        activations: rows of ``tasks.diagnose.signals.Activation``.
+    """
+
+    event = "signals"
+    layers: _Rows
+    sums: _Rows
+    activations: _Rows
+
+    def scalars(self) -> Iterator[tuple[str, float]]:
+        shown = (
+            (self.layers, ("gradient_norm", "update_ratio", "bias_offset")),
+            (self.sums, ("power", "ratio", "correlation")),
+            (self.activations, ("dead",)),
+        )
+        for rows, keys in shown:
+            for row in rows:
+                for key in keys:
+                    if isinstance(value := row.get(key), float):
+                        yield f"{key}/{row['name']}", value
 
 
 @dataclass(frozen=True, kw_only=True)

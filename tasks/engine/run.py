@@ -21,6 +21,7 @@ import zoo
 from tasks import config as cfg
 from tasks.devices import crowded, describe_run, dtype_of, make_accelerator
 from tasks.engine.average import WeightAverage, first_averaged
+from tasks.engine.diagnosis import Diagnosis
 from tasks.engine.fingerprint import Fingerprint
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.graphs import PINS_BESIDE, GraphedNet
@@ -64,6 +65,7 @@ class Run:
         forwards: forwards of each rank in an optimizer step.
         gradients: changes of the gradients before the update.
         average: averaged weights.
+        diagnosis: signals in the net that are logged every so many steps; None for none.
         log: log of the run; without sinks on all ranks but the first.
 
     Raises:
@@ -115,6 +117,7 @@ class Run:
             self._load(lambda model: load_state(self.bare, model, "the net"), state["model"])
         self._prepare_training(state)
         self.log = self._open_log()
+        self.diagnosis = self._diagnosis()
         self.saved_at, self.saved_step = time.monotonic(), -1
         self.asked, self.next_question = (self.saved_at, self.at.step), self.at.step  # see ``Trainer._agree``
 
@@ -391,6 +394,11 @@ class Run:
             return RunLog()
         self.files.write_config(self.config)
         return open_log(self.files.root, self.train.sinks, keep_bytes=self.at.log_bytes, step=self.at.step)
+
+    def _diagnosis(self) -> Diagnosis | None:
+        """Return what logs the signals in the net, if the config asks for it."""
+        section = self.train.diagnose
+        return None if section is None else Diagnosis(self.bare, self.task, self.accelerator, self.dtype, section.every)
 
     def _save(self) -> None:
         """Write the training state, after a check that all weights are finite."""

@@ -70,7 +70,7 @@ class Trainer(Run):
             seek the loader to the position
             for each optimizer step:
                 seed, set the learning rate, forward and backward, update
-                log the loss; save the state every few minutes, and when a signal arrives, which ends the run
+                log the loss, and from time to time the signals; save the state every few minutes, and when a signal arrives, which ends the run
             store the state and the last weights
             evaluate; store the best weights, and the last ones with their metrics
             log metrics, multipliers and weight norms; store the state
@@ -185,13 +185,18 @@ class Trainer(Run):
         total = train.epochs * self.steps_per_epoch
         items = self.batches.per_batch / self.batches.pieces * self.shards * self.forwards
         shown = Progress(total, at.step, items, unit=self.task.unit, enabled=self.main)
+        trained = 0.0  # seconds without evaluations
         # From here on a signal waits until what was trained is saved.
         with shown as progress, self.signals.deferred():
             while at.epoch < train.epochs and not self._is_stale():
+                begun = time.monotonic()
                 self._epoch(progress)
+                trained += time.monotonic() - begun
                 self._end_of_epoch(progress)
         self.log.close()
         if self.main:
+            if self.diagnosis is not None and (line := self.diagnosis.describe_cost(trained)):
+                print_line(line)
             if at.epoch < train.epochs:
                 print_line(
                     f"ended after {at.epoch} of {train.epochs} epochs: {at.stale} evaluations without a better "
@@ -240,6 +245,9 @@ class Trainer(Run):
         at, train = self.at, self.train
         # Randomness and learning rate depend on the step alone.
         set_seed(seed_from(train.seed, at.step, self.accelerator.process_index) % 2**32)
+        diagnosis = self.diagnosis if self.diagnosis is not None and self.diagnosis.is_due(at.step) else None
+        if diagnosis is not None:
+            diagnosis.look(forwards[-1])
         epoch = at.epoch + at.batch / (self.steps_per_epoch * train.accumulate)
         factor = train.schedule.factor(epoch, train.epochs, self.steps_per_epoch)
         self.lr = train.optimizer.lr * factor
@@ -254,11 +262,15 @@ class Trainer(Run):
                     terms = {name: term * weight for name, term in terms.items()}
                 losses.append({name: term.detach() for name, term in terms.items()})
                 self.accelerator.backward(torch.stack(list(terms.values())).sum())
-                if self.accelerator.sync_gradients and self.gradients.used:
+                if self.accelerator.sync_gradients and (self.gradients.used or diagnosis is not None):
                     self.accelerator.unscale_gradients()
+                    if diagnosis is not None:
+                        diagnosis.before_update()
                     self.gradients.change()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
+        if diagnosis is not None:
+            self.log.write(diagnosis.after_update(at.step, at.epoch))
         return {name: torch.stack([terms[name] for terms in losses]).mean() for name in losses[0]}
 
     def _loss_weights(self, forwards: list[Any]) -> list[float] | list[None]:

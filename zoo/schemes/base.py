@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from zoo.arguments import shown
 from zoo.errors import ZooError
 from zoo.joins import Join, PlainJoin
+
+Growth = Literal["stays", "grows", "doubles"]  # of E[x^2] along the trunk at init, see ``Scheme.trunk_growth``
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Scheme:
         residual_options: options that only nets with residual branches have.
         residual_only: whether only nets with residual branches have it, because it differs from another scheme there
             alone.
+        trunk_growth: course of E[x^2] along the trunk at init, by the scheme's theory: it ``stays``, ``grows`` by the
+            same amount in each branch, or ``doubles``.
+        multiplier_init: value at which the learnable scalars of the branches begin, in schemes that have them.
         registered: schemes of this kind by name, filled by ``register_scheme``.
     """
 
@@ -58,6 +63,8 @@ class Scheme:
     normalized: ClassVar[bool] = False
     residual_options: ClassVar[tuple[str, ...]] = ()
     residual_only: ClassVar[bool] = False
+    trunk_growth: ClassVar[Growth] = "doubles"
+    multiplier_init: ClassVar[float] = 1.0
     registered: ClassVar[dict[str, type[Any]]]
 
     def join(self, place: Place, channels: int) -> Join:

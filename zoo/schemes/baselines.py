@@ -13,7 +13,7 @@ from zoo.baseline_layers import RELU_GAIN
 from zoo.errors import ZooError
 from zoo.joins import Join
 from zoo.method import he_normal_
-from zoo.schemes.base import Place, register_scheme
+from zoo.schemes.base import Growth, Place, register_scheme
 from zoo.schemes.vision import Extent, VisionScheme, dimensions, half, he, pointwise
 
 
@@ -29,6 +29,8 @@ class SkipInit(VisionScheme):
     """
 
     name: ClassVar[str] = "skipinit"
+    trunk_growth: ClassVar[Growth] = "stays"
+    multiplier_init: ClassVar[float] = 0.0
     default_shortcut: ClassVar[str] = "conv"
     residual_only: ClassVar[bool] = True
 
@@ -60,6 +62,7 @@ class Fixup(VisionScheme):
     """
 
     name: ClassVar[str] = "fixup"
+    trunk_growth: ClassVar[Growth] = "stays"
     default_shortcut: ClassVar[str] = "conv"
     conv_mode: ClassVar[str] = "fan_out"
     residual_only: ClassVar[bool] = True
@@ -140,6 +143,8 @@ class NormalizerFree(PreActivation):
     """
 
     name: ClassVar[str] = "nf"
+    trunk_growth: ClassVar[Growth] = "grows"
+    multiplier_init: ClassVar[float] = 0.0
     default_shortcut: ClassVar[str] = "conv"
     residual_options: ClassVar[tuple[str, ...]] = ("nf_alpha", "skipinit")
 
@@ -215,6 +220,7 @@ class RescaledSum(PreActivation):
     """
 
     name: ClassVar[str] = "sum_rescaled"
+    trunk_growth: ClassVar[Growth] = "stays"
     default_shortcut: ClassVar[str] = "conv"
     residual_only: ClassVar[bool] = True
 

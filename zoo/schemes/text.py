@@ -19,7 +19,7 @@ from zoo.errors import ZooError
 from zoo.joins import Join, PlainJoin, PostNormJoin, PreNormJoin, RescaledJoin
 from zoo.layers import BiasedLinear, BiasedProjections, FeatureBias
 from zoo.method import coefficients, init_factor
-from zoo.schemes.base import Place, Scheme, register_scheme
+from zoo.schemes.base import Growth, Place, Scheme, register_scheme
 
 Role = Literal["query", "key", "value", "output", "hidden", "shrink"]
 
@@ -102,6 +102,7 @@ class TextRescale(TextScheme):
     """
 
     name: ClassVar[str] = "rescale"
+    trunk_growth: ClassVar[Growth] = "stays"
 
     multiplier: bool | Literal["channel"] = True
     encoder_c: float | None = None
@@ -148,6 +149,7 @@ class PreNorm(TextScheme):
     """Layer normalization at the start of each branch and at the end of each stack (fairseq's ``normalize_before``)."""
 
     name: ClassVar[str] = "pre_ln"
+    trunk_growth: ClassVar[Growth] = "grows"
     normalized: ClassVar[bool] = True
 
     def join(self, place: Place, channels: int) -> Join:
@@ -170,6 +172,7 @@ class PostNorm(PreNorm):
     """Layer normalization after each residual addition (Vaswani et al. 2017)."""
 
     name: ClassVar[str] = "post_ln"
+    trunk_growth: ClassVar[Growth] = "stays"
 
     def join(self, place: Place, channels: int) -> Join:
         return PostNormJoin(self.norm(channels))
@@ -217,6 +220,7 @@ class DeepNorm(TextScheme):
     """Post-LN with a heavier trunk and smaller branches (Wang et al. 2022, "DeepNet", encoder-decoder setting)."""
 
     name: ClassVar[str] = "deepnorm"
+    trunk_growth: ClassVar[Growth] = "stays"
     normalized: ClassVar[bool] = True
 
     def _constants(self, place: Place) -> tuple[float, float]:
@@ -239,6 +243,7 @@ class TFixup(TextScheme):
     """No normalization, smaller values, outputs, feed-forward layers and embeddings at init (Huang et al. 2020)."""
 
     name: ClassVar[str] = "t_fixup"
+    trunk_growth: ClassVar[Growth] = "stays"
 
     def _factor(self, stack: str, encoders: int, decoders: int) -> float:
         return 0.67 * encoders**-0.25 if stack == "encoder" else (9 * decoders) ** -0.25

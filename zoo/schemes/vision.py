@@ -18,7 +18,7 @@ from zoo.errors import ZooError
 from zoo.joins import InPlaceJoin, Join, RescaledJoin
 from zoo.method import coefficients, he_normal_, init_factor
 from zoo.norms import FrozenBatchNorm2d, FrozenBatchNorm3d
-from zoo.schemes.base import Place, Scheme, register_scheme
+from zoo.schemes.base import Growth, Place, Scheme, register_scheme
 
 Extent = int | tuple[int, int, int]  # a kernel or stride: one number for images, (time, height, width) for clips
 
@@ -176,6 +176,7 @@ class VisionRescale(VisionScheme):
     """
 
     name: ClassVar[str] = "rescale"
+    trunk_growth: ClassVar[Growth] = "stays"
     residual_options: ClassVar[tuple[str, ...]] = ("multiplier", "c", "first_index", "projection_gain")
 
     multiplier: bool | Literal["channel"] = True
@@ -252,6 +253,7 @@ class _Normalized(VisionScheme):
     """A normalization after each convolution: torchvision's layout and init."""
 
     normalized: ClassVar[bool] = True
+    trunk_growth: ClassVar[Growth] = "grows"
     default_shortcut: ClassVar[str] = "conv"
     conv_mode: ClassVar[str] = "fan_out"
 

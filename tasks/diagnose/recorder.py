@@ -1,0 +1,338 @@
+"""What the layers of a net see: hooks and a dispatch mode that add up statistics, and leave the net as it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tasks.diagnose.flow import ADDITIONS, Flow, aten
+from tasks.diagnose.moments import Positions, Signs, channel_sums, pair_sums
+from zoo.calibration import HasDataBias, counted_positions
+from zoo.layers import GainedConv
+
+Kind = Literal["input", "product", "norm", "activation", "sum"]
+
+# operations whose input has a sign that matters
+ACTIVATIONS = {
+    aten.relu: "relu",
+    aten.relu_: "relu",
+    aten.hardtanh: "relu6",
+    aten.hardtanh_: "relu6",
+    aten.leaky_relu: "leaky_relu",
+    aten.leaky_relu_: "leaky_relu",
+    aten.gelu: "gelu",
+    aten.silu: "silu",
+    aten.silu_: "silu",
+}
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+@dataclass
+class Point:
+    """A place in the net and the sums over what passed there.
+
+    Attributes:
+        name: qualified name of the module; of an activation or addition that the module computes for the n-th time in a
+            forward, ``name:n``.
+        kind: what is there: the input of the first product, the output of a product or norm, the input of an
+            activation, or the sum of trunk and branch.
+        sums: ``channel_sums`` of the place.
+        pair: ``pair_sums`` of weighted trunk and weighted branch, of a sum.
+        trunk_weight: weight of the trunk in a sum.
+        after: ``channel_sums`` behind an activation that directly follows a sum; None without one.
+        identity: whether a sum has an identity shortcut.
+        signs: signs of an activation's input.
+        function: name of the activation.
+        centred: ``channel_sums`` of what a bias from data centres, before that bias.
+        calls: how often the place was passed.
+    """
+
+    name: str
+    kind: Kind
+    sums: Tensor | None = None
+    pair: Tensor | None = None
+    trunk_weight: float = 1.0
+    after: Tensor | None = None
+    identity: bool = False
+    signs: Signs | None = None
+    function: str = ""
+    centred: Tensor | None = None
+    calls: int = 0
+
+
+def is_product(module: nn.Module) -> bool:
+    """Return whether a module multiplies by a weight of its own: one with two dimensions that are larger than 1.
+
+    A scale (C, 1, 1) for each channel is none.
+    """
+    if isinstance(module, GainedConv):  # which computes with the weight of the convolution inside of it
+        return True
+    return any(sum(size > 1 for size in p.shape) >= 2 for p in module.parameters(recurse=False))
+
+
+def channel_dimension(module: nn.Module) -> int:
+    """Return the dimension of the channels in the output of a product: 1 of a convolution, -1 of a linear layer."""
+    return 1 if isinstance(module, nn.modules.conv._ConvNd | GainedConv) else -1
+
+
+class Recorder:
+    """The statistics of a net's forwards.
+
+    The net's outputs, parameters, buffers and hooks are the same before and after. Forwards are run without gradients,
+    inside ``recording``; each adds to the points.
+
+    Args:
+        model: any module.
+        units: whether the signs of each unit are recorded, besides those of each channel.
+
+    Attributes:
+        points: points by name and kind, in the order of the forward.
+        forwards: number of forwards so far.
+    """
+
+    def __init__(self, model: nn.Module, *, units: bool = False) -> None:
+        self.model, self.units = model, units
+        self.points: dict[tuple[str, Kind], Point] = {}
+        self.forwards = 0
+        self._names = {module: name for name, module in model.named_modules()}
+        self._products = {module for module in self._names if is_product(module)}
+        self._blocks = {module for module in self._names if any(child in self._products for child in module.modules())}
+        self._clear()
+
+    def _clear(self) -> None:
+        """Begin a forward."""
+        self._stack: list[nn.Module] = []
+        self._calls: Counter[tuple[str, Kind]] = Counter()
+        self._paused = False
+        self._channels, self._width = 1, 0  # dimension and number of the channels after the last product
+        self._sums: dict[int, tuple[Point, Tensor]] = {}  # the last sum by the memory of its result
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record the one forward inside of the ``with`` block."""
+        self._clear()
+        constants = [*self.model.parameters(), *self.model.buffers()]
+        handles = []
+        for module in self._names:
+            handles.append(module.register_forward_pre_hook(self._enter))
+            handles.append(module.register_forward_hook(self._leave, always_call=True))
+        try:
+            with torch.no_grad(), _Watch(self, Flow(constants)):
+                yield
+            self.forwards += 1
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._clear()
+
+    @property
+    def unreached(self) -> list[str]:
+        """Names of the modules with weights that no forward has called."""
+        reached = {name for name, kind in self.points if kind == "product"}
+        names = [name for module, name in self._names.items() if module in self._products and name not in reached]
+        # A module such as torch's attention uses the weights of modules inside of it without calling them.
+        return [name for name in names if not any(name.startswith(f"{outer}.") for outer in reached if outer)]
+
+    # -- modules
+
+    def _enter(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self._stack.append(module)
+        x = arguments[0] if arguments else None
+        if not isinstance(x, Tensor) or self._paused:
+            return
+        with self._pause():
+            if module in self._products and not self._calls[("", "input")] and x.is_floating_point():
+                self._calls[("", "input")] += 1
+                dim = channel_dimension(module)
+                self._add(Point("input", "input"), channel_sums(x, dim, self._keep(x)))
+            if isinstance(module, HasDataBias):
+                point = self._point(self._names[module], "product" if module in self._products else "norm")
+                centred = module.calibration_input(x)
+                if centred.ndim > 1:
+                    sums = channel_sums(centred, module.channel_dim, self._keep(centred))
+                    point.centred = sums if point.centred is None else point.centred + sums
+
+    def _leave(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        if self._stack and self._stack[-1] is module:
+            self._stack.pop()
+        product = module in self._products
+        if self._paused or not (product or isinstance(module, _NORMS)):
+            return
+        if isinstance(output, tuple) and output:  # attention returns its weights too
+            output = output[0]
+        if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim < 2:
+            return
+        with self._pause():
+            if product:
+                self._channels = channel_dimension(module)
+                self._width = output.shape[self._channels]
+            dim = -1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else self._dimension(output)
+            point = self._point(self._names[module], "product" if product else "norm")
+            self._add(point, channel_sums(output, dim, self._keep(output)))
+
+    # -- operations
+
+    def before(self, operation: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], flow: Flow) -> Point | None:
+        """Record the operands of an operation before it may replace them.
+
+        Returns:
+            The point of a sum, whose result is still to be recorded.
+        """
+        if not self._stack:
+            return None
+        if operation in ACTIVATIONS:
+            x = arguments[0]
+            if x.ndim > 1 and not flow.node(x).constant:
+                with self._pause():
+                    self._activation(x, ACTIVATIONS[operation])
+        elif operation in ADDITIONS and len(arguments) > 1:
+            found = flow.residual(arguments[0], arguments[1], float(keywords.get("alpha", 1)))
+            # of two dimensions there are sums of coordinates too, as of boxes
+            if found is not None and (found.trunk.ndim > 2 or found.trunk.shape[1] == self._width > 1):
+                with self._pause():
+                    point = self._numbered(self._block(), "sum")
+                    trunk, branch = found.trunk, found.branch
+                    sums = pair_sums(trunk, branch, self._dimension(trunk), self._keep(trunk))
+                    u, v = found.trunk_weight, found.branch_weight
+                    weights = sums.new_tensor([u, v, u * u, v * v, u * v, 1.0])
+                    sums = sums * weights[:, None]
+                    point.pair = sums if point.pair is None else point.pair + sums
+                    point.identity, point.trunk_weight = found.identity, u
+                return point
+        return None
+
+    def after(self, operation: Any, result: Any, point: Point | None) -> None:
+        """Record the result of a sum, and that of an activation which follows one directly."""
+        if not isinstance(result, Tensor) or not self._stack:
+            return
+        key = result.untyped_storage().data_ptr()
+        if point is not None:
+            with self._pause():
+                self._add(point, channel_sums(result, self._dimension(result), self._keep(result)))
+                self._sums[key] = (point, result)
+        elif operation in ACTIVATIONS and self._followed is not None:
+            with self._pause():
+                sums = channel_sums(result, self._dimension(result), self._keep(result))
+                followed = self._followed
+                followed.after = sums if followed.after is None else followed.after + sums
+        self._followed = None
+
+    _followed: Point | None = None  # sum whose result the current activation reads
+
+    def _activation(self, x: Tensor, function: str) -> None:
+        name = self._names[self._stack[-1]]
+        point = self._numbered(name, "activation")
+        point.function = function
+        dim, keep = self._dimension(x), self._keep(x)
+        self._add(point, channel_sums(x, dim, keep))
+        signs = Signs.of(x, dim, keep, units=self.units)
+        if point.signs is None:
+            point.signs = signs
+        else:
+            point.signs.add(signs)
+        found = self._sums.pop(x.untyped_storage().data_ptr(), None)
+        self._followed = None if found is None else found[0]
+
+    # -- common
+
+    def _block(self) -> str:
+        """Return the name of the innermost module in progress that contains products, and is none itself."""
+        inside = [m for m in self._stack if m in self._blocks and m not in self._products]
+        return self._names[inside[-1]] if inside else ""
+
+    def _numbered(self, name: str, kind: Kind) -> Point:
+        """Return the point of a module's next operation of a kind in this forward."""
+        self._calls[(name, kind)] += 1
+        number = self._calls[(name, kind)]
+        return self._point(name if number == 1 else f"{name}:{number}", kind)
+
+    def _point(self, name: str, kind: Kind) -> Point:
+        return self.points.setdefault((name, kind), Point(name, kind))
+
+    def _add(self, point: Point, sums: Tensor) -> None:
+        point = self.points.setdefault((point.name, point.kind), point)
+        point.sums = sums if point.sums is None else point.sums + sums
+        point.calls += 1
+
+    def _dimension(self, x: Tensor) -> int:
+        """Return the dimension of the channels: that of the last product's output."""
+        return 1 if x.ndim == 2 else self._channels
+
+    @staticmethod
+    def _keep(x: Tensor) -> Tensor | None:
+        positions = counted_positions()
+        return None if positions is None else Positions(positions).of(x)
+
+    @contextmanager
+    def _pause(self) -> Iterator[None]:
+        """Compute statistics that the hooks and the dispatch mode do not record."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    @property
+    def paused(self) -> bool:
+        """Whether an operation is one of the recorder's own."""
+        return self._paused
+
+
+class _Watch(TorchDispatchMode):
+    """The dispatch mode of a recorder, for one forward."""
+
+    def __init__(self, recorder: Recorder, flow: Flow) -> None:
+        super().__init__()
+        self.recorder, self.flow = recorder, flow
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        keywords = kwargs or {}
+        if self.recorder.paused:
+            return func(*args, **keywords)
+        operation = func.overloadpacket
+        point = self.recorder.before(operation, args, keywords, self.flow)
+        result = func(*args, **keywords)
+        self.flow.record(operation, (args, keywords), result)
+        self.recorder.after(operation, result, point)
+        return result
+
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def gather(points: list[Point], reduce: Reduce | None) -> None:
+    """Add up the sums of all points over processes in place, and move them to the CPU in one transfer.
+
+    Args:
+        points: points of the same net, in the same order on all processes.
+        reduce: sum of a float64 tensor over processes; None for one process.
+    """
+    fields = ("sums", "pair", "after", "centred")
+    places = [(point, name) for point in points for name in fields if getattr(point, name) is not None]
+    tensors = [getattr(point, name) for point, name in places]
+    signs = [point.signs for point in points if point.signs is not None]
+    tensors += [sign.channels for sign in signs] + [sign.units for sign in signs if sign.units is not None]
+    if not tensors:
+        return
+    dtype = next(t.dtype for t in tensors if t.is_floating_point())
+    flat = torch.cat([tensor.flatten().to(dtype) for tensor in tensors])
+    flat = (flat if reduce is None else reduce(flat)).cpu()
+    split = [part.view(t.shape) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+    for (point, name), part in zip(places, split, strict=False):
+        setattr(point, name, part)
+    rest = iter(split[len(places) :])
+    for sign in signs:
+        sign.channels = next(rest) > 0
+    for sign in signs:
+        if sign.units is not None:
+            sign.units = next(rest) > 0
