@@ -137,7 +137,7 @@ class Dynamics:
             key: [dict(vars(row)) for row in rows]
             for key, rows in (("layers", self.layers), ("sums", self.sums), ("dead", self.dead))
         }
-        return finite({"label": self.label, "begins_fresh": self.begins_fresh, "blocks": blocks, **rest})  # type: ignore[no-any-return]
+        return finite({"label": self.label, "begins_fresh": self.begins_fresh, "blocks": blocks, **rest})
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,8 @@ def describe_cancellation(dynamics: Dynamics) -> str:
     shown = "" if math.isnan(share) else f"; the multiplier undoes {share:.0%} of the change, in logarithms"
     return (
         f"{since} the multipliers are {multipliers:.3g} times as large, the products of the weights' norms "
-        f"{weights:.3g} times, the effective branch weights {effective:.3g} times (medians of {len(found)} blocks){shown}"
+        f"{weights:.3g} times, the effective branch weights {effective:.3g} times (medians of {len(found)} "
+        f"blocks){shown}"
     )
 
 

@@ -1,8 +1,8 @@
 """How activations follow from each other in a forward: which additions join a trunk and a branch.
 
 Any net can be followed, because PyTorch shows each elementary operation to a ``TorchDispatchMode``, also those inside
-of functions and of autograd's functions. A residual connection is an addition of two activations of which one was computed
-from the other, or both from a third on ways with a different number of products.
+of functions and of autograd's functions. A residual connection is an addition of two activations of which one was
+computed from the other, or both from a third on ways with a different number of products.
 """
 
 from __future__ import annotations

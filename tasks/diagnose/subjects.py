@@ -169,7 +169,7 @@ def fresh_net(name: str, scheme: str | None, options: dict[str, Any]) -> nn.Modu
 
 
 def _fresh_of(weights: Path) -> Callable[[], nn.Module] | None:
-    """Return a function that makes the net of weights as it was at the start of their run; None if it began from others.
+    """Return a function that makes the net of weights as it was before their run; None if that began from others.
 
     Args:
         weights: file that states the config of its run.

@@ -76,8 +76,8 @@ class Diagnosis:
         self._recorder, self._gradients, self._weights = None, {}, {}
         self.records += 1
         self.seconds += time.monotonic() - begun
-        rows = {key: list(content[key]) for key in ("layers", "sums", "activations")}
-        return SignalsRecord(step=step, epoch=epoch, **rows)
+        layers, sums, activations = (list(content[key]) for key in ("layers", "sums", "activations"))
+        return SignalsRecord(step=step, epoch=epoch, layers=layers, sums=sums, activations=activations)
 
     def describe_cost(self, seconds: float) -> str:
         """Return a line on the time that the records took, empty without records.
@@ -94,4 +94,4 @@ class Diagnosis:
         return line
 
     def _sum(self, sums: Tensor) -> Tensor:
-        return self.accelerator.reduce(sums, "sum")  # type: ignore[no-any-return]
+        return self.accelerator.reduce(sums, "sum")

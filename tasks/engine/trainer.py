@@ -70,7 +70,8 @@ class Trainer(Run):
             seek the loader to the position
             for each optimizer step:
                 seed, set the learning rate, forward and backward, update
-                log the loss, and from time to time the signals; save the state every few minutes, and when a signal arrives, which ends the run
+                log the loss, and from time to time the signals
+                save the state every few minutes, and when a signal of the system arrives, which ends the run
             store the state and the last weights
             evaluate; store the best weights, and the last ones with their metrics
             log metrics, multipliers and weight norms; store the state
