@@ -233,6 +233,71 @@ def study(
 
 
 @app.command()
+def diagnose(
+    name: Annotated[
+        str,
+        typer.Argument(
+            parser=name_or_path,
+            metavar="NET",
+            help="A run's folder, its log.jsonl alone, a config or recipe, weights, or a net by name.",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value of a config; option=value of a net, as scheme=bn ...")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help='Another one beside it, with its overrides: "rescalenet50 scheme=none"; more than once.'),
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="pink (1/f, as photographs) or white noise in place of data; random tokens.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(parser=input_path, help="Pictures, or a file of sentences, for weights and nets; default: noise."),
+    ] = None,
+    batches: Annotated[int, typer.Option(min=1, help="Number of batches.")] = 2,
+    whole: Annotated[bool, typer.Option("--all", help="All batches of the data, not --batches.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Samples of a batch; default: the config's, or 8.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, help="Side of noise in pixels, or its tokens; default: the net's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of fresh weights and of noise.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(parser=output_path, help="Folder of the report; default: out/diagnose, out/diagnose_2 ..."),
+    ] = None,
+    overwrite: Overwrite = False,
+    format: OutputFormat = "text",
+    device: Device = None,
+) -> None:
+    """See why a net trains, or why it does not: signals by depth, dead units, multipliers over time, and a verdict."""
+    from tasks.devices import choose_device
+    from tasks.diagnose.inputs import check_spectrum
+    from tasks.diagnose.run import file_names, run_diagnosis, write_diagnosis
+    from tasks.diagnose.subjects import Settings
+    from tasks.outputs import OutputFolder, next_folder
+    from tasks.printing import checked_format
+
+    choose_device(device)
+    chosen = checked_format(format)
+    if chosen == "csv":
+        raise UserError("--format csv: is in the files of the report; give text or json")
+    if noise is not None and data is not None:
+        raise UserError("--noise and --data: give one of the two")
+    spectrum = None if noise is None else check_spectrum(noise)
+    settings = Settings(spectrum, data, None if whole else batches, batch_size, size, seed=seed)
+    path = next_folder(Path("out/diagnose")) if out is None else out
+    folder = OutputFolder(path, file_names(), overwrite=overwrite)
+    found = run_diagnosis(name, overrides or [], compare or [], settings)
+    print_out(json_line(found.as_dict()) if chosen == "json" else "\n".join(found.lines()))
+    write_diagnosis(found, folder, " ".join([name, *(overrides or [])]))
+    print_line(f"written to {path}: {', '.join(p.name for p in sorted(path.iterdir()))}")
+
+
+@app.command()
 def prepare(
     config: Annotated[
         str, typer.Argument(parser=name_or_path, help="A YAML file, or the name of a recipe that ships.")

@@ -31,12 +31,20 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def save_figure(figure: Any, path: Path, *, dpi: float = 120) -> None:
-    """Write a figure as a PNG file, completely or not at all; its texts are drawn as they are, see ``as_written``."""
+    """Write a figure as a PNG or SVG file, completely or not at all; its texts are drawn as they are (``as_written``).
+
+    The ending of the path gives the format. Equal figures make equal files.
+    """
+    import matplotlib
+
     as_written(figure)
+    kind = path.suffix.removeprefix(".")
+    metadata = {"Date": None} if kind == "svg" else None
     with warnings.catch_warnings():
         # a script that the font lacks is drawn as boxes, and would give a warning for each character
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=dpi, format="png"))
+        with matplotlib.rc_context({"svg.hashsalt": path.name}):
+            atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=dpi, format=kind, metadata=metadata))
 
 
 def as_written(figure: Any) -> None:

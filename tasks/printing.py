@@ -64,16 +64,16 @@ def print_out(text: str) -> None:
 
 def json_line(content: Any) -> str:
     """Return JSON on one line: control characters are JSON's escapes, numbers that are not finite are null."""
-    text = encodable(json.dumps(_finite(content), ensure_ascii=False), escape="\\\\")
+    text = encodable(json.dumps(finite(content), ensure_ascii=False), escape="\\\\")
     return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
     """Return content with None for the numbers that JSON does not have."""
     if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 

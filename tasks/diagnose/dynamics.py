@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from tasks.diagnose.signals import finite
 from tasks.engine.records import BlocksRecord, EpochRecord, SignalsRecord, read_complete_records
 from tasks.errors import DataError
+from tasks.printing import finite
 from zoo.method import branch_statistics
 
 
@@ -137,7 +137,10 @@ class Dynamics:
             key: [dict(vars(row)) for row in rows]
             for key, rows in (("layers", self.layers), ("sums", self.sums), ("dead", self.dead))
         }
-        return finite({"label": self.label, "begins_fresh": self.begins_fresh, "blocks": blocks, **rest})
+        found: dict[str, Any] = finite(
+            {"label": self.label, "begins_fresh": self.begins_fresh, "blocks": blocks, **rest}
+        )
+        return found
 
 
 @dataclass(frozen=True)
@@ -190,7 +193,11 @@ def describe_cancellation(dynamics: Dynamics) -> str:
         )
     multipliers = _median([each.multiplier for each in found])
     share = _median([each.share for each in found])
-    shown = "" if math.isnan(share) else f"; the multiplier undoes {share:.0%} of the change, in logarithms"
+    shown = ""
+    if share >= 0:
+        shown = f"; the multiplier undoes {share:.0%} of the weights' change, in logarithms"
+    elif share < 0:
+        shown = "; multiplier and weights change in the same direction"
     return (
         f"{since} the multipliers are {multipliers:.3g} times as large, the products of the weights' norms "
         f"{weights:.3g} times, the effective branch weights {effective:.3g} times (medians of {len(found)} "

@@ -126,7 +126,7 @@ def diagnose(
         samples=samples,
         input=None if found.input is None else dataclasses.replace(found.input, expected=expected_power),
         loss=math.nan if gradients is None else gradients.loss,
-        notes=("no loss: gradients and updates were not computed",) if gradients is None else (),
+        notes=tuple(_notes(gradients is not None, trained=trained, real_inputs=real_inputs)),
         trained=trained,
         real_inputs=real_inputs,
     )
@@ -158,6 +158,13 @@ def read(recorder: Recorder, numbers: ParameterNumbers, reduce: Reduce | None = 
         unreached=tuple(recorder.unreached),
         multiplier_init=multiplier_init(scheme, isinstance(net, Transformer)),
     )
+
+
+def _notes(with_loss: bool, *, trained: bool, real_inputs: bool) -> Iterator[str]:
+    if not with_loss:
+        yield "no loss: gradients and updates were not computed"
+    if trained and not real_inputs:
+        yield "the weights were trained on other inputs than noise: dead channels are not judged"
 
 
 def _call(model: nn.Module, batch: Any) -> object:
@@ -362,11 +369,10 @@ def _with(layer: Layer, numbers: dict[str, Any]) -> Layer:
 
 def weight_numbers(module: nn.Module, weight: Tensor) -> dict[str, float]:
     """Return norm and gain of a product's weight."""
-    values = weight.detach().double()
-    norm = float(torch.linalg.vector_norm(values))
+    norm = float(torch.linalg.vector_norm(weight.detach(), dtype=sum_dtype(weight.device)))
     if isinstance(module, nn.Embedding):
         return {"weight_norm": norm}
-    return {"weight_norm": norm, "weight_gain": norm / math.sqrt(len(values))}
+    return {"weight_norm": norm, "weight_gain": norm / math.sqrt(len(weight))}
 
 
 def bias_numbers(module: HasDataBias, centred: Tensor) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from tasks.printing import finite
+
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
@@ -199,18 +201,8 @@ class Signals:
             row |= {"ratio": each.ratio, "growth": each.growth}
         for row, unit in zip(content["activations"], self.activations, strict=True):
             row |= {"dead": unit.dead, "dead_units": unit.dead_units}
-        return finite(content)
-
-
-def finite(content: Any) -> Any:
-    """Return content with None in place of numbers that are not finite."""
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
-    return content
+        found: dict[str, Any] = finite(content)
+        return found
 
 
 @dataclass

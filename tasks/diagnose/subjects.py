@@ -38,6 +38,7 @@ from tasks.errors import DataError, UserError
 from tasks.spec import check, load_model, make_task, resolve
 
 _STARTING_WEIGHTS = ("weights", "weights_backbone")  # keys of a config's model that name weights to start from
+BATCH_SIZE = 8  # samples of a batch of weights and nets by name
 CALIBRATE = "calibrate"  # key of a net's overrides that is no option: whether its biases are set from the inputs
 
 
@@ -49,7 +50,7 @@ class Settings:
         noise: spectrum of noise in place of data; None: data, or pink noise for nets and weights without data.
         data: pictures or sentences for nets and weights; None: noise.
         batches: number of batches; None for all of the data.
-        batch_size: samples of a batch; None: those of the config, or 16.
+        batch_size: samples of a batch; None: those of the config, or ``BATCH_SIZE``.
         size: side of pictures of noise in pixels, or tokens of its sentences; None: the net's own.
         units: whether the signs of each unit are counted.
         seed: seed of fresh weights and of noise.
@@ -57,7 +58,7 @@ class Settings:
 
     noise: Spectrum | None = None
     data: Path | None = None
-    batches: int | None = 4
+    batches: int | None = 2
     batch_size: int | None = None
     size: int | None = None
     units: bool = True
@@ -307,7 +308,7 @@ def _of_net(name: str, model: nn.Module, overrides: Sequence[str], label: str, s
 
 
 def _data_inputs(transform: Any, model: nn.Module, data: Path, settings: Settings) -> Inputs:
-    size = settings.batch_size or 16
+    size = settings.batch_size or BATCH_SIZE
     if isinstance(transform, zoo.InputTransform | zoo.DetectionTransform):
         channels = len(transform.mean)
         return picture_inputs(transform, data, channels=channels, count=settings.batches, batch_size=size)
@@ -329,7 +330,7 @@ def _on_noise(
         zoo.model_info(name),
         settings.noise or "pink",
         count=settings.batches,
-        batch_size=settings.batch_size or 16,
+        batch_size=settings.batch_size or BATCH_SIZE,
         size=settings.size,
         seed=settings.seed,
     )

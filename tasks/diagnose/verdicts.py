@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tasks.diagnose.signals import Activation, Layer, Signals, Sum, chains
+from tasks.printing import listed
 
 Fault = Literal[
     "not finite", "exploding", "vanishing", "dead layers", "uncalibrated", "wrong input scale", "multiplier at zero"
@@ -44,8 +45,8 @@ class Verdict:
     remedy: str
 
     def __str__(self) -> str:
-        shown = ", ".join(self.where[:3]) + (f" and {len(self.where) - 3} more" if len(self.where) > 3 else "")
-        return f"{self.fault}" + (f" ({shown})" if shown else "") + f": {self.numbers} {self.remedy}"
+        where = f" ({listed(self.where, 3)})" if self.where else ""
+        return f"{self.fault}{where}: {self.numbers} {self.remedy}"
 
 
 def verdicts(signals: Signals) -> list[Verdict]:
@@ -150,10 +151,16 @@ def _vanishing(signals: Signals) -> Iterator[Verdict]:
                 tuple(each.name for each in chain.sums[-3:][::-1]),
                 f"E[x^2] of the trunk goes from {powers[0]:.3g} before {chain.sums[0].name} to {powers[-1]:.3g} behind "
                 f"{chain.sums[-1].name}.",
-                "Raise the scale of the branches' and projections' weights to He's init (option projection_gain).",
+                _REMEDIES["vanishing"],
             )
             return
     yield from _overall(signals, "vanishing")
+
+
+_REMEDIES = {
+    "exploding": "Take scheme=rescale, which keeps E[x^2], or a normalization; initialise the weights by He's rule.",
+    "vanishing": "Raise the weights to He's init (projections by the option projection_gain).",
+}
 
 
 def _overall(signals: Signals, fault: Literal["exploding", "vanishing"]) -> Iterator[Verdict]:
@@ -168,7 +175,7 @@ def _overall(signals: Signals, fault: Literal["exploding", "vanishing"]) -> Iter
             fault,
             (last.name,),
             f"E[x^2] is {first.power:.3g} at {first.name} and {last.power:.3g} at {last.name}.",
-            "Initialise the weights by He's rule, and calibrate a net of scheme rescale.",
+            _REMEDIES[fault],
         )
 
 

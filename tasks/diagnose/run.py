@@ -1,0 +1,126 @@
+"""``rescalenet diagnose``: from the names of nets and runs to the files of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.diagnose.dynamics import Dynamics, describe_cancellation, read_dynamics
+from tasks.diagnose.figures import course_figure, dynamics_figure, signals_figure, signs_figure
+from tasks.diagnose.page import page
+from tasks.diagnose.signals import Signals
+from tasks.diagnose.subjects import Settings, find_subject, parse_compared
+from tasks.diagnose.tables import dynamics_csv, signals_csv, summary_lines
+from tasks.diagnose.verdicts import verdicts
+from tasks.errors import UserError
+from tasks.outputs import OutputFolder, try_to_draw
+from tasks.plots import save_figure
+from tasks.progress import StatusLine
+from zoo.files import write_text
+
+REPORT, NUMBERS = "report.html", "diagnosis.json"
+_DPI = 160
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a diagnosis found.
+
+    Attributes:
+        signals: nets.
+        dynamics: trainings.
+    """
+
+    signals: tuple[Signals, ...]
+    dynamics: tuple[Dynamics, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON takes it."""
+        return {
+            "nets": [{**each.as_dict(), "verdicts": [vars(v) for v in verdicts(each)]} for each in self.signals],
+            "runs": [{**run.as_dict(), "summary": describe_cancellation(run)} for run in self.dynamics],
+        }
+
+    def lines(self) -> list[str]:
+        """Return what the command prints for people."""
+        return summary_lines(self.signals, self.dynamics)
+
+
+def run_diagnosis(name: str, overrides: Sequence[str], compare: Sequence[str], settings: Settings) -> Diagnosis:
+    """Diagnose a net or run, and others beside it.
+
+    Args:
+        name: run, log, config, weights or net.
+        overrides: overrides of its config or options.
+        compare: names of others, each with its overrides behind it.
+        settings: batches.
+
+    Raises:
+        UserError: see ``tasks.diagnose.subjects.find_subject``; two that have the same label.
+    """
+    given = [(name, list(overrides)), *map(parse_compared, compare)]
+    subjects = [find_subject(text, own, settings) for text, own in given]
+    labels = [subject.label for subject in subjects]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise UserError(f"{twice}: is given twice; leave one out")
+    signals: list[Signals] = []
+    dynamics: list[Dynamics] = []
+    with StatusLine() as status:
+        for number, subject in enumerate(subjects, 1):
+            status.show(f"{number}/{len(subjects)} {subject.label}")
+            if subject.log is not None:
+                dynamics.append(read_dynamics(subject.label, subject.log, subject.fresh))
+            if subject.measure is not None:
+                signals.append(subject.measure())
+    return Diagnosis(tuple(signals), tuple(dynamics))
+
+
+def file_names() -> list[str]:
+    """Return the names of all files that a diagnosis may write."""
+    pictures = [f"{stem}.{ending}" for stem in ("signals", "signs", "dynamics", "course") for ending in ("png", "svg")]
+    return [REPORT, NUMBERS, *(f"{kind}.csv" for kind in (*_KINDS, "dynamics")), *pictures]
+
+
+_KINDS = ("layers", "sums", "activations")
+_HEADINGS = {
+    "signals": "Signals by depth",
+    "signs": "Signs of the activations' inputs",
+    "dynamics": "Multipliers and weight norms over the training",
+    "course": "Signals over the training",
+}
+
+
+def write_diagnosis(found: Diagnosis, folder: OutputFolder, title: str) -> None:
+    """Write the report: numbers first, then pictures, then the page with both."""
+    folder.write_json(found.as_dict(), NUMBERS)
+    for kind in _KINDS:
+        if any(getattr(each, kind) for each in found.signals):
+            write_text(signals_csv(found.signals, kind), folder.path / f"{kind}.csv")
+    if found.dynamics:
+        write_text(dynamics_csv(found.dynamics), folder.path / "dynamics.csv")
+    figures: list[tuple[str, str]] = []
+    for stem, figure in _figures(found):
+        try_to_draw(lambda stem=stem, figure=figure: _save(figure, folder.path, stem), f"{stem}.png")  # type: ignore[misc]
+        if (path := folder.path / f"{stem}.svg").is_file():
+            figures.append((_HEADINGS[stem], path.read_text(encoding="utf-8")))
+    write_text(page(title, found.signals, found.dynamics, figures), folder.path / REPORT)
+
+
+def _figures(found: Diagnosis) -> list[tuple[str, Any]]:
+    figures: list[tuple[str, Any]] = []
+    if found.signals:
+        figures.append(("signals", signals_figure(found.signals)))
+        if any(each.activations for each in found.signals):
+            figures.append(("signs", signs_figure(found.signals)))
+    if found.dynamics:
+        figures.append(("dynamics", dynamics_figure(found.dynamics)))
+        if (course := course_figure(found.dynamics)) is not None:
+            figures.append(("course", course))
+    return figures
+
+
+def _save(figure: Any, folder: Path, stem: str) -> None:
+    for ending in ("png", "svg"):
+        save_figure(figure, folder / f"{stem}.{ending}", dpi=_DPI)
