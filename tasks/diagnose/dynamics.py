@@ -57,7 +57,7 @@ class LayerPoint:
         gradient_norm: norm of the gradient; NaN if it is not known.
         update_ratio: norm of the update over the norm of the weight; NaN if it is not known.
         bias_norm: norm of the bias that data initialises; NaN without one.
-        bias_offset: its distance from the mean of what it centres; NaN without one.
+        bias_offset: distance of that bias from the mean of what it centres; NaN without one.
     """
 
     layer: str
@@ -222,6 +222,7 @@ def read_dynamics(label: str, log: Path, fresh: Callable[[], nn.Module] | None =
     Raises:
         DataError: a log without records of blocks.
     """
+    # The rows of all blocks, by the time of their record.
     records = read_complete_records(log)
     rows: list[tuple[int, float, list[dict[str, Any]]]] = []
     for record in records:
@@ -229,12 +230,14 @@ def read_dynamics(label: str, log: Path, fresh: Callable[[], nn.Module] | None =
             rows.append((record.step, record.epoch + 1.0, record.blocks))
     if not rows or not rows[0][2]:
         raise DataError(f"{log}: no record of residual blocks; a run writes one at the end of each epoch")
+    # A log begins at the end of the first epoch: a net as it was before comes first.
     begins_fresh = False
     if fresh is not None:
         first = branch_statistics(fresh())
         if [row["block"] for row in first] == [row["block"] for row in rows[0][2]]:
             rows.insert(0, (0, 0.0, first))
             begins_fresh = True
+    # The points of each block.
     blocks = tuple(row["block"] for row in rows[0][2])
     series: dict[str, list[BlockPoint]] = {block: [] for block in blocks}
     for step, epoch, found in rows:

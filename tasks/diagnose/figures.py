@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from tasks.diagnose.dynamics import BlockPoint, Dynamics
 from tasks.diagnose.signals import Activation, Layer, Signals
 from tasks.plots import new_figure
@@ -20,6 +22,7 @@ _MOST_LABELS = 60  # characters of a label that a legend shows
 
 def signals_figure(signals: Sequence[Signals]) -> Any:
     """Return the figure of signals by depth, with one line for each net: eight panels, or fewer without residuals."""
+    # The panels that the nets have numbers for.
     residual = [each for each in signals if each.sums]
     panels: list[tuple[str, str, Callable[[Any], None]]] = []
     if residual:
@@ -37,6 +40,7 @@ def signals_figure(signals: Sequence[Signals]) -> Any:
     for key, title in (("gradient_norm", "norm of the gradient"), ("update_ratio", "update over weight")):
         if any(math.isfinite(getattr(layer, key)) for each in signals for layer in each.products):
             panels.append((title, "layer", lambda axes, key=key: _draw_layers(axes, signals, key)))  # type: ignore[misc]
+    # Draw them in a grid; the legend under it serves all.
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     figure = new_figure(_WIDTH * columns, _HEIGHT * rows + 0.3 * len(signals))
@@ -205,7 +209,6 @@ def _stack(axes: Any, activations: Sequence[Activation], *, units: bool) -> None
 
 def _heat_map(figure: Any, axes: Any, run: Dynamics, kind: str, key: str, *, log: bool) -> None:
     """Draw a number by depth and step."""
-    import numpy as np
     from matplotlib.colors import LogNorm, Normalize
 
     rows = list(getattr(run, kind))

@@ -97,6 +97,7 @@ def diagnose(
     Raises:
         UserError: no batches, a net in which nothing was seen, or a loss that is not finite in its form.
     """
+    # 1. Statistics of forwards, and the gradient of the loss.
     model = without_wrappers(model)
     recorder, samples = Recorder(model, units=units), 0
     gradients = None if loss is None else Gradients(model)
@@ -110,12 +111,14 @@ def diagnose(
                 gradients.add(loss(model, batch))
     if not recorder.forwards:
         raise UserError("diagnose: no batches; give at least one")
+    # 2. Norms of the parameters, of their gradients and of an update.
     numbers = ParameterNumbers(model)
     if gradients is not None:
         gradients.finish(reduce)
         numbers.gradient_norms = norms(gradients.sums)
         if step is not None:
             numbers.update_ratios = first_update(model, gradients.sums, step)
+    # 3. The rows.
     found = read(recorder, numbers, reduce)
     config = getattr(model, "config", None)
     return dataclasses.replace(

@@ -42,7 +42,7 @@ class Point:
     Attributes:
         name: qualified name of the module; of an activation or addition that the module computes for the n-th time in a
             forward, ``name:n``.
-        kind: what is there: the input of the first product, the output of a product or norm, the input of an
+        kind: kind of the values: the input of the first product, the output of a product or norm, the input of an
             activation, or the sum of trunk and branch.
         sums: ``channel_sums`` of the place.
         pair: ``pair_sums`` of weighted trunk and weighted branch, of a sum.
@@ -52,7 +52,7 @@ class Point:
         signs: signs of an activation's input.
         function: name of the activation.
         centred: ``channel_sums`` of what a bias from data centres, before that bias.
-        calls: how often the place was passed.
+        calls: number of times that the place was passed.
     """
 
     name: str

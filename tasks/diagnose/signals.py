@@ -158,11 +158,11 @@ class Signals:
         scheme: scheme of the net; empty for a net of another library.
         source: description of the inputs.
         samples: number of samples.
-        input: what the first product reads.
+        input: statistics of the first product's input; None if it has none of its own, as behind embeddings.
         layers, sums, activations: rows in the order of the forward.
         loss: mean loss; NaN if it was not computed.
         unreached: layers with weights that no forward called.
-        notes: what was left out, and why.
+        notes: lines on parts that were left out, with the reason.
         trained: whether the weights come from a training.
         real_inputs: whether the inputs are such as the net is made for, not noise.
         multiplier_init: value at which the scheme's multipliers begin.

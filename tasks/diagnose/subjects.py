@@ -35,6 +35,7 @@ from tasks.engine.sampler import seed_from
 from tasks.engine.state import RunFolder
 from tasks.engine.task import Task
 from tasks.errors import DataError, UserError
+from tasks.files import name_or_path
 from tasks.spec import check, load_model, make_task, resolve
 
 _STARTING_WEIGHTS = ("weights", "weights_backbone")  # keys of a config's model that name weights to start from
@@ -129,7 +130,7 @@ def parse_compared(text: str) -> tuple[str, list[str]]:
         raise UserError(f"--compare {text!r}: {error}") from None
     if not parts:
         raise UserError("--compare: empty; give a run, a config, weights or a net")
-    return parts[0], parts[1:]
+    return name_or_path(parts[0]), parts[1:]
 
 
 def _short(text: str) -> str:
@@ -185,6 +186,7 @@ def _fresh_of(weights: Path) -> Callable[[], nn.Module] | None:
 
 def _of_config(config: RunConfig, weights: str | None, label: str, settings: Settings) -> Signals:
     """Return the signals of a config's net at init, calibrated as in training, or of a run's weights."""
+    # 1. The net, as training begins with it or as the run has left it.
     train = config.train
     if settings.data is not None:
         raise UserError("--data: a config and a run have their own data; leave it out, or give weights")
@@ -198,6 +200,7 @@ def _of_config(config: RunConfig, weights: str | None, label: str, settings: Set
     calibrate = entry is None and train.calibrate
     if settings.noise is not None:
         return _on_noise(model, label, settings, accelerator, trained=entry is not None, calibrate=calibrate)
+    # 2. Its batches, and how training uses them.
     batches = _Batches(task, accelerator, settings)
 
     def forward(net: nn.Module, batch: Any) -> None:
@@ -208,6 +211,7 @@ def _of_config(config: RunConfig, weights: str | None, label: str, settings: Set
         with task.loss_mode(net), accelerator.autocast():
             return torch.stack(list(task.losses(net, batch, dtype).values())).sum()
 
+    # 3. Calibration and diagnosis.
     if calibrate:
         count = train.calibration_batches
         zoo.calibrate(model, task.merge(list(islice(batches, count))), forward=forward)

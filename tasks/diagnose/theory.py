@@ -19,8 +19,8 @@ def growth_of(model: nn.Module, scheme: str, text: bool) -> Growth:
 
     Args:
         model: net.
-        scheme: its scheme; empty for a net of another library, whose branches have the variance 1 if it has norms, and
-            the variance of their input if it has none (M1).
+        scheme: name of the net's scheme; empty for a net of another library, whose branches have the variance 1 if it
+            has norms, and the variance of their input if it has none (M1).
         text: whether the scheme is one of Transformers.
     """
     schemes = TEXT_SCHEMES if text else VISION_SCHEMES

@@ -150,7 +150,8 @@ def test_paths_of_a_study(tmp_path):
 NO_PATHS_OF_COMMANDS = {
     *("filter", "input_kind", "overrides", "device", "format", "to", "form", "option", "name", "more", "languages"),
     *("repository", "checkpoint", "licence", "tta", "weights", "model", "inputs", "metrics", "threshold", "tokenize"),
-    "columns",
+    *("columns", "noise"),
+    "compare",  # a name with overrides behind it, which ``tasks.diagnose.subjects.parse_compared`` expands
     "classes",  # of eval and predict names, of convert a path or a word
 }
 PARSERS = (input_path, output_path, name_or_path)
