@@ -39,7 +39,7 @@ def save_figure(figure: Any, path: Path, *, dpi: float = 120) -> None:
 
     as_written(figure)
     kind = path.suffix.removeprefix(".")
-    metadata = {"Date": None} if kind == "svg" else None
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else None
     with warnings.catch_warnings():
         # a script that the font lacks is drawn as boxes, and would give a warning for each character
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)

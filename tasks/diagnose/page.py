@@ -97,8 +97,8 @@ def page(
     if signals:
         rows = [summary(each) for each in signals]
         parts += ["<h2>Summary</h2>", _table(list(rows[0]), [list(row.values()) for row in rows])]
-    for heading, svg in figures:
-        parts += [f"<h2>{_text(heading)}</h2>", _inline(svg)]
+    for number, (heading, svg) in enumerate(figures, 1):
+        parts += [f"<h2>{_text(heading)}</h2>", _inline(svg, number)]
     for each in signals:
         parts.append(f"<h2>{_text(each.label)}: numbers</h2>")
         content = each.as_dict()
@@ -154,6 +154,12 @@ def _text(text: str) -> str:
     return html.escape(printable(text))
 
 
-def _inline(svg: str) -> str:
-    """Return an SVG file as an element of the page: without its XML declaration and document type."""
-    return re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)
+def _inline(svg: str, number: int) -> str:
+    """Return an SVG file as an element of the page: without its XML declaration, its ids different from other figures'.
+
+    Args:
+        svg: content of the file.
+        number: number of the figure.
+    """
+    element = re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>figure{number}-", element)
