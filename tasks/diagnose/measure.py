@@ -356,6 +356,8 @@ def layer_rows(points: list[Point], scales: _Scales, parameters: ParameterNumber
             power=statistics.power,
             mean_power=statistics.mean_power,
             variance=statistics.mean_variance,
+            channel_means=tuple(statistics.mean.tolist()),
+            channel_variances=tuple(statistics.variance.tolist()),
             gradient_norm=parameters.gradient_norm(point.name),
             update_ratio=parameters.update_ratio(point.name),
         )

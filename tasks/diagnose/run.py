@@ -12,7 +12,7 @@ from tasks.diagnose.figures import course_figure, dynamics_figure, signals_figur
 from tasks.diagnose.page import page
 from tasks.diagnose.signals import Signals
 from tasks.diagnose.subjects import Settings, find_subject, parse_compared
-from tasks.diagnose.tables import dynamics_csv, signals_csv, summary_lines
+from tasks.diagnose.tables import channels_csv, dynamics_csv, signals_csv, summary_lines
 from tasks.diagnose.verdicts import verdicts
 from tasks.errors import UserError
 from tasks.outputs import OutputFolder, try_to_draw
@@ -80,7 +80,7 @@ def run_diagnosis(name: str, overrides: Sequence[str], compare: Sequence[str], s
 def file_names() -> list[str]:
     """Return the names of all files that a diagnosis may write."""
     pictures = [f"{stem}.{ending}" for stem in ("signals", "signs", "dynamics", "course") for ending in ("png", "svg")]
-    return [REPORT, NUMBERS, *(f"{kind}.csv" for kind in (*_KINDS, "dynamics")), *pictures]
+    return [REPORT, NUMBERS, *(f"{kind}.csv" for kind in (*_KINDS, "channels", "dynamics")), *pictures]
 
 
 _KINDS = ("layers", "sums", "activations")
@@ -98,6 +98,8 @@ def write_diagnosis(found: Diagnosis, folder: OutputFolder, title: str) -> None:
     for kind in _KINDS:
         if any(getattr(each, kind) for each in found.signals):
             write_text(signals_csv(found.signals, kind), folder.path / f"{kind}.csv")
+    if found.signals:
+        write_text(channels_csv(found.signals), folder.path / "channels.csv")
     if found.dynamics:
         write_text(dynamics_csv(found.dynamics), folder.path / "dynamics.csv")
     figures: list[tuple[str, str]] = []

@@ -51,6 +51,8 @@ class Layer:
             embeddings and norms.
         gradient_norm: norm of the loss's gradient with respect to the layer's parameters; NaN if it was not computed.
         update_ratio: norm of an optimizer step of the weight over the weight's norm; NaN if it was not computed.
+        channel_means: mean of each channel over samples and positions.
+        channel_variances: variance of each channel.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Layer:
     weight_gain: float = math.nan
     gradient_norm: float = math.nan
     update_ratio: float = math.nan
+    channel_means: tuple[float, ...] = field(default=(), repr=False)
+    channel_variances: tuple[float, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +199,10 @@ class Signals:
         return [layer for layer in self.layers if layer.kind == "product"]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON takes it: NaN and infinities are None, which JSON lacks."""
+        """Return everything but single channels as JSON takes it: NaN and infinities are None, which JSON lacks."""
         content = dataclasses.asdict(self)
+        for row in content["layers"]:
+            del row["channel_means"], row["channel_variances"]
         for row, each in zip(content["sums"], self.sums, strict=True):
             row |= {"ratio": each.ratio, "growth": each.growth}
         for row, unit in zip(content["activations"], self.activations, strict=True):

@@ -27,6 +27,17 @@ def signals_csv(signals: Sequence[Signals], kind: str) -> str:
     return _csv(rows)
 
 
+def channels_csv(signals: Sequence[Signals]) -> str:
+    """Return mean and variance of each channel of each layer as CSV."""
+    rows: list[dict[str, Any]] = []
+    for each in signals:
+        for layer in each.layers:
+            pairs = zip(layer.channel_means, layer.channel_variances, strict=True)
+            keys = {"net": each.label, "layer": layer.name}
+            rows += [{**keys, "channel": i, "mean": mean, "variance": var} for i, (mean, var) in enumerate(pairs)]
+    return _csv(rows)
+
+
 def dynamics_csv(dynamics: Sequence[Dynamics]) -> str:
     """Return the blocks of all runs over time as CSV; the norms of a branch's weights are norm_1, norm_2 ..."""
     rows: list[dict[str, Any]] = []

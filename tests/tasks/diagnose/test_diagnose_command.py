@@ -63,6 +63,13 @@ def test_the_files_have_the_numbers_that_are_printed(report):
     growths = [row["growth"] for row in rows(folder / "sums.csv")]
     assert growths[0]
     assert growths[3] == ""
+    # the channels' means and variances are those of the layer
+    channels = [row for row in rows(folder / "channels.csv") if row["net"] == stored["nets"][0]["label"]]
+    for layer in stored["nets"][0]["layers"]:
+        own = [row for row in channels if row["layer"] == layer["name"]]
+        assert len(own) == layer["channels"]
+        powers = [float(row["mean"]) ** 2 + float(row["variance"]) for row in own]
+        assert math.isclose(sum(powers) / len(own), layer["power"], rel_tol=1e-9)
     points = rows(folder / "dynamics.csv")
     assert len(points) == 9 * 41  # nine blocks, 40 epochs, and the fresh net before them
     first = points[0]
