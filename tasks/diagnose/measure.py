@@ -141,8 +141,13 @@ def read(recorder: Recorder, numbers: ParameterNumbers, reduce: Reduce | None = 
     Raises:
         UserError: no layer with weights was called.
     """
-    model, points = recorder.model, list(recorder.points.values())
-    gather(points, reduce)
+    model = recorder.model
+    gather(list(recorder.points.values()), reduce)
+    # A place that was passed without samples has no statistics, such as a mask head where no object was found.
+    empty = [key for key, point in recorder.points.items() if point.sums is not None and not point.sums[-1].any()]
+    for key in empty:
+        del recorder.points[key]
+    points = list(recorder.points.values())
     if not any(point.kind == "product" for point in points):
         raise UserError(f"diagnose: the forward of {type(model).__name__} called no layer with weights")
     scales = _Scales(model)

@@ -75,7 +75,7 @@ def _sums(tensors: list[Tensor], dim: int, keep: Tensor | None, terms: Callable[
     if keep is None:
         count = torch.full_like(total[:1], x.numel() // x.shape[channel])
     else:
-        count = keep.sum(dtype=total.dtype) * (x.numel() / x.shape[channel] / keep.numel()) + torch.zeros_like(
+        count = keep.sum(dtype=total.dtype) * (x.numel() / x.shape[channel] / max(keep.numel(), 1)) + torch.zeros_like(
             total[:1]
         )
     return torch.cat([total, count])
@@ -87,7 +87,7 @@ def _pieces(tensors: list[Tensor], keep: Tensor | None) -> Iterator[tuple[list[T
     size = _PIECE_CPU if x.device.type == "cpu" else _PIECE_GPU
     rows = max(1, size // max(1, x[:1].numel()))
     dtype = sum_dtype(x.device)
-    for first in range(0, len(x), rows):
+    for first in range(0, max(len(x), 1), rows):  # one empty piece of no samples
         part = slice(first, first + rows)
         yield [tensor[part].to(dtype) for tensor in tensors], None if keep is None else keep[part].to(dtype)
 
@@ -108,7 +108,9 @@ class Signs:
     @classmethod
     def of(cls, x: Tensor, dim: int, keep: Tensor | None = None, *, units: bool = False) -> Signs:
         """Return the signs of activations (N, ...) with their channels in dimension ``dim``."""
-        if keep is None:
+        if not len(x):  # as the boxes of a detector that finds none
+            found = x.new_zeros((2, *x.shape[1:]), dtype=torch.bool)
+        elif keep is None:
             # The largest and the smallest value of each unit, with one sample at a time in the cache.
             largest, smallest = x[0].clone(), x[0].clone()
             for sample in x[1:]:
