@@ -437,7 +437,9 @@ def sum_rows(points: list[Point], scales: _Scales, model: nn.Module) -> list[Sum
         for number, point in enumerate(found)
     ]
     behind = [_equal(inputs[i], activated[i - 1]) for i, link in enumerate(follows) if link]
-    takes_activated = sum(behind) * 2 >= len(behind)  # of the last sum of a chain nothing shows which one is x_k
+    # Of the last sum of a chain no shortcut shows which one is x_k. The other chains do, or where the activation is.
+    shown = behind or [point.after_inside for point in found if point.after is not None]
+    takes_activated = sum(shown) * 2 >= len(shown)
     rows: list[Sum] = []
     chain = -1
     for number, point in enumerate(found):

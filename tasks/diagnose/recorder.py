@@ -48,6 +48,7 @@ class Point:
         pair: ``pair_sums`` of weighted trunk and weighted branch, of a sum.
         trunk_weight: weight of the trunk in a sum.
         after: ``channel_sums`` behind an activation that directly follows a sum; None without one.
+        after_inside: whether that activation is computed in the block of the sum, and not where its result is read.
         identity: whether a sum has an identity shortcut.
         signs: signs of an activation's input.
         function: name of the activation.
@@ -61,6 +62,7 @@ class Point:
     pair: Tensor | None = None
     trunk_weight: float = 1.0
     after: Tensor | None = None
+    after_inside: bool = False
     identity: bool = False
     signs: Signs | None = None
     function: str = ""
@@ -223,6 +225,7 @@ class Recorder:
                 sums = channel_sums(result, self._dimension(result), self._keep(result))
                 followed = self._followed
                 followed.after = sums if followed.after is None else followed.after + sums
+                followed.after_inside = self._block() == followed.name.partition(":")[0]
         self._followed = None
 
     _followed: Point | None = None  # sum whose result the current activation reads
