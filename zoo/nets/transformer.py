@@ -529,14 +529,16 @@ class Transformer(Net):
             padded: whether there is padding; None: that is looked up, for which the host waits for the device.
         """
         padding = source == PAD
-        x = self.encoder_embedding(source)  # (B, S, d)
+        counted = ~padding  # positions that count in calibration and in statistics
+        with only_positions(counted):
+            x = self.encoder_embedding(source)  # (B, S, d)
         # attention ignores padding: 0 and -inf, (B, 1, 1, S)
         mask = None
         if padding.any() if padded is None else padded:
             mask = torch.zeros(padding.shape, dtype=x.dtype, device=x.device).masked_fill_(padding, -math.inf)
             mask = mask[:, None, None]
-        # the stack; padding does not count in calibration
-        with only_positions(~padding):
+        # the stack
+        with only_positions(counted):
             for layer in self.encoder:
                 x = layer(x, mask)
             x = self.encoder_end(x)
@@ -544,8 +546,8 @@ class Transformer(Net):
 
     def decode(self, target: Tensor, memory: Memory) -> Tensor:
         """Return the features (B, T, d) of tokens (B, T) that begin with ``EOS`` and are padded at the end."""
-        x = self.target_embedding(target)
         with only_positions(target != PAD):
+            x = self.target_embedding(target)
             for layer, keys_values in zip(self.decoder, memory.keys_values, strict=True):
                 x = layer.self_attn(x, causal=True)
                 x = layer.cross_attn(x, keys_values, memory.mask)
