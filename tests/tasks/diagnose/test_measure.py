@@ -1,0 +1,471 @@
+"""The numbers of a diagnosis: trunk and branch by the formulas, batches and processes, gradients and updates."""
+
+import copy
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+import zoo
+from tasks.diagnose.measure import diagnose, relative_changes
+from tasks.diagnose.recorder import is_product
+from tasks.diagnose.signals import chains
+from tasks.diagnose.theory import expected_powers
+from tasks.errors import UserError
+from tests.helpers import transformers
+from tests.helpers.commands import environment
+from tests.helpers.detection import calibrated, small
+from tests.helpers.nets import narrow, samples
+from zoo.method import coefficients
+from zoo.text import PAD
+from zoo.trunk import TrunkBlock
+
+
+def translate(model, pair):
+    return model.decode(pair[1], model.encode(pair[0]))
+
+
+def numbers(rows):
+    """All numbers of rows, by name and field."""
+    content = {}
+    for row in rows:
+        for key, value in vars(row).items():
+            if isinstance(value, float) and not math.isnan(value):
+                content[f"{row.name} {key}"] = value
+    return content
+
+
+def assert_close(found, expected, rel, *, but=()):
+    """The same rows. Small numbers that are differences of large ones are compared with the power of their layer."""
+    for kind in ("layers", "sums", "activations"):
+        left, right = numbers(getattr(found, kind)), numbers(getattr(expected, kind))
+        assert left.keys() == right.keys()
+        for key, value in right.items():
+            if key.rpartition(" ")[2] not in but:
+                assert left[key] == pytest.approx(value, rel=rel, abs=rel), key
+
+
+def values_of(model, names):
+    """Two dictionaries that plain hooks fill: the inputs and outputs of modules in the next forward."""
+    inputs, outputs = {}, {}
+
+    def keep(name):
+        def hook(module, arguments, output):
+            inputs[name], outputs[name] = arguments[0].clone(), output.clone()
+
+        return hook
+
+    for name in names:
+        model.get_submodule(name).register_forward_hook(keep(name))
+    return inputs, outputs
+
+
+# -- the formulas
+
+
+@pytest.mark.parametrize("c", [None, 1.0])
+def test_trunk_and_branch_are_those_of_the_formulas(c):
+    """x_k = alpha_k x_{k-1} + m_k / sqrt(c) F_k (M5), written with the blocks' own outputs and no scale of the trunk.
+
+    The last convolution of a branch returns m_k / sqrt(c) F_k where no scale is applied.
+    """
+    model = narrow("cifar", c=c).double().eval()
+    x = samples("cifar", 4, 32, dtype=torch.float64)
+    zoo.calibrate(model, [x])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("multiplier"):
+                parameter.fill_(0.5 + torch.rand(()))
+    plain = copy.deepcopy(model)
+    plain.trunk_scales.unscaled().apply(plain)
+    blocks = {name: module for name, module in plain.named_modules() if isinstance(module, TrunkBlock)}
+    inputs, outputs = values_of(plain, blocks)
+    _, branches = values_of(plain, [f"{name}.conv2" for name in blocks])
+    _, shortcuts = values_of(plain, [f"{name}.downsample" for name in blocks if blocks[name].downsample is not None])
+    with torch.no_grad():
+        plain(x)
+    found = {each.name: each for each in diagnose(model, [x]).sums}
+    assert list(found) == list(blocks)
+    assert len(shortcuts) == 2
+    total = len(blocks)
+    for k, (name, each) in enumerate(found.items(), 1):
+        alpha, _ = coefficients(k, total if c is None else c)
+        trunk = shortcuts[f"{name}.downsample"] if f"{name}.downsample" in shortcuts else alpha * inputs[name]
+        branch = branches[f"{name}.conv2"]
+        x_k = (trunk + branch).relu()
+        torch.testing.assert_close(x_k, outputs[name], rtol=1e-12, atol=1e-12)  # the net is what this test takes it for
+        assert each.trunk_power == pytest.approx(float(trunk.square().mean()), rel=1e-12)
+        assert each.branch_power == pytest.approx(float(branch.square().mean()), rel=1e-12)
+        assert each.power == pytest.approx(float(x_k.square().mean()), rel=1e-12)
+        cosine = F.cosine_similarity(trunk.flatten(), branch.flatten(), dim=0)
+        assert each.cosine == pytest.approx(float(cosine), rel=1e-11)
+        u, v = (z - z.mean((0, 2, 3), keepdim=True) for z in (trunk, branch))
+        correlation = F.cosine_similarity(u.flatten(), v.flatten(), dim=0)
+        assert each.correlation == pytest.approx(float(correlation), rel=1e-11)
+        assert each.multiplier == float(blocks[name].join.multiplier.detach())
+        assert each.ratio == pytest.approx(each.branch_power / each.trunk_power, rel=1e-15)
+        if f"{name}.downsample" in shortcuts:
+            assert math.isnan(each.previous)
+            assert math.isnan(each.growth)
+        else:
+            assert each.previous == pytest.approx(float(inputs[name].square().mean()), rel=1e-12)
+            assert each.growth == pytest.approx(each.power / each.previous, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"kind": "bottleneck"}, {"kind": "replicate"}, {"kind": "i3d"}, {"kind": "basic", "c": 2.0}]
+)
+def test_the_scale_at_which_a_trunk_is_stored_changes_nothing(options):
+    """All rows, of layers and activations too. The two nets differ by rounding."""
+    options = dict(options)
+    kind = options.pop("kind", "cifar")
+    model = narrow(kind, **options).double()
+    x = samples(kind, 4, 32, dtype=torch.float64)
+    zoo.calibrate(model, [x])
+    stored = diagnose(model, [x])
+    plain = copy.deepcopy(model)
+    plain.trunk_scales = model.trunk_scales.unscaled()
+    plain.trunk_scales.apply(plain)
+    assert any(row.scale_in != 1 for row in model.trunk_scales.rows)
+    assert_close(stored, diagnose(plain, [x]), 1e-10, but=("gradient_norm",))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_the_scale_of_a_transformer_s_trunk_changes_nothing(activation):
+    model, batch = transformers.make(activation=activation), transformers.batch()
+    stored = diagnose(model, [batch], forward=translate)
+    plain = copy.deepcopy(model)
+    plain.trunk_scales = model.trunk_scales.unscaled()
+    plain.trunk_scales.apply(plain)
+    assert_close(stored, diagnose(plain, [batch], forward=translate), 1e-10)
+
+
+def test_layers_are_the_formulas_values_of_their_hooks():
+    """``zoo.Net.nominal`` of what a hook sees."""
+    model = narrow("bottleneck").double().eval()
+    x = samples("bottleneck", 4, 32, dtype=torch.float64)
+    zoo.calibrate(model, [x])
+    _, seen = values_of(model, [name for name, module in model.named_modules() if is_product(module)])
+    with torch.no_grad():
+        model(x)
+    for layer in diagnose(model, [x]).layers:
+        value = model.nominal(layer.name, seen[layer.name])
+        assert layer.power == pytest.approx(float(value.square().mean()), rel=1e-12), layer.name
+
+
+def test_a_detector_s_backbone_is_scaled_too():
+    """The body inside of a detector stores its trunk as it does alone."""
+    torch.manual_seed(0)
+    model = small()
+    _, pairs = calibrated(model, batches=1)
+    model.double()
+    body = model.backbone.body.body
+    assert body.trunk_scales.rows[0].scale_out != 1
+
+    def forward(net, pair):
+        net.calibration_pass([image.double() for image in pair[0]], pair[1])
+
+    stored = diagnose(model, pairs, forward=forward)
+    plain = copy.deepcopy(model)
+    inside = plain.backbone.body.body
+    inside.trunk_scales = body.trunk_scales.unscaled()
+    inside.trunk_scales.apply(inside)
+    expected = diagnose(plain, pairs, forward=forward)
+    for found, each in zip(stored.sums, expected.sums, strict=True):
+        assert found.power == pytest.approx(each.power, rel=1e-8)
+    assert len([each for each in stored.sums if ".layer" in each.name]) == 8
+
+
+def test_expected_powers():
+    assert expected_powers("stays", 3.0, 0.5, 2) == [3.0, 3.0, 3.0]
+    assert expected_powers("grows", 3.0, 0.5, 2) == [3.0, 3.5, 4.0]
+    assert expected_powers("doubles", 3.0, 0.5, 2) == [3.0, 6.0, 12.0]
+    assert expected_powers("doubles", 1.0, 1.0, 2000)[-1] == math.inf
+
+
+def test_the_theory_begins_at_the_first_sum_of_each_chain():
+    x = samples("cifar", 8, 32)
+    for scheme, step in (("rescale", 0), ("none", None), ("gn", 1)):
+        model = narrow("cifar", scheme=scheme)
+        zoo.calibrate(model, [x])
+        found = diagnose(model, [x])
+        for chain in chains(found.sums):
+            first, rest = chain.sums[0], chain.sums[1:]
+            if first.identity:
+                rest, begun = chain.sums, first.previous
+            else:
+                begun = first.power
+                assert first.expected == first.power
+            for number, each in enumerate(rest, 1):
+                doubled, grown = begun * 2**number, begun + number * rest[0].branch_power
+                expected = doubled if step is None else grown if step else begun
+                assert each.expected == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_plain_net_doubles_and_a_rescaled_one_stays():
+    """M1 and M3. Eight channels are few: one draw of the weights differs from the mean over draws by a tenth."""
+    found = {}
+    for scheme in ("none", "rescale"):
+        torch.manual_seed(0)
+        model = zoo.create_model("rescalenet110_cifar", scheme=scheme, width=0.5)
+        x = samples("cifar", 8, 32)
+        zoo.calibrate(model, [x])
+        found[scheme] = list(chains(diagnose(model, [x]).sums))
+    assert [len(chain.sums) for chain in found["none"]] == [18, 18, 18]
+    assert all(1.7 < chain.growth < 2.3 for chain in found["none"])
+    assert all(0.98 < chain.growth < 1.02 for chain in found["rescale"])
+
+
+# -- batches, padding, processes
+
+
+def test_batches_one_by_one_are_all_samples_at_once():
+    for kind in ("basic", "replicate"):
+        model = narrow(kind).double()
+        x = samples(kind, 32, 16 if kind == "basic" else 8, dtype=torch.float64)
+        zoo.calibrate(model, [x])
+        one, many = diagnose(model, [x]), diagnose(model, x.split(8))
+        assert one.samples == many.samples == 32
+        assert_close(many, one, 1e-10)
+        for left, right in zip(one.activations, many.activations, strict=True):
+            assert vars(left) == {**vars(right), "power": left.power}
+        assert (one.input.mean, one.input.std) == pytest.approx((many.input.mean, many.input.std), rel=1e-12)
+        assert (one.input.mean, one.input.std) == pytest.approx((float(x.mean()), float(x.std(correction=0))), rel=1e-9)
+
+
+def test_batches_are_read_one_at_a_time():
+    model = narrow("cifar", width=0.25)
+    alive = []
+
+    def batches():
+        for _ in range(3):
+            alive.append(samples("cifar", 2, 16))
+            yield alive[-1]
+
+    assert diagnose(model, batches()).samples == 6
+
+
+def test_images_of_several_sizes_count_by_their_pixels():
+    """The mean is over all values. Positions do not correspond, so that no units are counted."""
+    model = narrow("cifar", width=0.25).double()
+    batches = [samples("cifar", 2, size, dtype=torch.float64) for size in (16, 24)]
+    outputs = []
+    handle = model.layer1[0].conv1.register_forward_hook(lambda m, args, out: outputs.append(out.flatten().clone()))
+    found = diagnose(model, batches)
+    handle.remove()
+    layer = next(layer for layer in found.layers if layer.name == "layer1.0.conv1")
+    values = model.nominal("layer1.0.conv1", torch.cat(outputs))
+    assert layer.power == pytest.approx(float(values.square().mean()), rel=1e-12)
+    assert all(unit.units == 0 and math.isnan(unit.dead_units) for unit in found.activations)
+
+
+@pytest.mark.parametrize("scheme", ["rescale", "post_ln", "pre_ln", "none"])
+def test_padding_changes_no_number(scheme):
+    """Four more positions of padding on both sides. The sentences that are longest have some then, too."""
+    model, (source, target) = transformers.make(scheme), transformers.batch()
+    padded = tuple(F.pad(x, (0, 4), value=PAD) for x in (source, target))
+    found = diagnose(model, [padded], forward=translate)
+    assert_close(found, diagnose(model, [(source, target)], forward=translate), 1e-10)
+
+
+def test_text_of_each_sentence_alone_is_that_of_the_batch():
+    """Without padding, as nothing is masked in a batch of one sentence."""
+    model, (source, target) = transformers.make(), transformers.batch()
+    single = [(s[s != PAD][None], t[t != PAD][None]) for s, t in zip(source, target, strict=True)]
+    assert len({s.shape[1] for s, _ in single}) > 1
+    found = diagnose(model, single, forward=translate, units=False)
+    assert_close(found, diagnose(model, [(source, target)], forward=translate, units=False), 1e-10)
+
+
+def test_two_processes_are_one():
+    """``diagnose`` with ``reduce``, each process on its half, by the sums that another process would have sent."""
+    model = narrow("basic").double()
+    x = samples("basic", 8, 32, dtype=torch.float64)
+    zoo.calibrate(model, [x])
+    labels = torch.arange(8) % 5
+    data = list(zip(x, labels, strict=True))
+    batches = [(torch.stack([a for a, _ in part]), torch.stack([b for _, b in part])) for part in (data[:4], data[4:])]
+    settings = {
+        "forward": lambda net, batch: net(batch[0]),
+        "loss": lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]),
+    }
+    sent = []
+    diagnose(model, batches[1:], **settings, reduce=lambda flat: sent.append(flat) or flat)
+    order = iter(sent)
+    half = diagnose(model, batches[:1], **settings, reduce=lambda flat: flat + next(order))
+    whole = diagnose(model, batches, **settings)
+    assert_close(half, whole, 1e-10)
+    assert half.loss == pytest.approx(whole.loss, rel=1e-12)
+
+
+TWO = """
+import json, math, torch
+from tasks.devices import make_accelerator
+from tests.tasks.diagnose.test_measure import of_a_rank
+accelerator = make_accelerator(timeout_minutes=1)
+found = of_a_rank(accelerator.process_index, 2, lambda sums: accelerator.reduce(sums, "sum"))
+if accelerator.is_main_process:
+    print(json.dumps(found.as_dict()))
+accelerator.end_training()
+"""
+
+
+def of_a_rank(rank, count, reduce):
+    """The diagnosis of a process on its share of the samples."""
+    torch.manual_seed(0)
+    model, x = narrow("cifar", width=0.25).double(), samples("cifar", 8, 16, dtype=torch.float64)
+    share = x.chunk(count)[rank]
+    return diagnose(model, [share], loss=lambda net, batch: net(batch).square().mean(), reduce=reduce)
+
+
+def test_two_processes_of_torchrun_are_one(tmp_path):
+    (tmp_path / "two.py").write_text(TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    variables = {**environment(), "PYTHONPATH": ":".join(path for path in sys.path if path)}
+    command = [*launch, str(tmp_path / "two.py")]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    two, one = json.loads(done.stdout), of_a_rank(0, 1, None).as_dict()
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-12)
+    for kind in ("layers", "sums", "activations"):
+        for left, right in zip(two[kind], one[kind], strict=True):
+            assert left.keys() == right.keys()
+            for key, value in right.items():
+                if isinstance(value, float):
+                    assert left[key] == pytest.approx(value, rel=1e-9, abs=1e-12), (right["name"], key)
+                else:
+                    assert left[key] == value, (right["name"], key)
+
+
+# -- gradients and updates
+
+
+def classified(net, batch):
+    return F.cross_entropy(net(batch[0]), batch[1])
+
+
+def test_gradients_are_those_of_a_plain_backward():
+    model = narrow("basic").double().eval()
+    x, labels = samples("basic", 6, 32, dtype=torch.float64), torch.arange(6) % 5
+    zoo.calibrate(model, [x])
+    batches = [(x[:3], labels[:3]), (x[3:], labels[3:])]
+    found = diagnose(model, batches, forward=lambda net, batch: net(batch[0]), loss=classified)
+    loss = (classified(model, batches[0]) + classified(model, batches[1])) / 2
+    loss.backward()
+    assert found.loss == pytest.approx(float(loss.detach()), rel=1e-12)
+    for layer in found.layers:
+        module = model.get_submodule(layer.name)
+        own = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+        assert layer.gradient_norm == pytest.approx(float(own.norm()), rel=1e-9), layer.name
+    assert any(layer.gradient_norm > 0 for layer in found.layers)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_updates_are_those_of_a_step_by_hand(decay):
+    """SGD: w' - w = -lr (g + decay w)."""
+    model = narrow("cifar", width=0.25).double().eval()
+    x, labels = samples("cifar", 6, 16, dtype=torch.float64), torch.arange(6) % 5
+    zoo.calibrate(model, [x])
+
+    def step(net):
+        assert net is not model
+        torch.optim.SGD(net.parameters(), lr=0.05, weight_decay=decay).step()
+
+    settings = {"forward": lambda net, batch: net(batch[0]), "loss": classified, "step": step}
+    found = diagnose(model, [(x, labels)], **settings)
+    classified(model, (x, labels)).backward()
+    for layer in found.layers:
+        weight = model.get_submodule(layer.name).weight
+        update = 0.05 * (weight.grad + decay * weight.detach())
+        assert layer.update_ratio == pytest.approx(float(update.norm() / weight.detach().norm()), rel=1e-9)
+        assert layer.weight_norm == pytest.approx(float(weight.detach().norm()), rel=1e-12)
+
+
+def test_weight_gain_of_he_is_the_root_of_two():
+    weight = torch.nn.init.kaiming_normal_(torch.empty(512, 64, 3, 3))
+    model = nn.Conv2d(64, 512, 3)
+    model.weight.data.copy_(weight)
+    layer = diagnose(model, [torch.randn(2, 64, 4, 4)]).layers[0]
+    gain = float(weight.std(correction=0)) * math.sqrt(64 * 9)
+    assert layer.weight_gain == pytest.approx(gain, rel=1e-4)  # of a mean that is nearly 0
+    assert layer.weight_gain == pytest.approx(math.sqrt(2), rel=0.01)
+
+
+def test_frozen_parameters_have_no_gradient():
+    model = narrow("basic")
+    model.freeze(2)
+    batch = (samples("basic", 4, 32), torch.arange(4))
+    found = diagnose(model, [batch], forward=lambda net, pair: net(pair[0]), loss=classified)
+    frozen = {name for name, module in model.named_modules() if not any(p.requires_grad for p in module.parameters())}
+    shown = [layer.name for layer in found.layers if math.isnan(layer.gradient_norm)]
+    assert shown
+    assert set(shown) == {layer.name for layer in found.layers} & frozen
+
+
+def test_changes_relative_to_zero_are_unknown():
+    before = {"a": torch.zeros(3, 2), "b": torch.ones(3, 2)}
+    found = relative_changes(before, {name: value + 1 for name, value in before.items()})
+    assert math.isnan(found["a"])
+    assert found["b"] == pytest.approx(1)
+
+
+# -- what a diagnosis requires and returns
+
+
+def test_errors():
+    with pytest.raises(UserError, match="diagnose: no batches; give at least one"):
+        diagnose(narrow("cifar"), [])
+    with pytest.raises(UserError, match="the forward of ReLU called no layer with weights"):
+        diagnose(nn.ReLU(), [torch.randn(2, 3)])
+
+
+def test_without_a_loss_the_report_states_what_is_missing():
+    found = diagnose(narrow("cifar", width=0.25), [samples("cifar", 2, 16)])
+    assert math.isnan(found.loss)
+    assert found.notes == ("no loss: gradients and updates were not computed",)
+    assert all(math.isnan(layer.gradient_norm) for layer in found.layers)
+
+
+def test_the_numbers_are_json():
+    content = diagnose(narrow("cifar", width=0.25), [samples("cifar", 2, 16)], label="small").as_dict()
+    assert json.loads(json.dumps(content, allow_nan=False)) == json.loads(json.dumps(content))
+    assert content["label"] == "small"
+    assert content["loss"] is None
+    assert content["sums"][0]["growth"] == pytest.approx(content["sums"][0]["power"] / content["sums"][0]["previous"])
+
+
+@pytest.mark.parametrize("kind", ["own", "torchvision"])
+def test_a_mask_head_without_objects_has_no_rows(kind):
+    """A fresh detector finds none, and its mask head reads a map of 0 boxes."""
+    if kind == "own":
+        model, image = small(score_thresh=0.99).eval(), torch.rand(3, 96, 96)
+    else:
+        body = nn.Sequential(nn.Conv2d(3, 8, 3, 4, padding=1), nn.ReLU())
+        body.out_channels = 8
+        pools = [MultiScaleRoIAlign(["0"], size, 2) for size in (7, 14)]
+        anchors = AnchorGenerator(((16,),), ((1.0,),))
+        model = MaskRCNN(
+            body,
+            5,
+            min_size=32,
+            max_size=32,
+            rpn_anchor_generator=anchors,
+            box_roi_pool=pools[0],
+            mask_roi_pool=pools[1],
+            box_score_thresh=0.99,
+        ).eval()
+        image = torch.rand(3, 32, 32)
+    found = diagnose(model, [[image]])
+    assert not model([image])[0]["boxes"].numel()
+    assert found.samples == 1
+    assert not [layer.name for layer in found.layers if "mask" in layer.name]
+    assert [name for name in found.unreached if "mask" in name]
+    assert all(math.isfinite(layer.power) for layer in found.layers)
