@@ -18,6 +18,7 @@ from tasks.diagnose.recorder import Point, Recorder, Reduce, gather
 from tasks.diagnose.signals import Activation, Input, Layer, Signals, Sum
 from tasks.diagnose.theory import expected_powers, growth_of, multiplier_init
 from tasks.errors import UserError
+from zoo.baseline_layers import StandardizedConvNd
 from zoo.calibration import HasDataBias, sum_dtype
 from zoo.errors import ZooError
 from zoo.layers import GainedConv
@@ -382,7 +383,11 @@ def weight_numbers(module: nn.Module, weight: Tensor) -> dict[str, float]:
     norm = float(torch.linalg.vector_norm(weight.detach(), dtype=sum_dtype(weight.device)))
     if isinstance(module, nn.Embedding):
         return {"weight_norm": norm}
-    return {"weight_norm": norm, "weight_gain": norm / math.sqrt(len(weight))}
+    if isinstance(module, StandardizedConvNd):  # whose product does not use the scale of its weight
+        with torch.no_grad():
+            weight = module.kernel()
+    used = float(torch.linalg.vector_norm(weight.detach(), dtype=sum_dtype(weight.device)))
+    return {"weight_norm": norm, "weight_gain": used / math.sqrt(len(weight))}
 
 
 def bias_numbers(module: HasDataBias, centred: Tensor) -> dict[str, Any]:

@@ -47,8 +47,8 @@ class Layer:
             deviations; NaN without such a bias.
         post_bias: whether the layer has an ordinary bias besides, which can make up for the offset.
         weight_norm: Frobenius norm of the weight; NaN without one.
-        weight_gain: standard deviation of the weight times the root of its fan-in: sqrt(2) by He's init; NaN for
-            embeddings and norms.
+        weight_gain: standard deviation of the weight, standardized where the layer does that, times the root of its
+            fan-in: sqrt(2) by He's init; NaN for embeddings and norms.
         gradient_norm: norm of the loss's gradient with respect to the layer's parameters; NaN if it was not computed.
         update_ratio: norm of an optimizer step of the weight over the weight's norm; NaN if it was not computed.
         channel_means: mean of each channel over samples and positions.
