@@ -76,7 +76,9 @@ def test_torchvision_resnet():
     model = models.resnet18(num_classes=5)
     found = sums_of(model, torch.randn(2, 3, 64, 64))
     assert [each.name for each in found] == [f"layer{i}.{k}" for i in (1, 2, 3, 4) for k in (0, 1)]
-    assert {each.name for each in found if not each.identity} == projections(model) == {f"layer{i}.0" for i in (2, 3, 4)}
+    assert (
+        {each.name for each in found if not each.identity} == projections(model) == {f"layer{i}.0" for i in (2, 3, 4)}
+    )
 
 
 def test_torchvision_mobilenet():
