@@ -1,6 +1,7 @@
 """Planted faults are named with their numbers, and healthy nets have none."""
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -272,7 +273,7 @@ def test_vanishing(name, factor):
 def signals_of(*powers, **changes):
     sums = [
         Sum(name=f"b{k}", identity=True, chain=0, trunk_power=a, branch_power=1.0, power=b, previous=a)
-        for k, (a, b) in enumerate(zip(powers, powers[1:], strict=False))
+        for k, (a, b) in enumerate(itertools.pairwise(powers))
     ]
     rows = {"layers": (), "sums": tuple(sums), "activations": ()}
     return Signals(label="", model="", scheme="", source="", samples=1, input=None, **{**rows, **changes})
