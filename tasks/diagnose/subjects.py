@@ -113,7 +113,8 @@ def find_subject(text: str, overrides: Sequence[str], settings: Settings) -> Sub
         return Subject(label, lambda: _of_config(config, None, label, settings))
     if zoo.is_weights_name(text):
         _no_overrides(text, overrides, "weights")
-        return Subject(label, lambda: _of_weights(text, label, settings))
+        entry = zoo.get_weights(text)
+        return Subject(label, lambda: _of_weights(entry, label, settings))
     model = _net(text, overrides, settings)
     return Subject(label, lambda: _of_net(text, model, overrides, label, settings))
 
@@ -274,8 +275,7 @@ class _Batches(Iterable[Any]):
 # -- nets and weights -----------------------------------------------------------------------------------
 
 
-def _of_weights(name: str, label: str, settings: Settings) -> Signals:
-    entry = zoo.get_weights(name)
+def _of_weights(entry: Any, label: str, settings: Settings) -> Signals:
     accelerator = make_accelerator()
     model = load_model(entry).to(accelerator.device)
     if settings.data is None:
