@@ -31,6 +31,7 @@ from tasks.diagnose.measure import diagnose
 from tasks.diagnose.signals import Signals
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.optimizer import make_optimizer
+from tasks.engine.run import count_calibration_batches
 from tasks.engine.sampler import seed_from
 from tasks.engine.state import RunFolder
 from tasks.engine.task import Task
@@ -214,8 +215,7 @@ def _of_config(config: RunConfig, weights: str | None, label: str, settings: Set
 
     # 3. Calibration and diagnosis.
     if calibrate:
-        count = train.calibration_batches
-        zoo.calibrate(model, task.merge(list(islice(batches, count))), forward=forward)
+        zoo.calibrate(model, task.merge(list(batches.of_calibration())), forward=forward)
     transform = getattr(task, "transform", None) if entry is None else entry.transform
     started = entry is not None or getattr(config.model, "weights", None) is not None  # type: ignore[attr-defined]
     return diagnose(
@@ -262,12 +262,20 @@ class _Batches(Iterable[Any]):
         self.count = len(self.sampler) if settings.batches is None else min(settings.batches, len(self.sampler))
 
     def __iter__(self) -> Iterator[Any]:
+        return self._first(self.count)
+
+    def of_calibration(self) -> Iterator[Any]:
+        """Return the batches that the run calibrates on, which may be more than those of the diagnosis."""
+        self.sampler.seek(0, 0)
+        return self._first(count_calibration_batches(self.sampler, self.task.config.train, 1))
+
+    def _first(self, count: int) -> Iterator[Any]:
         self.sampler.seek(0, 0)
         task = self.task
         loader: DataLoader[Any] = DataLoader(
             task.train_set(), batch_sampler=self.sampler, num_workers=task.config.train.workers, collate_fn=task.collate
         )
-        for number, batch in enumerate(islice(loader, self.count)):
+        for number, batch in enumerate(islice(loader, count)):
             set_seed(seed_from(self.seed, number) % 2**32)  # a detector samples anchors and proposals at random
             yield send_to_device(batch, self.device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from tasks.diagnose.measure import ParameterNumbers, as_in_training, norms, read, relative_changes
 from tasks.diagnose.recorder import Recorder
+from tasks.diagnose.signals import Signals
 from tasks.engine.records import SignalsRecord
 from tasks.engine.task import Task
 
@@ -21,8 +23,8 @@ class Diagnosis:
     """What a run logs of the signals in its net every so many steps.
 
     A step that is due takes one more forward of its last batch, without gradients and without a trace in the net. The
-    gradients and the update are those of the step itself. All numbers stay on the device until the step is made, so
-    that the host waits for it once. The run is the same with and without it.
+    gradients and the update are those of the step itself. The numbers of the weights are read before the update, so
+    that they belong to the signals. The run is the same with and without it.
 
     Args:
         model: net, without the wrappers of training.
@@ -36,7 +38,8 @@ class Diagnosis:
         self.model, self.task, self.accelerator, self.dtype, self.every = model, task, accelerator, dtype, every
         self.records, self.seconds = 0, 0.0
         self._recorder: Recorder | None = None
-        self._gradients: dict[str, Tensor] = {}
+        self._numbers: ParameterNumbers | None = None
+        self._found: Signals | None = None
         self._weights: dict[str, Tensor] = {}
 
     def is_due(self, step: int) -> bool:
@@ -52,11 +55,15 @@ class Diagnosis:
         self.seconds += time.monotonic() - begun
 
     def before_update(self) -> None:
-        """Record the gradients of the step, and keep the weights."""
+        """Record the gradients of the step and the numbers of the weights, and keep the weights."""
+        assert self._recorder is not None
         begun = time.monotonic()
         trained = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
-        self._gradients = {name: p.grad.detach().clone() for name, p in trained.items() if p.grad is not None}
         self._weights = {name: p.detach().clone() for name, p in trained.items() if p.ndim >= 2}
+        self._numbers = ParameterNumbers(self.model)
+        self._numbers.gradient_norms = norms({name: p.grad for name, p in trained.items() if p.grad is not None})
+        reduce = None if self.accelerator.num_processes == 1 else self._sum
+        self._found, self._recorder = read(self._recorder, self._numbers, reduce), None
         self.seconds += time.monotonic() - begun
 
     def after_update(self, step: int, epoch: int) -> SignalsRecord:
@@ -66,14 +73,14 @@ class Diagnosis:
             step: optimizer steps done before it.
             epoch: epoch in progress.
         """
-        assert self._recorder is not None
+        found, numbers = self._found, self._numbers
+        assert found is not None
+        assert numbers is not None
         begun = time.monotonic()
-        numbers = ParameterNumbers(self.model)
-        numbers.gradient_norms = norms(self._gradients)
         numbers.update_ratios = relative_changes(self._weights, dict(self.model.named_parameters()))
-        reduce = None if self.accelerator.num_processes == 1 else self._sum
-        content = read(self._recorder, numbers, reduce).as_dict()
-        self._recorder, self._gradients, self._weights = None, {}, {}
+        rows = [dataclasses.replace(row, update_ratio=numbers.update_ratio(row.name)) for row in found.layers]
+        content = dataclasses.replace(found, layers=tuple(rows)).as_dict()
+        self._found, self._numbers, self._weights = None, None, {}
         self.records += 1
         self.seconds += time.monotonic() - begun
         layers, sums, activations = (list(content[key]) for key in ("layers", "sums", "activations"))
