@@ -121,19 +121,23 @@ def diagnose(
             numbers.update_ratios = first_update(model, gradients.sums, step)
     # 3. The rows.
     found = read(recorder, numbers, reduce)
-    config = getattr(model, "config", None)
     return dataclasses.replace(
         found,
         label=label or found.model,
-        scheme=getattr(config, "scheme", ""),
         source=source,
-        samples=samples,
+        samples=samples if reduce is None else _total(samples, reduce, model),
         input=None if found.input is None else dataclasses.replace(found.input, expected=expected_power),
         loss=math.nan if gradients is None else gradients.loss,
         notes=tuple(_notes(gradients is not None, trained=trained, real_inputs=real_inputs)),
         trained=trained,
         real_inputs=real_inputs,
     )
+
+
+def _total(count: int, reduce: Reduce, model: nn.Module) -> int:
+    """Return the sum of the counts of all processes."""
+    device = next(model.parameters()).device
+    return round(float(reduce(torch.tensor([count], dtype=sum_dtype(device), device=device))))
 
 
 def read(recorder: Recorder, numbers: ParameterNumbers, reduce: Reduce | None = None) -> Signals:

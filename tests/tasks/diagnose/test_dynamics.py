@@ -84,7 +84,10 @@ def test_the_change_of_each_block_and_the_share_that_cancels(tmp_path):
     text = describe_cancellation(found)
     assert text.startswith("since step 5 the multipliers are 2.5 times as large")
     assert "the products of the weights' norms 0.25 times, the effective branch weights 0.625 times" in text
-    assert f"undoes {(0.5 + math.log(3) / math.log(4)) / 2:.0%} of the change" in text
+    assert f"undoes {(0.5 + math.log(3) / math.log(4)) / 2:.0%} of the weights' change, in logarithms" in text
+    same_way = [blocks(5, 0, FIRST), blocks(10, 1, [("layer1.0", 2.0, [4.0, 3.0]), ("layer1.1", 2.0, [8.0, 1.0])])]
+    text = describe_cancellation(read_dynamics("run", write(tmp_path / "log.jsonl", same_way)))
+    assert text.endswith("; multiplier and weights change in the same direction")
 
 
 @pytest.mark.parametrize(

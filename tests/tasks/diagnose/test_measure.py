@@ -182,6 +182,20 @@ def test_a_detector_s_backbone_is_scaled_too():
     for found, each in zip(stored.sums, expected.sums, strict=True):
         assert found.power == pytest.approx(each.power, rel=1e-8)
     assert len([each for each in stored.sums if ".layer" in each.name]) == 8
+    assert stored.scheme == "rescale"
+
+
+def test_the_scheme_of_a_net_of_the_zoo_in_a_module_of_a_user():
+    """The theory is that of the net inside, and so is the scheme that the report names."""
+    model = nn.Sequential(narrow("cifar", width=0.25, scheme="gn"), nn.Linear(5, 2))
+    found = diagnose(model, [samples("cifar", 4, 16)])
+    assert (found.model, found.scheme) == ("Sequential", "gn")
+    assert found.sums[0].expected == pytest.approx(found.sums[0].previous + found.sums[0].branch_power)
+    assert [each.name for each in found.sums][:2] == ["0.layer1.0", "0.layer1.1"]
+    # and its trunk is divided by the scale at which it is stored
+    rescaled, x = narrow("cifar", width=0.25), samples("cifar", 4, 16)
+    inside, alone = diagnose(nn.Sequential(rescaled, nn.Linear(5, 2)), [x]), diagnose(rescaled, [x])
+    assert [each.power for each in inside.sums] == [each.power for each in alone.sums]
 
 
 def test_expected_powers():
@@ -304,6 +318,7 @@ def test_two_processes_are_one():
     whole = diagnose(model, batches, **settings)
     assert_close(half, whole, 1e-10)
     assert half.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert half.samples == whole.samples == 8
 
 
 TWO = """
@@ -326,6 +341,7 @@ def of_a_rank(rank, count, reduce):
     return diagnose(model, [share], loss=lambda net, batch: net(batch).square().mean(), reduce=reduce)
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_are_one(tmp_path):
     (tmp_path / "two.py").write_text(TWO)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -334,6 +350,7 @@ def test_two_processes_of_torchrun_are_one(tmp_path):
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     two, one = json.loads(done.stdout), of_a_rank(0, 1, None).as_dict()
+    assert two["samples"] == one["samples"] == 8
     assert two["loss"] == pytest.approx(one["loss"], rel=1e-12)
     for kind in ("layers", "sums", "activations"):
         for left, right in zip(two[kind], one[kind], strict=True):
