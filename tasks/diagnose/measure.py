@@ -435,8 +435,10 @@ def activation_rows(points: list[Point], scales: _Scales) -> Iterator[Activation
 
 def sum_rows(points: list[Point], scales: _Scales, model: nn.Module) -> list[Sum]:
     """Return the rows of the residual connections, in chains."""
-    found = [point for point in points if point.kind == "sum" and point.pair is not None and point.sums is not None]
     multipliers = {name: block.join.statistics().get("m") for name, block in _blocks(model)}
+    found = [point for point in points if point.kind == "sum" and point.pair is not None and point.sums is not None]
+    if multipliers:  # a pyramid around a net of this zoo adds maps of two levels, which are no branches
+        found = [point for point in found if point.name.partition(":")[0] in multipliers]
     inputs = [_trunk_input(point) for point in found]
     results = [_power(point.sums) for point in found]
     activated = [None if point.after is None else _power(point.after) for point in found]

@@ -11,7 +11,7 @@ from tasks.diagnose.dynamics import Dynamics, describe_cancellation, read_dynami
 from tasks.diagnose.figures import course_figure, dynamics_figure, signals_figure, signs_figure
 from tasks.diagnose.page import page
 from tasks.diagnose.signals import Signals
-from tasks.diagnose.subjects import Settings, find_subject, parse_compared
+from tasks.diagnose.subjects import Settings, find_subject, parse_compared, short_labels
 from tasks.diagnose.tables import channels_csv, dynamics_csv, signals_csv, summary_lines
 from tasks.diagnose.verdicts import verdicts
 from tasks.errors import UserError
@@ -61,8 +61,8 @@ def run_diagnosis(name: str, overrides: Sequence[str], compare: Sequence[str], s
         UserError: see ``tasks.diagnose.subjects.find_subject``; two that have the same label.
     """
     given = [(name, list(overrides)), *map(parse_compared, compare)]
-    subjects = [find_subject(text, own, settings) for text, own in given]
-    labels = [subject.label for subject in subjects]
+    labels = short_labels(given)
+    subjects = [find_subject(text, own, settings, label) for (text, own), label in zip(given, labels, strict=True)]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise UserError(f"{twice}: is given twice; leave one out")
     signals: list[Signals] = []

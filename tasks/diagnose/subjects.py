@@ -85,13 +85,14 @@ class Subject:
     fresh: Callable[[], nn.Module] | None = None
 
 
-def find_subject(text: str, overrides: Sequence[str], settings: Settings) -> Subject:
+def find_subject(text: str, overrides: Sequence[str], settings: Settings, label: str = "") -> Subject:
     """Return the subject that a name stands for.
 
     Args:
         text: folder of a run, log of a run (.jsonl), config file or recipe, weights, or net.
         overrides: ``key=value``: dotted keys of a run's or recipe's config; options of ``zoo.create_model`` of a net.
         settings: batches.
+        label: name in tables and legends; empty for the name and the overrides.
 
     Raises:
         UserError: overrides of weights or of a log, or a folder that has no run.
@@ -99,14 +100,14 @@ def find_subject(text: str, overrides: Sequence[str], settings: Settings) -> Sub
         zoo.ZooError: no such net or weights, or options that it does not have.
     """
     path = Path(text)
-    label = " ".join([_short(text), *overrides])
+    label = label or short_labels([(text, overrides)])[0]
     if path.suffix == ".jsonl":
         _no_overrides(text, overrides, "a log")
         if not path.is_file():
             raise DataError(f"{text}: no such file")
         weights = path.with_name(path.name.removesuffix(".log.jsonl") + ".safetensors")
         fresh = _fresh_of(weights) if weights.is_file() else None
-        return Subject(path.name.removesuffix(".jsonl").removesuffix(".log"), log=path, fresh=fresh)
+        return Subject(label, log=path, fresh=fresh)
     if path.is_dir():
         return _run_subject(path, label, overrides, settings)
     if path.suffix in (".yaml", ".yml") or ("/" in text.removeprefix("./") and not zoo.is_weights_name(text)):
@@ -118,6 +119,24 @@ def find_subject(text: str, overrides: Sequence[str], settings: Settings) -> Sub
         return Subject(label, lambda: _of_weights(entry, label, settings))
     model = _net(text, overrides, settings)
     return Subject(label, lambda: _of_net(text, model, overrides, label, settings))
+
+
+def short_labels(given: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Return the names of nets and runs without what all have in common, and without folders.
+
+    >>> short_labels([("a/r20", ["data.root=d", "model.scheme=bn"]), ("a/r20", ["data.root=d"])])
+    ['r20 model.scheme=bn', 'r20']
+    >>> short_labels([("rescalenet50", ["scheme=bn"]), ("rescalenet50", ["scheme=gn"])])
+    ['rescalenet50 scheme=bn', 'rescalenet50 scheme=gn']
+    """
+    common = set.intersection(*(set(overrides) for _, overrides in given)) if len(given) > 1 else set()
+    names = [Path(text).name if Path(text).exists() else text.rpartition("/")[2] for text, _ in given]
+    names = [name.removesuffix(".jsonl").removesuffix(".log") for name in names]
+    labels = []
+    for name, (_, overrides) in zip(names, given, strict=True):
+        own = [override for override in overrides if override not in common and not override.startswith("data.root=")]
+        labels.append(" ".join([name, *own]))
+    return labels
 
 
 def parse_compared(text: str) -> tuple[str, list[str]]:
@@ -133,11 +152,6 @@ def parse_compared(text: str) -> tuple[str, list[str]]:
     if not parts:
         raise UserError("--compare: empty; give a run, a config, weights or a net")
     return name_or_path(parts[0]), parts[1:]
-
-
-def _short(text: str) -> str:
-    """Return a name without the folders in front of it."""
-    return Path(text).name if Path(text).exists() else text.rpartition("/")[2]
 
 
 def _no_overrides(text: str, overrides: Sequence[str], what: str) -> None:

@@ -529,16 +529,14 @@ class Transformer(Net):
             padded: whether there is padding; None: that is looked up, for which the host waits for the device.
         """
         padding = source == PAD
-        counted = ~padding  # positions that count in calibration and in statistics
-        with only_positions(counted):
+        # padding does not count in calibration and in statistics
+        with only_positions(~padding):
             x = self.encoder_embedding(source)  # (B, S, d)
-        # attention ignores padding: 0 and -inf, (B, 1, 1, S)
-        mask = None
-        if padding.any() if padded is None else padded:
-            mask = torch.zeros(padding.shape, dtype=x.dtype, device=x.device).masked_fill_(padding, -math.inf)
-            mask = mask[:, None, None]
-        # the stack
-        with only_positions(counted):
+            # attention ignores padding: 0 and -inf, (B, 1, 1, S)
+            mask = None
+            if padding.any() if padded is None else padded:
+                mask = torch.zeros(padding.shape, dtype=x.dtype, device=x.device).masked_fill_(padding, -math.inf)
+                mask = mask[:, None, None]
             for layer in self.encoder:
                 x = layer(x, mask)
             x = self.encoder_end(x)

@@ -154,7 +154,7 @@ def test_a_recipe_and_a_config_on_noise(images, tmp_path):
     changes = [f"data.root={images}", "data.val=val", "model.options.width=0.25"]
     settings = Settings(noise="white", batches=1, batch_size=2, size=16)
     found = measured(recipe, changes, settings)
-    assert found.label == " ".join(["rescalenet20", *changes])
+    assert found.label == " ".join(["rescalenet20", *changes[1:]])  # without the folder of the data
     assert found.source == "2 samples of white noise, 16x16, random labels"
     assert not found.trained
     assert not found.real_inputs
