@@ -82,8 +82,8 @@ def dynamics_figure(dynamics: Sequence[Dynamics]) -> Any:
     """Return the figure of trainings: for each a column with multipliers, weight norms and their product over time."""
     rows: list[tuple[str, Callable[[BlockPoint, BlockPoint], float]]] = [
         ("multiplier |m|", lambda first, point: abs(point.multiplier)),
-        ("product of the weight norms,\nrelative to the start", lambda first, point: point.weight / first.weight),
-        ("|m| times that product,\nrelative to the start", lambda first, point: point.effective / first.effective),
+        ("product of the weight norms,\nrelative to the start", lambda first, point: _ratio(point.weight, first.weight)),
+        ("|m| times that product,\nrelative to the start", lambda first, point: _ratio(point.effective, first.effective)),
     ]
     figure = new_figure(_WIDTH * len(dynamics) + 0.8, _HEIGHT * len(rows))
     grid = figure.subplots(len(rows), len(dynamics), squeeze=False, sharey="row")
@@ -237,6 +237,11 @@ def _heat_map(figure: Any, axes: Any, run: Dynamics, kind: str, key: str, *, log
 
 
 # -- common ---------------------------------------------------------------------------------------------
+
+
+def _ratio(value: float, first: float) -> float:
+    """Return value / first, NaN at 0."""
+    return value / first if first else math.nan
 
 
 def _at_least(value: float) -> float:

@@ -18,7 +18,10 @@ from tasks.detection.coco import decode_mask, load_coco
 from tasks.detection.config import DataSection
 from tasks.detection.data import TrainSet
 from tasks.detection.evaluate import coco_metrics, kinds_of
+from tasks.diagnose.dynamics import describe_cancellation, read_dynamics
+from tasks.diagnose.tables import dynamics_csv
 from tasks.errors import UserError
+from tasks.printing import json_line
 from tasks.progress import print_line
 from tasks.splits import read_holdout
 from tasks.study.config import read_study
@@ -44,6 +47,14 @@ def call(name: str, arguments: list[str]) -> None:
     except (UserError, ZooError, OSError) as error:
         print_line(f"error: {error}")
         raise SystemExit(1) from None
+
+
+def dynamics(path: str) -> None:
+    """Read multipliers, norms and signals from the log of a run, and describe them as the command does."""
+    found = read_dynamics("run", Path(path))
+    describe_cancellation(found)
+    dynamics_csv([found])
+    json_line(found.as_dict())
 
 
 def index(path: str, root: str) -> None:
@@ -186,5 +197,18 @@ def _write_in_another_language(path: Path) -> None:
         torch._C.PyTorchFileWriter(str(path)).write_end_of_file()
 
 
-FUNCTIONS = (index, video, videos, corpus, prepare_corpus, coco, study, vocabulary, holdout, dictionary, misbehave)
+FUNCTIONS = (
+    dynamics,
+    index,
+    video,
+    videos,
+    corpus,
+    prepare_corpus,
+    coco,
+    study,
+    vocabulary,
+    holdout,
+    dictionary,
+    misbehave,
+)
 READERS = {function.__name__: function for function in FUNCTIONS}

@@ -117,6 +117,37 @@ def test_resume(harness, fuzz):
     fuzz(runs(), run, FAST // 40)
 
 
+SIGNALS = {
+    "event": "signals",
+    "step": 2,
+    "epoch": 0,
+    "layers": [{"name": "conv1", "kind": "product", "gradient_norm": 0.5, "bias_offset": None, "post_bias": False}],
+    "sums": [{"name": "layer1.0", "power": 1.0, "ratio": 0.1, "correlation": -0.2}],
+    "activations": [{"name": "act1", "channels": 4, "positive": 1, "negative": 0}],
+}
+
+
+@st.composite
+def logs_with_signals(draw):
+    """A log with a changed record of signals among its lines, or a changed log."""
+    if draw(st.booleans()):
+        return draw(logs())
+    record = draw(changed(SIGNALS, (None, True, [], {}, *TEXTS, *NUMBERS), most=2))
+    line = json.dumps(record).encode() + b"\n"
+    return draw(st.sampled_from((line + FILES["log.jsonl"], FILES["log.jsonl"] + line + line)))
+
+
+def test_dynamics(harness, fuzz):
+    fuzz(logs_with_signals(), lambda content: harness.check({"a.jsonl": content}, ["@dynamics", "a.jsonl"]), FAST)
+
+
+def test_diagnose_of_a_log(harness, fuzz):
+    def run(content):
+        harness.check({"a.jsonl": content}, ["diagnose", "a.jsonl", "--out", "out/d"], writable=("out",), seconds=60)
+
+    fuzz(logs_with_signals(), run, FAST // 40)
+
+
 def test_fit_loss(harness, fuzz):
     data = f"{harness.fixed}/data/images".encode()
 
