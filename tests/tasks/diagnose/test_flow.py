@@ -249,6 +249,9 @@ class NotResidual(nn.Module):
     def forward(self, x):
         if self.kind == "parallel":  # two branches of one depth
             return self.first(x) + self.second(x)
+        if self.kind == "parallel behind a stem":
+            x = self.first(x).relu()
+            return self.first(x) + self.second(x)
         if self.kind == "embedding":
             return self.first(x) + self.position.expand(len(x), -1)
         if self.kind == "number":
@@ -258,7 +261,7 @@ class NotResidual(nn.Module):
         return self.first(x) + torch.zeros(len(x), 6)
 
 
-@pytest.mark.parametrize("kind", ["parallel", "embedding", "number", "random", "zeros"])
+@pytest.mark.parametrize("kind", ["parallel", "parallel behind a stem", "embedding", "number", "random", "zeros"])
 def test_additions_that_are_no_residual_connections(kind):
     assert not sums_of(NotResidual(kind), torch.randn(3, 6))
 
