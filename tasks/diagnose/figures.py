@@ -82,8 +82,8 @@ def dynamics_figure(dynamics: Sequence[Dynamics]) -> Any:
     """Return the figure of trainings: for each a column with multipliers, weight norms and their product over time."""
     rows: list[tuple[str, Callable[[BlockPoint, BlockPoint], float]]] = [
         ("multiplier |m|", lambda first, point: abs(point.multiplier)),
-        ("product of the weight norms,\nrelative to the start", lambda first, point: _ratio(point.weight, first.weight)),
-        ("|m| times that product,\nrelative to the start", lambda first, point: _ratio(point.effective, first.effective)),
+        ("product of the weight norms,\nrelative to the start", lambda first, now: _ratio(now.weight, first.weight)),
+        ("|m| times that product,\nrelative to the start", lambda first, now: _ratio(now.effective, first.effective)),
     ]
     figure = new_figure(_WIDTH * len(dynamics) + 0.8, _HEIGHT * len(rows))
     grid = figure.subplots(len(rows), len(dynamics), squeeze=False, sharey="row")

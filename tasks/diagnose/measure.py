@@ -25,8 +25,10 @@ from zoo.layers import GainedConv
 from zoo.modules import evaluating, without_wrappers
 from zoo.nets.base import Net
 from zoo.nets.transformer import Transformer
+from zoo.products import per_filter
 from zoo.trunk import TrunkBlock
 
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weights (I, O / groups, ...)
 Forward = Callable[[nn.Module, Any], object]
 Loss = Callable[[nn.Module, Any], Tensor]
 Step = Callable[[nn.Module], None]
@@ -352,9 +354,9 @@ def _input(points: list[Point]) -> Input | None:
 
 
 def layer_rows(points: list[Point], scales: _Scales, parameters: ParameterNumbers) -> Iterator[Layer]:
-    """Yield the rows of the products and norms."""
+    """Yield the rows of the products, norms and biases from data."""
     for point in points:
-        if point.kind not in ("product", "norm") or point.sums is None:
+        if point.kind not in ("product", "norm", "bias") or point.sums is None:
             continue
         module = parameters.modules[point.name]
         statistics = ChannelStatistics.of(point.sums, scales.output(point.name))
@@ -390,8 +392,11 @@ def weight_numbers(module: nn.Module, weight: Tensor) -> dict[str, float]:
     if isinstance(module, StandardizedConvNd):  # whose product does not use the scale of its weight
         with torch.no_grad():
             weight = module.kernel()
+    elif getattr(module, "weight_scale", None) is not None:  # of a net that was converted from BatchNorm
+        weight = weight * per_filter(module.weight_scale, weight)  # type: ignore[arg-type]
     used = float(torch.linalg.vector_norm(weight.detach(), dtype=sum_dtype(weight.device)))
-    return {"weight_norm": norm, "weight_gain": used / math.sqrt(len(weight))}
+    outputs = module.out_channels if isinstance(module, _TRANSPOSED) else len(weight)
+    return {"weight_norm": norm, "weight_gain": used / math.sqrt(outputs)}
 
 
 def bias_numbers(module: HasDataBias, centred: Tensor) -> dict[str, Any]:

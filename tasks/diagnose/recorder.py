@@ -18,7 +18,7 @@ from tasks.diagnose.moments import Positions, Signs, channel_sums, pair_sums
 from zoo.calibration import HasDataBias, counted_positions
 from zoo.layers import GainedConv
 
-Kind = Literal["input", "product", "norm", "activation", "sum"]
+Kind = Literal["input", "product", "norm", "bias", "activation", "sum"]
 
 # operations whose input has a sign that matters
 ACTIVATIONS = {
@@ -42,8 +42,8 @@ class Point:
     Attributes:
         name: qualified name of the module; of an activation or addition that the module computes for the n-th time in a
             forward, ``name:n``.
-        kind: kind of the values: the input of the first product, the output of a product or norm, the input of an
-            activation, or the sum of trunk and branch.
+        kind: kind of the values: the input of the first product, the output of a product, norm or bias from data,
+            the input of an activation, or the sum of trunk and branch.
         sums: ``channel_sums`` of the place.
         pair: ``pair_sums`` of weighted trunk and weighted branch, of a sum.
         trunk_weight: weight of the trunk in a sum.
@@ -156,7 +156,7 @@ class Recorder:
                 dim = channel_dimension(module)
                 self._add(Point("input", "input"), channel_sums(x, dim, self._keep(x)))
             if isinstance(module, HasDataBias):
-                point = self._point(self._names[module], "product" if module in self._products else "norm")
+                point = self._point(self._names[module], self._kind(module))
                 centred = module.calibration_input(x)
                 if centred.ndim > 1:
                     sums = channel_sums(centred, module.channel_dim, self._keep(centred))
@@ -165,19 +165,18 @@ class Recorder:
     def _leave(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         if self._stack and self._stack[-1] is module:
             self._stack.pop()
-        product = module in self._products
-        if self._paused or not (product or isinstance(module, _NORMS)):
+        if self._paused or not (module in self._products or isinstance(module, (*_NORMS, HasDataBias))):
             return
         if isinstance(output, tuple) and output:  # attention returns its weights too
             output = output[0]
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim < 2:
             return
         with self._pause():
-            if product:
+            if module in self._products:
                 self._channels = channel_dimension(module)
                 self._width = output.shape[self._channels]
             dim = -1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else self._dimension(output)
-            point = self._point(self._names[module], "product" if product else "norm")
+            point = self._point(self._names[module], self._kind(module))
             self._add(point, channel_sums(output, dim, self._keep(output)))
 
     # -- operations
@@ -256,6 +255,12 @@ class Recorder:
         self._calls[(name, kind)] += 1
         number = self._calls[(name, kind)]
         return self._point(name if number == 1 else f"{name}:{number}", kind)
+
+    def _kind(self, module: nn.Module) -> Kind:
+        """Return the kind of the point at a module's output."""
+        if module in self._products:
+            return "product"
+        return "bias" if isinstance(module, HasDataBias) else "norm"
 
     def _point(self, name: str, kind: Kind) -> Point:
         return self.points.setdefault((name, kind), Point(name, kind))

@@ -33,11 +33,11 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """The output of a product or norm, and the layer's parameters.
+    """The output of a product, norm or bias from data, and the layer's parameters.
 
     Attributes:
         name: qualified name of the module.
-        kind: ``product`` or ``norm``.
+        kind: ``product``, ``norm`` or ``bias``.
         channels: number of channels of the output.
         power: E[x^2] of the output.
         mean_power: mean over channels of the squared channel mean.
@@ -191,7 +191,7 @@ class Signals:
     @property
     def normalized(self) -> bool:
         """Whether the net contains normalization layers."""
-        return any(layer.kind == "norm" and not math.isfinite(layer.bias_norm) for layer in self.layers)
+        return any(layer.kind == "norm" for layer in self.layers)
 
     @property
     def products(self) -> list[Layer]:

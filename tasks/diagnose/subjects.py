@@ -231,7 +231,8 @@ def _of_config(config: RunConfig, weights: str | None, label: str, settings: Set
     if calibrate:
         zoo.calibrate(model, task.merge(list(batches.of_calibration())), forward=forward)
     transform = getattr(task, "transform", None) if entry is None else entry.transform
-    started = entry is not None or getattr(config.model, "weights", None) is not None  # type: ignore[attr-defined]
+    section: Any = config.model  # type: ignore[attr-defined]
+    started = entry is not None or any(getattr(section, key, None) for key in _STARTING_WEIGHTS)
     return diagnose(
         model,
         batches,

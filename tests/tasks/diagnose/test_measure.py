@@ -24,6 +24,7 @@ from tests.helpers import transformers
 from tests.helpers.commands import environment
 from tests.helpers.detection import calibrated, small
 from tests.helpers.nets import narrow, samples
+from zoo.calibration import HasDataBias
 from zoo.method import coefficients
 from zoo.text import PAD
 from zoo.trunk import TrunkBlock
@@ -153,10 +154,14 @@ def test_layers_are_the_formulas_values_of_their_hooks():
     model = narrow("bottleneck").double().eval()
     x = samples("bottleneck", 4, 32, dtype=torch.float64)
     zoo.calibrate(model, [x])
-    _, seen = values_of(model, [name for name, module in model.named_modules() if is_product(module)])
+    places = [name for name, m in model.named_modules() if is_product(m) or isinstance(m, HasDataBias)]
+    _, seen = values_of(model, places)
     with torch.no_grad():
         model(x)
-    for layer in diagnose(model, [x]).layers:
+    layers = diagnose(model, [x]).layers
+    assert sorted(layer.name for layer in layers) == sorted(places)
+    assert [layer.name for layer in layers if layer.kind == "bias"] == ["head_bias"]
+    for layer in layers:
         value = model.nominal(layer.name, seen[layer.name])
         assert layer.power == pytest.approx(float(value.square().mean()), rel=1e-12), layer.name
 
@@ -399,7 +404,7 @@ def test_updates_are_those_of_a_step_by_hand(decay):
     settings = {"forward": lambda net, batch: net(batch[0]), "loss": classified, "step": step}
     found = diagnose(model, [(x, labels)], **settings)
     classified(model, (x, labels)).backward()
-    for layer in found.layers:
+    for layer in found.products:
         weight = model.get_submodule(layer.name).weight
         update = 0.05 * (weight.grad + decay * weight.detach())
         assert layer.update_ratio == pytest.approx(float(update.norm() / weight.detach().norm()), rel=1e-9)
