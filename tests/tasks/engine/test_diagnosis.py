@@ -169,8 +169,9 @@ def test_gradients_weights_and_updates_are_those_of_the_step(images, tmp_path, m
     assert [row["name"] for row in records[0].sums] == list(blocks)
     assert records[0].sums[0]["multiplier"] == 1.0
     assert records[1].sums[0]["multiplier"] != 1.0
-    # the biases are calibrated at the start, and drift away
-    offsets = [max(row["bias_offset"] for row in r.layers if row["bias_offset"] is not None) for r in records]
+    # The biases are calibrated at the start, and drift away. That of the head centres few values: its batch decides.
+    products = [[row for row in record.layers if row["kind"] == "product"] for record in records]
+    offsets = [max(row["bias_offset"] for row in rows if row["bias_offset"] is not None) for rows in products]
     assert offsets[0] < offsets[-1]
 
 
