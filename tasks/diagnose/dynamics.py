@@ -16,6 +16,8 @@ from tasks.errors import DataError
 from tasks.printing import finite
 from zoo.method import branch_statistics
 
+_LONG = 8  # records of blocks from which on the end of a training is described apart
+
 
 @dataclass(frozen=True)
 class BlockPoint:
@@ -201,7 +203,22 @@ def describe_cancellation(dynamics: Dynamics) -> str:
     return (
         f"{since} the multipliers are {multipliers:.3g} times as large, the products of the weights' norms "
         f"{weights:.3g} times, the effective branch weights {effective:.3g} times (medians of {len(found)} "
-        f"blocks){shown}"
+        f"blocks){shown}{_at_the_end(dynamics)}"
+    )
+
+
+def _at_the_end(dynamics: Dynamics) -> str:
+    """Return what changed in the last quarter of a training, where the rate falls; empty for a short log."""
+    count = len(dynamics.points[0])
+    if count < _LONG:
+        return ""
+    late = [Cancellation.of(points[3 * count // 4], points[-1]) for points in dynamics.points]
+    multipliers, weights, effective = (
+        _median([getattr(each, key) for each in late]) for key in ("multiplier", "weight", "effective")
+    )
+    return (
+        f"; in the last quarter of the records the multipliers change {multipliers:.3g} times, the weights "
+        f"{weights:.3g} times, the effective weights {effective:.3g} times"
     )
 
 

@@ -257,6 +257,13 @@ def test_sentences_on_cancellation():
     assert exact.cancellation[0].effective == 1.0
     assert exact.cancellation[0].share == 1.0
     assert "undoes 100% of the weights' change" in describe_cancellation(exact)
+    # the last quarter of 8 records: m from 1.5 to 3, the weights from 4 to 2
+    late = run_of([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.5, 3.0], [8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 4.0, 2.0])
+    assert (
+        "the multipliers change 2 times, the weights 0.5 times, the effective weights 1 times"
+        in describe_cancellation(late)
+    )
+    assert "last quarter" not in describe_cancellation(exact)
     # m = sqrt(2): half of it in logarithms
     half = run_of([1.0, math.sqrt(2)], [4.0, 2.0])
     assert math.isclose(half.cancellation[0].share, 0.5)
