@@ -134,6 +134,11 @@ class Flow:
             self._nodes[key] = Node(False, depth + added, own, ancestors | own)
 
 
+def same_memory(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors are views of the same memory."""
+    return _key(first) == _key(second)
+
+
 def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tasks.diagnose.flow import ADDITIONS, Flow, aten
+from tasks.diagnose.flow import ADDITIONS, Flow, aten, same_memory
 from tasks.diagnose.moments import Positions, Signs, channel_sums, pair_sums
 from zoo.calibration import HasDataBias, counted_positions
 from zoo.layers import GainedConv
@@ -115,7 +115,8 @@ class Recorder:
         self._calls: Counter[tuple[str, Kind]] = Counter()
         self._paused = False
         self._channels, self._width = 1, 0  # dimension and number of the channels after the last product
-        self._sums: dict[int, tuple[Point, Tensor]] = {}  # the last sum by the memory of its result
+        self._last: tuple[Point, Tensor] | None = None  # the last sum and its result, until an activation reads that
+        self._followed: Point | None = None  # sum whose result the current activation reads
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -214,11 +215,10 @@ class Recorder:
         """Record the result of a sum, and that of an activation which follows one directly."""
         if not isinstance(result, Tensor) or not self._stack:
             return
-        key = result.untyped_storage().data_ptr()
         if point is not None:
             with self._pause():
                 self._add(point, channel_sums(result, self._dimension(result), self._keep(result)))
-                self._sums[key] = (point, result)
+                self._last = point, result
         elif operation in ACTIVATIONS and self._followed is not None:
             with self._pause():
                 sums = channel_sums(result, self._dimension(result), self._keep(result))
@@ -226,8 +226,6 @@ class Recorder:
                 followed.after = sums if followed.after is None else followed.after + sums
                 followed.after_inside = self._block() == followed.name.partition(":")[0]
         self._followed = None
-
-    _followed: Point | None = None  # sum whose result the current activation reads
 
     def _activation(self, x: Tensor, function: str) -> None:
         name = self._names[self._stack[-1]]
@@ -240,8 +238,8 @@ class Recorder:
             point.signs = signs
         else:
             point.signs.add(signs)
-        found = self._sums.pop(x.untyped_storage().data_ptr(), None)
-        self._followed = None if found is None else found[0]
+        if self._last is not None and same_memory(x, self._last[1]):
+            self._followed, self._last = self._last[0], None
 
     # -- common
 
