@@ -256,7 +256,9 @@ def diagnose(
         Path | None,
         typer.Option(parser=input_path, help="Pictures, or a file of sentences, for weights and nets; default: noise."),
     ] = None,
-    batches: Annotated[int, typer.Option(min=1, help="Number of batches.")] = 2,
+    batches: Annotated[
+        int | None, typer.Option(min=1, help="Number of batches; default: 4 of a config's data, else 1.")
+    ] = None,
     whole: Annotated[bool, typer.Option("--all", help="All batches of the data, not --batches.")] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Samples of a batch; default: the config's, or 8.")
@@ -288,7 +290,9 @@ def diagnose(
     if noise is not None and data is not None:
         raise UserError("--noise and --data: give one of the two")
     spectrum = None if noise is None else check_spectrum(noise)
-    settings = Settings(spectrum, data, None if whole else batches, batch_size, size, seed=seed)
+    if whole and batches is not None:
+        raise UserError("--all and --batches: give one of the two")
+    settings = Settings(spectrum, data, "all" if whole else batches, batch_size, size, seed=seed)
     path = next_folder(Path("out/diagnose")) if out is None else out
     folder = OutputFolder(path, file_names(), overwrite=overwrite)
     found = run_diagnosis(name, overrides or [], compare or [], settings)

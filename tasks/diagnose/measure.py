@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def diagnose(
     Args:
         model: net on its device.
         batches: inputs of the net, or what ``forward`` and ``loss`` take; read once, one at a time.
-        forward: function that runs the net on a batch; by default ``model(batch)``.
+        forward: function that runs the net on a batch; by default ``loss``, or without one ``model(batch)``.
         loss: function that returns the loss of a batch, a 0-D tensor, for the norms of gradients; None: they are left
             out.
         step: function that makes one optimizer step of the net that it is given, a copy with gradients; None: the
@@ -106,12 +106,16 @@ def diagnose(
     gradients = None if loss is None else Gradients(model)
     with as_in_training(model):
         for batch in batches:
-            with recorder.recording():
-                (forward or _call)(model, batch)
             samples += _length(batch)
-            if gradients is not None:
-                assert loss is not None
-                gradients.add(loss(model, batch))
+            if loss is None or forward is not None:
+                with recorder.recording():
+                    (forward or _call)(model, batch)
+            if loss is not None:
+                assert gradients is not None
+                # Without a forward of its own, the loss's is recorded.
+                with nullcontext() if forward is not None else recorder.recording(gradients=True):
+                    value = loss(model, batch)
+                gradients.add(value)
     if not recorder.forwards:
         raise UserError("diagnose: no batches; give at least one")
     # 2. Norms of the parameters, of their gradients and of an update.

@@ -88,8 +88,8 @@ def channel_dimension(module: nn.Module) -> int:
 class Recorder:
     """The statistics of a net's forwards.
 
-    The net's outputs, parameters, buffers and hooks are the same before and after. Forwards are run without gradients,
-    inside ``recording``; each adds to the points.
+    The net's outputs, parameters, buffers and hooks are the same before and after. Forwards are run inside
+    ``recording``; each adds to the points.
 
     Args:
         model: any module.
@@ -119,8 +119,8 @@ class Recorder:
         self._followed: Point | None = None  # sum whose result the current activation reads
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record the one forward inside of the ``with`` block."""
+    def recording(self, *, gradients: bool = False) -> Iterator[None]:
+        """Record the one forward inside of the ``with`` block, with or without autograd's graph."""
         self._clear()
         constants = [*self.model.parameters(), *self.model.buffers()]
         handles = []
@@ -128,7 +128,7 @@ class Recorder:
             handles.append(module.register_forward_pre_hook(self._enter))
             handles.append(module.register_forward_hook(self._leave, always_call=True))
         try:
-            with torch.no_grad(), _Watch(self, Flow(constants)):
+            with torch.set_grad_enabled(gradients), _Watch(self, Flow(constants)):
                 yield
             self.forwards += 1
         finally:
@@ -282,7 +282,8 @@ class Recorder:
         """Compute statistics that the hooks and the dispatch mode do not record."""
         self._paused = True
         try:
-            yield
+            with torch.no_grad():
+                yield
         finally:
             self._paused = False
 

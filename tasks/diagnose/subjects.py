@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -40,6 +40,7 @@ from tasks.files import name_or_path
 from tasks.spec import check, load_model, make_task, resolve
 
 _STARTING_WEIGHTS = ("weights", "weights_backbone")  # keys of a config's model that name weights to start from
+BATCHES = 4  # training batches of a config
 BATCH_SIZE = 8  # samples of a batch of weights and nets by name
 CALIBRATE = "calibrate"  # key of a net's overrides that is no option: whether its biases are set from the inputs
 
@@ -51,7 +52,7 @@ class Settings:
     Attributes:
         noise: spectrum of noise in place of data; None: data, or pink noise for nets and weights without data.
         data: pictures or sentences for nets and weights; None: noise.
-        batches: number of batches; None for all of the data.
+        batches: number of batches, or ``all`` of the data; None for ``BATCHES`` of a config, else one.
         batch_size: samples of a batch; None: those of the config, or ``BATCH_SIZE``.
         size: side of pictures of noise in pixels, or tokens of its sentences; None: the net's own.
         units: whether the signs of each unit are counted.
@@ -60,7 +61,7 @@ class Settings:
 
     noise: Spectrum | None = None
     data: Path | None = None
-    batches: int | None = 2
+    batches: int | Literal["all"] | None = None
     batch_size: int | None = None
     size: int | None = None
     units: bool = True
@@ -274,7 +275,8 @@ class _Batches(Iterable[Any]):
         self.seed = train.seed
         self.sampler = task.batches(settings.batch_size or train.batch_size, train.seed)
         self.sampler.seek(0, 0)
-        self.count = len(self.sampler) if settings.batches is None else min(settings.batches, len(self.sampler))
+        most = len(self.sampler)
+        self.count = most if settings.batches == "all" else min(settings.batches or BATCHES, most)
 
     def __iter__(self) -> Iterator[Any]:
         return self._first(self.count)
@@ -336,27 +338,28 @@ def _of_net(name: str, model: nn.Module, overrides: Sequence[str], label: str, s
 
 def _data_inputs(transform: Any, model: nn.Module, data: Path, settings: Settings) -> Inputs:
     size = settings.batch_size or BATCH_SIZE
+    count = None if settings.batches == "all" else settings.batches or 1
     if isinstance(transform, zoo.InputTransform | zoo.DetectionTransform):
         channels = len(transform.mean)
-        return picture_inputs(transform, data, channels=channels, count=settings.batches, batch_size=size)
+        return picture_inputs(transform, data, channels=channels, count=count, batch_size=size)
     if isinstance(transform, zoo.TextTransform):
         assert isinstance(model, zoo.Transformer)
         longest = model.layout.max_length
-        return sentence_inputs(transform, data, count=settings.batches, batch_size=size, longest=longest)
+        return sentence_inputs(transform, data, count=count, batch_size=size, longest=longest)
     raise UserError(f"--data: give a config or a run for {type(transform).__name__}, or --noise")
 
 
 def _on_noise(
     model: nn.Module, label: str, settings: Settings, accelerator: Accelerator, *, trained: bool, calibrate: bool
 ) -> Signals:
-    if settings.batches is None:
+    if settings.batches == "all":
         raise UserError("--all: noise has no end; give --batches")
     name = getattr(getattr(model, "config", None), "name", type(model).__name__)
     inputs = noise_inputs(
         model,
         zoo.model_info(name),
         settings.noise or "pink",
-        count=settings.batches,
+        count=settings.batches or 1,
         batch_size=settings.batch_size or BATCH_SIZE,
         size=settings.size,
         seed=settings.seed,
@@ -381,7 +384,7 @@ def _on_inputs(
     return diagnose(
         model,
         batches,
-        forward=inputs.forward,
+        forward=inputs.forward if inputs.loss is None else None,
         loss=inputs.loss,
         units=settings.units,
         label=label,

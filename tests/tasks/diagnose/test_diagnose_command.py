@@ -276,3 +276,9 @@ def test_sentences_on_cancellation():
         run_of([math.nan] * 2, [4.0, 2.0])
     )
     assert math.isnan(run_of([1.0, 2.0], [4.0, 4.0]).cancellation[0].share)
+
+
+def test_all_and_batches_exclude_each_other(capsys, monkeypatch, tmp_path):
+    code, _, err = call(capsys, monkeypatch, "diagnose", *NET, "--all", "--batches", "2", "--out", tmp_path)
+    assert code == 1
+    assert "--all and --batches: give one of the two" in err

@@ -144,7 +144,7 @@ def test_overrides_of_a_config(images, tmp_path):
     assert (found.samples, found.trained) == (8, False)
     uncalibrated = measured(path, ["train.calibrate=false"], Settings(batches=1))
     assert {layer.bias_norm for layer in uncalibrated.layers if math.isfinite(layer.bias_offset)} == {0.0}
-    everything = measured(path, settings=Settings(batches=None))
+    everything = measured(path, settings=Settings(batches="all"))
     assert everything.samples == 48
 
 
@@ -252,7 +252,7 @@ def test_settings_that_are_refused(images, tmp_path):
     path = written(images, tmp_path)
     for text, settings, message in (
         (path, Settings(data=tmp_path), "--data: a config and a run have their own data"),
-        ("rescalenet20_cifar", Settings(batches=None), "--all: noise has no end; give --batches"),
+        ("rescalenet20_cifar", Settings(batches="all"), "--all: noise has no end; give --batches"),
         ("rescalenet20_cifar", Settings(size=2), "--size 2: must be >= 8 for rescalenet20_cifar"),
         ("rescale_transformer_tiny", Settings(data=tmp_path), "--data: rescale_transformer_tiny has no weights that"),
         ("rescale_r3d_10.shapes", Settings(data=tmp_path), "--data: give a config or a run for VideoTransform, or"),
