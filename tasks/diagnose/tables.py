@@ -89,7 +89,7 @@ def summary_lines(signals: Sequence[Signals], dynamics: Sequence[Dynamics]) -> l
             lines += ["", f"{each.label}: {each.source}", *verdict_lines(each)]
     for run in dynamics:
         lines += ["", f"{run.label}: {describe_cancellation(run)}"]
-    return lines
+    return lines[1:] if not signals else lines
 
 
 def verdict_lines(signals: Signals) -> list[str]:
