@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,13 +31,13 @@ class Inputs:
     """Batches of a net's inputs.
 
     Attributes:
-        batches: batches, on the CPU.
+        batches: batches on the CPU, which each iteration makes anew, one at a time.
         forward: function that runs the net on a batch.
         loss: function that returns the loss of a batch; None if there are no labels that make sense.
         source: description.
     """
 
-    batches: list[Any]
+    batches: Iterable[Any]
     forward: Callable[[nn.Module, Any], object]
     loss: Callable[[nn.Module, Any], Tensor] | None
     source: str
@@ -150,11 +150,32 @@ def picture_inputs(transform: Any, data: Path, *, channels: int, count: int | No
         raise DataError(f"{data}: no pictures")
     source = f"{len(chosen)} pictures of {data.name}"
     if isinstance(transform, zoo.DetectionTransform):  # a detector standardises pixels in 0..1 itself
-        pixels = [pil_to_tensor(read_image(path)) / 255 for path in chosen]
-        return Inputs(list(chunks(pixels, batch_size)), _call, None, source)
-    made = transform.build()
-    inputs = [made(read_picture(path, channels)) for path in chosen]
-    return Inputs([torch.stack(group) for group in chunks(inputs, batch_size)], _call, None, source)
+
+        def batch(paths: list[Path]) -> Any:
+            return [pil_to_tensor(read_image(path)) / 255 for path in paths]
+
+    else:
+        made = transform.build()
+
+        def batch(paths: list[Path]) -> Any:
+            return torch.stack([made(read_picture(path, channels)) for path in paths])
+
+    return Inputs(_Lazy(list(chunks(chosen, batch_size)), batch), _call, None, source)
+
+
+class _Lazy(Iterable[Any]):
+    """Batches that each iteration reads anew.
+
+    Args:
+        groups: items of each batch.
+        make: function that makes a batch of its items.
+    """
+
+    def __init__(self, groups: Sequence[Any], make: Callable[[Any], Any]) -> None:
+        self.groups, self.make = groups, make
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.make, self.groups)
 
 
 def sentence_inputs(transform: Any, data: Path, *, count: int | None, batch_size: int, longest: int) -> Inputs:
@@ -175,11 +196,12 @@ def sentence_inputs(transform: Any, data: Path, *, count: int | None, batch_size
     chosen = lines if count is None else lines[: count * batch_size]
     if not chosen:
         raise DataError(f"{data}: no sentences")
-    batches = []
-    for group in chunks(chosen, batch_size):
+
+    def batch(group: list[str]) -> tuple[Tensor, Tensor]:
         source = padded([[*ids[: longest - 1], EOS] for ids in coder.encode(group)])
-        target = padded([[EOS, *ids[: longest - 1]] for ids in coder.target.encode(group)])
-        batches.append((source, target))
+        return source, padded([[EOS, *ids[: longest - 1]] for ids in coder.target.encode(group)])
+
+    batches = _Lazy(list(chunks(chosen, batch_size)), batch)
     text = f"{len(chosen)} sentences of {data.name}, copied by the decoder"
     return Inputs(batches, _decode, None, text)
 

@@ -41,6 +41,7 @@ from tasks.spec import check, load_model, make_task, resolve
 
 _STARTING_WEIGHTS = ("weights", "weights_backbone")  # keys of a config's model that name weights to start from
 BATCHES = 4  # training batches of a config
+CALIBRATION_BATCHES = 8  # batches on which a net by name is calibrated, as published
 BATCH_SIZE = 8  # samples of a batch of weights and nets by name
 CALIBRATE = "calibrate"  # key of a net's overrides that is no option: whether its biases are set from the inputs
 
@@ -118,8 +119,13 @@ def find_subject(text: str, overrides: Sequence[str], settings: Settings, label:
         _no_overrides(text, overrides, "weights")
         entry = zoo.get_weights(text)
         return Subject(label, lambda: _of_weights(entry, label, settings))
-    model = _net(text, overrides, settings)
-    return Subject(label, lambda: _of_net(text, model, overrides, label, settings))
+    options = apply_overrides({}, overrides)
+    calibrate = options.pop(CALIBRATE, True)
+    if not isinstance(calibrate, bool):
+        raise UserError(f"{CALIBRATE}={calibrate!r}: must be true or false")
+    with torch.device("meta"):  # names and options are checked before anything is measured
+        zoo.create_model(text, **options)
+    return Subject(label, lambda: _of_net(text, options, calibrate, label, settings))
 
 
 def short_labels(given: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
@@ -242,7 +248,7 @@ def _of_config(config: RunConfig, weights: str | None, label: str, settings: Set
         step=optimizer_step(config),
         units=settings.units,
         label=label,
-        source=f"{batches.count} training batches of {train.batch_size}",
+        source=f"{batches.count} training batches of {batches.batch_size}",
         expected_power=expected_power(transform if started else None),
         trained=started,
     )
@@ -273,7 +279,8 @@ class _Batches(Iterable[Any]):
         self.task, self.device = task, accelerator.device
         train = task.config.train
         self.seed = train.seed
-        self.sampler = task.batches(settings.batch_size or train.batch_size, train.seed)
+        self.batch_size = settings.batch_size or train.batch_size
+        self.sampler = task.batches(self.batch_size, train.seed)
         self.sampler.seek(0, 0)
         most = len(self.sampler)
         self.count = most if settings.batches == "all" else min(settings.batches or BATCHES, most)
@@ -311,19 +318,9 @@ def _of_weights(entry: Any, label: str, settings: Settings) -> Signals:
     )
 
 
-def _net(name: str, overrides: Sequence[str], settings: Settings) -> nn.Module:
-    """Make a net with fresh weights."""
-    options = apply_overrides({}, overrides)
-    calibrate = options.pop(CALIBRATE, True)
-    if not isinstance(calibrate, bool):
-        raise UserError(f"{CALIBRATE}={calibrate!r}: must be true or false")
+def _of_net(name: str, options: dict[str, Any], calibrate: bool, label: str, settings: Settings) -> Signals:
     set_seed(settings.seed)
     model: nn.Module = zoo.create_model(name, **options)
-    return model
-
-
-def _of_net(name: str, model: nn.Module, overrides: Sequence[str], label: str, settings: Settings) -> Signals:
-    calibrate = apply_overrides({}, overrides).get(CALIBRATE, True)
     accelerator = make_accelerator()
     model = model.to(accelerator.device)
     if settings.data is None:
@@ -378,12 +375,14 @@ def _on_inputs(
     trained: bool,
     calibrate: bool = False,
 ) -> Signals:
-    batches = [send_to_device(batch, accelerator.device) for batch in inputs.batches]
+    def batches() -> Iterator[Any]:
+        return (send_to_device(batch, accelerator.device) for batch in inputs.batches)
+
     if calibrate:
-        zoo.calibrate(model, batches, forward=inputs.forward)
+        zoo.calibrate(model, list(islice(batches(), CALIBRATION_BATCHES)), forward=inputs.forward)
     return diagnose(
         model,
-        batches,
+        batches(),
         forward=inputs.forward if inputs.loss is None else None,
         loss=inputs.loss,
         units=settings.units,
