@@ -137,13 +137,21 @@ def short_labels(given: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     ['rescalenet50 scheme=bn', 'rescalenet50 scheme=gn']
     """
     common = set.intersection(*(set(overrides) for _, overrides in given)) if len(given) > 1 else set()
-    names = [Path(text).name if Path(text).exists() else text.rpartition("/")[2] for text, _ in given]
-    names = [name.removesuffix(".jsonl").removesuffix(".log") for name in names]
+    names = [_short_name(text) for text, _ in given]
     labels = []
     for name, (_, overrides) in zip(names, given, strict=True):
         own = [override for override in overrides if override not in common and not override.startswith("data.root=")]
         labels.append(" ".join([name, *own]))
     return labels
+
+
+def _short_name(text: str) -> str:
+    """Return the name of a net or run without folders; of a run's own log that of its folder."""
+    path = Path(text)
+    if path.name == "log.jsonl" and path.parent.name:
+        return path.parent.name
+    name = path.name if path.exists() else text.rpartition("/")[2]
+    return name.removesuffix(".jsonl").removesuffix(".log")
 
 
 def parse_compared(text: str) -> tuple[str, list[str]]:

@@ -184,7 +184,7 @@ def test_a_run(images, tmp_path):
     assert weights.source == "4 samples of pink noise, 16x16, random labels"
     alone = find_subject(str(tmp_path / "run" / "log.jsonl"), [], SMALL)
     assert (alone.measure, alone.fresh, alone.log) == (None, None, subject.log)
-    assert alone.label == "log"
+    assert alone.label == "run"  # its folder, as every run has a log of that name
     # without its weights, and without its log too
     (tmp_path / "run/checkpoints/last.safetensors").unlink()
     assert find_subject(str(tmp_path / "run"), [], SMALL).measure is None
