@@ -71,16 +71,18 @@ def test_the_entry_of_a_weights_file():
 def test_a_run_resumes(task, place):
     """To the bit where torch and the processor are those of the first resume, else up to rounding, grown by training.
 
-    Most metrics are shares of a few samples, which may fall otherwise on another processor.
+    Most metrics are shares of a few samples, which may fall otherwise on another processor. Later versions report more
+    of them. They also correct boxes of COCO files by the masks, so that a detector's losses have changed (``changed``).
     """
     expected, found = EXPECTED["runs"][task], make.resume(task)
     assert all(math.isfinite(value) for value in found["metrics"].values())
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-3)
     assert expected["metrics"].keys() <= found["metrics"].keys()
     if make.environment() == EXPECTED["environment"]:
-        assert found["losses"] == expected["losses"]
-        assert found["metrics"] == expected["metrics"]
-        assert found["sha256"] == expected["sha256"]
+        exact = {**expected, **EXPECTED["changed"].get(task, {})}
+        assert found["losses"] == exact["losses"]
+        assert {key: found["metrics"][key] for key in exact["metrics"]} == exact["metrics"]
+        assert found["sha256"] == exact["sha256"]
 
 
 def test_the_corpus_opens(place):

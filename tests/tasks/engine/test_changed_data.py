@@ -163,7 +163,7 @@ FREE = {
 }
 FREE_OF_TRAIN = {
     *("channels_last", "compile", "graphs", "workers", "eval_every", "early_stopping", "checkpoint_minutes"),
-    *("timeout_minutes", "log_every", "sinks"),
+    *("timeout_minutes", "log_every", "sinks", "diagnose"),
 }
 
 
