@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tasks.diagnose.moments import ChannelStatistics, PairStatistics
 from tasks.diagnose.recorder import Point, Recorder, Reduce, gather
 from tasks.diagnose.signals import Activation, Input, Layer, Signals, Sum
-from tasks.diagnose.theory import expected_powers, growth_of, multiplier_init
+from tasks.diagnose.theory import expected_powers, growth_of, scheme_of
 from tasks.errors import UserError
 from zoo.baseline_layers import StandardizedConvNd
 from zoo.calibration import HasDataBias, sum_dtype
@@ -24,11 +24,9 @@ from zoo.errors import ZooError
 from zoo.layers import GainedConv
 from zoo.modules import evaluating, without_wrappers
 from zoo.nets.base import Net
-from zoo.nets.transformer import Transformer
 from zoo.products import per_filter
 from zoo.trunk import TrunkBlock
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # weights (I, O / groups, ...)
 Forward = Callable[[nn.Module, Any], object]
 Loss = Callable[[nn.Module, Any], Tensor]
 Step = Callable[[nn.Module], None]
@@ -162,12 +160,11 @@ def read(recorder: Recorder, numbers: ParameterNumbers, reduce: Reduce | None = 
     if not any(point.kind == "product" for point in points):
         raise UserError(f"diagnose: the forward of {type(model).__name__} called no layer with weights")
     scales = _Scales(model)
-    net = next((module for module in model.modules() if isinstance(module, Net)), None)
-    scheme = "" if net is None else net.config.scheme
+    scheme = scheme_of(model)
     return Signals(
         label="",
         model=getattr(getattr(model, "config", None), "name", type(model).__name__),
-        scheme=scheme,
+        scheme="" if scheme is None else scheme.name,
         source="",
         samples=0,
         input=_input(points),
@@ -175,7 +172,7 @@ def read(recorder: Recorder, numbers: ParameterNumbers, reduce: Reduce | None = 
         sums=tuple(sum_rows(points, scales, model)),
         activations=tuple(activation_rows(points, scales)),
         unreached=tuple(recorder.unreached),
-        multiplier_init=multiplier_init(scheme, isinstance(net, Transformer)),
+        multiplier_init=1.0 if scheme is None else scheme.multiplier_init,
     )
 
 
@@ -399,7 +396,8 @@ def weight_numbers(module: nn.Module, weight: Tensor) -> dict[str, float]:
     elif getattr(module, "weight_scale", None) is not None:  # of a net that was converted from BatchNorm
         weight = weight * per_filter(module.weight_scale, weight)  # type: ignore[arg-type]
     used = float(torch.linalg.vector_norm(weight.detach(), dtype=sum_dtype(weight.device)))
-    outputs = module.out_channels if isinstance(module, _TRANSPOSED) else len(weight)
+    # the weights of transposed convolutions are (I, O / groups, ...)
+    outputs = module.out_channels if isinstance(module, nn.modules.conv._ConvTransposeNd) else len(weight)
     return {"weight_norm": norm, "weight_gain": used / math.sqrt(outputs)}
 
 
@@ -511,8 +509,7 @@ def _equal(x: float, *others: float | None) -> bool:
 
 def with_theory(rows: list[Sum], model: nn.Module) -> list[Sum]:
     """Return the rows with E[x^2] by the theory, which begins at the first measured value of each chain."""
-    scheme = next((module.config.scheme for module in model.modules() if isinstance(module, Net)), "")
-    growth = growth_of(model, scheme, isinstance(model, Transformer))
+    growth = growth_of(model)
     result: list[Sum] = []
     for chain in sorted({row.chain for row in rows}):
         own = [row for row in rows if row.chain == chain]

@@ -32,7 +32,7 @@ ACTIVATIONS = {
     aten.silu: "silu",
     aten.silu_: "silu",
 }
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # layers that normalize
 
 
 @dataclass
@@ -166,7 +166,7 @@ class Recorder:
     def _leave(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         if self._stack and self._stack[-1] is module:
             self._stack.pop()
-        if self._paused or not (module in self._products or isinstance(module, (*_NORMS, HasDataBias))):
+        if self._paused or not (module in self._products or isinstance(module, (*NORMS, HasDataBias))):
             return
         if isinstance(output, tuple) and output:  # attention returns its weights too
             output = output[0]

@@ -77,12 +77,6 @@ def run_diagnosis(name: str, overrides: Sequence[str], compare: Sequence[str], s
     return Diagnosis(tuple(signals), tuple(dynamics))
 
 
-def file_names() -> list[str]:
-    """Return the names of all files that a diagnosis may write."""
-    pictures = [f"{stem}.{ending}" for stem in ("signals", "signs", "dynamics", "course") for ending in ("png", "svg")]
-    return [REPORT, NUMBERS, *(f"{kind}.csv" for kind in (*_KINDS, "channels", "dynamics")), *pictures]
-
-
 _KINDS = ("layers", "sums", "activations")
 _HEADINGS = {
     "signals": "Signals by depth",
@@ -90,6 +84,12 @@ _HEADINGS = {
     "dynamics": "Multipliers and weight norms over the training",
     "course": "Signals over the training",
 }
+
+
+def file_names() -> list[str]:
+    """Return the names of all files that a diagnosis may write."""
+    pictures = [f"{stem}.{ending}" for stem in _HEADINGS for ending in ("png", "svg")]
+    return [REPORT, NUMBERS, *(f"{kind}.csv" for kind in (*_KINDS, "channels", "dynamics")), *pictures]
 
 
 def write_diagnosis(found: Diagnosis, folder: OutputFolder, title: str) -> None:

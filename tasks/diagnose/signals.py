@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -200,14 +199,20 @@ class Signals:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but single channels as JSON takes it: NaN and infinities are None, which JSON lacks."""
-        content = dataclasses.asdict(self)
-        for row in content["layers"]:
-            del row["channel_means"], row["channel_variances"]
-        for row, each in zip(content["sums"], self.sums, strict=True):
-            row |= {"ratio": each.ratio, "growth": each.growth}
-        for row, unit in zip(content["activations"], self.activations, strict=True):
-            row |= {"dead": unit.dead, "dead_units": unit.dead_units}
-        found: dict[str, Any] = finite(content)
+        found: dict[str, Any] = finite(
+            {
+                **vars(self),
+                "input": None if self.input is None else vars(self.input),
+                "layers": [
+                    {key: value for key, value in vars(row).items() if not key.startswith("channel_")}
+                    for row in self.layers
+                ],
+                "sums": [{**vars(row), "ratio": row.ratio, "growth": row.growth} for row in self.sums],
+                "activations": [
+                    {**vars(row), "dead": row.dead, "dead_units": row.dead_units} for row in self.activations
+                ],
+            }
+        )
         return found
 
 

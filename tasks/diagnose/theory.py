@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from zoo.schemes.base import Growth
+from tasks.diagnose.recorder import NORMS
+from zoo.nets.base import Net
+from zoo.nets.transformer import Transformer
+from zoo.schemes.base import Growth, Scheme
 from zoo.schemes.text import TEXT_SCHEMES
 from zoo.schemes.vision import VISION_SCHEMES
 
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+def scheme_of(model: nn.Module) -> type[Scheme] | None:
+    """Return the scheme of the net of this zoo that a model is or contains; None for a net of another library."""
+    net = next((module for module in model.modules() if isinstance(module, Net)), None)
+    if net is None:
+        return None
+    schemes: Mapping[str, type[Scheme]] = TEXT_SCHEMES if isinstance(net, Transformer) else VISION_SCHEMES
+    return schemes.get(net.config.scheme)
 
 
-def growth_of(model: nn.Module, scheme: str, text: bool) -> Growth:
+def growth_of(model: nn.Module) -> Growth:
     """Return how E[x^2] goes along the trunk of a net at init.
 
-    Args:
-        model: net.
-        scheme: name of the net's scheme; empty for a net of another library, whose branches have the variance 1 if it
-            has norms, and the variance of their input if it has none (M1).
-        text: whether the scheme is one of Transformers.
+    The branches of a net of another library have the variance 1 if it has norms, and that of their input if it has none
+    (M1).
     """
-    schemes = TEXT_SCHEMES if text else VISION_SCHEMES
-    if scheme in schemes:
-        return schemes[scheme].trunk_growth
-    return "grows" if any(isinstance(module, _NORMS) for module in model.modules()) else "doubles"
-
-
-def multiplier_init(scheme: str, text: bool) -> float:
-    """Return the value at which the multipliers of a scheme begin; 1 for a net of another library.
-
-    Args:
-        scheme: name of the scheme; empty for a net of another library.
-        text: whether the scheme is one of Transformers.
-    """
-    schemes = TEXT_SCHEMES if text else VISION_SCHEMES
-    return schemes[scheme].multiplier_init if scheme in schemes else 1.0
+    if (scheme := scheme_of(model)) is not None:
+        return scheme.trunk_growth
+    return "grows" if any(isinstance(module, NORMS) for module in model.modules()) else "doubles"
 
 
 def expected_powers(growth: Growth, first: float, branch: float, count: int) -> list[float]:

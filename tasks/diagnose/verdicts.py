@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.diagnose.signals import Activation, Layer, Signals, Sum, chains
+from tasks.diagnose.signals import Activation, Chain, Layer, Signals, Sum, chains
 from tasks.printing import listed
 
 Fault = Literal[
@@ -89,12 +89,8 @@ def _input_scale(signals: Signals) -> Iterator[Verdict]:
     )
 
 
-def _data_biases(signals: Signals) -> list[Layer]:
-    return [layer for layer in signals.layers if math.isfinite(layer.bias_offset)]
-
-
 def _uncalibrated(signals: Signals) -> Iterator[Verdict]:
-    biased = _data_biases(signals)
+    biased = [layer for layer in signals.layers if math.isfinite(layer.bias_offset)]
     zero = [
         layer for layer in biased if layer.bias_norm == 0 and layer.bias_offset > OFF_CENTRE and not layer.post_bias
     ]
@@ -126,35 +122,48 @@ def _loud_weights(signals: Signals) -> Iterator[Verdict]:
 
 
 def _exploding(signals: Signals) -> Iterator[Verdict]:
-    for chain in chains(signals.sums):
-        powers = chain.powers
-        if len(powers) > 1 and powers[0] > 0 and powers[-1] / powers[0] > EXPLODING:
-            yield Verdict(
-                "exploding",
-                tuple(each.name for each in chain.sums[-3:][::-1]),
-                f"E[x^2] of the trunk goes from {powers[0]:.3g} before {chain.sums[0].name} to {powers[-1]:.3g} behind "
-                f"{chain.sums[-1].name}: {chain.growth:.3g} times in each of {len(powers) - 1} blocks. "
-                f"The theory of {signals.scheme or 'x + F(x)'} has {chain.sums[-1].expected / powers[0]:.3g} in all.",
-                "Take scheme=rescale, which keeps E[x^2], or a normalization. Of trained weights lower the rate or "
-                "raise the weight decay.",
-            )
-            return
-    yield from _overall(signals, "exploding")
+    chain = _first_chain(signals, lambda ratio: ratio > EXPLODING)
+    if chain is None:
+        yield from _overall(signals, "exploding")
+        return
+    powers = chain.powers
+    yield Verdict(
+        "exploding",
+        _ends(chain),
+        f"{_course(chain)}: {chain.growth:.3g} times in each of {len(powers) - 1} blocks. "
+        f"The theory of {signals.scheme or 'x + F(x)'} has {chain.sums[-1].expected / powers[0]:.3g} in all.",
+        "Take scheme=rescale, which keeps E[x^2], or a normalization. Of trained weights lower the rate or "
+        "raise the weight decay.",
+    )
 
 
 def _vanishing(signals: Signals) -> Iterator[Verdict]:
+    chain = _first_chain(signals, lambda ratio: ratio < VANISHING)
+    if chain is None:
+        yield from _overall(signals, "vanishing")
+        return
+    yield Verdict("vanishing", _ends(chain), f"{_course(chain)}.", _REMEDIES["vanishing"])
+
+
+def _first_chain(signals: Signals, wrong: Callable[[float], bool]) -> Chain | None:
+    """Return the first chain of which the ratio of E[x^2] at its end to that at its beginning is wrong."""
     for chain in chains(signals.sums):
         powers = chain.powers
-        if len(powers) > 1 and powers[0] > 0 and powers[-1] / powers[0] < VANISHING:
-            yield Verdict(
-                "vanishing",
-                tuple(each.name for each in chain.sums[-3:][::-1]),
-                f"E[x^2] of the trunk goes from {powers[0]:.3g} before {chain.sums[0].name} to {powers[-1]:.3g} behind "
-                f"{chain.sums[-1].name}.",
-                _REMEDIES["vanishing"],
-            )
-            return
-    yield from _overall(signals, "vanishing")
+        if len(powers) > 1 and powers[0] > 0 and wrong(powers[-1] / powers[0]):
+            return chain
+    return None
+
+
+def _ends(chain: Chain) -> tuple[str, ...]:
+    return tuple(each.name for each in chain.sums[-3:][::-1])
+
+
+def _course(chain: Chain) -> str:
+    first, last = chain.powers[0], chain.powers[-1]
+    return (
+        f"E[x^2] of the trunk goes from {first:.3g} before {chain.sums[0].name} to {last:.3g} behind "
+        f"{chain.sums[-1].name}"
+    )
 
 
 _REMEDIES = {
