@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from tasks.config import DiagnoseSection
+from tasks.devices import synchronize
 from tasks.engine import Trainer
 from tasks.spec import make_task, resolve
 
@@ -27,7 +28,7 @@ def measure(name: str, overrides: list[str], pairs: int) -> dict[str, float]:
     """Return the ratio of the times, as median and quartiles, and the share of the training time in per cent."""
     config = resolve(name, [*overrides, "train.sinks=[]"])
     with tempfile.TemporaryDirectory() as folder:
-        train = config.train.model_copy(update={"diagnose": DiagnoseSection(every=2)})
+        train = config.train.model_copy(update={"diagnose": DiagnoseSection(every=2, share=1.0)})
         trainer = Trainer(make_task(config.model_copy(update={"output": f"{folder}/run", "train": train})))
         trainer.model.train()
         seconds: list[float] = []
@@ -37,7 +38,7 @@ def measure(name: str, overrides: list[str], pairs: int) -> dict[str, float]:
                 forwards = [batch]
                 begun = time.perf_counter()
                 trainer._step(forwards)
-                trainer._synchronize()
+                synchronize(trainer.accelerator.device)
                 seconds.append(time.perf_counter() - begun)
                 trainer.at.step += 1
                 if len(seconds) == 2 * pairs + 2:

@@ -396,7 +396,12 @@ class EarlyStopping(Strict):
 class DiagnoseSection(Strict):
     """The signals in the net, logged during a run (``rescalenet diagnose`` draws them)."""
 
-    every: int = Field(100, ge=1, description="optimizer steps between records; each takes about as long as a step")
+    every: int = Field(
+        100, ge=1, description="optimizer steps between records; each takes the time of one or two steps"
+    )
+    share: float = Field(
+        0.02, gt=0, le=1, description="largest share of the training time; records become rarer to stay within it"
+    )
 
 
 class TrainSection(Strict):

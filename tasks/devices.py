@@ -54,6 +54,12 @@ def choose_device(name: str | None) -> None:
         torch.accelerator.set_device_index(chosen.index)  # accelerate takes the current device of one process
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has finished all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 TIMEOUT_MINUTES = 30.0  # default of ``train.timeout_minutes``
 
 

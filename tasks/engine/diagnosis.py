@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tasks import config as cfg
+from tasks.devices import synchronize
 from tasks.diagnose.measure import ParameterNumbers, as_in_training, norms, read, relative_changes
 from tasks.diagnose.recorder import Recorder
 from tasks.diagnose.signals import Signals
 from tasks.engine.records import SignalsRecord
 from tasks.engine.task import Task
-
-SHARE = 0.02  # share of a run's time beyond which it advises to log more rarely
+from tasks.progress import print_line
+from zoo.calibration import sum_dtype
 
 
 class Diagnosis:
@@ -26,17 +32,32 @@ class Diagnosis:
     gradients and the update are those of the step itself. The numbers of the weights are read before the update, so
     that they belong to the signals. The run is the same with and without it.
 
+    Records become rarer where they would take more than ``section.share`` of the training time: the number of steps
+    between two is ``section.every`` times the lowest power of two that keeps them within it. The time of a record is
+    compared with that of its own step; the first one, which also warms up, does not count.
+
     Args:
         model: net, without the wrappers of training.
         task: task of the run.
         accelerator: processes of the run.
         dtype: type of the inputs.
+        section: the config's ``train.diagnose``.
+
+    Attributes:
         every: number of steps between two records.
+        records: number of records so far.
+        seconds: time that they took on this process.
     """
 
-    def __init__(self, model: nn.Module, task: Task, accelerator: Accelerator, dtype: torch.dtype, every: int) -> None:
-        self.model, self.task, self.accelerator, self.dtype, self.every = model, task, accelerator, dtype, every
+    def __init__(
+        self, model: nn.Module, task: Task, accelerator: Accelerator, dtype: torch.dtype, section: cfg.DiagnoseSection
+    ) -> None:
+        self.model, self.task, self.accelerator, self.dtype = model, task, accelerator, dtype
+        self.section, self.every = section, section.every
         self.records, self.seconds = 0, 0.0
+        self._begun = 0.0  # of the step with the record in progress
+        self._spent = 0.0  # in that record
+        self._costs: list[float] = []  # times of the records, in steps
         self._recorder: Recorder | None = None
         self._numbers: ParameterNumbers | None = None
         self._found: Signals | None = None
@@ -48,23 +69,21 @@ class Diagnosis:
 
     def look(self, batch: Any) -> None:
         """Record a forward of a batch that is on the device."""
-        begun = time.monotonic()
+        self._begun, self._spent = time.monotonic(), 0.0
         self._recorder = Recorder(self.model)
-        with as_in_training(self.model), self._recorder.recording(), self.accelerator.autocast():
+        with self._timed(), as_in_training(self.model), self._recorder.recording(), self.accelerator.autocast():
             self.task.calibration_forward(self.model, batch, self.dtype)
-        self.seconds += time.monotonic() - begun
 
     def before_update(self) -> None:
         """Record the gradients of the step and the numbers of the weights, and keep the weights."""
         assert self._recorder is not None
-        begun = time.monotonic()
-        trained = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
-        self._weights = {name: p.detach().clone() for name, p in trained.items() if p.ndim >= 2}
-        self._numbers = ParameterNumbers(self.model)
-        self._numbers.gradient_norms = norms({name: p.grad for name, p in trained.items() if p.grad is not None})
-        reduce = None if self.accelerator.num_processes == 1 else self._sum
-        self._found, self._recorder = read(self._recorder, self._numbers, reduce), None
-        self.seconds += time.monotonic() - begun
+        with self._timed():
+            trained = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
+            self._weights = {name: p.detach().clone() for name, p in trained.items() if p.ndim >= 2}
+            self._numbers = ParameterNumbers(self.model)
+            self._numbers.gradient_norms = norms({name: p.grad for name, p in trained.items() if p.grad is not None})
+            reduce = None if self.accelerator.num_processes == 1 else self._sum
+            self._found, self._recorder = read(self._recorder, self._numbers, reduce), None
 
     def after_update(self, step: int, epoch: int) -> SignalsRecord:
         """Return the record of the step.
@@ -76,13 +95,15 @@ class Diagnosis:
         found, numbers = self._found, self._numbers
         assert found is not None
         assert numbers is not None
-        begun = time.monotonic()
-        numbers.update_ratios = relative_changes(self._weights, dict(self.model.named_parameters()))
-        rows = [dataclasses.replace(row, update_ratio=numbers.update_ratio(row.name)) for row in found.layers]
-        content = dataclasses.replace(found, layers=tuple(rows)).as_dict()
+        with self._timed():
+            numbers.update_ratios = relative_changes(self._weights, dict(self.model.named_parameters()))
+            rows = [dataclasses.replace(row, update_ratio=numbers.update_ratio(row.name)) for row in found.layers]
+            content = dataclasses.replace(found, layers=tuple(rows)).as_dict()
         self._found, self._numbers, self._weights = None, None, {}
         self.records += 1
-        self.seconds += time.monotonic() - begun
+        self.seconds += self._spent
+        if self.records > 1:
+            self._adapt()
         layers, sums, activations = (list(content[key]) for key in ("layers", "sums", "activations"))
         return SignalsRecord(step=step, epoch=epoch, layers=layers, sums=sums, activations=activations)
 
@@ -94,11 +115,44 @@ class Diagnosis:
         """
         if not self.records or not seconds > 0:
             return ""
-        share = self.seconds / seconds
-        line = f"diagnosis: {self.records} records in {share:.1%} of the training time"
-        if share > SHARE:
-            line += f"; train.diagnose.every={-int(-self.every * share // SHARE)} takes {SHARE:.0%}"
-        return line
+        return f"diagnosis: {self.records} records in {self.seconds / seconds:.1%} of the training time"
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add the time of a part of a record; the work that the device was given before is not part of it."""
+        synchronize(self.accelerator.device)
+        begun = time.monotonic()
+        yield
+        synchronize(self.accelerator.device)
+        self._spent += time.monotonic() - begun
+
+    def _adapt(self) -> None:
+        """Choose the number of steps until the next record, the same on all processes."""
+        device = self.accelerator.device
+        times = [self._spent, time.monotonic() - self._begun]
+        record, both = self._sum(torch.tensor(times, dtype=sum_dtype(device), device=device)).tolist()
+        self._costs.append(record / max(both - record, 1e-9))
+        cost = statistics.median(self._costs)
+        before, self.every = self.every, steps_between(cost, self.section)
+        if self.every != before and self.accelerator.is_main_process:
+            print_line(
+                f"diagnosis: a record takes the time of {cost:.1f} steps; from now on one every {self.every} steps, "
+                f"for at most {self.section.share:.0%} of the training time (train.diagnose.share)"
+            )
 
     def _sum(self, sums: Tensor) -> Tensor:
         return self.accelerator.reduce(sums, "sum")
+
+
+def steps_between(cost: float, section: cfg.DiagnoseSection) -> int:
+    """Return the number of steps between two records that keeps them within their share of the training time.
+
+    Args:
+        cost: time of a record, in steps.
+        section: the config's ``train.diagnose``.
+
+    Returns:
+        ``section.every`` times a power of two.
+    """
+    needed = cost * (1 / section.share - 1)  # cost / (steps + cost) = share
+    return section.every * 2 ** max(0, math.ceil(math.log2(max(needed, 1) / section.every)))

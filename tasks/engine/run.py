@@ -398,7 +398,7 @@ class Run:
     def _diagnosis(self) -> Diagnosis | None:
         """Return what logs the signals in the net, if the config asks for it."""
         section = self.train.diagnose
-        return None if section is None else Diagnosis(self.bare, self.task, self.accelerator, self.dtype, section.every)
+        return None if section is None else Diagnosis(self.bare, self.task, self.accelerator, self.dtype, section)
 
     def _save(self) -> None:
         """Write the training state, after a check that all weights are finite."""

@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from tasks.devices import synchronize
 from tasks.engine.ranks import lost_peer, share_buffers, wait_for_all
 from tasks.engine.records import BlocksRecord, EpochRecord, FailedRecord, StepRecord
 from tasks.engine.run import Run
@@ -166,20 +167,15 @@ class Trainer(Run):
         begun = 0.0
         for number in range(count):
             if number == min(2, count - 1):
-                self._synchronize()
+                synchronize(self.accelerator.device)
                 begun = time.perf_counter()
             self._step([next(batches) for _ in range(self.forwards)])
             self.average.after_step()
             self.at.step += 1
-        self._synchronize()
+        synchronize(self.accelerator.device)
         seconds = (time.perf_counter() - begun) / (count - min(2, count - 1))
         self.close()  # Windows does not remove a folder with an open file
         return Pace(self.steps_per_epoch, self.train.epochs, seconds)
-
-    def _synchronize(self) -> None:
-        """Wait for the device."""
-        if self.accelerator.device.type != "cpu":
-            torch.accelerator.synchronize(self.accelerator.device)
 
     def _fit(self) -> dict[str, float]:
         at, train = self.at, self.train

@@ -10,6 +10,7 @@ from torch import nn
 import zoo
 from tasks import config as cfg
 from tasks.engine import Trainer
+from tasks.engine.diagnosis import steps_between
 from tasks.engine.records import SignalsRecord, StepRecord, read_records
 from tasks.spec import make_task
 from tests.helpers import training
@@ -20,7 +21,14 @@ from zoo.calibration import HasDataBias
 from zoo.trunk import TrunkBlock
 
 ONE = {"epochs": 1, "sinks": []}
-EVERY_TWO = {"diagnose": {"every": 2}}
+
+
+def every(steps):
+    """Records at a pace that their time does not change."""
+    return {"every": steps, "share": 1.0}
+
+
+EVERY_TWO = {"diagnose": every(2)}
 
 
 @pytest.fixture(autouse=True)
@@ -85,14 +93,14 @@ def test_a_run_with_batchnorm_dropout_and_random_draws_is_the_same(images, tmp_p
     """All that one more forward could change: running statistics, and the random state of the step."""
     model = {"scheme": "bn", "options": {"width": 0.25, "drop_rate": 0.3, "drop_path_rate": 0.2}}
     data = {"augment": {"mixup": 0.2, "erasing": {"probability": 0.5, "value": "random"}}}
-    for folder, train in (("without", {}), ("with", {"diagnose": {"every": 1}})):
+    for folder, train in (("without", {}), ("with", {"diagnose": every(1)})):
         fit(images, tmp_path / folder, model=model, data=data, **train)
     assert_same_run(tmp_path / "without", tmp_path / "with")
     assert len(signals_of(tmp_path / "with")) == 6
 
 
 def test_the_epochs_of_the_records(images, tmp_path):
-    fit(images, tmp_path / "run", epochs=2, diagnose={"every": 4})
+    fit(images, tmp_path / "run", epochs=2, diagnose=every(4))
     assert [(record.step, record.epoch) for record in signals_of(tmp_path / "run")] == [(0, 0), (4, 0), (8, 1)]
 
 
@@ -109,8 +117,8 @@ def test_a_resumed_run_logs_the_same_records(images, tmp_path, monkeypatch, cras
 
 def test_a_resumed_run_may_log_more_rarely(images, tmp_path, monkeypatch):
     fit(images, tmp_path / "without")
-    fit_until_crash(images, tmp_path / "run", 3, monkeypatch, diagnose={"every": 1}, **ONE)
-    fit(images, tmp_path / "run", resume=True, diagnose={"every": 4})
+    fit_until_crash(images, tmp_path / "run", 3, monkeypatch, diagnose=every(1), **ONE)
+    fit(images, tmp_path / "run", resume=True, diagnose=every(4))
     assert_same_run(tmp_path / "without", tmp_path / "run")
     assert [record.step for record in signals_of(tmp_path / "run")] == [0, 1, 4]  # the state is of step 2
 
@@ -176,7 +184,7 @@ def test_gradients_weights_and_updates_are_those_of_the_step(images, tmp_path, m
 
 
 def test_the_record_is_of_the_last_batch_of_the_step_in_the_run_s_precision(images, tmp_path, monkeypatch):
-    trainer = Trainer(make_task(config(images, tmp_path / "run", precision="bf16", diagnose={"every": 4})))
+    trainer = Trainer(make_task(config(images, tmp_path / "run", precision="bf16", diagnose=every(4))))
     seen = []
     forward = trainer.task.calibration_forward
 
@@ -193,24 +201,101 @@ def test_the_record_is_of_the_last_batch_of_the_step_in_the_run_s_precision(imag
 
 
 def test_curves_go_to_the_sinks(images, tmp_path):
-    fit(images, tmp_path / "run", sinks=["tensorboard"], diagnose={"every": 3})
+    fit(images, tmp_path / "run", sinks=["tensorboard"], diagnose=every(3))
     content = b"".join(path.read_bytes() for path in (tmp_path / "run/tensorboard").iterdir())
     for tag in (b"gradient_norm/stem.conv1", b"update_ratio/layer1.0.conv1", b"ratio/layer1.0", b"dead/layer1.0.act1"):
         assert tag in content
 
 
 def test_the_cost_is_reported(images, tmp_path, capsys):
-    """It advises a pace at which it takes 2 %: each record takes about as long as a step of this small net."""
-    fit(images, tmp_path / "run", diagnose={"every": 1})
+    fit(images, tmp_path / "run", diagnose=every(1))
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("diagnosis: "))
-    assert line.startswith("diagnosis: 6 records in ")
-    share = float(line.split(" records in ")[1].split("%")[0]) / 100
-    advised = int(line.split("train.diagnose.every=")[1].split()[0])
-    assert 0.1 < share < 1
-    assert advised == pytest.approx(share / 0.02, abs=1)
-    assert line.endswith("takes 2%")
+    share = float(line.removeprefix("diagnosis: 6 records in ").removesuffix("% of the training time"))
+    assert 10 < share < 100
     fit(images, tmp_path / "quiet")
     assert "diagnosis" not in capsys.readouterr().err
+
+
+# -- the share of the training time
+
+
+@pytest.mark.parametrize("first", [1, 2, 10, 100])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("cost", [0.01, 0.3, 1.0, 1.9, 40.0])
+def test_records_stay_within_their_share(cost, share, first):
+    section = cfg.DiagnoseSection(every=first, share=share)
+    steps = steps_between(cost, section)
+    assert cost / (steps + cost) <= share * (1 + 1e-12)
+    factor = steps / first
+    assert factor == 2 ** round(math.log2(factor)) >= 1
+    if factor > 1:  # half as many steps would be too few
+        assert cost / (steps / 2 + cost) > share
+
+
+def test_a_share_of_all_time_leaves_the_steps_as_they_are():
+    assert steps_between(1e6, cfg.DiagnoseSection(every=3, share=1.0)) == 3
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_a_share_is_a_fraction(share):
+    with pytest.raises(ValueError, match="share"):
+        cfg.DiagnoseSection(share=share)
+
+
+class Clock:
+    """A clock on which each look into the net takes ``record`` seconds and each forward and backward ``step``."""
+
+    def __init__(self, monkeypatch, trainer, record, step):
+        self.now = 0.0
+        monkeypatch.setattr("tasks.engine.diagnosis.time.monotonic", lambda: self.now)
+        self._slow(monkeypatch, trainer.task, "calibration_forward", record)
+        self._slow(monkeypatch, trainer.task, "losses", step)
+
+    def _slow(self, monkeypatch, owner, name, seconds):
+        inner = getattr(owner, name)
+
+        def slow(*arguments):
+            self.now += seconds
+            return inner(*arguments)
+
+        monkeypatch.setattr(owner, name, slow)
+
+
+@pytest.mark.parametrize(("record", "share", "steps"), [(3.0, 0.5, [0, 1, 4, 8]), (3.0, 0.7, [0, 1, 2, 4, 6, 8, 10])])
+def test_records_become_rarer(images, tmp_path, monkeypatch, capsys, record, share, steps):
+    """From the second record on: 3 steps of time are half of it with one each 3 steps, so one each 4 is taken."""
+    trainer = Trainer(make_task(config(images, tmp_path / "run", epochs=2, diagnose={"every": 1, "share": share})))
+    Clock(monkeypatch, trainer, record, 1.0)
+    trainer.fit()
+    assert [found.step for found in signals_of(tmp_path / "run")] == steps
+    lines = [line for line in capsys.readouterr().err.splitlines() if "from now on" in line]
+    assert lines == [
+        f"diagnosis: a record takes the time of 3.0 steps; from now on one every {steps[-1] - steps[-2]} steps, for at "
+        f"most {share:.0%} of the training time (train.diagnose.share)"
+    ]
+
+
+def test_the_first_record_and_one_slow_one_do_not_count(images, tmp_path, monkeypatch):
+    """The first one warms up; the median of the others decides, so that records come back to their pace."""
+    trainer = Trainer(make_task(config(images, tmp_path / "run", epochs=3, diagnose={"every": 1, "share": 0.5})))
+    clock = Clock(monkeypatch, trainer, 0.0, 1.0)
+    forward, slow = trainer.task.calibration_forward, iter([500.0, 3.0])
+
+    def calibration_forward(*arguments):
+        clock.now += next(slow, 1.0)
+        forward(*arguments)
+
+    monkeypatch.setattr(trainer.task, "calibration_forward", calibration_forward)
+    trainer.fit()
+    # The second takes 3 steps, the third 1: the median of both is 2, and of three 1.
+    assert [found.step for found in signals_of(tmp_path / "run")] == [0, 1, 4, 6, *range(7, 18)]
+
+
+def test_a_run_whose_records_become_rarer_is_the_same(images, tmp_path):
+    fit(images, tmp_path / "without", epochs=2)
+    fit(images, tmp_path / "with", epochs=2, diagnose={"every": 1})
+    assert_same_run(tmp_path / "without", tmp_path / "with")
+    assert [record.step for record in signals_of(tmp_path / "with")] == [0, 1]  # one takes over 0.24 steps of 12
 
 
 # -- all tasks
@@ -225,7 +310,7 @@ def data(tmp_path_factory):
 def test_a_step_of_every_task(data, tmp_path, task):
     """The weights after two steps are the same with and without it, and the record has rows of all kinds."""
     after = []
-    for name, train in (("without", {}), ("with", {"diagnose": {"every": 1}})):
+    for name, train in (("without", {}), ("with", {"diagnose": every(1)})):
         torch.manual_seed(len(after))  # each step seeds by itself
         trainer = trainer_of(task, data, tmp_path / name, **train)
         batches = iter(trainer.loader)
@@ -259,7 +344,7 @@ def test_a_step_of_every_task(data, tmp_path, task):
 @pytest.mark.slow
 def test_two_processes_log_the_numbers_of_one(images, tmp_path):
     """In float64: the sums of the halves of a batch are those of the batch, to 1e-9."""
-    settings = {"precision": "fp64", "diagnose": {"every": 3}}
+    settings = {"precision": "fp64", "diagnose": every(3)}
     fit(images, tmp_path / "one", **settings)
     path = tmp_path / "config.yaml"
     path.write_text(cfg.dump(config(images, tmp_path / "two", **settings)))
@@ -277,9 +362,21 @@ def test_two_processes_log_the_numbers_of_one(images, tmp_path):
                         assert right[key] == value, (left["name"], key)
 
 
+@pytest.mark.slow
+def test_two_processes_agree_on_the_next_record(images, tmp_path):
+    """They would wait for each other if not: a record sums over both."""
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump(config(images, tmp_path / "two", epochs=2, diagnose={"every": 1, "share": 0.2})))
+    on_two_processes("train", path)
+    steps = [record.step for record in signals_of(tmp_path / "two")]
+    assert steps[:2] == [0, 1]
+    assert len(steps) < 6
+    assert len(read_records(tmp_path / "two/log.jsonl")) > len(steps)
+
+
 def test_a_net_that_a_run_has_diagnosed_is_the_net_of_its_weights(images, tmp_path):
     """No hook, buffer or copy of the diagnosis is left in the net or in its file."""
-    trainer = Trainer(make_task(config(images, tmp_path / "run", diagnose={"every": 1})))
+    trainer = Trainer(make_task(config(images, tmp_path / "run", diagnose=every(1))))
     trainer.fit()
     fresh = zoo.create_model("rescalenet20_cifar", width=0.25, num_classes=3)
     assert list(trainer.bare.state_dict()) == list(fresh.state_dict())
