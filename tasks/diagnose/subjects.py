@@ -223,14 +223,16 @@ def _of_config(config: RunConfig, weights: str | None, label: str, settings: Set
         raise UserError("--data: a config and a run have their own data; leave it out, or give weights")
     accelerator = make_accelerator(precision=train.precision)
     set_seed(train.seed)
-    task = make_task(config)
     entry = None if weights is None else zoo.get_weights(weights)
-    model = task.build_model() if entry is None else load_model(entry)
     dtype = dtype_of(train.precision)
-    model = model.to(accelerator.device, dtype)
+    if entry is not None and settings.noise is not None:  # no data of the run is opened
+        model = load_model(entry).to(accelerator.device, dtype)
+        return _on_noise(model, label, settings, accelerator, trained=True, calibrate=False)
+    task = make_task(config)
+    model = (task.build_model() if entry is None else load_model(entry)).to(accelerator.device, dtype)
     calibrate = entry is None and train.calibrate
     if settings.noise is not None:
-        return _on_noise(model, label, settings, accelerator, trained=entry is not None, calibrate=calibrate)
+        return _on_noise(model, label, settings, accelerator, trained=False, calibrate=calibrate)
     # 2. Its batches, and how training uses them.
     batches = _Batches(task, accelerator, settings)
 

@@ -1,5 +1,6 @@
 """What a diagnosis looks at: nets, weights, configs, runs and logs, and the errors of their names."""
 
+import dataclasses
 import math
 
 import pytest
@@ -182,6 +183,12 @@ def test_a_run(images, tmp_path):
     weights = measured(tmp_path / "run" / "checkpoints" / "last.safetensors")
     assert weights.trained
     assert weights.source == "4 samples of pink noise, 16x16, random labels"
+    # on noise it needs no data
+    noise = dataclasses.replace(SMALL, noise="pink")
+    elsewhere = find_subject(str(tmp_path / "run"), [f"data.root={tmp_path / 'none'}"], noise).measure()
+    assert [layer.power for layer in elsewhere.layers] == [layer.power for layer in weights.layers]
+    with pytest.raises(DataError, match="none"):
+        find_subject(str(tmp_path / "run"), [f"data.root={tmp_path / 'none'}"], SMALL).measure()
     alone = find_subject(str(tmp_path / "run" / "log.jsonl"), [], SMALL)
     assert (alone.measure, alone.fresh, alone.log) == (None, None, subject.log)
     assert alone.label == "run"  # its folder, as every run has a log of that name
