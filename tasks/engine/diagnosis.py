@@ -20,6 +20,7 @@ from tasks.diagnose.measure import ParameterNumbers, as_in_training, norms, read
 from tasks.diagnose.recorder import Recorder
 from tasks.diagnose.signals import Signals
 from tasks.engine.records import SignalsRecord
+from tasks.engine.runlog import RunLog
 from tasks.engine.task import Task
 from tasks.progress import print_line
 from zoo.calibration import sum_dtype
@@ -69,6 +70,7 @@ class Diagnosis:
 
     def look(self, batch: Any) -> None:
         """Record a forward of a batch that is on the device."""
+        synchronize(self.accelerator.device)
         self._begun, self._spent = time.monotonic(), 0.0
         self._recorder = Recorder(self.model)
         with self._timed(), as_in_training(self.model), self._recorder.recording(), self.accelerator.autocast():
@@ -85,12 +87,13 @@ class Diagnosis:
             reduce = None if self.accelerator.num_processes == 1 else self._sum
             self._found, self._recorder = read(self._recorder, self._numbers, reduce), None
 
-    def after_update(self, step: int, epoch: int) -> SignalsRecord:
-        """Return the record of the step.
+    def after_update(self, step: int, epoch: int, log: RunLog) -> None:
+        """Write the record of the step, and choose the number of steps until the next one.
 
         Args:
             step: optimizer steps done before it.
             epoch: epoch in progress.
+            log: log of the run.
         """
         found, numbers = self._found, self._numbers
         assert found is not None
@@ -99,13 +102,13 @@ class Diagnosis:
             numbers.update_ratios = relative_changes(self._weights, dict(self.model.named_parameters()))
             rows = [dataclasses.replace(row, update_ratio=numbers.update_ratio(row.name)) for row in found.layers]
             content = dataclasses.replace(found, layers=tuple(rows)).as_dict()
+            layers, sums, activations = (list(content[key]) for key in ("layers", "sums", "activations"))
+            log.write(SignalsRecord(step=step, epoch=epoch, layers=layers, sums=sums, activations=activations))
         self._found, self._numbers, self._weights = None, None, {}
         self.records += 1
         self.seconds += self._spent
         if self.records > 1:
             self._adapt()
-        layers, sums, activations = (list(content[key]) for key in ("layers", "sums", "activations"))
-        return SignalsRecord(step=step, epoch=epoch, layers=layers, sums=sums, activations=activations)
 
     def describe_cost(self, seconds: float) -> str:
         """Return a line on the time that the records took, empty without records.

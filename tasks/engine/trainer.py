@@ -267,7 +267,7 @@ class Trainer(Run):
                 self.optimizer.step()
                 self.optimizer.zero_grad()
         if diagnosis is not None:
-            self.log.write(diagnosis.after_update(at.step, at.epoch))
+            diagnosis.after_update(at.step, at.epoch, self.log)
         return {name: torch.stack([terms[name] for terms in losses]).mean() for name in losses[0]}
 
     def _loss_weights(self, forwards: list[Any]) -> list[float] | list[None]:
