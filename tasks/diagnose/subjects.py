@@ -129,29 +129,34 @@ def find_subject(text: str, overrides: Sequence[str], settings: Settings, label:
 
 
 def short_labels(given: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Return the names of nets and runs without what all have in common, and without folders.
+    """Return the names of nets and runs without what all have in common, with no more folders than tell them apart.
 
     >>> short_labels([("a/r20", ["data.root=d", "model.scheme=bn"]), ("a/r20", ["data.root=d"])])
     ['r20 model.scheme=bn', 'r20']
     >>> short_labels([("rescalenet50", ["scheme=bn"]), ("rescalenet50", ["scheme=gn"])])
     ['rescalenet50 scheme=bn', 'rescalenet50 scheme=gn']
+    >>> short_labels([("study/bn/seed0/log.jsonl", []), ("study/none/seed0/log.jsonl", [])])
+    ['bn/seed0', 'none/seed0']
     """
     common = set.intersection(*(set(overrides) for _, overrides in given)) if len(given) > 1 else set()
-    names = [_short_name(text) for text, _ in given]
-    labels = []
-    for name, (_, overrides) in zip(names, given, strict=True):
-        own = [override for override in overrides if override not in common and not override.startswith("data.root=")]
-        labels.append(" ".join([name, *own]))
+    own = [[key for key in keys if key not in common and not key.startswith("data.root=")] for _, keys in given]
+    deepest = max(len(Path(text).parts) for text, _ in given)
+    labels: list[str] = []
+    for folders in range(max(deepest, 1)):
+        names = [_short_name(text, folders) for text, _ in given]
+        labels = [" ".join([name, *keys]) for name, keys in zip(names, own, strict=True)]
+        if len(set(labels)) == len(labels):
+            break
     return labels
 
 
-def _short_name(text: str) -> str:
-    """Return the name of a net or run without folders; of a run's own log that of its folder."""
+def _short_name(text: str, folders: int) -> str:
+    """Return the name of a net or run behind so many folders; of a run's own log that of its folder."""
     path = Path(text)
-    if path.name == "log.jsonl" and path.parent.name:
-        return path.parent.name
-    name = path.name if path.exists() else text.rpartition("/")[2]
-    return name.removesuffix(".jsonl").removesuffix(".log")
+    parts = [part for part in path.parts if part != path.anchor]
+    if len(parts) > 1 and parts[-1] == "log.jsonl":
+        parts.pop()
+    return "/".join(parts[-1 - folders :]).removesuffix(".jsonl").removesuffix(".log")
 
 
 def parse_compared(text: str) -> tuple[str, list[str]]:
