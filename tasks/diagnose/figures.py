@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from tasks.diagnose.dynamics import BlockPoint, Dynamics
+from tasks.diagnose.dynamics import BlockPoint, Dynamics, LayerPoint
 from tasks.diagnose.signals import Activation, Layer, Signals
 from tasks.plots import new_figure
 
@@ -106,30 +107,97 @@ def dynamics_figure(dynamics: Sequence[Dynamics]) -> Any:
     return figure
 
 
-# title, rows of ``Dynamics``, number, whether its axis is logarithmic
+@dataclass(frozen=True)
+class _Course:
+    """A number by depth and step.
+
+    Attributes:
+        title: title of its maps.
+        rows: field of ``Dynamics`` with its rows.
+        value: number of a row; NaN where there is none.
+        scale: colours: by logarithms, from 0 on, from 0 to 1, or of both signs.
+    """
+
+    title: str
+    rows: Literal["layers", "sums", "dead"]
+    value: Callable[[Any], float]
+    scale: Literal["log", "linear", "share", "signed"]
+
+
 _COURSES = (
-    ("norm of the gradient", "layers", "gradient_norm", True),
-    ("update over weight", "layers", "update_ratio", True),
-    ("offset of biases from the mean", "layers", "bias_offset", False),
-    ("correlation of trunk and branch", "sums", "correlation", False),
-    ("channels with one sign", "dead", "share", False),
+    _Course("E[x²] of the trunk", "sums", lambda row: row.power, "log"),
+    _Course("norm of the gradient", "layers", lambda row: _of_weights(row, row.gradient_norm), "log"),
+    _Course("update over weight", "layers", lambda row: row.update_ratio, "log"),
+    _Course("offset of biases from the mean", "layers", lambda row: row.bias_offset, "linear"),
+    _Course("correlation of trunk and branch", "sums", lambda row: row.correlation, "signed"),
+    _Course("channels with one sign", "dead", lambda row: row.positive + row.negative, "share"),
 )
 
 
 def course_figure(dynamics: Sequence[Dynamics]) -> Any | None:
-    """Return the figure of what ``train.diagnose`` logged, depth against steps; None if no run has such records."""
+    """Return the figure of what ``train.diagnose`` logged, depth against steps; None if no run has such records.
+
+    All runs have the same colours.
+    """
     shown = [run for run in dynamics if run.layers]
     if not shown:
         return None
     figure = new_figure(_WIDTH * len(_COURSES), _HEIGHT * len(shown))
     grid = figure.subplots(len(shown), len(_COURSES), squeeze=False)
+    for column, course in zip(grid.T, _COURSES, strict=True):
+        maps = [_by_depth_and_step(run, course) for run in shown]
+        norm = _common_norm([cells for _, cells in maps], course.scale)
+        for axes, (edges, cells) in zip(column, maps, strict=True):
+            if not cells.size:
+                axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes)
+                axes.set(xticks=[], yticks=[])
+                continue
+            colours = "RdBu" if course.scale == "signed" else "viridis"
+            depths = range(len(cells) + 1)
+            mesh = axes.pcolormesh(edges, depths, cells, norm=norm, cmap=colours, rasterized=True)
+            axes.invert_yaxis()
+        column[0].set_title(course.title, fontsize=10)
+        column[-1].set_xlabel("optimizer steps")
+        if norm is not None:
+            figure.colorbar(mesh, ax=list(column))
     for row, run in zip(grid, shown, strict=True):
-        for axes, (title, kind, key, log) in zip(row, _COURSES, strict=True):
-            _heat_map(figure, axes, run, kind, key, log=log)
-            axes.set_title(title, fontsize=10)
-            axes.set_xlabel("optimizer steps")
         row[0].set_ylabel(f"{_cut(run.label)}\ndepth", fontsize=9)
     return figure
+
+
+def _of_weights(row: LayerPoint, value: float) -> float:
+    """Return the value of a layer with a weight that is trained, NaN of a norm or a bias by itself."""
+    return math.nan if math.isnan(row.update_ratio) else value
+
+
+def _by_depth_and_step(run: Dynamics, course: _Course) -> tuple[list[int], np.ndarray]:
+    """Return the steps where the columns of a map begin and end, and its cells (depths, steps); both may be empty."""
+    known = [row for row in getattr(run, course.rows) if math.isfinite(course.value(row))]
+    if not known:
+        return [], np.empty((0, 0))
+    name = (lambda row: row.layer) if course.rows == "layers" else (lambda row: row.name)
+    places = {place: number for number, place in enumerate(dict.fromkeys(map(name, known)))}
+    steps = {step: number for number, step in enumerate(dict.fromkeys(row.step for row in known))}
+    cells = np.full((len(places), len(steps)), np.nan)
+    for row in known:
+        cells[places[name(row)], steps[row.step]] = course.value(row)
+    return [*steps, 2 * max(steps) - (sorted(steps)[-2] if len(steps) > 1 else max(steps) - 1)], cells
+
+
+def _common_norm(maps: Sequence[np.ndarray], scale: str) -> Any | None:
+    """Return the colours of several maps; None if they have no values."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    values = np.concatenate([cells.ravel() for cells in maps])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    positive = values[values > 0]
+    if scale == "log" and positive.size:
+        return LogNorm(positive.min(), positive.max())
+    if scale == "signed":
+        return Normalize(-abs(values).max(), abs(values).max())
+    return Normalize(0, 1 if scale == "share" else values.max())
 
 
 # -- panels ---------------------------------------------------------------------------------------------
@@ -205,35 +273,6 @@ def _stack(axes: Any, activations: Sequence[Activation], *, units: bool) -> None
     axes.stairs(negative, edges, fill=True, color=_NEGATIVE)
     axes.set_ylim(0, 1)
     axes.set_xlim(0.5, max(len(negative), 1) + 0.5)
-
-
-def _heat_map(figure: Any, axes: Any, run: Dynamics, kind: str, key: str, *, log: bool) -> None:
-    """Draw a number by depth and step."""
-    from matplotlib.colors import LogNorm, Normalize
-
-    rows = list(getattr(run, kind))
-    value = (lambda row: row.positive + row.negative) if key == "share" else (lambda row: getattr(row, key))
-    name = (lambda row: row.layer) if kind == "layers" else (lambda row: row.name)
-    known = [row for row in rows if math.isfinite(value(row))]
-    places = {place: number for number, place in enumerate(dict.fromkeys(map(name, known)))}
-    steps = {step: number for number, step in enumerate(dict.fromkeys(row.step for row in known))}
-    if not known:
-        axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes)
-        return
-    cells = np.full((len(places), len(steps)), np.nan)
-    for row in known:
-        cells[places[name(row)], steps[row.step]] = value(row)
-    positive = cells[cells > 0]
-    norm: Any = LogNorm(positive.min(), positive.max()) if log and positive.size else Normalize(0, np.nanmax(cells))
-    if key == "share":
-        norm = Normalize(0, 1)
-    if key == "correlation":
-        norm = Normalize(-np.nanmax(abs(cells)), np.nanmax(abs(cells)))
-    edges = [*steps, 2 * max(steps) - (sorted(steps)[-2] if len(steps) > 1 else max(steps) - 1)]
-    colours = "RdBu" if key == "correlation" else "viridis"
-    mesh = axes.pcolormesh(edges, range(len(places) + 1), cells, norm=norm, cmap=colours, rasterized=True)
-    axes.invert_yaxis()
-    figure.colorbar(mesh, ax=axes)
 
 
 # -- common ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The command: its files agree with its numbers, the page needs no network, and wrong input is one line."""
 
 import csv
+import dataclasses
 import html
 import json
 import math
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.diagnose.dynamics import BlockPoint, Cancellation, Dynamics, describe_cancellation
+from tasks.diagnose.dynamics import BlockPoint, Cancellation, Dynamics, LayerPoint, SumPoint, describe_cancellation
 from tasks.diagnose.figures import course_figure, dynamics_figure, signals_figure, signs_figure
 from tasks.diagnose.page import page
 from tasks.diagnose.run import file_names
@@ -255,6 +256,35 @@ def test_figures_of_what_is_missing(tmp_path):
         save_figure(figure, tmp_path / f"{number}.png")
         assert Image.open(tmp_path / f"{number}.png").width > 100
     assert course_figure([run_of([1.0], [1.0])]) is None
+
+
+def test_the_course_of_runs_has_common_colours():
+    """Rows are layers in order, columns steps; a norm has no row of gradients, a run without biases no map of them."""
+    layers = [
+        LayerPoint("conv1", 0, 1e-3, 0.1, 1.0, 0.5),
+        LayerPoint("norm", 0, 7.0, math.nan, math.nan, math.nan),
+        LayerPoint("conv2", 0, 1e-2, 0.2, 1.0, 0.25),
+        LayerPoint("conv1", 50, 1e-1, 0.3, 1.0, 0.5),
+    ]
+    sums = [SumPoint("b", 0, 4.0, 1.0, -0.25), SumPoint("b", 50, 16.0, 1.0, 0.5)]
+    first = dataclasses.replace(run_of([1.0], [1.0]), layers=tuple(layers), sums=tuple(sums))
+    loud = [dataclasses.replace(layer, gradient_norm=1e3, bias_offset=math.nan) for layer in layers]
+    second = dataclasses.replace(first, layers=tuple(loud), label="loud")
+    figure = course_figure([first, second])
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    assert len(panels) == 2 * 6
+    above, below = panels[:6], panels[6:]
+    assert above[0].collections[0].get_array().tolist() == [[4.0, 16.0]]
+    gradients = above[1].collections[0].get_array()
+    assert gradients.filled(math.nan).tolist()[0] == [1e-3, 1e-1]
+    assert gradients.filled(math.nan)[1][0] == 1e-2
+    assert math.isnan(gradients.filled(math.nan)[1][1])
+    assert above[1].collections[0].get_clim() == below[1].collections[0].get_clim() == (1e-3, 1e3)
+    assert above[4].collections[0].get_clim() == (-0.5, 0.5)
+    assert above[3].collections[0].get_clim() == (0.0, 0.5)
+    assert not below[3].collections
+    assert [axes.get_ylabel() for axes in (above[0], below[0])] == ["run\ndepth", "loud\ndepth"]
+    assert [text.get_text() for text in below[3].texts + above[5].texts] == ["none", "none"]
 
 
 def test_sentences_on_cancellation():
