@@ -129,7 +129,7 @@ def find_subject(text: str, overrides: Sequence[str], settings: Settings, label:
 
 
 def short_labels(given: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Return the names of nets and runs without what all have in common, with no more folders than tell them apart.
+    """Return the names of nets and runs without what all have in common, with no more folders than distinguish them.
 
     >>> short_labels([("a/r20", ["data.root=d", "model.scheme=bn"]), ("a/r20", ["data.root=d"])])
     ['r20 model.scheme=bn', 'r20']
