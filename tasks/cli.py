@@ -266,7 +266,9 @@ def diagnose(
     size: Annotated[
         int | None, typer.Option(min=1, help="Side of noise in pixels, or its tokens; default: the net's.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of fresh weights and of noise.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of fresh weights of a net and of noise; default: 0.", show_default=False)
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(parser=output_path, help="Folder of the report; default: out/diagnose, out/diagnose_2 ..."),

@@ -97,7 +97,7 @@ class Dynamics:
 
     Attributes:
         label: name in tables and legends.
-        blocks: names of the blocks in the order of the forward.
+        blocks: names of the blocks in the order of the forward; none of a net without, or in the first epoch.
         points: blocks over time: of each block in the order of ``blocks`` the points in time.
         layers: layers over time.
         sums: residual connections over time.
@@ -114,6 +114,11 @@ class Dynamics:
     dead: tuple[DeadPoint, ...] = ()
     begins_fresh: bool = False
     metrics: dict[str, float] | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there are neither blocks nor layers."""
+        return not self.blocks and not self.layers
 
     @property
     def cancellation(self) -> list[Cancellation]:
@@ -185,6 +190,8 @@ class Cancellation:
 
 def describe_cancellation(dynamics: Dynamics) -> str:
     """Return one sentence on whether multipliers and weights cancel."""
+    if not dynamics.blocks:
+        return "there are no records of residual blocks"
     found = dynamics.cancellation
     weights = _median([each.weight for each in found])
     effective = _median([each.effective for each in found])
@@ -228,7 +235,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def read_dynamics(label: str, log: Path, fresh: Callable[[], nn.Module] | None = None) -> Dynamics:
-    """Read the dynamics of a run from its log, up to the first line that is not complete.
+    """Read the dynamics of a run from its log, up to the first line that is not complete; a log may have none.
 
     Args:
         label: name in tables and legends.
@@ -237,7 +244,7 @@ def read_dynamics(label: str, log: Path, fresh: Callable[[], nn.Module] | None =
             norms; None if the log's first record is the first point.
 
     Raises:
-        DataError: a log without records of blocks.
+        DataError: a log that cannot be read, or of several runs.
     """
     # The rows of all blocks, by the time of their record.
     records = read_complete_records(log)
@@ -245,17 +252,15 @@ def read_dynamics(label: str, log: Path, fresh: Callable[[], nn.Module] | None =
     for record in records:
         if isinstance(record, BlocksRecord):
             rows.append((record.step, record.epoch + 1.0, record.blocks))
-    if not rows or not rows[0][2]:
-        raise DataError(f"{log}: no record of residual blocks; a run writes one at the end of each epoch")
     # A log begins at the end of the first epoch: a net as it was before comes first.
     begins_fresh = False
-    if fresh is not None:
+    if fresh is not None and rows:
         first = branch_statistics(fresh())
-        if [row["block"] for row in first] == [row["block"] for row in rows[0][2]]:
+        if first and [row["block"] for row in first] == [row["block"] for row in rows[0][2]]:
             rows.insert(0, (0, 0.0, first))
             begins_fresh = True
     # The points of each block.
-    blocks = tuple(row["block"] for row in rows[0][2])
+    blocks = tuple(row["block"] for row in rows[0][2]) if rows else ()
     series: dict[str, list[BlockPoint]] = {block: [] for block in blocks}
     for step, epoch, found in rows:
         for row in found:

@@ -79,8 +79,14 @@ def signs_figure(signals: Sequence[Signals]) -> Any:
     return figure
 
 
-def dynamics_figure(dynamics: Sequence[Dynamics]) -> Any:
-    """Return the figure of trainings: for each a column with multipliers, weight norms and their product over time."""
+def dynamics_figure(dynamics: Sequence[Dynamics]) -> Any | None:
+    """Return the figure of trainings: for each a column with multipliers, weight norms and their product over time.
+
+    None if no run has records of blocks.
+    """
+    dynamics = [run for run in dynamics if run.blocks]
+    if not dynamics:
+        return None
     rows: list[tuple[str, Callable[[BlockPoint, BlockPoint], float]]] = [
         ("multiplier |m|", lambda first, point: abs(point.multiplier)),
         ("product of the weight norms,\nrelative to the start", lambda first, now: _ratio(now.weight, first.weight)),

@@ -97,9 +97,8 @@ def noise_inputs(
     Raises:
         UserError: images that are smaller than the net accepts.
     """
-    generator = torch.Generator().manual_seed(seed)
     if info.input_kind == "text":
-        return _random_sentences(model, count, batch_size, size or TEXT_LENGTH, generator)
+        return _random_sentences(model, count, batch_size, size or TEXT_LENGTH, seed)
     side = size or info.input_size
     if side < info.min_size:
         raise UserError(f"--size {side}: must be >= {info.min_size} for {info.name}")
@@ -108,27 +107,50 @@ def noise_inputs(
     shape = (batch_size, channels, *frames, side, side)
     source = f"{count * batch_size} samples of {spectrum} noise, {'x'.join(map(str, (*frames, side, side)))}"
     if info.input_kind == "image_lists":
-        # a detector standardises pixels in 0..1 itself
-        pixels = [(_PICTURE_MEAN + _PICTURE_STD * noise(shape, spectrum, generator)).clamp(0, 1) for _ in range(count)]
-        return Inputs([list(batch) for batch in pixels], _call, None, source)
+
+        def pictures(generator: torch.Generator) -> Any:
+            # a detector standardises pixels in 0..1 itself
+            return list((_PICTURE_MEAN + _PICTURE_STD * noise(shape, spectrum, generator)).clamp(0, 1))
+
+        return Inputs(_Random(count, seed, pictures), _call, None, source)
     classes = getattr(getattr(model, "config", None), "num_classes", 0)
-    batches: list[Any] = []
-    for _ in range(count):
+
+    def labelled(generator: torch.Generator) -> Any:
         labels = torch.randint(max(classes, 1), (batch_size,), generator=generator)
-        batches.append((noise(shape, spectrum, generator), labels))
+        return noise(shape, spectrum, generator), labels
+
+    batches = _Random(count, seed, labelled)
     return Inputs(batches, _forward_first, _classify if classes > 1 else None, source + ", random labels")
 
 
-def _random_sentences(model: nn.Module, count: int, batch_size: int, length: int, generator: torch.Generator) -> Inputs:
+def _random_sentences(model: nn.Module, count: int, batch_size: int, length: int, seed: int) -> Inputs:
     assert isinstance(model, zoo.Transformer)
     sizes = model.layout.source_vocabulary, model.layout.target_vocabulary
-    batches = []
-    for _ in range(count):
+
+    def sentences(generator: torch.Generator) -> Any:
         source, labels = (torch.randint(UNK + 1, size, (batch_size, length), generator=generator) for size in sizes)
         source[:, -1], labels[:, -1] = EOS, EOS
-        batches.append((source, torch.cat([labels[:, -1:], labels[:, :-1]], 1), labels))
+        return source, torch.cat([labels[:, -1:], labels[:, :-1]], 1), labels
+
     source_text = f"{count * batch_size} sentences of {length} random tokens"
-    return Inputs(batches, _decode, _translate, source_text)
+    return Inputs(_Random(count, seed, sentences), _decode, _translate, source_text)
+
+
+class _Random(Iterable[Any]):
+    """Random batches that each iteration makes anew, the same each time.
+
+    Args:
+        count: number of batches.
+        seed: seed.
+        make: function that makes a batch with a generator.
+    """
+
+    def __init__(self, count: int, seed: int, make: Callable[[torch.Generator], Any]) -> None:
+        self.count, self.seed, self.make = count, seed, make
+
+    def __iter__(self) -> Iterator[Any]:
+        generator = torch.Generator().manual_seed(self.seed)
+        return (self.make(generator) for _ in range(self.count))
 
 
 def picture_inputs(transform: Any, data: Path, *, channels: int, count: int | None, batch_size: int) -> Inputs:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -36,20 +36,56 @@ Step = Callable[[nn.Module], None]
 def as_in_training(model: nn.Module) -> Iterator[None]:
     """Run a net as in training, but without dropout and noise, and leave no trace of it.
 
-    BatchNorm takes the statistics of the batch, as nothing else describes a net at init. Inside of the ``with`` block
-    its running statistics change; after it they, the modes of the modules and the random state are as before.
+    BatchNorm takes the statistics of the batch, as nothing else describes a net at init, but where it is frozen. Inside
+    of the ``with`` block its running statistics change; after it they, the modes of the modules and the random state
+    are as before.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    norms = _trained_norms(model)
+    buffers = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with evaluating(model), torch.random.fork_rng(list(devices)):
-        for module in norms:
-            module.training = True
+        for norm in norms:
+            norm.training = True
         try:
             yield
         finally:
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
+            with torch.no_grad():
+                for module, name, buffer, values in buffers:
+                    module._buffers[name] = buffer  # the forward may have put another in its place
+                    if buffer is not None and values is not None:
+                        buffer.copy_(values)
+
+
+def _trained_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the BatchNorms that take the statistics of the batch in training.
+
+    In a net in training mode they are those in that mode, in one in evaluation mode all that are not frozen.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if model.training:
+        return [norm for norm in norms if norm.training]
+    nets = [module for module in model.modules() if isinstance(module, Net)]
+    frozen = {inside for net in nets for module in net.frozen for inside in module.modules()}
+    return [norm for norm in norms if norm not in frozen]
+
+
+@contextmanager
+def keeping_norms(model: nn.Module, mode: AbstractContextManager[None]) -> Iterator[None]:
+    """Enter a mode of a net in which the BatchNorms that are in training mode now stay so.
+
+    Args:
+        model: net.
+        mode: context that sets the modes of its modules, such as ``Task.loss_mode``.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    with mode:
+        for norm in norms:
+            norm.training = True
+        yield
 
 
 def diagnose(
@@ -60,6 +96,7 @@ def diagnose(
     loss: Loss | None = None,
     step: Step | None = None,
     reduce: Reduce | None = None,
+    loss_scale: float = 1.0,
     units: bool = True,
     label: str = "",
     source: str = "",
@@ -88,6 +125,7 @@ def diagnose(
         step: function that makes one optimizer step of the net that it is given, a copy with gradients; None: the
             ratios of updates to weights are left out.
         reduce: sum of a float64 tensor over processes; None for one process.
+        loss_scale: factor of the loss before its gradients, which are divided by it: small ones are 0 in float16.
         units: whether the signs of each unit are counted, which takes two bytes for each unit of the net.
         label: name in tables and legends.
         source: description of the inputs.
@@ -101,7 +139,7 @@ def diagnose(
     # 1. Statistics of forwards, and the gradient of the loss.
     model = without_wrappers(model)
     recorder, samples = Recorder(model, units=units), 0
-    gradients = None if loss is None else Gradients(model)
+    gradients = None if loss is None else Gradients(model, loss_scale)
     with as_in_training(model):
         for batch in batches:
             samples += _length(batch)
@@ -114,8 +152,9 @@ def diagnose(
                 with nullcontext() if forward is not None else recorder.recording(gradients=True):
                     value = loss(model, batch)
                 gradients.add(value)
-    if not recorder.forwards:
-        raise UserError("diagnose: no batches; give at least one")
+    idle = int(not recorder.forwards)
+    if idle if reduce is None else _total(idle, reduce, model):  # of any process, so that all of them stop
+        raise UserError("diagnose: no batches; give at least one to each process")
     # 2. Norms of the parameters, of their gradients and of an update.
     numbers = ParameterNumbers(model)
     if gradients is not None:
@@ -132,7 +171,7 @@ def diagnose(
         samples=samples if reduce is None else _total(samples, reduce, model),
         input=None if found.input is None else dataclasses.replace(found.input, expected=expected_power),
         loss=math.nan if gradients is None else gradients.loss,
-        notes=tuple(_notes(gradients is not None, trained=trained, real_inputs=real_inputs)),
+        notes=tuple(_notes(gradients, trained=trained, real_inputs=real_inputs)),
         trained=trained,
         real_inputs=real_inputs,
     )
@@ -176,9 +215,11 @@ def read(recorder: Recorder, numbers: ParameterNumbers, reduce: Reduce | None = 
     )
 
 
-def _notes(with_loss: bool, *, trained: bool, real_inputs: bool) -> Iterator[str]:
-    if not with_loss:
+def _notes(gradients: Gradients | None, *, trained: bool, real_inputs: bool) -> Iterator[str]:
+    if gradients is None:
         yield "no loss: gradients and updates were not computed"
+    elif not gradients.parameters:
+        yield "all parameters are frozen: there are no gradients and no updates"
     if trained and not real_inputs:
         yield "the weights were trained on other inputs than noise: dead channels are not judged"
 
@@ -188,15 +229,15 @@ def _call(model: nn.Module, batch: Any) -> object:
 
 
 def _length(batch: Any) -> int:
-    """Return the number of samples of a batch: the length of its first tensor or list."""
+    """Return the number of samples of a batch: the length of its first tensor or list, or of a list of images."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 1
     if isinstance(batch, dict):
         return max(map(_length, batch.values()), default=0)
     if isinstance(batch, list | tuple) and batch:
-        first = batch[0]
-        many = isinstance(first, Tensor) and isinstance(batch, list)  # a list of images
-        return len(batch) if many else _length(first)
+        # Images (C, H, W) are one sample each. Collated batches are lists too, of tensors with a dimension for samples.
+        images = isinstance(batch, list) and all(isinstance(x, Tensor) and x.ndim == 3 for x in batch)
+        return len(batch) if images else _length(batch[0])
     return 1
 
 
@@ -208,20 +249,24 @@ class Gradients:
 
     Args:
         model: net.
+        scale: factor of the loss, by which its gradients are divided at the end.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, scale: float = 1.0) -> None:
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.scale = scale
+        self.device = next(model.parameters()).device
         self.sums: dict[str, Tensor] = {}
         self.loss, self.batches = 0.0, 0
         self._total: Tensor | None = None
 
     def add(self, loss: Tensor) -> None:
         """Add the gradient of a batch's loss, a 0-D tensor."""
-        found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
-        for name, gradient in zip(self.parameters, found, strict=True):
-            if gradient is not None:
-                self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient
+        if self.parameters:
+            found = torch.autograd.grad(loss * self.scale, list(self.parameters.values()), allow_unused=True)
+            for name, gradient in zip(self.parameters, found, strict=True):
+                if gradient is not None:
+                    self.sums[name] = self.sums[name] + gradient if name in self.sums else gradient
         value = loss.detach().double().cpu()
         self._total = value if self._total is None else self._total + value
         self.batches += 1
@@ -231,10 +276,16 @@ class Gradients:
         assert self._total is not None
         count = torch.tensor([float(self.batches), float(self._total)], dtype=torch.float64)
         if reduce is not None:
-            device = next(iter(self.parameters.values())).device
-            count = reduce(count.to(device)).cpu()
-            self.sums = {name: reduce(gradient) for name, gradient in self.sums.items()}
-        self.sums = {name: gradient / float(count[0]) for name, gradient in self.sums.items()}
+            # A parameter that this process has not used may have been used by others.
+            used = [float(name in self.sums) for name in self.parameters]
+            flat = torch.tensor([*count.tolist(), *used], dtype=sum_dtype(self.device), device=self.device)
+            count, by = reduce(flat).cpu().split([2, len(used)])
+            own = {name: self.sums.get(name) for name, users in zip(self.parameters, by.tolist(), strict=True) if users}
+            self.sums = {
+                name: reduce(torch.zeros_like(self.parameters[name]) if gradient is None else gradient)
+                for name, gradient in own.items()
+            }
+        self.sums = {name: gradient / (float(count[0]) * self.scale) for name, gradient in self.sums.items()}
         self.loss = float(count[1] / count[0])
 
 
@@ -442,7 +493,7 @@ def activation_rows(points: list[Point], scales: _Scales) -> Iterator[Activation
 
 def sum_rows(points: list[Point], scales: _Scales, model: nn.Module) -> list[Sum]:
     """Return the rows of the residual connections, in chains."""
-    multipliers = {name: block.join.statistics().get("m") for name, block in _blocks(model)}
+    multipliers = {name: _multiplier(block) for name, block in _blocks(model)}
     found = [point for point in points if point.kind == "sum" and point.pair is not None and point.sums is not None]
     if multipliers:  # a pyramid around a net of this zoo adds maps of two levels, which are no branches
         found = [point for point in found if point.name.partition(":")[0] in multipliers]
@@ -485,6 +536,13 @@ def sum_rows(points: list[Point], scales: _Scales, model: nn.Module) -> list[Sum
             )
         )
     return with_theory(rows, model)
+
+
+def _multiplier(block: TrunkBlock) -> float | None:
+    """Return the multiplier of a block: of one for each channel the one with the largest absolute value."""
+    found = block.join.statistics()
+    values = [value for key in ("m_min", "m_max") if (value := found.get(key)) is not None]
+    return max(values, key=abs) if values else found.get("m")
 
 
 def _blocks(model: nn.Module) -> list[tuple[str, TrunkBlock]]:

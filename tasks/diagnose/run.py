@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tasks.diagnose.signals import Signals
 from tasks.diagnose.subjects import Settings, find_subject, parse_compared, short_labels
 from tasks.diagnose.tables import channels_csv, dynamics_csv, signals_csv, summary_lines
 from tasks.diagnose.verdicts import verdicts
-from tasks.errors import UserError
+from tasks.errors import DataError, UserError
 from tasks.outputs import OutputFolder, try_to_draw
 from tasks.plots import save_figure
 from tasks.progress import StatusLine
@@ -70,8 +70,14 @@ def run_diagnosis(name: str, overrides: Sequence[str], compare: Sequence[str], s
     with StatusLine() as status:
         for number, subject in enumerate(subjects, 1):
             status.show(f"{number}/{len(subjects)} {subject.label}")
-            if subject.log is not None:
-                dynamics.append(read_dynamics(subject.label, subject.log, subject.fresh))
+            run = None if subject.log is None else read_dynamics(subject.label, subject.log, subject.fresh)
+            if run is not None and not run.empty:
+                dynamics.append(run)
+            elif subject.measure is None:
+                raise DataError(
+                    f"{subject.log}: no record of residual blocks, which a run of a net with them writes at the end of "
+                    "each epoch, and none of train.diagnose"
+                )
             if subject.measure is not None:
                 signals.append(subject.measure())
     return Diagnosis(tuple(signals), tuple(dynamics))
@@ -93,36 +99,36 @@ def file_names() -> list[str]:
 
 
 def write_diagnosis(found: Diagnosis, folder: OutputFolder, title: str) -> None:
-    """Write the report: numbers first, then pictures, then the page with both."""
+    """Write the report: numbers first, then pictures, then the page with both; no file of an earlier one stays."""
+    for name in file_names():
+        (folder.path / name).unlink(missing_ok=True)
     folder.write_json(found.as_dict(), NUMBERS)
     for kind in _KINDS:
         if any(getattr(each, kind) for each in found.signals):
             write_text(signals_csv(found.signals, kind), folder.path / f"{kind}.csv")
     if found.signals:
         write_text(channels_csv(found.signals), folder.path / "channels.csv")
-    if found.dynamics:
+    if any(run.blocks for run in found.dynamics):
         write_text(dynamics_csv(found.dynamics), folder.path / "dynamics.csv")
     figures: list[tuple[str, str]] = []
-    for stem, figure in _figures(found):
-        try_to_draw(lambda stem=stem, figure=figure: _save(figure, folder.path, stem), f"{stem}.png")  # type: ignore[misc]
+    for stem, draw in _figures(found):
+        try_to_draw(lambda stem=stem, draw=draw: _save(draw(), folder.path, stem), f"{stem}.png")  # type: ignore[misc]
         if (path := folder.path / f"{stem}.svg").is_file():
             figures.append((_HEADINGS[stem], path.read_text(encoding="utf-8")))
     write_text(page(title, found.signals, found.dynamics, figures), folder.path / REPORT)
 
 
-def _figures(found: Diagnosis) -> list[tuple[str, Any]]:
-    figures: list[tuple[str, Any]] = []
+def _figures(found: Diagnosis) -> Iterator[tuple[str, Callable[[], Any | None]]]:
+    """Yield the names of the figures, and functions that make them."""
     if found.signals:
-        figures.append(("signals", signals_figure(found.signals)))
+        yield "signals", lambda: signals_figure(found.signals)
         if any(each.activations for each in found.signals):
-            figures.append(("signs", signs_figure(found.signals)))
+            yield "signs", lambda: signs_figure(found.signals)
     if found.dynamics:
-        figures.append(("dynamics", dynamics_figure(found.dynamics)))
-        if (course := course_figure(found.dynamics)) is not None:
-            figures.append(("course", course))
-    return figures
+        yield "dynamics", lambda: dynamics_figure(found.dynamics)
+        yield "course", lambda: course_figure(found.dynamics)
 
 
-def _save(figure: Any, folder: Path, stem: str) -> None:
-    for ending in ("png", "svg"):
+def _save(figure: Any | None, folder: Path, stem: str) -> None:
+    for ending in ("png", "svg") if figure is not None else ():
         save_figure(figure, folder / f"{stem}.{ending}", dpi=_DPI)

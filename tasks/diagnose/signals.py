@@ -86,7 +86,7 @@ class Sum:
         expected: E[x_k^2] by the scheme's theory, from the first sum of the chain on; NaN without a theory.
         cosine: E[x F] / sqrt(E[x^2] E[F^2]) of trunk and branch; 0 if uncorrelated as the theory assumes.
         correlation: the same of both minus their channel means.
-        multiplier: the block's m_k, a mean over channels if each has one; NaN without one.
+        multiplier: the block's m_k, of one for each channel that with the largest absolute value; NaN without one.
     """
 
     name: str

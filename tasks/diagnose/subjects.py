@@ -27,7 +27,7 @@ from tasks.diagnose.inputs import (
     picture_inputs,
     sentence_inputs,
 )
-from tasks.diagnose.measure import diagnose
+from tasks.diagnose.measure import diagnose, keeping_norms
 from tasks.diagnose.signals import Signals
 from tasks.engine.gradients import GradientChanges
 from tasks.engine.optimizer import make_optimizer
@@ -43,6 +43,7 @@ _STARTING_WEIGHTS = ("weights", "weights_backbone")  # keys of a config's model 
 BATCHES = 4  # training batches of a config
 CALIBRATION_BATCHES = 8  # batches on which a net by name is calibrated, as published
 BATCH_SIZE = 8  # samples of a batch of weights and nets by name
+_FP16_SCALE = 1024.0  # as a gradient scaler has after some steps
 CALIBRATE = "calibrate"  # key of a net's overrides that is no option: whether its biases are set from the inputs
 
 
@@ -57,7 +58,7 @@ class Settings:
         batch_size: samples of a batch; None: those of the config, or ``BATCH_SIZE``.
         size: side of pictures of noise in pixels, or tokens of its sentences; None: the net's own.
         units: whether the signs of each unit are counted.
-        seed: seed of fresh weights and of noise.
+        seed: seed of fresh weights of a net and of noise; None: 0.
     """
 
     noise: Spectrum | None = None
@@ -66,7 +67,7 @@ class Settings:
     batch_size: int | None = None
     size: int | None = None
     units: bool = True
-    seed: int = 0
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,20 @@ def short_labels(given: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     ['rescalenet50 scheme=bn', 'rescalenet50 scheme=gn']
     >>> short_labels([("study/bn/seed0/log.jsonl", []), ("study/none/seed0/log.jsonl", [])])
     ['bn/seed0', 'none/seed0']
+    >>> short_labels([("a/r20", ["data.root=b"]), ("a/r20", ["data.root=c"])])
+    ['r20 data.root=b', 'r20 data.root=c']
     """
     common = set.intersection(*(set(overrides) for _, overrides in given)) if len(given) > 1 else set()
-    own = [[key for key in keys if key not in common and not key.startswith("data.root=")] for _, keys in given]
+    own = [[key for key in keys if key not in common] for _, keys in given]
+    brief = [[key for key in keys if not key.startswith("data.root=")] for keys in own]
     deepest = max(len(Path(text).parts) for text, _ in given)
     labels: list[str] = []
     for folders in range(max(deepest, 1)):
         names = [_short_name(text, folders) for text, _ in given]
-        labels = [" ".join([name, *keys]) for name, keys in zip(names, own, strict=True)]
-        if len(set(labels)) == len(labels):
-            break
+        for shown in (brief, own):
+            labels = [" ".join([name, *keys]) for name, keys in zip(names, shown, strict=True)]
+            if len(set(labels)) == len(labels):
+                return labels
     return labels
 
 
@@ -226,15 +231,24 @@ def _of_config(config: RunConfig, weights: str | None, label: str, settings: Set
     train = config.train
     if settings.data is not None:
         raise UserError("--data: a config and a run have their own data; leave it out, or give weights")
+    if settings.noise is None and settings.size is not None:
+        raise UserError("--size: a config and a run take their data as they are; leave it out, or give --noise")
+    if settings.noise is None and settings.seed is not None:
+        raise UserError(f"--seed: a config and a run have their own, train.seed={train.seed}; leave it out")
     accelerator = make_accelerator(precision=train.precision)
     set_seed(train.seed)
+    section: Any = config.model  # type: ignore[attr-defined]
     entry = None if weights is None else zoo.get_weights(weights)
     dtype = dtype_of(train.precision)
     if entry is not None and settings.noise is not None:  # no data of the run is opened
-        model = load_model(entry).to(accelerator.device, dtype)
-        return _on_noise(model, label, settings, accelerator, trained=True, calibrate=False)
+        return _on_noise(
+            load_model(entry).to(accelerator.device, dtype), label, settings, accelerator, trained=True, calibrate=False
+        )
     task = make_task(config)
-    model = (task.build_model() if entry is None else load_model(entry)).to(accelerator.device, dtype)
+    model: Any = task.build_model() if entry is None else load_model(entry)
+    if entry is not None:
+        model.freeze(section.freeze)
+    model = model.to(accelerator.device, dtype)
     calibrate = entry is None and train.calibrate
     if settings.noise is not None:
         return _on_noise(model, label, settings, accelerator, trained=False, calibrate=calibrate)
@@ -246,14 +260,13 @@ def _of_config(config: RunConfig, weights: str | None, label: str, settings: Set
             task.calibration_forward(net, batch, dtype)
 
     def loss(net: nn.Module, batch: Any) -> Tensor:
-        with task.loss_mode(net), accelerator.autocast():
+        with keeping_norms(net, task.loss_mode(net)), accelerator.autocast():
             return torch.stack(list(task.losses(net, batch, dtype).values())).sum()
 
     # 3. Calibration and diagnosis.
     if calibrate:
         zoo.calibrate(model, task.merge(list(batches.of_calibration())), forward=forward)
     transform = getattr(task, "transform", None) if entry is None else entry.transform
-    section: Any = config.model  # type: ignore[attr-defined]
     started = entry is not None or any(getattr(section, key, None) for key in _STARTING_WEIGHTS)
     return diagnose(
         model,
@@ -261,6 +274,7 @@ def _of_config(config: RunConfig, weights: str | None, label: str, settings: Set
         forward=forward,
         loss=loss,
         step=optimizer_step(config),
+        loss_scale=_FP16_SCALE if train.precision == "fp16" else 1.0,
         units=settings.units,
         label=label,
         source=f"{batches.count} training batches of {batches.batch_size}",
@@ -327,6 +341,8 @@ def _of_weights(entry: Any, label: str, settings: Settings) -> Signals:
     model = load_model(entry).to(accelerator.device)
     if settings.data is None:
         return _on_noise(model, label, settings, accelerator, trained=True, calibrate=False)
+    if settings.size is not None:
+        raise UserError("--size: pictures get the size that the weights state; leave it out, or give --noise")
     inputs = _data_inputs(entry.transform, model, settings.data, settings)
     return _on_inputs(
         model, inputs, label, settings, accelerator, expected=expected_power(entry.transform), trained=True
@@ -334,7 +350,7 @@ def _of_weights(entry: Any, label: str, settings: Settings) -> Signals:
 
 
 def _of_net(name: str, options: dict[str, Any], calibrate: bool, label: str, settings: Settings) -> Signals:
-    set_seed(settings.seed)
+    set_seed(settings.seed or 0)
     model: nn.Module = zoo.create_model(name, **options)
     accelerator = make_accelerator()
     model = model.to(accelerator.device)
@@ -374,7 +390,7 @@ def _on_noise(
         count=settings.batches or 1,
         batch_size=settings.batch_size or BATCH_SIZE,
         size=settings.size,
-        seed=settings.seed,
+        seed=settings.seed or 0,
     )
     return _on_inputs(model, inputs, label, settings, accelerator, trained=trained, calibrate=calibrate)
 

@@ -122,7 +122,7 @@ def _loud_weights(signals: Signals) -> Iterator[Verdict]:
 
 
 def _exploding(signals: Signals) -> Iterator[Verdict]:
-    chain = _first_chain(signals, lambda ratio: ratio > EXPLODING)
+    chain = _first_chain(signals, lambda chain: chain.powers[-1] > EXPLODING * _start(signals, chain))
     if chain is None:
         yield from _overall(signals, "exploding")
         return
@@ -138,20 +138,29 @@ def _exploding(signals: Signals) -> Iterator[Verdict]:
 
 
 def _vanishing(signals: Signals) -> Iterator[Verdict]:
-    chain = _first_chain(signals, lambda ratio: ratio < VANISHING)
+    chain = _first_chain(signals, lambda chain: chain.powers[-1] < VANISHING * chain.powers[0])
     if chain is None:
         yield from _overall(signals, "vanishing")
         return
     yield Verdict("vanishing", _ends(chain), f"{_course(chain)}.", _REMEDIES["vanishing"])
 
 
-def _first_chain(signals: Signals, wrong: Callable[[float], bool]) -> Chain | None:
-    """Return the first chain of which the ratio of E[x^2] at its end to that at its beginning is wrong."""
-    for chain in chains(signals.sums):
-        powers = chain.powers
-        if len(powers) > 1 and powers[0] > 0 and wrong(powers[-1] / powers[0]):
-            return chain
-    return None
+def _first_chain(signals: Signals, wrong: Callable[[Chain], bool]) -> Chain | None:
+    """Return the first chain with two values of E[x^2] that is wrong."""
+    found = (chain for chain in chains(signals.sums) if len(chain.powers) > 1 and chain.powers[0] > 0)
+    return next((chain for chain in found if wrong(chain)), None)
+
+
+def _start(signals: Signals, chain: Chain) -> float:
+    """Return E[x^2] from which a chain may grow.
+
+    A norm in each branch makes the first sum as large as the first branch, however small the trunk before it is, such
+    as an embedding with a standard deviation of 0.02.
+    """
+    first = chain.sums[0]
+    if signals.normalized and first.identity:
+        return max(chain.powers[0], first.branch_power)
+    return chain.powers[0]
 
 
 def _ends(chain: Chain) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from tasks.diagnose.signals import Signals
 from tasks.engine.records import SignalsRecord
 from tasks.engine.runlog import RunLog
 from tasks.engine.task import Task
+from tasks.errors import DataError
 from tasks.progress import print_line
 from zoo.calibration import sum_dtype
 
@@ -48,6 +49,7 @@ class Diagnosis:
         every: number of steps between two records.
         records: number of records so far.
         seconds: time that they took on this process.
+        left_out: number of records that were due and not taken (``look``).
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Diagnosis:
     ) -> None:
         self.model, self.task, self.accelerator, self.dtype = model, task, accelerator, dtype
         self.section, self.every = section, section.every
-        self.records, self.seconds = 0, 0.0
+        self.records, self.seconds, self.left_out = 0, 0.0, 0
         self._begun = 0.0  # of the step with the record in progress
         self._spent = 0.0  # in that record
         self._costs: list[float] = []  # times of the records, in steps
@@ -68,13 +70,25 @@ class Diagnosis:
         """Return whether the step after ``step`` done ones is recorded."""
         return step % self.every == 0
 
-    def look(self, batch: Any) -> None:
-        """Record a forward of a batch that is on the device."""
+    def look(self, batch: Any) -> bool:
+        """Record a forward of a batch that is on the device.
+
+        Returns:
+            Whether the step has a record: not where the batch of a process has no sample that can be read.
+        """
         synchronize(self.accelerator.device)
         self._begun, self._spent = time.monotonic(), 0.0
-        self._recorder = Recorder(self.model)
-        with self._timed(), as_in_training(self.model), self._recorder.recording(), self.accelerator.autocast():
-            self.task.calibration_forward(self.model, batch, self.dtype)
+        self._recorder, unread = Recorder(self.model), 0.0
+        with self._timed():
+            try:
+                with as_in_training(self.model), self._recorder.recording(), self.accelerator.autocast():
+                    self.task.calibration_forward(self.model, batch, self.dtype)
+            except DataError:  # the step itself goes on without such a batch
+                unread = 1.0
+            # All processes have a record of the step or none, as their sums are added up.
+            left_out = bool(self._sum(torch.tensor(unread, device=self.accelerator.device)))
+        self.left_out += left_out
+        return not left_out
 
     def before_update(self) -> None:
         """Record the gradients of the step and the numbers of the weights, and keep the weights."""
@@ -116,9 +130,10 @@ class Diagnosis:
         Args:
             seconds: time of the training steps of this process.
         """
-        if not self.records or not seconds > 0:
+        if not self.records + self.left_out or not seconds > 0:
             return ""
-        return f"diagnosis: {self.records} records in {self.seconds / seconds:.1%} of the training time"
+        line = f"diagnosis: {self.records} records in {self.seconds / seconds:.1%} of the training time"
+        return f"{line}; {self.left_out} left out, of batches without a readable sample" if self.left_out else line
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -243,8 +243,8 @@ class Trainer(Run):
         # Randomness and learning rate depend on the step alone.
         set_seed(seed_from(train.seed, at.step, self.accelerator.process_index) % 2**32)
         diagnosis = self.diagnosis if self.diagnosis is not None and self.diagnosis.is_due(at.step) else None
-        if diagnosis is not None:
-            diagnosis.look(forwards[-1])
+        if diagnosis is not None and not diagnosis.look(forwards[-1]):
+            diagnosis = None
         epoch = at.epoch + at.batch / (self.steps_per_epoch * train.accumulate)
         factor = train.schedule.factor(epoch, train.epochs, self.steps_per_epoch)
         self.lr = train.optimizer.lr * factor

@@ -17,8 +17,9 @@ from PIL import Image
 from tasks.diagnose.dynamics import BlockPoint, Cancellation, Dynamics, LayerPoint, SumPoint, describe_cancellation
 from tasks.diagnose.figures import course_figure, dynamics_figure, signals_figure, signs_figure
 from tasks.diagnose.page import page
-from tasks.diagnose.run import file_names
+from tasks.diagnose.run import Diagnosis, file_names, write_diagnosis
 from tasks.diagnose.signals import Activation, Layer, Signals, Sum
+from tasks.outputs import OutputFolder
 from tasks.plots import save_figure
 from tests.helpers.commands import call
 from tests.helpers.paths import ROOT
@@ -256,6 +257,26 @@ def test_figures_of_what_is_missing(tmp_path):
         save_figure(figure, tmp_path / f"{number}.png")
         assert Image.open(tmp_path / f"{number}.png").width > 100
     assert course_figure([run_of([1.0], [1.0])]) is None
+
+
+def test_a_report_has_nothing_of_an_earlier_one(tmp_path, monkeypatch):
+    """Also where its figures cannot be drawn: the numbers and the page are there without them."""
+    earlier = Diagnosis((made("before"),), (run_of([1.0, 2.0], [1.0, 1.0]),))
+    write_diagnosis(earlier, OutputFolder(tmp_path, file_names()), "before")
+    assert (tmp_path / "dynamics.csv").is_file()
+    (tmp_path / "notes.txt").write_text("mine")
+
+    def refuse(signals):
+        raise ValueError("no font")
+
+    monkeypatch.setattr("tasks.diagnose.run.signals_figure", refuse)
+    write_diagnosis(Diagnosis((made("after"),), ()), OutputFolder(tmp_path, file_names(), overwrite=True), "after")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"report.html", "diagnosis.json", "layers.csv", "notes.txt"} <= names
+    assert not names & {"signals.svg", "signals.png", "dynamics.csv", "dynamics.svg"}
+    text = (tmp_path / "report.html").read_text()
+    assert "after" in text
+    assert "before" not in text
 
 
 def test_the_course_of_runs_has_common_colours():

@@ -104,17 +104,17 @@ def test_images_and_clips():
     assert [batch[0].shape for batch in found.batches] == [(3, 1, 32, 32)] * 2
     assert found.source == "6 samples of pink noise, 32x32, random labels"
     assert found.loss is not None
-    assert float(found.loss(model.eval(), found.batches[0]).detach()) > 0
+    assert float(found.loss(model.eval(), next(iter(found.batches))).detach()) > 0
     assert {int(label) for _, labels in found.batches for label in labels} <= set(range(5))
-    assert torch.equal(found.forward(model, found.batches[0]), model(found.batches[0][0]))
+    assert torch.equal(found.forward(model, next(iter(found.batches))), model(next(iter(found.batches))[0]))
     again = inputs_of(model, "rescalenet20_cifar")
     assert all(
         torch.equal(a, b) for pair in zip(found.batches, again.batches, strict=True) for a, b in zip(*pair, strict=True)
     )
     other = inputs_of(model, "rescalenet20_cifar", seed=1)
-    assert not torch.equal(found.batches[0][0], other.batches[0][0])
+    assert not torch.equal(next(iter(found.batches))[0], next(iter(other.batches))[0])
     clips = inputs_of(narrow("r3d"), "rescale_r3d_18", size=16)
-    assert clips.batches[0][0].shape == (3, 3, zoo.model_info("rescale_r3d_18").frames or 8, 16, 16)
+    assert next(iter(clips.batches))[0].shape == (3, 3, zoo.model_info("rescale_r3d_18").frames or 8, 16, 16)
     with pytest.raises(UserError, match="--size 4: must be >= 8 for rescalenet20_cifar"):
         inputs_of(model, "rescalenet20_cifar", size=4)
 
@@ -122,7 +122,7 @@ def test_images_and_clips():
 def test_random_sentences():
     model = transformers.make().float()
     found = inputs_of(model, "rescale_transformer_tiny", size=7)
-    source, target, labels = found.batches[0]
+    source, target, labels = next(iter(found.batches))
     assert source.shape == target.shape == labels.shape == (3, 7)
     assert (source[:, -1] == EOS).all()
     assert (target[:, 0] == EOS).all()
@@ -131,7 +131,7 @@ def test_random_sentences():
     assert source.max() < transformers.VOCABULARY
     assert found.loss is not None
     # the mean over tokens: near log(vocabulary) of a fresh net, whose distribution is not far from uniform
-    loss = float(found.loss(model, found.batches[0]).detach())
+    loss = float(found.loss(model, next(iter(found.batches))).detach())
     assert 0.5 * math.log(transformers.VOCABULARY) < loss < 3 * math.log(transformers.VOCABULARY)
 
 
@@ -139,8 +139,8 @@ def test_noise_for_detectors_is_pixels():
     """A detector standardises pixels in 0..1 by itself."""
     model = small()
     found = inputs_of(model, "mask_rcnn_rescalenet18_fpn", size=64)
-    assert [image.shape for image in found.batches[0]] == [(3, 64, 64)] * 3
-    pixels = torch.stack(found.batches[0])
+    assert [image.shape for image in next(iter(found.batches))] == [(3, 64, 64)] * 3
+    pixels = torch.stack(next(iter(found.batches)))
     assert (float(pixels.min()), float(pixels.max())) == (0, 1)  # cut where the noise is far out
     assert float(pixels.mean()) == pytest.approx(0.45, abs=0.02)
     assert found.loss is None

@@ -4,9 +4,13 @@ import json
 import math
 
 import pytest
+from torch import nn
 
 import zoo
 from tasks.diagnose.dynamics import BlockPoint, Cancellation, describe_cancellation, read_dynamics
+from tasks.diagnose.figures import course_figure, dynamics_figure
+from tasks.diagnose.run import run_diagnosis
+from tasks.diagnose.subjects import Settings
 from tasks.engine.records import BlocksRecord, EpochRecord, SignalsRecord, StepRecord
 from tasks.errors import DataError
 from tests.helpers.paths import ROOT
@@ -120,14 +124,25 @@ def test_schemes_without_multipliers(tmp_path):
 
 
 def test_a_log_without_blocks(tmp_path):
+    """Of a run in its first epoch, and of a net without blocks: their signals are shown all the same."""
     log = write(tmp_path / "log.jsonl", [StepRecord(step=1, epoch=0, loss=1.0, lr=0.1)])
-    with pytest.raises(DataError) as error:
-        read_dynamics("run", log)
-    assert str(error.value) == f"{log}: no record of residual blocks; a run writes one at the end of each epoch"
-    with pytest.raises(DataError, match="no record of residual blocks"):
-        read_dynamics("vgg", write(tmp_path / "vgg.jsonl", [blocks(5, 0, [])]))
-    with pytest.raises(DataError, match="no record of residual blocks"):
-        read_dynamics("absent", tmp_path / "absent.jsonl")
+    vgg = write(tmp_path / "vgg.jsonl", [blocks(5, 0, [])])
+    for path in (log, vgg):
+        assert read_dynamics("run", path).empty
+        with pytest.raises(DataError) as error:
+            run_diagnosis(str(path), [], [], Settings())
+        assert str(error.value).startswith(
+            f"{path}: no record of residual blocks, which a run of a net with them writes"
+        )
+    signals = next(record for record in records() if isinstance(record, SignalsRecord))
+    found = read_dynamics("vgg", write(tmp_path / "vgg.jsonl", [signals, blocks(5, 0, [])]), lambda: nn.Linear(2, 2))
+    assert not found.empty
+    assert found.layers
+    assert found.cancellation == []
+    assert describe_cancellation(found) == "there are no records of residual blocks"
+    assert found.as_dict()["blocks"] == []
+    assert dynamics_figure([found]) is None
+    assert course_figure([found]) is not None
 
 
 @pytest.mark.parametrize(
@@ -201,8 +216,7 @@ def test_curves_of_the_signals(tmp_path):
 def test_records_that_are_no_signals(tmp_path, rows):
     line = {"event": "signals", "step": 1, "epoch": 0, "layers": rows, "sums": [], "activations": []}
     (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n")
-    with pytest.raises(DataError, match="no record of residual blocks"):
-        read_dynamics("run", tmp_path / "log.jsonl")
+    assert read_dynamics("run", tmp_path / "log.jsonl").empty
     good = {**line, "layers": [{"name": "a", "power": None, "kind": "product", "post_bias": True}]}
     (tmp_path / "log.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(blocks(5, 0, FIRST).as_dict()) + "\n")
     assert len(read_dynamics("run", tmp_path / "log.jsonl").layers) == 1

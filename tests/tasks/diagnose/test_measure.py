@@ -5,6 +5,8 @@ import json
 import math
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 import zoo
-from tasks.diagnose.measure import diagnose, relative_changes
+from tasks.diagnose.measure import Gradients, _length, as_in_training, diagnose, keeping_norms, relative_changes
 from tasks.diagnose.recorder import is_product
 from tasks.diagnose.signals import chains
 from tasks.diagnose.theory import expected_powers
@@ -26,8 +28,29 @@ from tests.helpers.detection import calibrated, small
 from tests.helpers.nets import narrow, samples
 from zoo.calibration import HasDataBias
 from zoo.method import coefficients
+from zoo.modules import evaluating
 from zoo.text import PAD
 from zoo.trunk import TrunkBlock
+
+
+def by_two_ranks(work):
+    """What ``work(rank, reduce)`` returns on two threads, whose reductions wait for each other as processes' do."""
+    barrier, slots = threading.Barrier(2, timeout=60), [None, None]
+
+    def reduce_of(rank):
+        def reduce(tensor):
+            slots[rank] = tensor
+            barrier.wait()
+            assert slots[0].shape == slots[1].shape
+            total = slots[0] + slots[1]
+            barrier.wait()
+            return total
+
+        return reduce
+
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(work, rank, reduce_of(rank)) for rank in range(2)]
+        return [job.exception() or job.result() for job in jobs]
 
 
 def translate(model, pair):
@@ -491,3 +514,117 @@ def test_a_mask_head_without_objects_has_no_rows(kind):
     assert not [layer.name for layer in found.layers if "mask" in layer.name]
     assert [name for name in found.unreached if "mask" in name]
     assert all(math.isfinite(layer.power) for layer in found.layers)
+
+
+# -- modes, buffers and batches
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_norms_keep_their_statistics(training):
+    model = narrow("cifar", scheme="bn")
+    model.freeze(2)
+    model.train(training)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    frozen = [norm for module in model.frozen for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+    assert 0 < len(frozen) < len(norms)
+    with as_in_training(model):
+        assert {norm for norm in norms if not norm.training} == set(frozen)
+        with keeping_norms(model, evaluating(model)):  # as a loss in evaluation mode
+            assert {norm for norm in norms if not norm.training} == set(frozen)
+            assert not model.training
+    assert {norm.training for norm in norms if norm not in frozen} == {training}
+
+
+def test_a_norm_that_its_user_has_frozen_stays_so():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    model[1].eval()
+    with as_in_training(model):
+        assert [model[1].training, model[3].training] == [False, True]
+
+
+class Positions(nn.Module):
+    """A buffer that the forward makes, and one that it replaces, as those of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("made", None)
+        self.register_buffer("kept", torch.zeros(2))
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        self.made = torch.ones(len(x))
+        self.kept = torch.ones(len(x))
+        if x.shape[1] != 4:
+            raise ValueError("refused")
+        return self.linear(x)
+
+
+def test_buffers_that_the_forward_replaces_are_put_back():
+    model = Positions()
+    kept = model.kept
+    diagnose(model, [torch.randn(8, 4)])
+    assert model.made is None
+    assert model.kept is kept
+    assert kept.tolist() == [0.0, 0.0]
+    with pytest.raises(ValueError, match="refused"):
+        diagnose(model, [torch.randn(8, 3)])
+    assert model.kept is kept
+
+
+IMAGE = torch.zeros(3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        (torch.zeros(5, 3, 8, 8), 5),
+        ((torch.zeros(5, 3, 8, 8), torch.zeros(5)), 5),
+        ([torch.zeros(5, 3, 8, 8), torch.zeros(5)], 5),  # of torch's default_collate
+        ([IMAGE, IMAGE], 2),
+        (([IMAGE, IMAGE], [{}, {}]), 2),
+        ({"images": torch.zeros(4, 2), "ids": torch.zeros(4)}, 4),
+        (torch.tensor(1.0), 1),
+    ],
+)
+def test_samples_of_a_batch(batch, count):
+    assert _length(batch) == count
+
+
+def test_a_net_of_frozen_parameters_has_no_gradients():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 3)).requires_grad_(False)
+    found = diagnose(model, [samples("cifar", 4, 8)], loss=lambda net, x: net(x).square().mean())
+    assert "all parameters are frozen: there are no gradients and no updates" in found.notes
+    assert found.loss > 0
+    assert all(math.isnan(layer.gradient_norm) for layer in found.layers)
+
+
+def test_gradients_of_a_scaled_loss_are_those_of_the_loss():
+    model, x = narrow("cifar").double(), samples("cifar", 4, 16, dtype=torch.float64)
+
+    def loss(net, batch):
+        return net(batch).square().mean()
+
+    plain, scaled = (diagnose(model, [x], loss=loss, loss_scale=scale) for scale in (1.0, 1024.0))
+    assert_close(scaled, plain, 1e-12)
+    assert scaled.loss == plain.loss
+
+
+def test_a_parameter_that_one_process_alone_uses():
+    model = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)])
+    x = torch.randn(4, 2)
+
+    def work(rank, reduce):
+        gradients = Gradients(model)
+        gradients.add(model[rank](x).sum())
+        gradients.finish(reduce)
+        return gradients
+
+    for found in by_two_ranks(work):
+        assert set(found.sums) == {"0.weight", "0.bias", "1.weight", "1.bias"}  # no process has used the last one
+        torch.testing.assert_close(found.sums["1.weight"], x.sum(0).expand(2, 2) / 2)
+
+
+def test_a_process_without_batches_ends_all():
+    model = nn.Linear(2, 2)
+    errors = by_two_ranks(lambda rank, reduce: diagnose(copy.deepcopy(model), [torch.ones(3, 2)] * rank, reduce=reduce))
+    assert [str(error) for error in errors] == ["diagnose: no batches; give at least one to each process"] * 2

@@ -12,9 +12,11 @@ from tasks import config as cfg
 from tasks.diagnose.dynamics import read_dynamics
 from tasks.diagnose.inputs import noise_inputs
 from tasks.diagnose.measure import diagnose
+from tasks.diagnose.run import file_names, run_diagnosis, write_diagnosis
 from tasks.diagnose.subjects import Settings, find_subject, parse_compared
-from tasks.engine.records import SignalsRecord, read_records
+from tasks.engine.records import SignalsRecord, StepRecord, read_records
 from tasks.errors import ConfigError, DataError, UserError
+from tasks.outputs import OutputFolder
 from tests.helpers.classification import picture
 from tests.helpers.paths import ROOT
 from tests.helpers.training import config, fit
@@ -102,6 +104,52 @@ def test_weights():
     assert pictures.input.expected != 1.0  # by the mean and std of the weights
 
 
+def test_a_run_with_frozen_levels(images, tmp_path):
+    """Its weights have gradients where its training had them, and its frozen norms take their own statistics."""
+    fit(images, tmp_path / "run", epochs=1, model=FROZEN)
+    found = measured(tmp_path / "run", settings=Settings(batches=1))
+    layers = {layer.name: layer for layer in found.layers}
+    assert math.isnan(layers["stem.conv1"].gradient_norm)
+    assert math.isnan(layers["stem.conv1"].update_ratio)
+    assert layers["layer3.0.conv1"].gradient_norm > 0
+    began = measured(written(images, tmp_path, model=FROZEN), settings=Settings(batches=1))
+    assert layers["stem.conv1"].power == pytest.approx(next(iter(began.layers)).power, rel=1e-6)
+
+
+def test_a_run_of_a_net_without_residual_blocks(images, tmp_path):
+    """Of its weights and of what it logged."""
+    model = {"name": "rescalevgg11", "options": {"width": 0.0625}}
+    settings = {"model": model, "data": {"size": 32, "resize": 32}, "calibration_batches": 1}
+    fit(images, tmp_path / "run", epochs=1, diagnose={"every": 2}, **settings)
+    found = run_diagnosis(str(tmp_path / "run"), [], [], Settings(batches=1))
+    assert [each.label for each in found.signals] == ["run"]
+    assert [each.label for each in found.dynamics] == ["run"]
+    write_diagnosis(found, OutputFolder(tmp_path / "out", file_names()), "vgg")
+    assert {"signals.svg", "course.svg", "layers.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert not {"dynamics.svg", "dynamics.csv"} & {path.name for path in (tmp_path / "out").iterdir()}
+    fit(images, tmp_path / "quiet", epochs=1, **settings)
+    assert len(run_diagnosis(str(tmp_path / "quiet"), [], [], Settings(batches=1)).signals) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(size=16), "--size: a config and a run take their data as they are; leave it out, or give --noise"),
+        (Settings(seed=1), "--seed: a config and a run have their own, train.seed=0; leave it out"),
+    ],
+)
+def test_settings_that_a_config_does_not_take(images, tmp_path, settings, message):
+    with pytest.raises(UserError) as error:
+        measured(written(images, tmp_path), settings=settings)
+    assert str(error.value) == message
+
+
+def test_pictures_get_the_size_of_the_weights(tmp_path):
+    picture(tmp_path / "a.png")
+    with pytest.raises(UserError, match="--size: pictures get the size that the weights state"):
+        measured("rescalenet20_cifar.cifar10_v2", settings=Settings(data=tmp_path, size=64))
+
+
 # -- configs and runs
 
 
@@ -111,17 +159,24 @@ def written(images, folder, **settings):
     return path
 
 
-def test_a_config_is_diagnosed_as_its_run_begins(images, tmp_path):
+BN = {"scheme": "bn", "options": {"width": 0.25}}
+FROZEN = {"weights": "rescalenet20_cifar.cifar10_v2_bn", "options": {}, "freeze": 2}
+
+
+@pytest.mark.parametrize("model", [None, BN, FROZEN], ids=["rescale", "bn", "bn-frozen"])
+def test_a_config_is_diagnosed_as_its_run_begins(images, tmp_path, model):
     """What the run logs of its first step, on the first batch: the same net, calibration, gradients and update.
 
-    The run writes its numbers as they are; the diagnosis computes the gradients in evaluation mode and makes the step
-    on a copy. Both are the same for a net without dropout, at a schedule that begins at the peak.
+    The run writes its numbers as they are; the diagnosis computes the gradients in evaluation mode, but for BatchNorm,
+    and makes the step on a copy. Both are the same for a net without dropout, at a schedule that begins at the peak.
     """
-    settings = {"epochs": 1, "diagnose": {"every": 100}, "calibration_batches": 3}
+    settings = {"epochs": 1, "diagnose": {"every": 100}, "calibration_batches": 3, "model": model}
     path = written(images, tmp_path, **settings)
     found = measured(path, settings=Settings(batches=1, units=False))
     fit(images, tmp_path / "run", **settings)
     record = next(r for r in read_records(tmp_path / "run" / "log.jsonl") if isinstance(r, SignalsRecord))
+    step = next(r for r in read_records(tmp_path / "run" / "log.jsonl") if isinstance(r, StepRecord))
+    assert found.loss == pytest.approx(step.loss, rel=1e-5)
     assert found.source == "1 training batches of 8"
     assert record.step == 0
     content = found.as_dict()
@@ -188,7 +243,7 @@ def test_a_run(images, tmp_path):
     elsewhere = find_subject(str(tmp_path / "run"), [f"data.root={tmp_path / 'none'}"], noise).measure()
     assert [layer.power for layer in elsewhere.layers] == [layer.power for layer in weights.layers]
     with pytest.raises(DataError, match="none"):
-        find_subject(str(tmp_path / "run"), [f"data.root={tmp_path / 'none'}"], SMALL).measure()
+        find_subject(str(tmp_path / "run"), [f"data.root={tmp_path / 'none'}"], Settings()).measure()
     alone = find_subject(str(tmp_path / "run" / "log.jsonl"), [], SMALL)
     assert (alone.measure, alone.fresh, alone.log) == (None, None, subject.log)
     assert alone.label == "run"  # its folder, as every run has a log of that name

@@ -76,6 +76,30 @@ def test_fresh_nets_are_healthy(name):
             assert [str(each) for each in faults(model, x)] == [], scheme
 
 
+class Block(nn.Module):
+    """x + F(norm(x)), as in a Transformer with pre-norm."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        return x + self.down(torch.nn.functional.gelu(self.up(self.norm(x))))
+
+
+def test_a_small_embedding_is_no_fault_in_front_of_norms():
+    """GPT's init: all weights have a standard deviation of 0.02, so that the trunk begins with E[x^2] = 4e-4."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(50, 256), *(Block(256) for _ in range(12)), nn.LayerNorm(256))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.05)
+    nn.init.normal_(model[0].weight, std=0.002)
+    signals = diagnose(model, [torch.randint(50, (4, 16))], expected_power=math.nan)
+    assert signals.sums[-1].power > 1e3 * signals.sums[0].previous
+    assert [str(each) for each in verdicts(signals)] == []
+
+
 @pytest.mark.parametrize("scheme", transformers.SCHEMES)
 def test_fresh_transformers_are_healthy(scheme):
     torch.manual_seed(0)
@@ -236,6 +260,13 @@ def test_multipliers_at_zero():
     verdict = only(faults(model, x), "multiplier at zero")
     assert verdict.where == ("layer1.1", "layer3.0")
     assert verdict.numbers.startswith("2 of 9 multipliers m_k are below 0.01")
+    # of a multiplier for each channel the largest decides, not their mean
+    model, x = made(multiplier="channel")
+    with torch.no_grad():
+        for block in (model.layer1[0], model.layer2[0]):
+            block.join.multiplier.copy_(torch.tensor([1.0, -1.0]).repeat(len(block.join.multiplier) // 2))
+        model.layer3[0].join.multiplier.fill_(0.001)
+    assert only(faults(model, x), "multiplier at zero").where == ("layer3.0",)
     # a scheme whose multipliers begin at 0, before and after its training
     model, x = made(scheme="skipinit")
     assert faults(model, x) == []

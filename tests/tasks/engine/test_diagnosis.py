@@ -12,6 +12,7 @@ from tasks import config as cfg
 from tasks.engine import Trainer
 from tasks.engine.diagnosis import steps_between
 from tasks.engine.records import SignalsRecord, StepRecord, read_records
+from tasks.errors import DataError
 from tasks.spec import make_task
 from tests.helpers import training
 from tests.helpers.commands import on_two_processes
@@ -212,6 +213,26 @@ def test_the_cost_is_reported(images, tmp_path, capsys):
     assert 10 < share < 100
     fit(images, tmp_path / "quiet")
     assert "diagnosis" not in capsys.readouterr().err
+
+
+def test_a_batch_without_a_readable_sample_has_no_record(images, tmp_path, monkeypatch, capsys):
+    """The step itself goes on without such a batch, so the run does; it says how many records are missing."""
+    fit(images, tmp_path / "without")
+    trainer = Trainer(make_task(config(images, tmp_path / "with", **EVERY_TWO)))
+    forward, looks = trainer.task.calibration_forward, iter([False, True, False])
+
+    def refuse(*arguments):
+        if next(looks):
+            raise DataError("no video of a batch can be read: a.mp4 is damaged")
+        forward(*arguments)
+
+    monkeypatch.setattr(trainer.task, "calibration_forward", refuse)
+    trainer.fit()
+    assert [record.step for record in signals_of(tmp_path / "with")] == [0, 4]
+    assert_same_run(tmp_path / "without", tmp_path / "with")
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("diagnosis: "))
+    assert line.startswith("diagnosis: 2 records in ")
+    assert line.endswith("; 1 left out, of batches without a readable sample")
 
 
 # -- the share of the training time
