@@ -12,11 +12,10 @@ from tasks import config as cfg
 from tasks.diagnose.dynamics import read_dynamics
 from tasks.diagnose.inputs import noise_inputs
 from tasks.diagnose.measure import diagnose
-from tasks.diagnose.run import file_names, run_diagnosis, write_diagnosis
+from tasks.diagnose.run import run_diagnosis
 from tasks.diagnose.subjects import Settings, find_subject, parse_compared
 from tasks.engine.records import SignalsRecord, StepRecord, read_records
 from tasks.errors import ConfigError, DataError, UserError
-from tasks.outputs import OutputFolder
 from tests.helpers.classification import picture
 from tests.helpers.paths import ROOT
 from tests.helpers.training import config, fit
@@ -124,11 +123,13 @@ def test_a_run_of_a_net_without_residual_blocks(images, tmp_path):
     found = run_diagnosis(str(tmp_path / "run"), [], [], Settings(batches=1))
     assert [each.label for each in found.signals] == ["run"]
     assert [each.label for each in found.dynamics] == ["run"]
-    write_diagnosis(found, OutputFolder(tmp_path / "out", file_names()), "vgg")
-    assert {"signals.svg", "course.svg", "layers.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
-    assert not {"dynamics.svg", "dynamics.csv"} & {path.name for path in (tmp_path / "out").iterdir()}
-    fit(images, tmp_path / "quiet", epochs=1, **settings)
-    assert len(run_diagnosis(str(tmp_path / "quiet"), [], [], Settings(batches=1)).signals) == 1
+    assert found.dynamics[0].layers
+    assert "run: there are no records of residual blocks" in found.lines()
+    # without records of signals it has its weights alone
+    kept = [line for line in (tmp_path / "run/log.jsonl").read_text().splitlines() if '"signals"' not in line]
+    (tmp_path / "run/log.jsonl").write_text("\n".join([*kept, ""]))
+    quiet = run_diagnosis(str(tmp_path / "run"), [], [], Settings(batches=1, units=False))
+    assert (len(quiet.signals), quiet.dynamics) == (1, ())
 
 
 @pytest.mark.parametrize(
