@@ -111,12 +111,11 @@ class Signs:
         if not len(x):  # as the boxes of a detector that finds none
             found = x.new_zeros((2, *x.shape[1:]), dtype=torch.bool)
         elif keep is None:
-            # The largest and the smallest value of each unit, with one sample at a time in the cache.
-            largest, smallest = x[0].clone(), x[0].clone()
-            for sample in x[1:]:
-                torch.maximum(largest, sample, out=largest)
-                torch.minimum(smallest, sample, out=smallest)
-            found = torch.stack([largest > 0, smallest <= 0])
+            # The largest and the smallest value of each unit, read in the order of the memory, which is much faster.
+            order = [0, *sorted(range(1, x.ndim), key=x.stride, reverse=True)]
+            ordered = x.permute(order)
+            found = torch.stack([ordered.amax(0) > 0, ordered.amin(0) <= 0])
+            found = found.permute([order.index(d) for d in range(x.ndim)])
         else:
             counted = keep.to(torch.bool)
             found = torch.stack([((x > 0) & counted).any(0), ((x <= 0) & counted).any(0)])

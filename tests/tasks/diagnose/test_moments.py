@@ -136,6 +136,20 @@ def test_signs_of_channels_and_units():
     assert Signs.of(x, 1).units is None
 
 
+@pytest.mark.parametrize("samples", [1, 3, 70])
+def test_signs_take_the_same_operations_for_any_number_of_samples(samples):
+    """And give the same in any order of the memory."""
+    x = torch.randn(samples, 4, 3, 5)
+    expected = torch.stack([(x > 0).any(0), (x <= 0).any(0)])
+    for same in (x, x.contiguous(memory_format=torch.channels_last), x.permute(3, 1, 0, 2).clone().permute(2, 1, 3, 0)):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            signs = Signs.of(same, 1, units=True)
+        assert signs.units is not None
+        torch.testing.assert_close(signs.units, expected)
+        extremes = [event for event in profile.events() if "max" in event.name or "min" in event.name]
+        assert len(extremes) == 2
+
+
 @pytest.mark.parametrize("shape", [(6, 4), (6, 3, 4)])
 def test_signs_of_linear_layers(shape):
     x = torch.randn(shape) + torch.tensor([9.0, -9.0, 0.0, 0.0])
