@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.diagnose.flow import ADDITIONS, Flow, aten, same_memory
@@ -70,19 +72,40 @@ class Point:
     calls: int = 0
 
 
-def is_product(module: nn.Module) -> bool:
-    """Return whether a module multiplies by a weight of its own: one with two dimensions that are larger than 1.
+def named_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of a net by name, without those that only compute the weight of another one.
 
-    A scale (C, 1, 1) for each channel is none.
+    ``torch.nn.utils.parametrize`` puts such modules into a layer, as for a spectral norm.
     """
-    if isinstance(module, GainedConv):  # which computes with the weight of the convolution inside of it
+    modules = dict(model.named_modules())
+    lists = [module for module in modules.values() if isinstance(module, parametrize.ParametrizationList)]
+    inside = {module for each in lists for module in each.modules()}
+    return {name: module for name, module in modules.items() if module not in inside}
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a module's own parameters by name, and those that ``torch.nn.utils.parametrize`` computes them from."""
+    found = dict(module.named_parameters(recurse=False))
+    if parametrize.is_parametrized(module):
+        inside = module.parametrizations.named_parameters()  # type: ignore[union-attr]
+        found |= {f"parametrizations.{name}": parameter for name, parameter in inside}
+    return found
+
+
+def is_product(module: nn.Module) -> bool:
+    """Return whether a module multiplies by a weight of its own.
+
+    Convolutions and linear layers do, and any other module with a weight of two dimensions that are larger than 1: a
+    scale (C, 1, 1) for each channel is none.
+    """
+    if isinstance(module, _ConvNd | nn.Linear | GainedConv):  # the last has its weight in the convolution inside of it
         return True
-    return any(sum(size > 1 for size in p.shape) >= 2 for p in module.parameters(recurse=False))
+    return any(sum(size > 1 for size in p.shape) >= 2 for p in own_parameters(module).values())
 
 
 def channel_dimension(module: nn.Module) -> int:
     """Return the dimension of the channels in the output of a product: 1 of a convolution, -1 of a linear layer."""
-    return 1 if isinstance(module, nn.modules.conv._ConvNd | GainedConv) else -1
+    return 1 if isinstance(module, _ConvNd | GainedConv) else -1
 
 
 class Recorder:
@@ -104,7 +127,7 @@ class Recorder:
         self.model, self.units = model, units
         self.points: dict[tuple[str, Kind], Point] = {}
         self.forwards = 0
-        self._names = {module: name for name, module in model.named_modules()}
+        self._names = {module: name for name, module in named_layers(model).items()}
         self._products = {module for module in self._names if is_product(module)}
         self._blocks = {module for module in self._names if any(child in self._products for child in module.modules())}
         self._clear()
@@ -152,10 +175,13 @@ class Recorder:
         if not isinstance(x, Tensor) or self._paused:
             return
         with self._pause():
-            if module in self._products and not self._calls[("", "input")] and x.is_floating_point():
-                self._calls[("", "input")] += 1
-                dim = channel_dimension(module)
-                self._add(Point("input", "input"), channel_sums(x, dim, self._keep(x)))
+            if module in self._products and not self._calls[("", "input")]:
+                self._calls[("", "input")] += 1  # also of tokens: what embeddings return is not the net's input
+                if x.is_floating_point():
+                    samples = x if x.ndim > 1 else x.reshape(1, -1)
+                    # of all channels, as the input's meaning of them is not known and its sizes may differ
+                    sums = channel_sums(samples, -1, self._keep(x)).sum(1, keepdim=True)
+                    self._add(Point("input", "input"), sums)
             if isinstance(module, HasDataBias):
                 point = self._point(self._names[module], self._kind(module))
                 centred = module.calibration_input(x)

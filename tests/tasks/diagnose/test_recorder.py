@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
 import zoo
 from tasks.diagnose.measure import as_in_training, diagnose
@@ -139,6 +141,10 @@ def test_names_of_activations_and_layers_that_are_never_called():
         (nn.Conv2d(3, 4, 1), True),
         (nn.Conv3d(3, 4, 3), True),
         (nn.Linear(3, 4), True),
+        (nn.Linear(3, 1), True),
+        (nn.Conv2d(1, 1, 1), True),
+        (weight_norm(nn.Linear(3, 4)), True),
+        (weight_norm(nn.Bilinear(3, 4, 2)), True),
         (nn.Embedding(9, 4), True),
         (nn.MultiheadAttention(4, 2), True),
         (nn.GroupNorm(2, 4), False),
@@ -154,6 +160,85 @@ def test_a_scale_of_each_channel_is_no_product():
     scale = nn.Module()
     scale.layer_scale = nn.Parameter(torch.ones(8, 1, 1))
     assert not is_product(scale)
+
+
+class Scaled(nn.Module):
+    """A parametrization with a layer and an activation inside of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Linear(3, 3)
+
+    def forward(self, weight):
+        return weight + F.relu(self.inside(weight))
+
+
+def test_layers_whose_weight_is_computed_are_rows_of_their_own():
+    """Their weight is no output of a layer."""
+    net = nn.Sequential(
+        spectral_norm(nn.Conv2d(3, 8, 3, padding=1)),
+        nn.ReLU(),
+        weight_norm(nn.Conv2d(8, 8, 3, padding=1, groups=8)),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+        orthogonal(nn.Linear(12, 12)),
+        nn.ReLU(),
+    )
+    parametrize.register_parametrization(net[2], "bias", nn.Identity())
+    net.append(nn.Conv2d(4, 4, 3))
+    parametrize.register_parametrization(net[7], "weight", Scaled())
+    net.eval().double()
+    x = torch.randn(4, 3, 16, 12, dtype=torch.float64)
+    seen, recorder = hooked(copy.deepcopy(net), x), Recorder(net)
+    with as_in_training(net), recorder.recording():
+        net(x)
+    products = {point.name: point for point in recorder.points.values() if point.kind == "product"}
+    assert list(products) == ["0", "2", "4", "5", "7"]
+    assert recorder.unreached == []
+    for name, point in products.items():
+        dim = -1 if name == "5" else 1
+        torch.testing.assert_close(point.sums, channel_sums(seen[name][1], dim), rtol=1e-10, atol=1e-10)
+    kinds = [(point.name, point.kind) for point in recorder.points.values() if point.kind != "product"]
+    assert kinds == [("input", "input"), ("1", "activation"), ("3", "activation"), ("6", "activation")]
+    float_input = recorder.points["input", "input"].sums.flatten()
+    assert float_input.tolist() == pytest.approx([float(x.sum()), float(x.square().sum()), x.numel()])
+
+
+def test_a_head_with_one_output_has_a_row():
+    net = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 1))
+    found = diagnose(net, [torch.randn(4, 12)])
+    assert [(layer.name, layer.channels) for layer in found.layers] == [("0", 8), ("2", 1)]
+
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.never = nn.Linear(12, 1), nn.Linear(8, 1)
+
+        def forward(self, x):
+            return self.used(x)
+
+    assert diagnose(Unused(), [torch.randn(4, 12)]).unreached == ("never",)
+
+
+@pytest.mark.parametrize("way", ["module", "function", "sum"])
+def test_what_embeddings_return_is_not_the_input(way):
+    """Tokens have no power. Without this, the scale of an embedding would be judged as that of pixels."""
+
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places, self.out = nn.Embedding(50, 16), nn.Embedding(9, 16), nn.Linear(16, 4)
+            self.weight = nn.Parameter(torch.randn(50, 16))
+
+        def forward(self, tokens):
+            if way == "function":
+                return self.out(F.embedding(tokens, self.weight))
+            x = self.words(tokens)
+            return self.out(x + self.places(torch.arange(tokens.shape[1])) if way == "sum" else x)
+
+    assert diagnose(Text(), [torch.randint(50, (3, 9))]).input is None
+    vectors = diagnose(nn.Linear(16, 4), [torch.ones(3, 16), torch.ones(3, 5, 16)]).input
+    assert (vectors.mean, vectors.std) == (1.0, 0.0)
 
 
 # -- no trace
