@@ -1,4 +1,4 @@
-"""How activations follow from each other in a forward: which additions join a trunk and a branch.
+"""How activations follow from each other in a forward: which additions join a trunk and a branch, where channels are.
 
 Any net can be followed, because PyTorch shows each elementary operation to a ``TorchDispatchMode``, also those inside
 of functions and of autograd's functions. A residual connection is an addition of two activations of which one was
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +36,59 @@ PRODUCTS = frozenset(
 )
 ADDITIONS = frozenset({aten.add, aten.add_})
 
+# dimension of the channels in the result of an operation, where the operation determines it
+_DIMENSIONS = {
+    aten.convolution: 1,
+    aten._convolution: 1,
+    aten.convolution_overrideable: 1,
+    aten.mkldnn_convolution: 1,
+    aten.cudnn_convolution: 1,
+    aten.addmm: -1,
+    aten.mm: -1,
+    aten.linear: -1,
+    aten.mkldnn_linear: -1,
+    aten.bmm: -1,
+    aten.baddbmm: -1,
+    aten.embedding: -1,
+    aten._native_multi_head_attention: -1,
+    aten._transformer_encoder_layer_fwd: -1,
+}
+
+
+class Channels(NamedTuple):
+    """Which values in a memory belong to one channel.
+
+    Views of the memory, such as a permutation, have the channels in another dimension but at the same stride.
+
+    Attributes:
+        ndim: number of dimensions of the tensor that was written.
+        dim: dimension of its channels.
+        size: number of channels.
+        stride: distance in memory from one channel to the next.
+    """
+
+    ndim: int
+    dim: int
+    size: int
+    stride: int
+
+    @classmethod
+    def at(cls, tensor: Tensor, dim: int) -> Channels | None:
+        """Return the channels of a tensor with samples, which dimension 0 counts; None of another tensor."""
+        if tensor.ndim < 2 or not tensor.numel():  # empty tensors have no memory of their own
+            return None
+        return cls(tensor.ndim, dim % tensor.ndim, tensor.shape[dim], tensor.stride(dim))
+
+    def dimension(self, tensor: Tensor) -> int | None:
+        """Return the dimension of the channels in a view of the memory; None where it has none, or not only one."""
+        if self.size == 1:  # whose stride means nothing
+            fits = [d for d in range(1, tensor.ndim) if tensor.shape[d] == 1]
+        else:
+            fits = [d for d in range(1, tensor.ndim) if tensor.shape[d] > 1 and tensor.stride(d) == self.stride]
+        if tensor.ndim == self.ndim and self.dim in fits:  # one of several, as of maps of one position
+            return self.dim
+        return fits[0] if len(fits) == 1 else None
+
 
 @dataclass
 class Node:
@@ -46,12 +99,14 @@ class Node:
         depth: largest number of products on a way from the input.
         own: bits of the operations that wrote into the memory.
         ancestors: bits of all operations that the values follow from, its own among them.
+        channels: where the channels are; None if that is not known.
     """
 
     constant: bool
     depth: int = 0
     own: int = 0
     ancestors: int = 0
+    channels: Channels | None = None
 
 
 _INPUT = Node(constant=False)  # memory that no operation of the forward has written
@@ -89,6 +144,17 @@ class Flow:
     def node(self, tensor: Tensor) -> Node:
         """Return the node of a tensor's memory."""
         return self._nodes.get(_key(tensor), _INPUT)
+
+    def dimension(self, tensor: Tensor) -> int | None:
+        """Return the dimension of the channels of a tensor, as products and norms left them; None if not known."""
+        channels = self.node(tensor).channels
+        return None if channels is None or not tensor.numel() else channels.dimension(tensor)
+
+    def place(self, tensor: Tensor, dim: int) -> None:
+        """Note the dimension of the channels of a module's output, which the operations in it may not show."""
+        node = self._nodes.get(_key(tensor))
+        if node is not None and not node.constant and (channels := Channels.at(tensor, dim)) is not None:
+            node.channels = channels
 
     def residual(self, first: Any, second: Any, weight: float) -> Residual | None:
         """Return what ``first + weight * second`` joins, or None if that is no residual connection.
@@ -129,9 +195,25 @@ class Flow:
             bit = 1 << self._operations
             self._operations += 1
             key = _key(tensor)
-            own = bit | (self._nodes[key].own if key in keys and key in self._nodes else 0)
+            before = self._nodes.get(key) if key in keys else None  # of a view, or of what is written in place
+            own = bit | (0 if before is None else before.own)
+            channels = None if before is None else before.channels
+            if channels is None:
+                channels = self._channels(operation, arguments, inputs, tensor)
             added = operation in PRODUCTS
-            self._nodes[key] = Node(False, depth + added, own, ancestors | own)
+            self._nodes[key] = Node(False, depth + added, own, ancestors | own, channels)
+
+    def _channels(self, operation: Any, arguments: Any, inputs: list[Tensor], result: Tensor) -> Channels | None:
+        """Return where the channels of a result are: as the operation has them, or as in an input that is like it."""
+        dim = _DIMENSIONS.get(operation)
+        if operation is aten.native_layer_norm and len(arguments[0][1]) == 1:  # over the last dimension alone
+            dim = -1
+        if dim is None:
+            like = [tensor for tensor in inputs if tensor.ndim == result.ndim]
+            like.sort(key=lambda tensor: tensor.shape != result.shape)  # the same shape first, as of x * gate
+            found = (self.dimension(tensor) for tensor in like)
+            dim = next((each for each in found if each is not None), None)
+        return None if dim is None else Channels.at(result, dim)
 
 
 def same_memory(first: Tensor, second: Tensor) -> bool:

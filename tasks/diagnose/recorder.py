@@ -35,6 +35,7 @@ ACTIVATIONS = {
     aten.silu_: "silu",
 }
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # layers that normalize
+_CHANNELS_SECOND = (_ConvNd, GainedConv, _NormBase, nn.GroupNorm)  # layers with (N, C, ...), whatever comes before
 
 
 @dataclass
@@ -103,11 +104,6 @@ def is_product(module: nn.Module) -> bool:
     return any(sum(size > 1 for size in p.shape) >= 2 for p in own_parameters(module).values())
 
 
-def channel_dimension(module: nn.Module) -> int:
-    """Return the dimension of the channels in the output of a product: 1 of a convolution, -1 of a linear layer."""
-    return 1 if isinstance(module, _ConvNd | GainedConv) else -1
-
-
 class Recorder:
     """The statistics of a net's forwards.
 
@@ -121,12 +117,15 @@ class Recorder:
     Attributes:
         points: points by name and kind, in the order of the forward.
         forwards: number of forwards so far.
+        varied: names of the places that had another number of channels in a later call, as of one activation for
+            layers of several sizes; these later values are left out.
     """
 
     def __init__(self, model: nn.Module, *, units: bool = False) -> None:
         self.model, self.units = model, units
         self.points: dict[tuple[str, Kind], Point] = {}
         self.forwards = 0
+        self.varied: list[str] = []
         self._names = {module: name for name, module in named_layers(model).items()}
         self._products = {module for module in self._names if is_product(module)}
         self._blocks = {module for module in self._names if any(child in self._products for child in module.modules())}
@@ -137,6 +136,7 @@ class Recorder:
         self._stack: list[nn.Module] = []
         self._calls: Counter[tuple[str, Kind]] = Counter()
         self._paused = False
+        self._flow = Flow([])
         self._channels, self._width = 1, 0  # dimension and number of the channels after the last product
         self._last: tuple[Point, Tensor] | None = None  # the last sum and its result, until an activation reads that
         self._followed: Point | None = None  # sum whose result the current activation reads
@@ -145,13 +145,13 @@ class Recorder:
     def recording(self, *, gradients: bool = False) -> Iterator[None]:
         """Record the one forward inside of the ``with`` block, with or without autograd's graph."""
         self._clear()
-        constants = [*self.model.parameters(), *self.model.buffers()]
+        self._flow = Flow([*self.model.parameters(), *self.model.buffers()])
         handles = []
         for module in self._names:
             handles.append(module.register_forward_pre_hook(self._enter))
             handles.append(module.register_forward_hook(self._leave, always_call=True))
         try:
-            with torch.set_grad_enabled(gradients), _Watch(self, Flow(constants)):
+            with torch.set_grad_enabled(gradients), _Watch(self, self._flow):
                 yield
             self.forwards += 1
         finally:
@@ -186,8 +186,7 @@ class Recorder:
                 point = self._point(self._names[module], self._kind(module))
                 centred = module.calibration_input(x)
                 if centred.ndim > 1:
-                    sums = channel_sums(centred, module.channel_dim, self._keep(centred))
-                    point.centred = sums if point.centred is None else point.centred + sums
+                    self._include(point, "centred", channel_sums(centred, module.channel_dim, self._keep(centred)))
 
     def _leave(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         if self._stack and self._stack[-1] is module:
@@ -199,10 +198,11 @@ class Recorder:
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim < 2:
             return
         with self._pause():
+            dim = self._output_dimension(module, output)
+            self._flow.place(output, dim)
             if module in self._products:
-                self._channels = channel_dimension(module)
-                self._width = output.shape[self._channels]
-            dim = -1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else self._dimension(output)
+                self._channels = 1 if dim == 1 and output.ndim > 2 else -1
+                self._width = output.shape[dim]
             point = self._point(self._names[module], self._kind(module))
             self._add(point, channel_sums(output, dim, self._keep(output)))
 
@@ -228,11 +228,10 @@ class Recorder:
                 with self._pause():
                     point = self._numbered(self._block(), "sum")
                     trunk, branch = found.trunk, found.branch
-                    sums = pair_sums(trunk, branch, self._dimension(trunk), self._keep(trunk))
+                    sums = pair_sums(trunk, branch, self._dimension(trunk, branch), self._keep(trunk))
                     u, v = found.trunk_weight, found.branch_weight
                     weights = sums.new_tensor([u, v, u * u, v * v, u * v, 1.0])
-                    sums = sums * weights[:, None]
-                    point.pair = sums if point.pair is None else point.pair + sums
+                    self._include(point, "pair", sums * weights[:, None])
                     point.identity, point.trunk_weight = found.identity, u
                 return point
         return None
@@ -249,7 +248,7 @@ class Recorder:
             with self._pause():
                 sums = channel_sums(result, self._dimension(result), self._keep(result))
                 followed = self._followed
-                followed.after = sums if followed.after is None else followed.after + sums
+                self._include(followed, "after", sums)
                 followed.after_inside = self._block() == followed.name.partition(":")[0]
         self._followed = None
 
@@ -262,7 +261,7 @@ class Recorder:
         signs = Signs.of(x, dim, keep, units=self.units)
         if point.signs is None:
             point.signs = signs
-        else:
+        elif point.signs.channels.shape == signs.channels.shape:  # or else left out, as its sums are
             point.signs.add(signs)
         if self._last is not None and same_memory(x, self._last[1]):
             self._followed, self._last = self._last[0], None
@@ -291,12 +290,39 @@ class Recorder:
 
     def _add(self, point: Point, sums: Tensor) -> None:
         point = self.points.setdefault((point.name, point.kind), point)
-        point.sums = sums if point.sums is None else point.sums + sums
+        self._include(point, "sums", sums)
         point.calls += 1
 
-    def _dimension(self, x: Tensor) -> int:
-        """Return the dimension of the channels: that of the last product's output."""
-        return 1 if x.ndim == 2 else self._channels
+    def _include(self, point: Point, field: Literal["sums", "pair", "after", "centred"], sums: Tensor) -> None:
+        """Add sums to those of a point; other channels than before have no place in them."""
+        before = getattr(point, field)
+        if before is None or before.shape == sums.shape:
+            setattr(point, field, sums if before is None else before + sums)
+        elif point.name not in self.varied:
+            self.varied.append(point.name)
+
+    def _dimension(self, *tensors: Tensor) -> int:
+        """Return the dimension of the channels of tensors of one shape.
+
+        It follows from what computed them, or else is that of the last product's output.
+        """
+        if tensors[0].ndim == 2:
+            return 1
+        found = (self._flow.dimension(tensor) for tensor in tensors)
+        return next((dim for dim in found if dim is not None), self._channels)
+
+    def _output_dimension(self, module: nn.Module, output: Tensor) -> int:
+        """Return the dimension of the channels in the output of a product, norm or bias from data."""
+        if output.ndim == 2 or isinstance(module, _CHANNELS_SECOND):
+            return 1
+        if isinstance(module, nn.Linear | nn.Embedding):
+            return output.ndim - 1
+        if (dim := self._flow.dimension(output)) is not None:
+            return dim
+        if isinstance(module, HasDataBias):
+            return module.channel_dim % output.ndim
+        # A weight (O, I, h, w) is that of a convolution, of whatever library.
+        return 1 if any(p.ndim >= 4 for p in own_parameters(module).values()) else output.ndim - 1
 
     @staticmethod
     def _keep(x: Tensor) -> Tensor | None:

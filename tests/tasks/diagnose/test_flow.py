@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision import models
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision import models, ops
 
 import zoo
+from tasks.diagnose.flow import Flow
 from tasks.diagnose.measure import diagnose
 from tests.helpers import transformers
 from tests.helpers.nets import NARROW, VISION, narrow, samples
@@ -133,6 +135,131 @@ def test_timm():
     model = timm.create_model("resnet10t", num_classes=5)
     found = sums_of(model, torch.randn(2, 3, 64, 64))
     assert [each.name for each in found] == [f"layer{i}.0" for i in (1, 2, 3, 4)]
+
+
+# -- channels
+
+
+class SqueezeExcitation(nn.Module):
+    """A gate for each channel by linear layers, as most code of these nets has it."""
+
+    def __init__(self, channels, hidden):
+        super().__init__()
+        self.down, self.up = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+
+    def forward(self, x):
+        gate = torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3))))))
+        return x * gate[:, :, None, None]
+
+
+class GatedBlock(nn.Module):
+    """A residual block whose branch ends in a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.gate = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), SqueezeExcitation(16, 4)
+        self.last = nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return self.last(F.relu(x + self.gate(self.norm(self.conv(x)))))
+
+
+def correlation(x, y):
+    """Correlation around the means of the channels, which dimension 1 has."""
+    x, y = (z.double() - z.double().mean((0, 2, 3), keepdim=True) for z in (x, y))
+    return float((x * y).sum() / (x.norm() * y.norm()))
+
+
+def test_channels_behind_a_gate_of_linear_layers():
+    """The last product before the sum is linear, but its channels are those of the convolution."""
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 3), GatedBlock()).double(), torch.randn(4, 3, 14, 10, dtype=torch.float64)
+    found = diagnose(model, [x, torch.randn(4, 3, 8, 8, dtype=torch.float64)])
+    assert [(unit.name, unit.channels) for unit in found.activations] == [("1.gate", 4), ("1", 16)]
+    assert {layer.name: layer.channels for layer in found.layers} == {
+        "0": 16,
+        "1.conv": 16,
+        "1.norm": 16,
+        "1.gate.down": 4,
+        "1.gate.up": 16,
+        "1.last": 16,
+    }
+    found = diagnose(model, [x])
+    with torch.no_grad():
+        model.train()
+        trunk = model[0](x)
+        branch = model[1].gate(model[1].norm(model[1].conv(trunk)))
+    assert found.sums[0].correlation == pytest.approx(correlation(trunk, branch), rel=1e-9)
+    before = (trunk + branch).movedim(1, 0).flatten(1)
+    unit = found.activations[1]
+    assert (unit.positive, unit.negative) == (int((before > 0).all(1).sum()), int((before <= 0).all(1).sum()))
+
+
+def test_channels_of_a_net_that_permutes_them():
+    """ConvNeXt: linear layers on (N, H, W, C), in a trunk (N, C, H, W), where its LayerNorm is too."""
+    setting = models.convnext.CNBlockConfig
+    model = models.ConvNeXt([setting(16, 32, 1), setting(32, None, 1)], layer_scale=1.0, num_classes=5).double().eval()
+    x, seen = torch.randn(2, 3, 96, 64, dtype=torch.float64), {}
+    block = model.features[1][0]
+    handle = block.register_forward_hook(lambda module, arguments, output: seen.update(x=arguments[0], y=output))
+    with torch.no_grad():
+        model(x)
+    handle.remove()
+    found = diagnose(model, [x, torch.randn(2, 3, 64, 64, dtype=torch.float64)])
+    channels = {layer.name: layer.channels for layer in found.layers}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            assert channels[name] == module.normalized_shape[0], name
+        elif isinstance(module, nn.Linear):
+            assert channels[name] == module.out_features, name
+    assert [unit.channels for unit in found.activations] == [64, 128]
+    found = diagnose(model, [x])
+    assert found.sums[0].correlation == pytest.approx(correlation(seen["x"], seen["y"] - seen["x"]), rel=1e-9)
+
+
+class Deformable(nn.Module):
+    """A convolution of another library, a norm and a ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.offsets, self.conv = nn.Conv2d(3, 18, 3, padding=1), ops.DeformConv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return F.relu(self.norm(self.conv(x, self.offsets(x))))
+
+
+def test_channels_of_a_convolution_of_another_library():
+    found = diagnose(Deformable(), [torch.randn(4, 3, 16, 12)])
+    assert [(layer.name, layer.channels) for layer in found.layers] == [("offsets", 18), ("conv", 8), ("norm", 8)]
+    assert [unit.channels for unit in found.activations] == [8]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels", [5, 1])
+def test_the_dimension_of_channels_is_followed_through_views_and_copies(layout, channels):
+    x, weight = torch.randn(2, 3, 4, 6).to(memory_format=layout), torch.randn(channels, 3, 1, 1)
+    flow = Flow([weight])
+
+    class Follow(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            flow.record(func.overloadpacket, (args, kwargs or {}), result)
+            return result
+
+    with Follow():
+        y = F.conv2d(x, weight)
+        last = y.permute(0, 2, 3, 1)
+        cases = [(y, 1), (last, 3), (last.contiguous() * 2, 3), (y.flatten(2), 1), (y.mean((2, 3), keepdim=True), 1)]
+        cases += [(F.max_pool2d(y, 2), 1), (torch.cat([y, y], 1), 1), (y.roll(1, 2).tanh(), 1)]
+        cases += [(y.flatten(2).transpose(1, 2), 2), (last.reshape(2, 24, channels), 2), (last[:, 1:, ::2], 3)]
+        cases += [(F.layer_norm(last, (channels,)).permute(0, 3, 1, 2).relu(), 1)]
+        for number, (result, dim) in enumerate(cases):
+            assert flow.dimension(result) == dim, number
+        assert flow.dimension(x) is None
+        # where it cannot be told, and where no samples are
+        assert flow.dimension(y.movedim(1, 0)) is None
+        assert flow.dimension(y.reshape(2, -1, 2)) is None
+        assert flow.dimension(y[:0]) is None
 
 
 # -- modules of a user

@@ -241,6 +241,39 @@ def test_what_embeddings_return_is_not_the_input(way):
     assert (vectors.mean, vectors.std) == (1.0, 0.0)
 
 
+class Shared(nn.Module):
+    """One activation for layers of several sizes, which it is called for a varying number of times."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 6)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        if x.shape[0] > 4:
+            x = self.relu(self.second(x))
+        return self.relu(self.third(x))
+
+
+def test_an_activation_for_layers_of_several_sizes():
+    """The values of the first size count, and the place is listed."""
+    net, x = Shared().double(), torch.randn(8, 4, dtype=torch.float64)
+    recorder = recorder_of(net, x, x[:4], x)
+    assert recorder.varied == ["relu:2"]
+    points = {point.name: point for point in recorder.points.values() if point.kind == "activation"}
+    assert {name: (point.sums.shape[1], point.sums[2, 0].item()) for name, point in points.items()} == {
+        "relu": (8, 20),
+        "relu:2": (8, 16),
+        "relu:3": (6, 16),
+    }
+    assert points["relu:2"].signs.channels.shape == (2, 8)
+    with torch.no_grad():
+        expected = channel_sums(net.second(net.first(x).relu()), 1)
+    torch.testing.assert_close(points["relu:2"].sums, 2 * expected)
+    assert diagnose(net, [x[:4], x]).activations[1].channels == 6
+
+
 # -- no trace
 
 
@@ -395,12 +428,16 @@ def test_offsets_of_biases_are_those_of_their_inputs():
 # -- processes
 
 
-def recorded(model, *batches):
+def recorder_of(model, *batches):
     recorder = Recorder(model, units=True)
     for batch in batches:
         with as_in_training(model), recorder.recording():
             model(batch)
-    return list(recorder.points.values())
+    return recorder
+
+
+def recorded(model, *batches):
+    return list(recorder_of(model, *batches).points.values())
 
 
 def test_the_sums_of_two_halves_are_those_of_all():
