@@ -30,9 +30,22 @@ ACTIVATIONS = {
     aten.hardtanh_: "relu6",
     aten.leaky_relu: "leaky_relu",
     aten.leaky_relu_: "leaky_relu",
+    aten.rrelu_with_noise: "rrelu",
+    aten.rrelu_with_noise_: "rrelu",
+    aten.prelu: "prelu",
+    aten._prelu_kernel: "prelu",
+    aten.elu: "elu",  # SELU too
+    aten.elu_: "elu",
+    aten.celu: "celu",
+    aten.celu_: "celu",
     aten.gelu: "gelu",
     aten.silu: "silu",
     aten.silu_: "silu",
+    aten.mish: "mish",
+    aten.mish_: "mish",
+    aten.hardswish: "hardswish",
+    aten.hardswish_: "hardswish",
+    aten.softplus: "softplus",
 }
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # layers that normalize
 _CHANNELS_SECOND = (_ConvNd, GainedConv, _NormBase, nn.GroupNorm)  # layers with (N, C, ...), whatever comes before
@@ -102,6 +115,15 @@ def is_product(module: nn.Module) -> bool:
     if isinstance(module, _ConvNd | nn.Linear | GainedConv):  # the last has its weight in the convolution inside of it
         return True
     return any(sum(size > 1 for size in p.shape) >= 2 for p in own_parameters(module).values())
+
+
+def function_name(operation: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> str:
+    """Return the name of the activation that an operation computes."""
+    name = ACTIVATIONS[operation]
+    if name == "relu6":  # whose operation is that of any range
+        lowest = arguments[1] if len(arguments) > 1 else keywords.get("min_val", -1)
+        return "relu6" if lowest == 0 else "hardtanh"
+    return name
 
 
 class Recorder:
@@ -220,7 +242,7 @@ class Recorder:
             x = arguments[0]
             if x.ndim > 1 and not flow.node(x).constant:
                 with self._pause():
-                    self._activation(x, ACTIVATIONS[operation])
+                    self._activation(x, function_name(operation, arguments, keywords))
         elif operation in ADDITIONS and len(arguments) > 1:
             found = flow.residual(arguments[0], arguments[1], float(keywords.get("alpha", 1)))
             # of two dimensions there are sums of coordinates too, as of boxes

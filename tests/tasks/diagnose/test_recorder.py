@@ -220,6 +220,30 @@ def test_a_head_with_one_output_has_a_row():
     assert diagnose(Unused(), [torch.randn(4, 12)]).unreached == ("never",)
 
 
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        (nn.PReLU(), "prelu"),
+        (nn.PReLU(8), "prelu"),
+        (nn.ELU(), "elu"),
+        (nn.SELU(inplace=True), "elu"),
+        (nn.CELU(), "celu"),
+        (nn.RReLU(), "rrelu"),
+        (nn.Mish(), "mish"),
+        (nn.Hardswish(inplace=True), "hardswish"),
+        (nn.Softplus(), "softplus"),
+        (nn.ReLU6(), "relu6"),
+        (nn.Hardtanh(0.0, 4.0), "relu6"),
+        (nn.Hardtanh(inplace=True), "hardtanh"),
+    ],
+)
+def test_activations_whose_inputs_have_a_sign_that_matters(module, function):
+    """Of these, only a ReLU and its kin are constant below 0, so ``hardtanh`` is no ReLU where it begins at -1."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), module)
+    (found,) = diagnose(net, [torch.randn(4, 3, 12, 10)]).activations
+    assert (found.name, found.function, found.channels) == ("1", function, 8)
+
+
 @pytest.mark.parametrize("way", ["module", "function", "sum"])
 def test_what_embeddings_return_is_not_the_input(way):
     """Tokens have no power. Without this, the scale of an embedding would be judged as that of pixels."""
