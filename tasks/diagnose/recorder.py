@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.diagnose.flow import ADDITIONS, Flow, aten, same_memory
 from tasks.diagnose.moments import Positions, Signs, channel_sums, pair_sums
-from zoo.calibration import HasDataBias, counted_positions
+from tasks.errors import UserError
+from zoo.calibration import HasDataBias, counted_positions, sum_dtype
 from zoo.layers import GainedConv
 
 Kind = Literal["input", "product", "norm", "bias", "activation", "sum"]
@@ -394,10 +396,18 @@ Reduce = Callable[[Tensor], Tensor]
 def gather(points: list[Point], reduce: Reduce | None) -> None:
     """Add up the sums of all points over processes in place, and move them to the CPU in one transfer.
 
+    Signs of units are kept where all processes saw the same sizes.
+
     Args:
-        points: points of the same net, in the same order on all processes.
+        points: points of the same net, the same on all processes.
         reduce: sum of a float64 tensor over processes; None for one process.
+
+    Raises:
+        UserError: the processes saw different layers, on all of them.
     """
+    points = sorted(points, key=lambda point: (point.name, point.kind))  # the order of calls may differ
+    if reduce is not None:
+        _agree(points, reduce)
     fields = ("sums", "pair", "after", "centred")
     places = [(point, name) for point in points for name in fields if getattr(point, name) is not None]
     tensors = [getattr(point, name) for point, name in places]
@@ -417,3 +427,38 @@ def gather(points: list[Point], reduce: Reduce | None) -> None:
     for sign in signs:
         if sign.units is not None:
             sign.units = next(rest) > 0
+
+
+def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tuple(tensor.shape)
+
+
+def _agree(points: list[Point], reduce: Reduce) -> None:
+    """Raise an error on all processes unless they have the same sums, and drop signs of units that they have not.
+
+    Sums of other layers would be added up without a sign of it, or the processes would wait for each other for ever.
+    """
+    sums, units, device = [], [], torch.device("cpu")
+    for point in points:
+        tensors = [point.sums, point.pair, point.after, point.centred]
+        if point.signs is not None:
+            tensors.append(point.signs.channels)
+            units.append(_shape(point.signs.units))
+        device = next((tensor.device for tensor in tensors if tensor is not None), device)
+        sums.append((point.name, point.kind, [_shape(tensor) for tensor in tensors]))
+    # The bytes of a hash of each: their squares, added up over processes, are exact in float32 too.
+    hashed = [byte for layout in (sums, units) for byte in zlib.crc32(repr(layout).encode()).to_bytes(4, "big")]
+    numbers = [1, *hashed, *(byte * byte for byte in hashed)]
+    count, *totals = reduce(torch.tensor(numbers, dtype=sum_dtype(device), device=device)).tolist()
+    # Of n numbers, n times the sum of the squares is the square of the sum only if all are equal.
+    pairs = zip(totals[: len(hashed)], totals[len(hashed) :], strict=True)
+    equal = [count * squares == total * total for total, squares in pairs]
+    if not all(equal[:4]):
+        raise UserError(
+            "diagnose: the processes saw different layers, or layers of different sizes, so their statistics do not "
+            "add up; use batches that take the same way through the net on all processes, or one process"
+        )
+    if not all(equal[4:]):
+        for point in points:
+            if point.signs is not None:
+                point.signs.units = None

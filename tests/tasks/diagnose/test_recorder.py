@@ -1,6 +1,8 @@
 """What the recorder sees, against plain hooks of this file; and that it leaves no trace in the net."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import zoo
 from tasks.diagnose.measure import as_in_training, diagnose
 from tasks.diagnose.moments import Signs, channel_sums
 from tasks.diagnose.recorder import Point, Recorder, gather, is_product
+from tasks.errors import UserError
 from tests.helpers import transformers
 from tests.helpers.nets import narrow, samples
 from zoo.calibration import HasDataBias
@@ -475,7 +478,7 @@ def test_the_sums_of_two_halves_are_those_of_all():
 
     gather(recorded(model, x[4:]), other)
     points = recorded(model, x[:4])
-    gather(points, lambda flat: flat + sent[0])
+    gather(points, lambda flat: flat + sent.pop(0))
     whole = recorded(model, x)
     assert [point.name for point in points] == [point.name for point in whole]
     for point, expected in zip(points, whole, strict=True):
@@ -494,5 +497,75 @@ def test_one_transfer_of_all_sums():
     points = [Point("a", "sum", sums=channel_sums(torch.ones(2, 3), 1)), Point("b", "activation")]
     points[1].signs = Signs.of(torch.ones(2, 3), 1)
     gather(points, lambda flat: calls.append(flat.shape) or flat)
-    assert calls == [(9 + 6,)]
-    gather([], lambda flat: pytest.fail("nothing to send"))
+    assert calls == [(17,), (9 + 6,)]  # the first, of a fixed size, is whether all processes have the same sums
+    gather([], lambda flat: calls.append(flat.shape) or flat)
+    assert calls[2:] == [(17,)]  # the others may have some
+
+
+class Processes:
+    """Processes of which each gathers its points in a thread; tensors of other sizes than the others' are refused."""
+
+    def __init__(self, count):
+        self.barrier, self.count = threading.Barrier(count, timeout=60), count
+        self.sent = [None] * count
+
+    def gather(self, all_points):
+        def run(rank):
+            def reduce(flat):
+                self.barrier.wait()  # until all have read the last sums
+                self.sent[rank] = flat
+                self.barrier.wait()
+                assert len({tensor.shape for tensor in self.sent}) == 1
+                return torch.stack(self.sent).sum(0)
+
+            try:
+                return gather(all_points[rank], reduce)
+            except UserError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(self.count) as pool:
+            return list(pool.map(run, range(self.count)))
+
+
+def points_of(*names, channels=3, units=None):
+    """A sum of ones for each name, and an activation whose units have a size."""
+    points = [Point(name, "sum", sums=channel_sums(torch.ones(2, channels), 1)) for name in names]
+    if units is not None:
+        x = torch.ones(2, channels, units)
+        points.append(Point("relu", "activation", sums=channel_sums(x, 1), signs=Signs.of(x, 1, units=True)))
+    return points
+
+
+@pytest.mark.parametrize(
+    "others", [points_of("a", "b"), points_of("b"), points_of("a", channels=4), points_of("a", units=2), []]
+)
+@pytest.mark.parametrize("count", [2, 5])
+def test_processes_that_saw_different_layers_all_raise_the_same_error(others, count):
+    """In place of waiting for each other, or adding up the sums of one layer and of another."""
+    messages = Processes(count).gather([*(points_of("a") for _ in range(count - 1)), others])
+    assert len(set(messages)) == 1
+    assert "the processes saw different layers" in messages[0]
+    assert "\n" not in messages[0]
+
+
+def test_processes_that_saw_the_same_layers_in_another_order():
+    first, second = points_of("a", "b"), points_of("b", "a")
+    second[0].sums *= 10
+    assert Processes(2).gather([first, second]) == [None, None]
+    for points in (first, second):
+        by_name = {point.name: point.sums for point in points}
+        assert by_name["a"][0].tolist() == [4] * 3
+        assert by_name["b"][0].tolist() == [22] * 3
+
+
+def test_units_of_several_sizes_in_the_processes_are_given_up_in_all():
+    """As within one process: their positions do not correspond."""
+    all_points = [points_of("a", units=size) for size in (4, 6, 4)]
+    all_points[2][1].signs.units = None
+    assert Processes(3).gather(all_points) == [None] * 3
+    for points in all_points:
+        assert points[1].signs.units is None
+        assert points[1].signs.channels.tolist() == [[True] * 3, [False] * 3]
+    same = [points_of("a", units=4) for _ in range(2)]
+    assert Processes(2).gather(same) == [None] * 2
+    assert all(points[1].signs.units.shape == (2, 3, 4) for points in same)
