@@ -99,7 +99,7 @@ class Node:
         depth: largest number of products on a way from the input.
         own: bits of the operations that wrote into the memory.
         ancestors: bits of all operations that the values follow from, its own among them.
-        channels: where the channels are; None if that is not known.
+        channels: place of the channels; None if that is not known.
     """
 
     constant: bool

@@ -62,7 +62,7 @@ class Point:
             forward, ``name:n``.
         kind: kind of the values: the input of the first product, the output of a product, norm or bias from data,
             the input of an activation, or the sum of trunk and branch.
-        sums: ``channel_sums`` of the place.
+        sums: ``channel_sums`` of the place; of an input, of all channels together.
         pair: ``pair_sums`` of weighted trunk and weighted branch, of a sum.
         trunk_weight: weight of the trunk in a sum.
         after: ``channel_sums`` behind an activation that directly follows a sum; None without one.
