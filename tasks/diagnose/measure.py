@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from tasks.diagnose.moments import ChannelStatistics, PairStatistics
-from tasks.diagnose.recorder import Point, Recorder, Reduce, gather
+from tasks.diagnose.recorder import Point, Recorder, Reduce, gather, own_parameters
 from tasks.diagnose.signals import Activation, Input, Layer, Signals, Sum
 from tasks.diagnose.theory import expected_powers, growth_of, scheme_of
 from tasks.errors import UserError
+from tasks.printing import listed
 from zoo.baseline_layers import StandardizedConvNd
 from zoo.calibration import HasDataBias, sum_dtype
 from zoo.errors import ZooError
@@ -171,7 +173,7 @@ def diagnose(
         samples=samples if reduce is None else _total(samples, reduce, model),
         input=None if found.input is None else dataclasses.replace(found.input, expected=expected_power),
         loss=math.nan if gradients is None else gradients.loss,
-        notes=tuple(_notes(gradients, trained=trained, real_inputs=real_inputs)),
+        notes=(*found.notes, *_notes(gradients, trained=trained, real_inputs=real_inputs)),
         trained=trained,
         real_inputs=real_inputs,
     )
@@ -211,6 +213,7 @@ def read(recorder: Recorder, numbers: ParameterNumbers, reduce: Reduce | None = 
         sums=tuple(sum_rows(points, scales, model)),
         activations=tuple(activation_rows(points, scales)),
         unreached=tuple(recorder.unreached),
+        notes=(f"only the first number of channels counts at {listed(recorder.varied, 3)}",) if recorder.varied else (),
         multiplier_init=1.0 if scheme is None else scheme.multiplier_init,
     )
 
@@ -312,19 +315,13 @@ class ParameterNumbers:
 
     def update_ratio(self, module: str) -> float:
         """Return the ratio of the update of a product's weight; NaN without one."""
-        weight = main_weight(self.modules[module])
-        parameters = dict(self.modules[module].named_parameters())
-        names = [name for name in self._own(module) if parameters[self._inside(module, name)] is weight]
-        return self.update_ratios.get(names[0], math.nan) if names else math.nan
+        own = {name: parameter for name, parameter in self._own(module).items() if parameter.ndim >= 2}
+        name = max(own, key=lambda name: own[name].numel(), default="")
+        return self.update_ratios.get(name, math.nan)
 
-    def _own(self, module: str) -> list[str]:
+    def _own(self, module: str) -> dict[str, nn.Parameter]:
         prefix = f"{module}." if module else ""
-        recurse = isinstance(self.modules[module], GainedConv)
-        return [prefix + name for name, _ in self.modules[module].named_parameters(recurse=recurse)]
-
-    @staticmethod
-    def _inside(module: str, name: str) -> str:
-        return name.removeprefix(f"{module}.") if module else name
+        return {prefix + name: parameter for name, parameter in parameters_of(self.modules[module]).items()}
 
 
 def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
@@ -351,9 +348,20 @@ def first_update(model: nn.Module, gradients: dict[str, Tensor], step: Step) -> 
     return relative_changes(before, after)
 
 
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that belong to a layer by name; those of a convolution with a gain are inside of it."""
+    return dict(module.named_parameters()) if isinstance(module, GainedConv) else own_parameters(module)
+
+
 def main_weight(module: nn.Module) -> Tensor | None:
-    """Return the weight of a product: the largest of its own parameters with two dimensions or more."""
-    own = [p for p in module.parameters(recurse=isinstance(module, GainedConv)) if p.ndim >= 2]
+    """Return the weight of a product: the largest of its parameters with two dimensions or more.
+
+    One that ``torch.nn.utils.parametrize`` computes is computed.
+    """
+    if parametrize.is_parametrized(module, "weight"):
+        with torch.no_grad(), evaluating(module):  # a spectral norm makes an iteration in training mode
+            return module.weight  # type: ignore[return-value]
+    own = [parameter for parameter in parameters_of(module).values() if parameter.ndim >= 2]
     return max(own, key=lambda parameter: parameter.numel()) if own else None
 
 

@@ -22,9 +22,10 @@ from tasks.diagnose.signals import Signals
 from tasks.engine.records import SignalsRecord
 from tasks.engine.runlog import RunLog
 from tasks.engine.task import Task
-from tasks.errors import DataError
+from tasks.errors import DataError, UserError
 from tasks.progress import print_line
 from zoo.calibration import sum_dtype
+from zoo.errors import one_line
 
 
 class Diagnosis:
@@ -49,7 +50,7 @@ class Diagnosis:
         every: number of steps between two records.
         records: number of records so far.
         seconds: time that they took on this process.
-        left_out: number of records that were due and not taken (``look``).
+        left_out: number of records that were due and not taken.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Diagnosis:
         self.records, self.seconds, self.left_out = 0, 0.0, 0
         self._begun = 0.0  # of the step with the record in progress
         self._spent = 0.0  # in that record
+        self._reason = ""  # of the last record that was left out
         self._costs: list[float] = []  # times of the records, in steps
         self._recorder: Recorder | None = None
         self._numbers: ParameterNumbers | None = None
@@ -78,16 +80,17 @@ class Diagnosis:
         """
         synchronize(self.accelerator.device)
         self._begun, self._spent = time.monotonic(), 0.0
-        self._recorder, unread = Recorder(self.model), 0.0
+        self._recorder, unread, reason = Recorder(self.model), 0.0, "a batch of another process"
         with self._timed():
             try:
                 with as_in_training(self.model), self._recorder.recording(), self.accelerator.autocast():
                     self.task.calibration_forward(self.model, batch, self.dtype)
-            except DataError:  # the step itself goes on without such a batch
-                unread = 1.0
+            except DataError as error:  # the step itself goes on without such a batch
+                unread, reason = 1.0, one_line(error)
             # All processes have a record of the step or none, as their sums are added up.
             left_out = bool(self._sum(torch.tensor(unread, device=self.accelerator.device)))
-        self.left_out += left_out
+        if left_out:
+            self._leave_out(reason)
         return not left_out
 
     def before_update(self) -> None:
@@ -99,7 +102,10 @@ class Diagnosis:
             self._numbers = ParameterNumbers(self.model)
             self._numbers.gradient_norms = norms({name: p.grad for name, p in trained.items() if p.grad is not None})
             reduce = None if self.accelerator.num_processes == 1 else self._sum
-            self._found, self._recorder = read(self._recorder, self._numbers, reduce), None
+            try:
+                self._found, self._recorder = read(self._recorder, self._numbers, reduce), None
+            except UserError as error:  # on all processes: their batches took different ways through the net
+                self._leave_out(one_line(error))
 
     def after_update(self, step: int, epoch: int, log: RunLog) -> None:
         """Write the record of the step, and choose the number of steps until the next one.
@@ -110,7 +116,8 @@ class Diagnosis:
             log: log of the run.
         """
         found, numbers = self._found, self._numbers
-        assert found is not None
+        if found is None:  # left out
+            return
         assert numbers is not None
         with self._timed():
             numbers.update_ratios = relative_changes(self._weights, dict(self.model.named_parameters()))
@@ -133,7 +140,7 @@ class Diagnosis:
         if not self.records + self.left_out or not seconds > 0:
             return ""
         line = f"diagnosis: {self.records} records in {self.seconds / seconds:.1%} of the training time"
-        return f"{line}; {self.left_out} left out, of batches without a readable sample" if self.left_out else line
+        return f"{line}; {self.left_out} left out, the last one: {self._reason}" if self.left_out else line
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -157,6 +164,12 @@ class Diagnosis:
                 f"diagnosis: a record takes the time of {cost:.1f} steps; from now on one every {self.every} steps, "
                 f"for at most {self.section.share:.0%} of the training time (train.diagnose.share)"
             )
+
+    def _leave_out(self, reason: str) -> None:
+        """Count a record that was due and is not taken."""
+        self.left_out += 1
+        self._reason = reason
+        self._found, self._recorder, self._numbers, self._weights = None, None, None, {}
 
     def _sum(self, sums: Tensor) -> Tensor:
         return self.accelerator.reduce(sums, "sum")

@@ -628,3 +628,45 @@ def test_a_process_without_batches_ends_all():
     model = nn.Linear(2, 2)
     errors = by_two_ranks(lambda rank, reduce: diagnose(copy.deepcopy(model), [torch.ones(3, 2)] * rank, reduce=reduce))
     assert [str(error) for error in errors] == ["diagnose: no batches; give at least one to each process"] * 2
+
+
+@pytest.mark.parametrize(
+    "parametrization", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm]
+)
+def test_weights_that_are_computed_from_others(parametrization):
+    """The norm is that of the weight in use; gradient and update are those of the parameters behind it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(parametrization(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 1)).double()
+    x = samples("cifar", 4, 8, dtype=torch.float64)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def step(net):
+        torch.optim.SGD(net.parameters(), 0.1).step()
+
+    found = diagnose(model, [x], loss=lambda net, batch: net(batch).square().mean(), step=step)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.eval()
+    conv, head = found.layers
+    assert (conv.name, head.name) == ("0", "3")
+    assert conv.weight_norm == pytest.approx(float(model[0].weight.detach().norm()), rel=1e-12)
+    model(x).square().mean().backward()
+    originals = model[0].parametrizations.weight
+    gradients = [p.grad for p in (*originals.parameters(recurse=False), model[0].bias)]
+    assert conv.gradient_norm == pytest.approx(math.hypot(*(float(g.norm()) for g in gradients)), rel=1e-9)
+    main = max(originals.parameters(recurse=False), key=lambda p: p.numel())
+    assert conv.update_ratio == pytest.approx(0.1 * float(main.grad.norm() / main.detach().norm()), rel=1e-9)
+
+
+def test_a_place_with_another_number_of_channels_is_noted():
+    class Growing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.act, self.first, self.second = nn.ReLU(), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.act(self.first(x) if self.calls == 1 else self.second(x))
+
+    found = diagnose(Growing(), [samples("cifar", 2, 8)] * 2)
+    assert found.notes[0] == "only the first number of channels counts at act"

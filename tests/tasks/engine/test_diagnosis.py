@@ -9,10 +9,10 @@ from torch import nn
 
 import zoo
 from tasks import config as cfg
-from tasks.engine import Trainer
+from tasks.engine import Trainer, diagnosis
 from tasks.engine.diagnosis import steps_between
 from tasks.engine.records import SignalsRecord, StepRecord, read_records
-from tasks.errors import DataError
+from tasks.errors import DataError, UserError
 from tasks.spec import make_task
 from tests.helpers import training
 from tests.helpers.commands import on_two_processes
@@ -232,7 +232,24 @@ def test_a_batch_without_a_readable_sample_has_no_record(images, tmp_path, monke
     assert_same_run(tmp_path / "without", tmp_path / "with")
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("diagnosis: "))
     assert line.startswith("diagnosis: 2 records in ")
-    assert line.endswith("; 1 left out, of batches without a readable sample")
+    assert line.endswith("; 1 left out, the last one: no video of a batch can be read: a.mp4 is damaged")
+
+
+def test_processes_that_saw_different_layers_have_no_record(images, tmp_path, monkeypatch, capsys):
+    """``read`` refuses them on all processes alike; the step goes on."""
+    fit(images, tmp_path / "without")
+    inner, calls = diagnosis.read, iter([True, False, False])
+
+    def refuse(*arguments):
+        if next(calls):
+            raise UserError("diagnose: the processes saw different layers")
+        return inner(*arguments)
+
+    monkeypatch.setattr(diagnosis, "read", refuse)
+    fit(images, tmp_path / "with", **EVERY_TWO)
+    assert [record.step for record in signals_of(tmp_path / "with")] == [2, 4]
+    assert_same_run(tmp_path / "without", tmp_path / "with")
+    assert "; 1 left out, the last one: diagnose: the processes saw different layers" in capsys.readouterr().err
 
 
 # -- the share of the training time
