@@ -232,7 +232,18 @@ def test_classifier_reset(kind, scheme):
     assert model(x.double()).dtype == torch.float64
 
 
-@matrix
+# an export takes long: every family, and every scheme of one
+exported = pytest.mark.parametrize(
+    ("kind", "scheme"),
+    [
+        pair if "rescale" in pair or "cifar" in pair else pytest.param(*pair, marks=pytest.mark.slow)
+        for kind, (name, _) in NARROW.items()
+        for pair in pairs(kind, untrained(name))
+    ],
+)
+
+
+@exported
 def test_torch_export(kind, scheme):
     model = narrow(kind, scheme=scheme).eval()
     x = samples(kind, 2, 64)

@@ -240,7 +240,10 @@ def test_compiles_to_one_graph(kind):
         )
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "cifar", "i3d", "r2plus1d", "replicate"])
+@pytest.mark.parametrize(
+    "kind",
+    ["cifar", "r2plus1d", *(pytest.param(k, marks=pytest.mark.slow) for k in ("bottleneck", "i3d", "replicate"))],
+)
 def test_onnx(kind, tmp_path):
     model = trained(kind).float()
     made = export_net(zoo.fold(model), [samples(kind, count, 65) for count in (1, 3)], tmp_path / "net")
@@ -253,7 +256,7 @@ def test_onnx(kind, tmp_path):
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * abs(expected).max())
 
 
-@pytest.mark.parametrize("kind", ["bottleneck", "basic", "r3d"])
+@pytest.mark.parametrize("kind", ["basic", "r3d", pytest.param("bottleneck", marks=pytest.mark.slow)])
 def test_openvino(kind, tmp_path):
     import openvino
 

@@ -215,7 +215,7 @@ print(json.dumps([target["masks"].nbytes, 1024 * (resource.getrusage(resource.RU
 """
 
 
-@pytest.mark.parametrize("form", ["polygons", "run lengths"])
+@pytest.mark.parametrize("form", ["polygons", pytest.param("run lengths", marks=pytest.mark.slow)])
 def test_masks_of_a_sample_take_the_memory_of_the_result(tmp_path, form):
     """500 objects in a picture of 12 megapixels: as many masks of the picture would take 6 GB."""
     Image.new("RGB", (4000, 3000), "gray").save(tmp_path / "a.jpg")

@@ -19,7 +19,7 @@ from tests.helpers.commands import on_two_processes
 from tests.helpers.training import EVERYTHING, config, draw_as_ranks, fit, weights_of
 
 
-@pytest.mark.parametrize("scheme", ["rescale", "gn"])
+@pytest.mark.parametrize("scheme", ["rescale", pytest.param("gn", marks=pytest.mark.slow)])
 def test_two_processes_equal_one(images, tmp_path, scheme):
     """Same global batch in float64: losses, metrics and weights to 1e-10, through torchrun."""
     settings = {"precision": "fp64", "average": {"name": "ema", "decay": 0.5}, "model": {"scheme": scheme}}

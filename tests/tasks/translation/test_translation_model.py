@@ -27,7 +27,7 @@ def weights_of(folder, name="last"):
     return zoo.get_weights(str(folder / "checkpoints" / f"{name}.safetensors")).load()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_it_learns(prepared, tmp_path, precision):
     schedule = {"name": "onecycle", "up": 0.2}
     metrics = fit(

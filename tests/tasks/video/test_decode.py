@@ -64,7 +64,11 @@ def test_clips_in_the_wild(path):
 
 
 @pytest.mark.skipif(not WAGON, reason="needs shared/data/video_wagon, which is not on this machine")
-@pytest.mark.parametrize("path", [*WAGON, *SHAPES], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [*(pytest.param(p, marks=pytest.mark.slow if n % 3 else ()) for n, p in enumerate(WAGON)), *SHAPES],
+    ids=lambda p: p.stem,
+)
 def test_surveillance_and_synthetic_clips(path):
     assert check(path, rounds=3).seekable
 

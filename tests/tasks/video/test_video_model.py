@@ -21,6 +21,7 @@ from tests.helpers.commands import environment, on_two_processes
 from tests.helpers.video import config, fit, layout
 
 
+@pytest.mark.slow
 def test_it_learns_motion(moving, tmp_path):
     """It fits its training videos, each of which shows the same bar; a third by chance."""
     model = {"options": {"width": 0.5, "projection_gain": 2.0}}
@@ -149,13 +150,14 @@ def test_image_weights_are_inflated(moving, tmp_path):
     transform = zoo.InputTransform(64, 64, (0.5,) * 3, (0.25,) * 3)
     zoo.save_weights(source, path, transform=transform, classes=list("abcd"))
     model = {"name": "rescale_i3d_r50", "weights": str(path), "options": {"drop_rate": 0.1}}
-    task = make_task(config(moving, tmp_path / "run", model=model, data={"size": 16}))
+    task = make_task(config(moving, tmp_path / "run", model=model, data={"size": 16}, epochs=1))
     net = task.build_model()
     assert net.fc.out_features == net.config.num_classes == 3
     assert torch.equal(net.stem.conv1.weight[:, :, 2], source.stem.conv1.weight)
     assert Trainer(task).fit()["videos"] == 9
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills(moving, tmp_path):
     """No file may grow beyond what a first checkpoint took: the second cannot be written, the first stays whole."""
     fit(moving, tmp_path / "run", epochs=1)

@@ -305,7 +305,9 @@ def test_no_bias_moves_without_data():
     assert center_inputs_(net, [x], names=["layer1.0.conv2"]) == ["layer1.0.conv2"]
 
 
-@pytest.mark.parametrize("kind", ["basic", "bottleneck", "r2plus1d"])
+@pytest.mark.parametrize(
+    "kind", ["basic", *(pytest.param(k, marks=pytest.mark.slow) for k in ("bottleneck", "r2plus1d"))]
+)
 def test_centred_nets_compile_and_export(kind):
     net, x = rescaled(batchnorm_net(kind)), inputs(kind)
     center_inputs_(net, [x])

@@ -88,7 +88,7 @@ def test_biases_before_unpadded_products_go_back():
         assert relative_error(there(net, "resnet50")(x), net(x)) <= 1e-10
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", pytest.param("vgg11_bn", marks=pytest.mark.slow)])
 def test_a_trained_converted_net_goes_back(name):
     """Whatever the biases became: those of converted nets are on the zeros around the input too."""
     net = from_batchnorm(disturb(torchvision_net(name))).double().eval()
@@ -143,7 +143,7 @@ def deployed(net, *, size=64, **options):
     return Deployment("images", (graph_of(net, samples, "noise", folded=False, **options),), {})
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("vgg11_bn", marks=pytest.mark.slow)])
 def test_the_target_writes_a_verified_file(tmp_path, name):
     net = from_batchnorm(disturb(torchvision_net(name)))
     result = export(deployed(net), TARGETS["torchvision"], tmp_path / "out")
