@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tasks.devices import synchronize
 from zoo.files import write_json
 
 # glibc returns freed memory to the system and requests it again page by page, so that a step would measure the kernel.
@@ -107,20 +108,14 @@ def interleave(
         for turn in range(-warmup, repeats):
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
-                _synchronize(device)
+                synchronize(torch.device(device))
                 begin = time.perf_counter()
                 steps[name]()
-                _synchronize(device)
+                synchronize(torch.device(device))
                 if turn >= 0:
                     seconds[name].append(time.perf_counter() - begin)
             progress.advance(bar)
     return seconds
-
-
-def _synchronize(device: str) -> None:
-    """Wait until the device has finished."""
-    if device != "cpu":
-        torch.cuda.synchronize()
 
 
 def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, dict[str, float]]:

@@ -23,7 +23,6 @@ from tasks.printing import listed
 from zoo.baseline_layers import StandardizedConvNd
 from zoo.calibration import HasDataBias, sum_dtype
 from zoo.errors import ZooError
-from zoo.layers import GainedConv
 from zoo.modules import evaluating, without_wrappers
 from zoo.nets.base import Net
 from zoo.products import per_filter
@@ -315,13 +314,11 @@ class ParameterNumbers:
 
     def update_ratio(self, module: str) -> float:
         """Return the ratio of the update of a product's weight; NaN without one."""
-        own = {name: parameter for name, parameter in self._own(module).items() if parameter.ndim >= 2}
-        name = max(own, key=lambda name: own[name].numel(), default="")
-        return self.update_ratios.get(name, math.nan)
+        return self.update_ratios.get(main_parameter(self._own(module)), math.nan)
 
     def _own(self, module: str) -> dict[str, nn.Parameter]:
         prefix = f"{module}." if module else ""
-        return {prefix + name: parameter for name, parameter in parameters_of(self.modules[module]).items()}
+        return {prefix + name: parameter for name, parameter in own_parameters(self.modules[module]).items()}
 
 
 def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
@@ -348,21 +345,19 @@ def first_update(model: nn.Module, gradients: dict[str, Tensor], step: Step) -> 
     return relative_changes(before, after)
 
 
-def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that belong to a layer by name; those of a convolution with a gain are inside of it."""
-    return dict(module.named_parameters()) if isinstance(module, GainedConv) else own_parameters(module)
+def main_parameter(own: Mapping[str, nn.Parameter]) -> str:
+    """Return the name of the largest of a layer's parameters with two dimensions or more; empty without one."""
+    weights = {name: parameter.numel() for name, parameter in own.items() if parameter.ndim >= 2}
+    return max(weights, key=lambda name: weights[name], default="")
 
 
 def main_weight(module: nn.Module) -> Tensor | None:
-    """Return the weight of a product: the largest of its parameters with two dimensions or more.
-
-    One that ``torch.nn.utils.parametrize`` computes is computed.
-    """
+    """Return the weight of a product; one that ``torch.nn.utils.parametrize`` computes is computed."""
     if parametrize.is_parametrized(module, "weight"):
         with torch.no_grad(), evaluating(module):  # a spectral norm makes an iteration in training mode
             return module.weight  # type: ignore[return-value]
-    own = [parameter for parameter in parameters_of(module).values() if parameter.ndim >= 2]
-    return max(own, key=lambda parameter: parameter.numel()) if own else None
+    own = own_parameters(module)
+    return own.get(main_parameter(own))
 
 
 # -- rows -----------------------------------------------------------------------------------------------

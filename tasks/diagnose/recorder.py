@@ -100,7 +100,13 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return a module's own parameters by name, and those that ``torch.nn.utils.parametrize`` computes them from."""
+    """Return the parameters that belong to a layer, by name.
+
+    They are its own, those that ``torch.nn.utils.parametrize`` computes them from, and those of the convolution inside
+    of one with a gain.
+    """
+    if isinstance(module, GainedConv):
+        return dict(module.named_parameters())
     found = dict(module.named_parameters(recurse=False))
     if parametrize.is_parametrized(module):
         inside = module.parametrizations.named_parameters()  # type: ignore[union-attr]
@@ -114,7 +120,7 @@ def is_product(module: nn.Module) -> bool:
     Convolutions and linear layers do, and any other module with a weight of two dimensions that are larger than 1: a
     scale (C, 1, 1) for each channel is none.
     """
-    if isinstance(module, _ConvNd | nn.Linear | GainedConv):  # the last has its weight in the convolution inside of it
+    if isinstance(module, _ConvNd | nn.Linear | GainedConv):
         return True
     return any(sum(size > 1 for size in p.shape) >= 2 for p in own_parameters(module).values())
 
@@ -232,7 +238,7 @@ class Recorder:
 
     # -- operations
 
-    def before(self, operation: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], flow: Flow) -> Point | None:
+    def before(self, operation: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Point | None:
         """Record the operands of an operation before it may replace them.
 
         Returns:
@@ -242,11 +248,11 @@ class Recorder:
             return None
         if operation in ACTIVATIONS:
             x = arguments[0]
-            if x.ndim > 1 and not flow.node(x).constant:
+            if x.ndim > 1 and not self._flow.node(x).constant:
                 with self._pause():
                     self._activation(x, function_name(operation, arguments, keywords))
         elif operation in ADDITIONS and len(arguments) > 1:
-            found = flow.residual(arguments[0], arguments[1], float(keywords.get("alpha", 1)))
+            found = self._flow.residual(arguments[0], arguments[1], float(keywords.get("alpha", 1)))
             # of two dimensions there are sums of coordinates too, as of boxes
             if found is not None and (found.trunk.ndim > 2 or found.trunk.shape[1] == self._width > 1):
                 with self._pause():
@@ -383,7 +389,7 @@ class _Watch(TorchDispatchMode):
         if self.recorder.paused:
             return func(*args, **keywords)
         operation = func.overloadpacket
-        point = self.recorder.before(operation, args, keywords, self.flow)
+        point = self.recorder.before(operation, args, keywords)
         result = func(*args, **keywords)
         self.flow.record(operation, (args, keywords), result)
         self.recorder.after(operation, result, point)

@@ -5,8 +5,6 @@ import json
 import math
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -26,31 +24,12 @@ from tests.helpers import transformers
 from tests.helpers.commands import environment
 from tests.helpers.detection import calibrated, small
 from tests.helpers.nets import narrow, samples
+from tests.helpers.ranks import on_threads
 from zoo.calibration import HasDataBias
 from zoo.method import coefficients
 from zoo.modules import evaluating
 from zoo.text import PAD
 from zoo.trunk import TrunkBlock
-
-
-def by_two_ranks(work):
-    """What ``work(rank, reduce)`` returns on two threads, whose reductions wait for each other as processes' do."""
-    barrier, slots = threading.Barrier(2, timeout=60), [None, None]
-
-    def reduce_of(rank):
-        def reduce(tensor):
-            slots[rank] = tensor
-            barrier.wait()
-            assert slots[0].shape == slots[1].shape
-            total = slots[0] + slots[1]
-            barrier.wait()
-            return total
-
-        return reduce
-
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(work, rank, reduce_of(rank)) for rank in range(2)]
-        return [job.exception() or job.result() for job in jobs]
 
 
 def translate(model, pair):
@@ -619,14 +598,16 @@ def test_a_parameter_that_one_process_alone_uses():
         gradients.finish(reduce)
         return gradients
 
-    for found in by_two_ranks(work):
+    for found in on_threads(2, work):
         assert set(found.sums) == {"0.weight", "0.bias", "1.weight", "1.bias"}  # no process has used the last one
         torch.testing.assert_close(found.sums["1.weight"], x.sum(0).expand(2, 2) / 2)
 
 
 def test_a_process_without_batches_ends_all():
     model = nn.Linear(2, 2)
-    errors = by_two_ranks(lambda rank, reduce: diagnose(copy.deepcopy(model), [torch.ones(3, 2)] * rank, reduce=reduce))
+    errors = on_threads(
+        2, lambda rank, reduce: diagnose(copy.deepcopy(model), [torch.ones(3, 2)] * rank, reduce=reduce)
+    )
     assert [str(error) for error in errors] == ["diagnose: no batches; give at least one to each process"] * 2
 
 

@@ -1,8 +1,6 @@
 """What the recorder sees, against plain hooks of this file; and that it leaves no trace in the net."""
 
 import copy
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from tasks.diagnose.recorder import Point, Recorder, gather, is_product
 from tasks.errors import UserError
 from tests.helpers import transformers
 from tests.helpers.nets import narrow, samples
+from tests.helpers.ranks import on_threads
 from zoo.calibration import HasDataBias
 
 
@@ -502,29 +501,14 @@ def test_one_transfer_of_all_sums():
     assert calls[2:] == [(17,)]  # the others may have some
 
 
-class Processes:
-    """Processes of which each gathers its points in a thread; tensors of other sizes than the others' are refused."""
+def gathered(all_points):
+    """What gathering returns in processes of which each has its own points; the text of an error."""
 
-    def __init__(self, count):
-        self.barrier, self.count = threading.Barrier(count, timeout=60), count
-        self.sent = [None] * count
+    def work(rank, reduce):
+        return gather(all_points[rank], reduce)
 
-    def gather(self, all_points):
-        def run(rank):
-            def reduce(flat):
-                self.barrier.wait()  # until all have read the last sums
-                self.sent[rank] = flat
-                self.barrier.wait()
-                assert len({tensor.shape for tensor in self.sent}) == 1
-                return torch.stack(self.sent).sum(0)
-
-            try:
-                return gather(all_points[rank], reduce)
-            except UserError as error:
-                return str(error)
-
-        with ThreadPoolExecutor(self.count) as pool:
-            return list(pool.map(run, range(self.count)))
+    results = on_threads(len(all_points), work)
+    return [str(result) if isinstance(result, UserError) else result for result in results]
 
 
 def points_of(*names, channels=3, units=None):
@@ -542,7 +526,7 @@ def points_of(*names, channels=3, units=None):
 @pytest.mark.parametrize("count", [2, 5])
 def test_processes_that_saw_different_layers_all_raise_the_same_error(others, count):
     """In place of waiting for each other, or adding up the sums of one layer and of another."""
-    messages = Processes(count).gather([*(points_of("a") for _ in range(count - 1)), others])
+    messages = gathered([*(points_of("a") for _ in range(count - 1)), others])
     assert len(set(messages)) == 1
     assert "the processes saw different layers" in messages[0]
     assert "\n" not in messages[0]
@@ -551,7 +535,7 @@ def test_processes_that_saw_different_layers_all_raise_the_same_error(others, co
 def test_processes_that_saw_the_same_layers_in_another_order():
     first, second = points_of("a", "b"), points_of("b", "a")
     second[0].sums *= 10
-    assert Processes(2).gather([first, second]) == [None, None]
+    assert gathered([first, second]) == [None, None]
     for points in (first, second):
         by_name = {point.name: point.sums for point in points}
         assert by_name["a"][0].tolist() == [4] * 3
@@ -562,10 +546,10 @@ def test_units_of_several_sizes_in_the_processes_are_given_up_in_all():
     """As within one process: their positions do not correspond."""
     all_points = [points_of("a", units=size) for size in (4, 6, 4)]
     all_points[2][1].signs.units = None
-    assert Processes(3).gather(all_points) == [None] * 3
+    assert gathered(all_points) == [None] * 3
     for points in all_points:
         assert points[1].signs.units is None
         assert points[1].signs.channels.tolist() == [[True] * 3, [False] * 3]
     same = [points_of("a", units=4) for _ in range(2)]
-    assert Processes(2).gather(same) == [None] * 2
+    assert gathered(same) == [None] * 2
     assert all(points[1].signs.units.shape == (2, 3, 4) for points in same)
